@@ -1,0 +1,1 @@
+//! Rust client of one Ringlog node or cluster: produce, consume, topics. TO BE WRITTEN

@@ -1,0 +1,171 @@
+//! The seams between Ringlog and the world: `Env` (time, tasks, randomness), `Disk` and `File`.
+//!
+//! Everything from `log` up to `shard` touches the world only through these, so that it runs
+//! unchanged in a simulator. The real implementations are `real`, `disk`, `uring` and
+//! `storage_thread`; the simulated ones are in `sim`.
+
+pub mod buffer;
+pub mod channel;
+pub mod disk;
+pub mod mmap;
+pub mod real;
+pub mod runtime;
+pub mod storage_thread;
+pub mod uring;
+
+use std::{
+    fmt::Debug,
+    future::Future,
+    io,
+    ops::Deref,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+
+/// Time, tasks and randomness, and the disk, of one world: the real one or a simulated one.
+///
+/// A marker type without values; its functions speak of the current thread's world.
+pub trait Env: Debug + Clone + Copy + Default + PartialEq + Eq + PartialOrd + Ord + 'static {
+    /// Files.
+    type Disk: Disk;
+
+    /// Tasks, timers and channels. Tasks are local: they never leave their reactor.
+    type Runtime: openraft::AsyncRuntime;
+
+    /// Microseconds on a clock that never goes back; its zero means nothing.
+    fn monotonic_us() -> u64;
+
+    /// Microseconds since the Unix epoch; may jump.
+    fn wall_us() -> i64;
+
+    /// 64 random bits, not for secrets.
+    fn random_u64() -> u64;
+}
+
+/// Runs `future` on the current reactor until it ends; nobody waits for it.
+pub fn spawn<E: Env>(future: impl Future<Output = ()> + 'static) {
+    drop(<E::Runtime as openraft::AsyncRuntime>::spawn(future));
+}
+
+/// Suspends for `duration`.
+pub async fn sleep<E: Env>(duration: std::time::Duration) {
+    <E::Runtime as openraft::AsyncRuntime>::sleep(duration).await;
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// For reading, through the page cache; fails if it is not there.
+    Read,
+    /// For durable appends and for reading; fails if it is not there. O_DIRECT where the file
+    /// system has it.
+    Append,
+    /// As `Append`, but made new and empty; fails if it is there already.
+    Create,
+}
+
+/// A file system below one data directory.
+///
+/// Clones are handles to the same disk. All operations suspend and never block the reactor. An
+/// operation whose future is dropped may or may not still happen; its buffers stay alive until
+/// the device is done with them.
+pub trait Disk: Clone + 'static {
+    /// An open file.
+    type File: File;
+
+    /// Opens or creates `path`.
+    fn open(&self, path: &Path, mode: OpenMode) -> impl Future<Output = io::Result<Self::File>>;
+
+    /// The whole content of a small file. `NotFound` if it is not there.
+    fn read_file(&self, path: &Path) -> impl Future<Output = io::Result<Bytes>>;
+
+    /// Replaces `path` with `content`, atomically and durably: written to a temporary name
+    /// beside it, synced, renamed, directory synced.
+    fn write_file(&self, path: &Path, content: Bytes) -> impl Future<Output = io::Result<()>>;
+
+    /// Makes `path` and what is missing above it; durable when it returns. No error if it exists.
+    fn create_dir_all(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
+
+    /// Names (without their directory) and sizes of the entries in `path`, sorted by name.
+    fn list(&self, path: &Path) -> impl Future<Output = io::Result<Vec<DirEntry>>>;
+
+    /// Renames a file and replaces what was at `to`. Durable only after `sync_dir`.
+    fn rename(&self, from: &Path, to: &Path) -> impl Future<Output = io::Result<()>>;
+
+    /// Removes a file. Durable only after `sync_dir`.
+    fn remove(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
+
+    /// Removes a directory and all in it; durable when it returns.
+    fn remove_dir_all(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
+
+    /// Makes renames, creations and removals in this directory durable.
+    fn sync_dir(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
+
+    /// Maps a whole file for reading, with its pages already in memory, so that access does not block.
+    /// The file must be complete and must not be shortened while it is mapped (SIGBUS).
+    fn map(&self, path: &Path) -> impl Future<Output = io::Result<Map>>;
+
+    /// Bytes still free for us on the file system of `path`.
+    fn free_bytes(&self, path: &Path) -> impl Future<Output = io::Result<u64>>;
+}
+
+/// A file's name in its directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirEntry {
+    /// Name without directory.
+    pub name: PathBuf,
+    /// Bytes; 0 for a directory.
+    pub bytes: u64,
+    /// Whether it is a directory.
+    pub is_dir: bool,
+}
+
+/// An open file. Clones are handles to the same open file; it is closed with the last one.
+pub trait File: Clone + 'static {
+    /// Reads `bytes` at `position`, fewer only at the end of the file. Neither has to be aligned.
+    fn read_at(&self, position: u64, bytes: usize) -> impl Future<Output = io::Result<Bytes>>;
+
+    /// Writes `buffers`, one after the other, at `position`, and returns when they are on stable
+    /// storage: one operation, one flush. `position` and each buffer's length are multiples of
+    /// `BLOCK_BYTES`, and each buffer is aligned to it (`buffer::Buffer` is). After an error the state of the
+    /// file is unknown: the caller stops using it (fsync-gate: a retry would lie).
+    fn append_durable(&self, position: u64, buffers: Vec<Bytes>) -> impl Future<Output = io::Result<()>>;
+
+    /// As `append_durable`, but durable only after `sync`.
+    fn write_at(&self, position: u64, buffers: Vec<Bytes>) -> impl Future<Output = io::Result<()>>;
+
+    /// Makes all earlier writes, and the size, durable. Not retried after an error.
+    fn sync(&self) -> impl Future<Output = io::Result<()>>;
+
+    /// Sets the size. Durable only after `sync`.
+    fn truncate(&self, bytes: u64) -> impl Future<Output = io::Result<()>>;
+
+    /// Present size.
+    fn bytes(&self) -> impl Future<Output = io::Result<u64>>;
+}
+
+/// A file's bytes in memory, read-only.
+#[derive(Clone)]
+pub struct Map(pub(crate) Bytes);
+
+impl Deref for Map {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Debug for Map {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Map({} bytes)", self.0.len())
+    }
+}
+
+impl Map {
+    /// A map over bytes that are already in memory (simulated disks).
+    pub fn from_bytes(bytes: Bytes) -> Map {
+        Map(bytes)
+    }
+}

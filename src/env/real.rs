@@ -1,0 +1,1 @@
+//! The real world: tokio's clock and tasks, the kernel's files. TO BE WRITTEN

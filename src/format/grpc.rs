@@ -1,0 +1,1 @@
+//! gRPC framing: TO BE WRITTEN

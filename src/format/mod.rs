@@ -1,0 +1,5 @@
+//! Pure bytes: how entries, records, file headers and gRPC messages look. No input or output here.
+
+pub mod entry;
+pub mod grpc;
+pub mod records;

@@ -1,0 +1,1 @@
+//! JSON, health and metrics over HTTP on the ops thread. TO BE WRITTEN

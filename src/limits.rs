@@ -1,0 +1,98 @@
+//! Every bound that is compiled in, and what happens at it. What an operator sets is in `config`.
+
+use std::time::Duration;
+
+/// Unit of O_DIRECT transfers: entries start and end on it, so a block that holds acknowledged
+/// data is never written again.
+pub const BLOCK_BYTES: usize = 4096;
+
+/// Largest message that a gRPC or HTTP client may send, in bytes; `RESOURCE_EXHAUSTED` above it,
+/// checked before anything is allocated.
+pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+/// Largest record (key, value and headers, as encoded), in bytes; `INVALID_ARGUMENT` above it.
+pub const RECORD_BYTES_MAX: usize = 1 << 20;
+
+/// Most records in one produce request; `INVALID_ARGUMENT` above it.
+pub const BATCH_RECORDS_MAX: usize = 1 << 20;
+
+/// Largest payload of one log entry, in bytes. One request always fits: a record grows by at
+/// most 22 bytes (timestamp and offset) when it is encoded, a message of 4 MiB that holds
+/// nothing but empty records (2 bytes each) is cut off by `BATCH_RECORDS_MAX`.
+pub const ENTRY_BYTES_MAX: usize = 32 << 20;
+
+/// A shard's queue gathers into one entry up to this many payload bytes (soft: a larger request is an
+/// entry of its own).
+pub const ENTRY_BYTES_TARGET: usize = 1 << 20;
+
+/// While an append is in flight, another entry is proposed only when this many bytes wait.
+pub const PROPOSE_BYTES_EAGER: usize = 256 << 10;
+
+/// Entries of one shard proposed and not yet applied.
+pub const ENTRIES_IN_FLIGHT_MAX: usize = 8;
+
+/// Produce requests waiting in one shard's queue; `RESOURCE_EXHAUSTED` with a retry hint above it.
+pub const PRODUCE_QUEUE_REQUESTS_MAX: usize = 16_384;
+
+/// Bytes of them; the same.
+pub const PRODUCE_QUEUE_BYTES_MAX: usize = 64 << 20;
+
+/// Requests in one reactor's mailbox; `RESOURCE_EXHAUSTED` with a retry hint above it.
+pub const MAILBOX_REQUESTS_MAX: usize = 4_096;
+
+/// Hint given with `RESOURCE_EXHAUSTED`.
+pub const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// Bytes of recent entries that one reactor keeps in memory for consumers and followers; the
+/// oldest are forgotten first.
+pub const TAIL_BYTES_MAX: usize = 16 << 20;
+
+/// Smallest segment file, and size of a new shard's first one.
+pub const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
+/// Default largest segment file: recovery after a crash scans at most this much per shard.
+pub const SEGMENT_BYTES_DEFAULT: u64 = 256 << 20;
+
+/// Largest segment size that can be configured: positions in an index are 32 bits.
+pub const SEGMENT_BYTES_LIMIT: u64 = 2 << 30;
+
+/// Bytes of one read from a segment.
+pub const READ_BYTES: usize = 1 << 20;
+
+/// Bytes of records in one consume response unless the request says less.
+pub const CONSUME_BYTES_DEFAULT: usize = 1 << 20;
+
+/// Longest `wait_ms` of a consume; longer ones are `INVALID_ARGUMENT`.
+pub const CONSUME_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Longest topic name in bytes.
+pub const TOPIC_NAME_BYTES_MAX: usize = 249;
+
+/// Most shards in one topic; `INVALID_ARGUMENT` above it.
+pub const TOPIC_SHARDS_MAX: u32 = 1_024;
+
+/// Most shards of one node; topic creation is `RESOURCE_EXHAUSTED` above it.
+pub const NODE_SHARDS_MAX: usize = 10_000;
+
+/// Connections of one reactor; above it new ones are closed at once.
+pub const CONNECTIONS_MAX: usize = 4_096;
+
+/// Requests of one connection at the same time (HTTP/2 SETTINGS_MAX_CONCURRENT_STREAMS).
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_024;
+
+/// Produce requests of one stream that are not acknowledged yet; the stream is not read above it.
+pub const STREAM_PRODUCES_IN_FLIGHT_MAX: usize = 1_024;
+
+/// Bytes of them; the same.
+pub const STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX: usize = 16 << 20;
+
+/// Most reactors.
+pub const REACTORS_MAX: usize = 1_024;
+
+const _: () = assert!(ENTRY_BYTES_TARGET < ENTRY_BYTES_MAX);
+const _: () = assert!(PROPOSE_BYTES_EAGER <= ENTRY_BYTES_TARGET);
+const _: () = assert!(MESSAGE_BYTES_MAX + BATCH_RECORDS_MAX * 26 <= ENTRY_BYTES_MAX);
+const _: () = assert!(RECORD_BYTES_MAX < MESSAGE_BYTES_MAX);
+const _: () = assert!(SEGMENT_BYTES_MIN.is_multiple_of(BLOCK_BYTES as u64));
+const _: () = assert!(SEGMENT_BYTES_LIMIT <= u32::MAX as u64);
+const _: () = assert!(STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX >= MESSAGE_BYTES_MAX);
