@@ -323,7 +323,13 @@ mod tests {
         assert_eq!(hex, FIXED);
         assert_eq!(EntryHeader::parse(&encoded), Ok(header(b"payload")));
     }
-    const FIXED: &str = "";
+
+    const FIXED: &str = concat!(
+        "524c453103000000070000000300000008070605040302010900000000000000",
+        "4d000000000000000500000000000000e80300000000000000401e18240a0600",
+        "fcffffffffffffff4c0000000000000054b7f9b0d47072b47069e3f400000000",
+        "00000000000000000000000000000000000000000000000000000000a2f39d18",
+    );
 
     /// What was encoded parses to the same entry, whatever follows it.
     #[test]

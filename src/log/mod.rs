@@ -172,6 +172,16 @@ impl<E: Env> Log<E> {
         todo!()
     }
 
+    /// Whether an entry of this many payload bytes may be proposed now: the admission check in front of Raft, which takes a refused
+    /// append for a broken disk. An entry that was admitted is never refused by `append` for want of space; it may have to wait.
+    ///
+    /// # Errors
+    /// `Full`: nothing changes; ask again, space may return. `Stopped`.
+    pub fn has_room(&self, payload_bytes: usize) -> Result<(), LogError> {
+        let _ = payload_bytes;
+        todo!()
+    }
+
     /// Entries `from .. end`, as many as fit into `bytes_max` of payload, but at least one. Checksums are verified.
     /// Recent ones come from memory (clones of refcounts); others from the disk, without blocking the reactor.
     pub async fn read(&self, from: Index, end: Index, bytes_max: usize) -> Result<Vec<StoredEntry>, LogError> {
