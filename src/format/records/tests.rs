@@ -1,3 +1,5 @@
+//! Tests of the records' two ways: against prost on any bytes, and by fixed bytes.
+
 use proptest::prelude::*;
 use prost::Message;
 
