@@ -211,7 +211,8 @@ fn unsafe_stays_where_it_is_allowed() {
         }
         for (number, line) in source.text.lines().enumerate() {
             let code = line.split("//").next().expect("split yields at least one part");
-            let is_block = ["unsafe {", "unsafe fn", "unsafe impl", "allow(unsafe_code)"].iter().any(|w| code.contains(w));
+            let is_block =
+                ["unsafe {", "unsafe fn", "unsafe impl", "allow(unsafe_code)"].iter().any(|w| code.contains(w));
             if is_block {
                 wrong.push(format!("src/{}:{}", source.path, number + 1));
             }
