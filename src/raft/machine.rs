@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     env::{self, Env, channel::Notify},
-    format::entry::{EntryHeader, EntryKind, NewEntry, StoredEntry},
+    format::entry::{EntryHeader, EntryKind, StoredEntry},
     ids::{Index, LogId, Offset, Term},
     limits::CHECKPOINTS_PENDING_MAX,
     log::Log,
@@ -51,7 +51,7 @@ pub struct Shared<M> {
     /// Wakes who waits for durable entries.
     pub flushed: Notify,
     /// Bytes handed to Raft that are not in the log yet.
-    pub handed_bytes: Cell<usize>,
+    pub handed_bytes: Rc<Cell<usize>>,
     /// openraft dropped the state machine: nothing will be applied any more.
     pub machine_gone: Cell<bool>,
     /// Checkpoints to be written, oldest first.
@@ -88,7 +88,7 @@ impl<M: Machine> Shared<M> {
             boundary: RefCell::new(None),
             changed: Notify::new(),
             flushed: Notify::new(),
-            handed_bytes: Cell::new(0),
+            handed_bytes: Rc::default(),
             machine_gone: Cell::new(false),
             pending: RefCell::default(),
             saving: Cell::new(false),
@@ -116,14 +116,6 @@ impl<M: Machine> Shared<M> {
             |position: &Position| (position.applied == Some(id)).then_some((position.next_offset, position.chain));
         let snapshot = self.snapshot.borrow();
         place(&self.position.borrow()).or_else(|| snapshot.as_ref().and_then(|snapshot| place(&snapshot.position)))
-    }
-
-    /// Notes that an entry has left Raft's queue for the log.
-    pub fn appended(&self, entry: &NewEntry) {
-        if matches!(entry.kind, EntryKind::Batch | EntryKind::Command) {
-            let left = self.handed_bytes.get().saturating_sub(entry.buffer.padded_len());
-            self.handed_bytes.set(left);
-        }
     }
 
     /// Replaces the state by the newest checkpoint in `log`, and takes the one at the purged entry for the snapshot.
@@ -243,7 +235,7 @@ impl Position {
             last_applied: self.applied.map(id),
             membership_log_id: self.membership.log_id().as_ref().map(|raft| id(types::from_raft(raft))),
             membership: Some(types::encode_membership(self.membership.membership())),
-            machine: machine.into(),
+            machine,
             next_offset: self.next_offset.0,
             chain: self.chain,
             timestamp_max_us: self.timestamp_max_us,

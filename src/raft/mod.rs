@@ -36,7 +36,7 @@ use self::{
     machine::{Shared, StateMachine},
     network::Peers,
     store::Store,
-    types::{Node, Reply, TypeConfig},
+    types::{Handed, Node, Reply, TypeConfig},
 };
 use crate::{
     env::{self, Env, buffer::Buffer, channel},
@@ -274,16 +274,13 @@ impl<E: Env, M: Machine> Group<E, M> {
             proposal.buffer.len() >= crate::format::entry::ENTRY_HEADER_BYTES,
             "a proposal has room for its header"
         );
-        let handed_bytes = shared.handed_bytes.get() + proposal.buffer.padded_len();
-        log.has_room(handed_bytes).map_err(refused)?;
+        log.has_room(shared.handed_bytes.get() + proposal.buffer.padded_len()).map_err(refused)?;
+        let proposal = Handed::new(proposal, &shared.handed_bytes);
         let (sender, receiver) = channel::oneshot();
         // Its first poll hands the proposal over; it would suspend only if Raft's queue were full, or Raft gone.
         let handed = raft.client_write_ff(proposal, Some(Reply(sender))).now_or_never();
         match handed {
-            Some(Ok(())) => {
-                shared.handed_bytes.set(handed_bytes);
-                Ok(receiver)
-            }
+            Some(Ok(())) => Ok(receiver),
             Some(Err(fatal)) => Err(self.stopped(&fatal.to_string())),
             None => Err(self.stopped("Raft does not take proposals: it has ended, or its queue is full")),
         }

@@ -5,7 +5,14 @@
 //! never runs ahead of what is durable here. The committed id costs no write of its own: it goes with the next vote,
 //! and at close (after a crash openraft learns it again by leading, or from the leader).
 
-use std::{cell::Cell, fmt::Debug, future::Future, io, ops::Bound, ops::RangeBounds, rc::Rc, vec};
+use std::{
+    cell::Cell,
+    fmt::Debug,
+    io,
+    ops::{Bound, RangeBounds},
+    rc::Rc,
+    vec,
+};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
@@ -131,9 +138,6 @@ impl<E: Env, M: Machine> RaftLogStorage<TypeConfig<E, M>> for Store<E, M> {
     {
         let now_us = E::wall_us();
         let entries: Vec<NewEntry> = entries.into_iter().map(|entry| types::to_log(entry, now_us)).collect();
-        for entry in &entries {
-            self.shared.appended(entry);
-        }
         let shared = self.shared.clone();
         let done = Box::new(move |result: Result<(), LogError>| {
             callback.io_completed(result.map_err(to_io));
@@ -306,29 +310,26 @@ impl<E: Env, M: Machine> RaftLogReader<TypeConfig<E, M>> for Reader<E, M> {
     }
 }
 
+/// An item, and what the stream goes on with.
+type Step<E, M> = (LeaderBoundedStreamResult<TypeConfig<E, M>>, Option<Pieces<E, M>>);
+
 /// The next item of a stream that ends with the leadership of `leader`: a piece counts only if the vote is the
 /// same before and after it was read, since another leader may have replaced entries meanwhile.
-fn leader_bounded_next<E: Env, M: Machine>(
-    leader: LeaderId,
-    pieces: Option<Pieces<E, M>>,
-) -> impl Future<Output = Option<(LeaderBoundedStreamResult<TypeConfig<E, M>>, Option<Pieces<E, M>>)>> {
-    async move {
-        let mut pieces = pieces?;
-        let changed = |vote: Option<RaftVote>| {
-            let error = LeaderBoundedStreamError::LeaderChanged(LeaderChanged::new(leader, vote));
-            Some((Err(error), None))
-        };
-        let leads =
-            |vote: &Option<RaftVote>| vote.as_ref().is_some_and(|vote| vote.committed && vote.leader_id == leader);
-        let vote = pieces.reader.vote();
-        if !leads(&vote) {
-            return changed(vote);
-        }
-        let item = pieces.next().await?;
-        let vote = pieces.reader.vote();
-        if !leads(&vote) {
-            return changed(vote);
-        }
-        Some((item.map_err(LeaderBoundedStreamError::IoError), Some(pieces)))
+async fn leader_bounded_next<E: Env, M: Machine>(leader: LeaderId, pieces: Option<Pieces<E, M>>) -> Option<Step<E, M>> {
+    let mut pieces = pieces?;
+    let changed = |vote: Option<RaftVote>| {
+        let error = LeaderBoundedStreamError::LeaderChanged(LeaderChanged::new(leader, vote));
+        Some((Err(error), None))
+    };
+    let leads = |vote: &Option<RaftVote>| vote.as_ref().is_some_and(|vote| vote.committed && vote.leader_id == leader);
+    let vote = pieces.reader.vote();
+    if !leads(&vote) {
+        return changed(vote);
     }
+    let item = pieces.next().await?;
+    let vote = pieces.reader.vote();
+    if !leads(&vote) {
+        return changed(vote);
+    }
+    Some((item.map_err(LeaderBoundedStreamError::IoError), Some(pieces)))
 }

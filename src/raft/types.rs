@@ -3,10 +3,12 @@
 //! An entry on its way in carries a proposal's buffer; one read back carries the stored bytes. Neither is ever copied.
 
 use std::{
+    cell::Cell,
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     fmt,
     marker::PhantomData,
+    rc::Rc,
 };
 
 use openraft::{
@@ -30,7 +32,7 @@ use crate::{
 pub struct TypeConfig<E, M>(PhantomData<fn() -> (E, M)>);
 
 impl<E: Env, M: Machine> RaftTypeConfig for TypeConfig<E, M> {
-    type D = Proposal;
+    type D = Handed;
     type R = Option<Applied<M::Answer>>;
     type NodeId = u64;
     type Node = Node;
@@ -124,7 +126,7 @@ pub enum Payload {
     /// A new leader's first entry.
     Blank,
     /// A proposal on its way into the log.
-    Open(Proposal),
+    Open(Handed),
     /// A membership on its way into the log.
     Membership(Membership),
     /// Read back from the log, or received from a leader.
@@ -137,7 +139,7 @@ pub enum Payload {
 }
 
 impl RaftPayload for Payload {
-    type D = Proposal;
+    type D = Handed;
     type NodeId = u64;
     type Node = Node;
 
@@ -145,7 +147,7 @@ impl RaftPayload for Payload {
         Payload::Blank
     }
 
-    fn with_normal(self, proposal: Proposal) -> Self {
+    fn with_normal(self, proposal: Handed) -> Self {
         Payload::Open(proposal)
     }
 
@@ -175,9 +177,39 @@ impl fmt::Display for Payload {
     }
 }
 
-impl fmt::Display for Proposal {
+/// A proposal on its way through openraft to the log; what it needs there counts until it arrives, or is dropped.
+#[derive(Debug)]
+pub struct Handed {
+    proposal: Proposal,
+    _bytes: HandedBytes,
+}
+
+/// Takes its bytes off the sum when it is dropped.
+#[derive(Debug)]
+struct HandedBytes {
+    sum: Rc<Cell<usize>>,
+    bytes: usize,
+}
+
+impl Handed {
+    /// Adds the proposal's bytes to `sum` for as long as it is on the way.
+    pub fn new(proposal: Proposal, sum: &Rc<Cell<usize>>) -> Handed {
+        let bytes = proposal.buffer.padded_len();
+        sum.set(sum.get() + bytes);
+        Handed { proposal, _bytes: HandedBytes { sum: sum.clone(), bytes } }
+    }
+}
+
+impl Drop for HandedBytes {
+    fn drop(&mut self) {
+        self.sum.set(self.sum.get() - self.bytes);
+    }
+}
+
+impl fmt::Display for Handed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} of {} bytes, {} records", self.kind, self.buffer.len(), self.record_count)
+        let Proposal { kind, record_count, buffer, .. } = &self.proposal;
+        write!(f, "{kind:?} of {} bytes, {record_count} records", buffer.len())
     }
 }
 
@@ -230,7 +262,7 @@ pub fn to_log(entry: Entry, now_us: i64) -> NewEntry {
             buffer.extend(&encode_membership(&membership).encode_to_vec());
             own(EntryKind::Membership, buffer)
         }
-        Payload::Open(proposal) => NewEntry {
+        Payload::Open(Handed { proposal, .. }) => NewEntry {
             id,
             kind: match proposal.kind {
                 ProposalKind::Batch => EntryKind::Batch,
