@@ -172,13 +172,14 @@ impl<E: Env> Log<E> {
         todo!()
     }
 
-    /// Whether an entry of this many payload bytes may be proposed now: the admission check in front of Raft, which takes a refused
-    /// append for a broken disk. An entry that was admitted is never refused by `append` for want of space; it may have to wait.
+    /// Whether entries of `bytes` in all (headers and padding included) can be appended beyond those appended already.
+    /// After `Ok`, appends up to that much do not fail with `Full`, and a reserve for Raft's own small entries (blank,
+    /// membership) is left beside: Raft cannot survive a failed append, so it is asked here, before Raft gets a proposal.
     ///
     /// # Errors
-    /// `Full`: nothing changes; ask again, space may return. `Stopped`.
-    pub fn has_room(&self, payload_bytes: usize) -> Result<(), LogError> {
-        let _ = payload_bytes;
+    /// `Full` until space returns (each call looks again, without blocking), `Stopped`.
+    pub fn has_room(&self, bytes: usize) -> Result<(), LogError> {
+        let _ = bytes;
         todo!()
     }
 
