@@ -1,7 +1,18 @@
 //! What an operator sets: flags over `RINGLOG_*` environment over a TOML file over defaults. Read
-//! once, checked, then immutable. TO BE WRITTEN (loading)
+//! once, checked, then immutable.
+//!
+//! A key has one name everywhere: `segment_bytes` in the file, `RINGLOG_SEGMENT_BYTES` in the environment,
+//! `--segment-bytes` as a flag. Unknown ones are errors. Sizes and durations take units (`256MiB`, `7d`).
+
+mod keys;
+mod load;
 
 use std::{net::SocketAddr, path::PathBuf};
+
+pub use self::{
+    keys::{bytes, milliseconds},
+    load::{ConfigError, Loaded, Origin},
+};
 
 use crate::limits;
 
@@ -105,4 +116,77 @@ impl Default for Config {
             log_filter: "info".into(),
         }
     }
+}
+
+/// Smallest largest message: below it even a topic's name and a small batch would not fit.
+const MESSAGE_BYTES_FLOOR: usize = 64 << 10;
+
+/// Smallest largest record.
+const RECORD_BYTES_FLOOR: usize = 1 << 10;
+
+/// Longest grace of a shutdown: service managers have killed us long before.
+const SHUTDOWN_GRACE_MS_MAX: u64 = 600_000;
+
+/// Most memory for recent entries of one reactor.
+const TAIL_BYTES_LIMIT: usize = 64 << 30;
+
+impl Config {
+    /// Whether all values can work, alone and together.
+    ///
+    /// # Errors
+    /// The key that cannot, and why.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        self.check_addresses()?;
+        if self.data.as_os_str().is_empty() {
+            return Err(("data", "a data directory is needed".to_owned()));
+        }
+        range("reactors", self.reactors as u64, 0, limits::REACTORS_MAX as u64)?;
+        range("segment_bytes", self.segment_bytes, limits::SEGMENT_BYTES_MIN, limits::SEGMENT_BYTES_LIMIT)?;
+        if !self.segment_bytes.is_multiple_of(limits::BLOCK_BYTES as u64) {
+            let what = format!("{} bytes are not a multiple of {}", self.segment_bytes, limits::BLOCK_BYTES);
+            return Err(("segment_bytes", what));
+        }
+        let (message, record) = (self.message_bytes_max, self.record_bytes_max);
+        range("message_bytes_max", message as u64, MESSAGE_BYTES_FLOOR as u64, limits::MESSAGE_BYTES_MAX as u64)?;
+        range("record_bytes_max", record as u64, RECORD_BYTES_FLOOR as u64, limits::RECORD_BYTES_MAX as u64)?;
+        if record >= message {
+            let what =
+                format!("{message} bytes hold no record of record_bytes_max, {record} bytes; lower that one too");
+            return Err(("message_bytes_max", what));
+        }
+        range("tail_bytes", self.tail_bytes as u64, 0, TAIL_BYTES_LIMIT as u64)?;
+        range("shutdown_grace_ms", self.shutdown_grace_ms, 0, SHUTDOWN_GRACE_MS_MAX)?;
+        tracing_subscriber::EnvFilter::try_new(&self.log_filter)
+            .map_err(|error| ("log_filter", format!("log_filter is not a tracing filter such as \"info\": {error}")))?;
+        Ok(())
+    }
+
+    fn check_addresses(&self) -> Result<(), (&'static str, String)> {
+        let (grpc, http) = (self.grpc.ip(), self.http.ip());
+        let overlap = grpc == http || grpc.is_unspecified() || http.is_unspecified();
+        if overlap && self.grpc.port() == self.http.port() && self.grpc.port() != 0 {
+            let what = format!("gRPC and HTTP cannot both listen on the same address, {}", self.http);
+            return Err(("http", what));
+        }
+        for (key, address) in [("grpc", self.grpc), ("http", self.http)] {
+            if !address.ip().is_loopback() && !self.insecure {
+                let what = format!(
+                    "{address} is not loopback, and without TLS anybody who reaches it can read and write; listen on \
+                     127.0.0.1, or allow it with --insecure"
+                );
+                return Err((key, what));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn range(key: &'static str, value: u64, least: u64, most: u64) -> Result<(), (&'static str, String)> {
+    if value < least {
+        return Err((key, format!("{value} is too little, it must be at least {least}")));
+    }
+    if value > most {
+        return Err((key, format!("{value} is too much, it can be at most {most}")));
+    }
+    Ok(())
 }

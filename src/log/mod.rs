@@ -172,6 +172,17 @@ impl<E: Env> Log<E> {
         todo!()
     }
 
+    /// Whether entries of `bytes` in all (headers and padding included) can be appended beyond those appended already.
+    /// After `Ok`, appends up to that much do not fail with `Full`, and a reserve for Raft's own small entries (blank,
+    /// membership) is left beside: Raft cannot survive a failed append, so it is asked here, before Raft gets a proposal.
+    ///
+    /// # Errors
+    /// `Full` until space returns (each call looks again, without blocking), `Stopped`.
+    pub fn has_room(&self, bytes: usize) -> Result<(), LogError> {
+        let _ = bytes;
+        todo!()
+    }
+
     /// Entries `from .. end`, as many as fit into `bytes_max` of payload, but at least one. Checksums are verified.
     /// Recent ones come from memory (clones of refcounts); others from the disk, without blocking the reactor.
     pub async fn read(&self, from: Index, end: Index, bytes_max: usize) -> Result<Vec<StoredEntry>, LogError> {

@@ -1,0 +1,154 @@
+//! One HTTP/2 connection to a server, tuned as measured: large windows, large frames, large reads.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use h2::client::SendRequest;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{chunks::Chunks, error::ClientError};
+
+/// Port of a server whose address names none.
+const PORT_DEFAULT: u16 = 7400;
+
+/// Bytes that a stream may receive before we take them.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+
+/// The same for all streams of a connection together.
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// Largest frame that we accept.
+const FRAME_BYTES: u32 = 64 << 10;
+
+/// Bytes of one read from the socket; h2 alone reads 8 KiB.
+const READ_BYTES: usize = 64 << 10;
+
+/// Bytes of one stream given to h2 and not yet on the socket.
+const SEND_BUFFER_BYTES: usize = 1 << 20;
+
+/// h2 ends a connection on which too many small DATA frames are unread (its default allows some 200):
+/// acknowledgements are small, and a busy sender may leave a whole window of them unread.
+const SMALL_FRAMES_BUDGET: usize = 64 << 20;
+
+/// Connects and shakes hands; a task of the current runtime then drives the connection until it ends.
+///
+/// # Errors
+/// `Unreachable`, `Protocol`.
+#[allow(clippy::disallowed_methods, reason = "the client connects, and is not part of the simulated world")]
+pub(super) async fn connect(address: &str, patience: Duration) -> Result<SendRequest<Chunks>, ClientError> {
+    let unreachable = |cause: String| ClientError::Unreachable { address: address.to_owned(), cause };
+    let target = with_port(address);
+    let socket = tokio::time::timeout(patience, TcpStream::connect(&target))
+        .await
+        .map_err(|_| unreachable(format!("no connection within {} ms", patience.as_millis())))?
+        .map_err(|error| unreachable(error.to_string()))?;
+    // Without it a small request waits for the acknowledgement of the one before it.
+    socket.set_nodelay(true).map_err(|error| unreachable(error.to_string()))?;
+    let handshake = h2::client::Builder::new()
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
+        .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .data_frame_budget(SMALL_FRAMES_BUDGET)
+        .enable_push(false)
+        .handshake(Socket::new(socket));
+    let (requests, connection) = tokio::time::timeout(patience, handshake)
+        .await
+        .map_err(|_| unreachable("no HTTP/2 handshake in time".to_owned()))?
+        .map_err(|error| ClientError::Protocol { address: address.to_owned(), what: error.to_string() })?;
+    // Its calls see the reason of its end; there is nobody else to tell.
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(requests)
+}
+
+/// `address` without a scheme and with a port.
+pub(super) fn with_port(address: &str) -> String {
+    let address = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
+    let after_host = address.rfind(']').map_or(address, |at| &address[at..]);
+    if after_host.contains(':') { address.to_owned() } else { format!("{address}:{PORT_DEFAULT}") }
+}
+
+/// A socket that is read in large pieces, whatever its reader asks for.
+struct Socket {
+    stream: TcpStream,
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Socket {
+    fn new(stream: TcpStream) -> Socket {
+        Socket { stream, buffer: vec![0; READ_BYTES].into_boxed_slice(), start: 0, end: 0 }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.start == this.end {
+            // A large frame's rest goes straight to where it belongs; a copy less.
+            if out.remaining() >= READ_BYTES / 2 {
+                return Pin::new(&mut this.stream).poll_read(cx, out);
+            }
+            let mut buffer = ReadBuf::new(&mut this.buffer);
+            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buffer))?;
+            (this.start, this.end) = (0, buffer.filled().len());
+        }
+        let count = out.remaining().min(this.end - this.start);
+        out.put_slice(&this.buffer[this.start..this.start + count]);
+        this.start += count;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// People write addresses in several ways.
+    #[test]
+    fn addresses() {
+        for (text, address) in [
+            ("127.0.0.1:7400", "127.0.0.1:7400"),
+            ("localhost", "localhost:7400"),
+            ("http://localhost:80/", "localhost:80"),
+            ("[::1]", "[::1]:7400"),
+            ("[::1]:9", "[::1]:9"),
+        ] {
+            assert_eq!(with_port(text), address);
+        }
+    }
+}
