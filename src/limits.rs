@@ -89,9 +89,29 @@ pub const STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX: usize = 16 << 20;
 /// Most reactors.
 pub const REACTORS_MAX: usize = 1_024;
 
+/// Operations of one reactor's storage ring in the kernel; more wait in the order of their arrival.
+pub const RING_OPERATIONS_MAX: usize = 256;
+
+/// How long a reactor looks for the completion of a durable write before it parks.
+pub const RING_SPIN: Duration = Duration::from_micros(150);
+
+/// On a device that is slower than `RING_SPIN`: most occasions to spin that are left out after one in vain.
+pub const RING_SPIN_BACKOFF_MAX: u32 = 255;
+
+/// How long a ring waits at its end for a device that does not answer; then it leaks what the kernel still owns.
+pub const RING_DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Jobs of one reactor's storage thread that wait or run; more wait in the order of their arrival.
+pub const STORAGE_JOBS_MAX: usize = 256;
+
+/// Bytes of one read or write of a file; an error above it (the kernel cuts at 2 GiB - 4 KiB).
+pub const TRANSFER_BYTES_MAX: usize = 1 << 30;
+
 const _: () = assert!(ENTRY_BYTES_TARGET < ENTRY_BYTES_MAX);
 const _: () = assert!(PROPOSE_BYTES_EAGER <= ENTRY_BYTES_TARGET);
 const _: () = assert!(MESSAGE_BYTES_MAX + BATCH_RECORDS_MAX * 26 <= ENTRY_BYTES_MAX);
+const _: () = assert!(ENTRY_BYTES_MAX < TRANSFER_BYTES_MAX && READ_BYTES < TRANSFER_BYTES_MAX);
+const _: () = assert!((2 * RING_OPERATIONS_MAX).is_power_of_two());
 const _: () = assert!(RECORD_BYTES_MAX < MESSAGE_BYTES_MAX);
 const _: () = assert!(SEGMENT_BYTES_MIN.is_multiple_of(BLOCK_BYTES as u64));
 const _: () = assert!(SEGMENT_BYTES_LIMIT <= u32::MAX as u64);

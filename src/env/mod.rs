@@ -7,9 +7,12 @@
 pub mod buffer;
 pub mod channel;
 pub mod disk;
+pub mod floor;
 pub mod mmap;
+mod namespace;
 pub mod real;
 pub mod runtime;
+mod storage_report;
 pub mod storage_thread;
 pub mod uring;
 
