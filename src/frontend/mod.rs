@@ -36,7 +36,7 @@ use crate::{
         Reactor, ReactorError,
         mailbox::Request,
         node::Phase,
-        topics::{TopicReader, TopicView},
+        topics::{PlacedTopic, TopicReader},
     },
     shard::{Consume, Consumed, Produce, Produced},
 };
@@ -226,7 +226,7 @@ impl<E: Env> Frontend<E> {
 
     fn submit_to(
         &self,
-        view: &TopicView,
+        placed: &PlacedTopic,
         call: ProduceCall,
     ) -> Result<Submitted<impl Future<Output = Result<Produced, ReactorError>> + use<E> + 'static>, CallError> {
         let local = &self.local;
@@ -234,12 +234,12 @@ impl<E: Env> Frontend<E> {
         let turn = local.turn.get();
         local.turn.set(turn.wrapping_add(1));
         let here = local.reactor.number();
-        let shard = route::produce_shard(view, head.shard, head.key_hash, Some(here), turn)?;
-        let place = route::numbered_shard(view, shard)?;
+        let shard = route::produce_shard(placed, head.shard, head.key_hash, Some(here), turn)?;
+        let place = route::numbered_shard(placed, shard)?;
         let durability = durability(head.durability)?;
         let expected_offset = head.expected_offset.map(crate::ids::Offset);
         let produce = Produce { records, durability, expected_offset, deadline_us };
-        let topic = Arc::clone(&view.name);
+        let topic = Arc::clone(&placed.view.name);
         if place.reactor == here {
             return Ok(Submitted::Here { topic, shard, produced: local.reactor.produce(place.uid, produce) });
         }

@@ -13,10 +13,9 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{
-    catalog,
+    catalog::{self, CreateTopic},
     frontend::{
-        ConsumeCall, ProduceAck, ProduceCall,
-        route,
+        ConsumeCall, ProduceAck, ProduceCall, route,
         status::{CallError, Code},
     },
     ids::{NodeId, Offset, ReactorNumber, ShardUid},
@@ -24,10 +23,10 @@ use crate::{
     proto::ringlog::v1 as proto,
     reactor::{
         ReactorError,
-        control::{ControlError, TopicSpec},
+        control::ControlError,
         mailbox::Request,
         node::{Node, Phase},
-        topics::{ShardPlace, TopicView},
+        topics::{PlacedTopic, ShardPlace},
     },
     shard::{Consume, Consumed, Durability, Produce, ShardStatus},
 };
@@ -88,7 +87,7 @@ impl Remote {
         let produce = Produce { records, durability: durability(head.durability)?, expected_offset, deadline_us };
         let produced =
             self.ask(place.reactor, true, |reply| Request::Produce { uid: place.uid, produce, reply }).await?;
-        Ok(ProduceAck { topic: Arc::clone(&view.name), shard, produced })
+        Ok(ProduceAck { topic: Arc::clone(&view.view.name), shard, produced })
     }
 
     /// Reads committed records. A wait ends early, with an error, when the node shuts down.
@@ -113,9 +112,9 @@ impl Remote {
     /// See `Frontend::create_topic`.
     pub async fn create_topic(&self, request: proto::CreateTopicRequest) -> Result<proto::Topic, CallError> {
         catalog::validate_topic_name(&request.name)?;
-        let spec = self.topic_spec(request)?;
+        let create = self.create_command(request)?;
         let (reply, created) = oneshot::channel();
-        self.node.send(ReactorNumber(0), Request::CreateTopic { spec, reply })?;
+        self.node.send(ReactorNumber(0), Request::CreateTopic { create, reply })?;
         let view = created.await.map_err(|_| self.no_answer())??;
         Ok(topic_message(&view))
     }
@@ -186,7 +185,7 @@ impl Remote {
         let identity = self.node.identity().ok_or_else(CallError::starting)?;
         let views = if topics.is_empty() {
             let mut views: Vec<_> = self.node.topics.snapshot().values().cloned().collect();
-            views.sort_by(|a, b| a.name.cmp(&b.name));
+            views.sort_by(|a, b| a.view.name.cmp(&b.view.name));
             views
         } else {
             topics.iter().map(|name| self.topic(route::topic_name(name))).collect::<Result<_, _>>()?
@@ -196,7 +195,7 @@ impl Remote {
         let topics = views.iter().map(|view| {
             let shards = (0u32..).zip(&view.shards).zip(&mut statuses);
             let shards = shards.map(|((shard, place), status)| shard_leader(shard, *place, &status, identity.node));
-            proto::TopicShards { topic: view.name.to_string(), shards: shards.collect() }
+            proto::TopicShards { topic: view.view.name.to_string(), shards: shards.collect() }
         });
         let topics = topics.collect();
         let (grpc, http) = self.node.addresses;
@@ -220,11 +219,11 @@ impl Remote {
         }
     }
 
-    fn topic(&self, name: &str) -> Result<Arc<TopicView>, CallError> {
+    fn topic(&self, name: &str) -> Result<Arc<PlacedTopic>, CallError> {
         self.node.topics.snapshot().get(name).cloned().ok_or_else(|| self.no_topic(name))
     }
 
-    async fn topic_to_write(&self, name: &str) -> Result<Arc<TopicView>, CallError> {
+    async fn topic_to_write(&self, name: &str) -> Result<Arc<PlacedTopic>, CallError> {
         match self.topic(name) {
             Err(error) if error.code == Code::NotFound && self.auto_create() => {
                 self.auto_create_topic(name).await?;
@@ -234,18 +233,14 @@ impl Remote {
         }
     }
 
-    fn topic_spec(&self, request: proto::CreateTopicRequest) -> Result<TopicSpec, CallError> {
+    fn create_command(&self, request: proto::CreateTopicRequest) -> Result<CreateTopic, CallError> {
         let proto::CreateTopicRequest { name, shards, config } = request;
         let shards = if shards == 0 { self.node.reactors.len() as u32 } else { shards };
-        if shards > limits::TOPIC_SHARDS_MAX {
-            let message = format!("a topic has at most {} shards, not {shards}", limits::TOPIC_SHARDS_MAX);
-            return Err(CallError::invalid("TOO_MANY_SHARDS", message));
-        }
         let proto::TopicConfig { retention, segment_bytes } = config.unwrap_or_default();
-        let (min, max) = (limits::SEGMENT_BYTES_MIN, limits::SEGMENT_BYTES_LIMIT);
         let block = limits::BLOCK_BYTES as u64;
-        if segment_bytes != 0 && !((min..=max).contains(&segment_bytes) && segment_bytes.is_multiple_of(block)) {
-            let message = format!("segment_bytes is 0 or a multiple of {block} from {min} to {max}, not {segment_bytes}");
+        if !segment_bytes.is_multiple_of(block) {
+            let message =
+                format!("segment_bytes is a multiple of {block}, or 0 for the node's setting; not {segment_bytes}");
             return Err(CallError::invalid("SEGMENT_BYTES_INVALID", message));
         }
         let retention = retention.unwrap_or(proto::Retention {
@@ -253,16 +248,24 @@ impl Remote {
             age_ms_max: self.node.config.retention_age_ms,
         });
         let proto::Retention { bytes_max, age_ms_max } = retention;
-        Ok(TopicSpec { name, shards, retention_bytes_max: bytes_max, retention_age_ms_max: age_ms_max, segment_bytes })
+        Ok(CreateTopic {
+            name,
+            shards,
+            retention_bytes_max: bytes_max,
+            retention_age_ms_max: age_ms_max,
+            segment_bytes,
+            // Reactor 0's clock, when it proposes.
+            created_us: 0,
+        })
     }
 
     /// Sends one request and waits for its answer. `writes`: without an answer it may still have been done.
-    fn ask<T: Send + 'static>(
+    fn ask<T: Send + 'static, R: FnOnce(oneshot::Sender<Result<T, ReactorError>>) -> Request>(
         &self,
         reactor: ReactorNumber,
         writes: bool,
-        request: impl FnOnce(oneshot::Sender<Result<T, ReactorError>>) -> Request,
-    ) -> impl Future<Output = Result<T, ReactorError>> + Send + use<T> + 'static {
+        request: R,
+    ) -> impl Future<Output = Result<T, ReactorError>> + Send + use<T, R> {
         let (reply, answer) = oneshot::channel();
         let sent = self.node.send(reactor, request(reply));
         async move {
@@ -330,7 +333,8 @@ pub(super) fn checked_consume(consume: Consume, limits: Limits) -> Result<Consum
 }
 
 /// A topic on the wire.
-fn topic_message(view: &TopicView) -> proto::Topic {
+fn topic_message(placed: &PlacedTopic) -> proto::Topic {
+    let view = &placed.view;
     proto::Topic {
         name: view.name.to_string(),
         topic_id: view.id.0,

@@ -3,7 +3,7 @@
 use crate::{
     frontend::status::{CallError, Code},
     ids::ReactorNumber,
-    reactor::topics::{ShardPlace, TopicView},
+    reactor::topics::{PlacedTopic, ShardPlace},
 };
 
 /// Name of the topic that an empty name means.
@@ -18,9 +18,9 @@ pub fn topic_name(name: &str) -> &str {
 ///
 /// # Errors
 /// `NOT_FOUND` beyond the last one.
-pub fn numbered_shard(view: &TopicView, number: u32) -> Result<ShardPlace, CallError> {
-    view.shards.get(number as usize).copied().ok_or_else(|| {
-        let (name, count) = (&view.name, view.shards.len());
+pub fn numbered_shard(topic: &PlacedTopic, number: u32) -> Result<ShardPlace, CallError> {
+    topic.shards.get(number as usize).copied().ok_or_else(|| {
+        let (name, count) = (&topic.view.name, topic.shards.len());
         let message = format!("topic {name:?} has {count} shard(s), numbered from 0; there is no shard {number}");
         CallError::new(Code::NotFound, "SHARD_NOT_FOUND", message)
     })
@@ -33,21 +33,20 @@ pub fn numbered_shard(view: &TopicView, number: u32) -> Result<ShardPlace, CallE
 /// # Errors
 /// `NOT_FOUND` for a named shard beyond the last one.
 pub fn produce_shard(
-    view: &TopicView,
+    topic: &PlacedTopic,
     named: Option<u32>,
     key_hash: Option<u64>,
     reactor: Option<ReactorNumber>,
     turn: u32,
 ) -> Result<u32, CallError> {
-    let count = view.shards.len();
     if let Some(number) = named {
-        return numbered_shard(view, number).map(|_| number);
+        return numbered_shard(topic, number).map(|_| number);
     }
     if let Some(hash) = key_hash {
-        let number = hash % count as u64;
-        return Ok(u32::try_from(number).expect("a topic has at most TOPIC_SHARDS_MAX shards"));
+        return Ok(topic.view.shard_of_key(hash).0);
     }
-    let local = reactor.and_then(|reactor| view.by_reactor.get(reactor.0 as usize));
+    let count = topic.shards.len();
+    let local = reactor.and_then(|reactor| topic.by_reactor.get(reactor.0 as usize));
     match local {
         Some(local) if !local.is_empty() => Ok(local[spread(turn, local.len())]),
         _ => Ok(u32::try_from(spread(turn, count)).expect("a topic has at most TOPIC_SHARDS_MAX shards")),
@@ -64,52 +63,58 @@ fn spread(turn: u32, count: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{ShardUid, TopicId};
+    use crate::{
+        catalog::TopicView,
+        ids::{ShardUid, TopicId},
+    };
 
-    /// Four shards: 0 and 2 on reactor 0, 1 and 3 on reactor 1; reactor 2 has none.
-    fn view() -> TopicView {
-        let place = |number: u32| ShardPlace { uid: ShardUid(10 + u64::from(number)), reactor: ReactorNumber(number % 2) };
+    /// Four shards on reactors 0 to 3, and two more reactors without one.
+    fn topic() -> PlacedTopic {
+        spread_over(4, 6)
+    }
+
+    fn spread_over(shards: u64, reactors: usize) -> PlacedTopic {
         let view = TopicView {
             name: "t".into(),
-            id: TopicId(1),
-            shards: (0..4).map(place).collect(),
-            by_reactor: Vec::new(),
+            id: TopicId(0),
+            shards: (10..10 + shards).map(ShardUid).collect(),
             retention_bytes_max: 0,
             retention_age_ms_max: 0,
             segment_bytes: 0,
             created_us: 0,
         };
-        view.placed(3)
+        PlacedTopic::new(view.into(), reactors)
     }
 
     /// A named shard is obeyed, even against the key and the reactor; one that is not there is refused.
     #[test]
     fn named() {
-        let view = view();
-        assert_eq!(produce_shard(&view, Some(3), Some(4), Some(ReactorNumber(0)), 0), Ok(3));
-        let error = produce_shard(&view, Some(4), None, None, 0).unwrap_err();
+        let topic = topic();
+        assert_eq!(produce_shard(&topic, Some(3), Some(4), Some(ReactorNumber(0)), 0), Ok(3));
+        let error = produce_shard(&topic, Some(4), None, None, 0).unwrap_err();
         assert_eq!((error.code, error.definite), (Code::NotFound, true));
         assert!(error.message.contains("4 shard(s)"), "{}", error.message);
-        assert_eq!(numbered_shard(&view, 2).unwrap().uid, ShardUid(12));
-        assert!(numbered_shard(&view, u32::MAX).is_err());
+        assert_eq!(numbered_shard(&topic, 2).unwrap().uid, ShardUid(12));
+        assert!(numbered_shard(&topic, u32::MAX).is_err());
     }
 
     /// A key goes to the same shard from every reactor.
     #[test]
     fn keyed() {
-        let view = view();
+        let topic = topic();
         for reactor in [None, Some(ReactorNumber(0)), Some(ReactorNumber(1))] {
             for turn in 0..8 {
-                assert_eq!(produce_shard(&view, None, Some(4 * 1000 + 3), reactor, turn), Ok(3));
+                assert_eq!(produce_shard(&topic, None, Some(4 * 1000 + 3), reactor, turn), Ok(3));
             }
         }
     }
 
-    fn counts(reactor: Option<ReactorNumber>, turns: impl Iterator<Item = u32>) -> [u32; 4] {
-        let view = view();
+    fn counts(reactors: usize, reactor: Option<u32>, turns: impl Iterator<Item = u32>) -> [u32; 4] {
+        let topic = spread_over(4, reactors);
         let mut counts = [0; 4];
         for turn in turns {
-            counts[produce_shard(&view, None, None, reactor, turn).unwrap() as usize] += 1;
+            let shard = produce_shard(&topic, None, None, reactor.map(ReactorNumber), turn).unwrap();
+            counts[shard as usize] += 1;
         }
         counts
     }
@@ -121,10 +126,10 @@ mod tests {
         let near = |count: u32, wanted: u32| count.abs_diff(wanted) <= wanted / 50;
         for step in [1, 2, 3] {
             let turns = || (0..).step_by(step).take(4000);
-            let zero = counts(Some(ReactorNumber(0)), turns());
-            assert!(near(zero[0], 2000) && near(zero[2], 2000) && zero[1] + zero[3] == 0, "{zero:?}");
-            for anywhere in [None, Some(ReactorNumber(2))] {
-                let all = counts(anywhere, turns());
+            let two = counts(2, Some(0), turns());
+            assert!(near(two[0], 2000) && near(two[2], 2000) && two[1] + two[3] == 0, "{two:?}");
+            for anywhere in [None, Some(5)] {
+                let all = counts(6, anywhere, turns());
                 assert!(all.iter().all(|count| near(*count, 1000)), "{all:?}");
             }
         }

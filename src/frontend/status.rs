@@ -7,7 +7,7 @@
 use std::{fmt, time::Duration};
 
 use crate::{
-    catalog::NameError,
+    catalog::{CatalogError, TopicNameError},
     format::records::RecordsError,
     limits,
     log::LogError,
@@ -161,12 +161,8 @@ impl From<LogError> for CallError {
         let message = error.to_string();
         match error {
             LogError::Full { dir: _ } => CallError::retry(Code::ResourceExhausted, "DISK_FULL", message),
-            LogError::Corrupt { file: _, position: _, what: _ } => {
-                CallError::new(Code::DataLoss, "CORRUPT", message)
-            }
-            LogError::Foreign { file: _, what: _ } => {
-                CallError::new(Code::FailedPrecondition, "FOREIGN_DATA", message)
-            }
+            LogError::Corrupt { file: _, position: _, what: _ } => CallError::new(Code::DataLoss, "CORRUPT", message),
+            LogError::Foreign { file: _, what: _ } => CallError::new(Code::FailedPrecondition, "FOREIGN_DATA", message),
             LogError::NotFound { index: _, first: _, end: _ } => {
                 CallError::new(Code::Internal, "ENTRY_NOT_FOUND", message)
             }
@@ -210,12 +206,7 @@ impl From<ControlError> for CallError {
     fn from(error: ControlError) -> CallError {
         let message = error.to_string();
         match error {
-            ControlError::Exists { name: _ } => CallError::new(Code::AlreadyExists, "TOPIC_EXISTS", message),
-            ControlError::NotFound { name } => CallError::no_topic(&name),
-            ControlError::Refused(_) => CallError::invalid("TOPIC_INVALID", message),
-            ControlError::TooManyShards { wanted: _, max: _ } => {
-                CallError::new(Code::ResourceExhausted, "TOO_MANY_SHARDS", message)
-            }
+            ControlError::Refused(error) => error.into(),
             ControlError::Busy => CallError::retry(Code::ResourceExhausted, "CATALOG_BUSY", message),
             ControlError::Catalog(error) => error.into(),
             ControlError::Shards(error) => error.into(),
@@ -237,9 +228,26 @@ impl From<RecordsError> for CallError {
     }
 }
 
-impl From<NameError> for CallError {
-    fn from(error: NameError) -> CallError {
+impl From<TopicNameError> for CallError {
+    fn from(error: TopicNameError) -> CallError {
         CallError::invalid("TOPIC_NAME_INVALID", error.to_string())
+    }
+}
+
+impl From<CatalogError> for CallError {
+    fn from(error: CatalogError) -> CallError {
+        let message = error.to_string();
+        match error {
+            CatalogError::AlreadyExists(_) => CallError::new(Code::AlreadyExists, "TOPIC_EXISTS", message),
+            CatalogError::NotFound(_) => CallError::new(Code::NotFound, "TOPIC_NOT_FOUND", message),
+            CatalogError::Name(error) => error.into(),
+            CatalogError::ShardCount(_) => CallError::invalid("SHARD_COUNT_INVALID", message),
+            CatalogError::SegmentBytes(_) => CallError::invalid("SEGMENT_BYTES_INVALID", message),
+            CatalogError::TooManyShards { wanted: _, present: _ } => {
+                CallError::new(Code::ResourceExhausted, "TOO_MANY_SHARDS", message)
+            }
+            CatalogError::UnknownCommand => CallError::new(Code::Internal, "UNKNOWN_COMMAND", message),
+        }
     }
 }
 
@@ -281,8 +289,10 @@ mod tests {
         assert_eq!(row(ReactorError::NotOpen { cause: "x".into() }), ("DATA_LOSS", "SHARD_NOT_OPEN", true, false));
         assert_eq!(row(ReactorError::Stopped { maybe_written: true }), ("UNAVAILABLE", "SHUTTING_DOWN", false, true));
         assert_eq!(row(ReactorError::Shard(ShardError::Deadline)), row(ShardError::Deadline));
-        assert_eq!(row(ControlError::Exists { name: "t".into() }), ("ALREADY_EXISTS", "TOPIC_EXISTS", true, false));
-        assert_eq!(row(ControlError::NotFound { name: "t".into() }), ("NOT_FOUND", "TOPIC_NOT_FOUND", true, false));
+        let missing = ControlError::Refused(CatalogError::NotFound("t".into()));
+        assert_eq!(row(missing), ("NOT_FOUND", "TOPIC_NOT_FOUND", true, false));
+        assert_eq!(row(CatalogError::ShardCount(0)), ("INVALID_ARGUMENT", "SHARD_COUNT_INVALID", true, false));
+        assert_eq!(row(CatalogError::TooManyShards { wanted: 1, present: 1 }), ("RESOURCE_EXHAUSTED", "TOO_MANY_SHARDS", true, false));
         assert_eq!(row(ControlError::Busy), ("RESOURCE_EXHAUSTED", "CATALOG_BUSY", true, true));
         assert_eq!(row(ControlError::Catalog(GroupError::Full(full()))), ("RESOURCE_EXHAUSTED", "DISK_FULL", true, true));
         assert_eq!(row(RecordsError::Empty), ("INVALID_ARGUMENT", "NO_RECORDS", true, false));

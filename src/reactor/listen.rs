@@ -34,9 +34,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub fn bind(address: SocketAddr, count: usize) -> Result<Vec<TcpListener>, String> {
     assert!(count > 0, "somebody has to listen");
     let explain = |error: io::Error| match error.kind() {
-        io::ErrorKind::AddrInUse => format!(
-            "{address} is already in use: another server is running there; stop it or choose another address"
-        ),
+        io::ErrorKind::AddrInUse => {
+            format!("{address} is already in use: another server is running there; stop it or choose another address")
+        }
         io::ErrorKind::AddrNotAvailable => {
             format!("{address} is not an address of this machine; choose one that is, or 127.0.0.1")
         }
@@ -223,8 +223,7 @@ mod tests {
             };
             let loop_of = Arc::clone(&connections);
             #[allow(clippy::disallowed_methods)]
-            let task =
-                tokio::task::spawn_local(accept(listener, loop_of, 1, async { drop(stopped.await) }, echo));
+            let task = tokio::task::spawn_local(accept(listener, loop_of, 1, async { drop(stopped.await) }, echo));
             let connect = || async move {
                 #[allow(clippy::disallowed_methods)]
                 let mut socket = TcpStream::connect(address).await.unwrap();

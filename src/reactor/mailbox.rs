@@ -13,13 +13,10 @@ use crossbeam::queue::ArrayQueue;
 use tokio::sync::{Notify, oneshot};
 
 use crate::{
+    catalog::CreateTopic,
     ids::{Offset, ShardUid},
     limits,
-    reactor::{
-        ReactorError,
-        control::{ControlError, TopicSpec},
-        topics::TopicView,
-    },
+    reactor::{ReactorError, control::ControlError, topics::PlacedTopic},
     shard::{Consume, Consumed, Produce, Produced, ShardOptions, ShardStatus},
 };
 
@@ -83,9 +80,9 @@ pub enum Request {
     /// Make a topic. Only reactor 0 answers it.
     CreateTopic {
         /// The topic.
-        spec: TopicSpec,
+        create: CreateTopic,
         /// For the topic as it is published.
-        reply: oneshot::Sender<Result<Arc<TopicView>, ControlError>>,
+        reply: oneshot::Sender<Result<Arc<PlacedTopic>, ControlError>>,
     },
     /// Remove a topic. Only reactor 0 answers it.
     DeleteTopic {
@@ -126,10 +123,19 @@ impl Mailbox {
     /// # Errors
     /// `MailboxFull`; `Stopped` after `close`. The reactor has not seen the request then.
     pub fn send(&self, request: Request) -> Result<(), ReactorError> {
+        self.offer(request).map_err(|(error, _)| error)
+    }
+
+    /// As `send`, but gives the request back.
+    ///
+    /// # Errors
+    /// As `send`.
+    #[allow(clippy::result_large_err, reason = "giving the request back is what this is for")]
+    pub fn offer(&self, request: Request) -> Result<(), (ReactorError, Request)> {
         if self.closed.load(SeqCst) {
-            return Err(ReactorError::Stopped { maybe_written: false });
+            return Err((ReactorError::Stopped { maybe_written: false }, request));
         }
-        self.queue.push(request).map_err(|_| ReactorError::MailboxFull)?;
+        self.queue.push(request).map_err(|request| (ReactorError::MailboxFull, request))?;
         // After the push: whoever misses this flag has seen the request (both are SeqCst).
         if self.asleep.swap(false, SeqCst) {
             self.doorbell.notify_one();

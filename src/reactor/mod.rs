@@ -141,7 +141,7 @@ impl<E: Env> Reactor<E> {
         self: &Rc<Self>,
         uid: ShardUid,
         produce: Produce,
-    ) -> impl Future<Output = Result<Produced, ReactorError>> + 'static {
+    ) -> impl Future<Output = Result<Produced, ReactorError>> + use<E> + 'static {
         match self.serving(uid) {
             Ok(shard) => {
                 let (produced, node) = (shard.produce(produce), Arc::clone(&self.node));
@@ -156,7 +156,7 @@ impl<E: Env> Reactor<E> {
         self: &Rc<Self>,
         uid: ShardUid,
         consume: Consume,
-    ) -> impl Future<Output = Result<Consumed, ReactorError>> + 'static {
+    ) -> impl Future<Output = Result<Consumed, ReactorError>> + use<E> + 'static {
         match self.serving(uid) {
             Ok(shard) => {
                 let (consumed, node) = (shard.consume(consume), Arc::clone(&self.node));
@@ -289,11 +289,15 @@ impl<E: Env> Reactor<E> {
                 });
             }
             // Before the catalog is open, or on a reactor that has none, the reply is dropped: "stopped".
-            Request::CreateTopic { spec, reply } => {
-                self.control.get().into_iter().for_each(|control| control.create(spec, reply));
+            Request::CreateTopic { create, reply } => {
+                if let Some(control) = self.control.get() {
+                    control.create(create, reply);
+                }
             }
             Request::DeleteTopic { name, reply } => {
-                self.control.get().into_iter().for_each(|control| control.delete(name, reply));
+                if let Some(control) = self.control.get() {
+                    control.delete(name, reply);
+                }
             }
         }
     }

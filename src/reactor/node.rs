@@ -121,7 +121,7 @@ impl Node {
     }
 
     /// Resolves when `phase`, or one after it, is reached.
-    pub fn reached(&self, phase: Phase) -> impl Future<Output = ()> + Send + 'static {
+    pub fn reached(&self, phase: Phase) -> impl Future<Output = ()> + Send + use<> {
         let mut phases = self.phase.subscribe();
         // The sender is gone only with the node: that is the end, too.
         async move { drop(phases.wait_for(|now| *now >= phase).await) }

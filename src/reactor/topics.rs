@@ -13,7 +13,10 @@ use std::{
     },
 };
 
-use crate::ids::{ReactorNumber, ShardUid, TopicId};
+use crate::{
+    catalog::{self, TopicView},
+    ids::{ReactorNumber, ShardUid},
+};
 
 /// Where a shard is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,42 +27,37 @@ pub struct ShardPlace {
     pub reactor: ReactorNumber,
 }
 
-/// One topic.
+/// One topic, with the places of its shards on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TopicView {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Its identity.
-    pub id: TopicId,
+pub struct PlacedTopic {
+    /// As the catalog has it.
+    pub view: Arc<TopicView>,
     /// Its shards by number; at least one.
     pub shards: Vec<ShardPlace>,
     /// Numbers of the shards of each reactor.
     pub by_reactor: Vec<Vec<u32>>,
-    /// Bytes kept per shard; 0: no limit.
-    pub retention_bytes_max: u64,
-    /// Age kept, ms; 0: no limit.
-    pub retention_age_ms_max: u64,
-    /// Largest segment file; 0: the node's setting.
-    pub segment_bytes: u64,
-    /// When it was made, µs since the Unix epoch.
-    pub created_us: i64,
 }
 
-impl TopicView {
-    /// Fills `by_reactor` from `shards`.
-    #[must_use]
-    pub fn placed(mut self, reactors: usize) -> TopicView {
-        assert!(!self.shards.is_empty(), "a topic has at least one shard");
-        self.by_reactor = vec![Vec::new(); reactors];
-        for (number, place) in (0u32..).zip(&self.shards) {
-            self.by_reactor[place.reactor.0 as usize].push(number);
+impl PlacedTopic {
+    /// Places a topic on a node with that many reactors.
+    ///
+    /// # Panics
+    /// When there are no reactors.
+    pub fn new(view: Arc<TopicView>, reactors: usize) -> PlacedTopic {
+        let count = u32::try_from(reactors).expect("at most REACTORS_MAX");
+        let place = |(number, uid)| ShardPlace { uid, reactor: catalog::reactor_of(view.id, number, count) };
+        let shards: Vec<_> = view.numbered_shards().map(place).collect();
+        assert!(!shards.is_empty(), "a topic has at least one shard");
+        let mut by_reactor = vec![Vec::new(); reactors];
+        for (number, place) in (0u32..).zip(&shards) {
+            by_reactor[place.reactor.0 as usize].push(number);
         }
-        self
+        PlacedTopic { view, shards, by_reactor }
     }
 }
 
 /// All topics by name.
-pub type TopicTable = HashMap<Arc<str>, Arc<TopicView>>;
+pub type TopicTable = HashMap<Arc<str>, Arc<PlacedTopic>>;
 
 /// The published table; shared by all threads.
 #[derive(Debug, Default)]
@@ -76,8 +74,8 @@ impl Topics {
     }
 
     /// Adds topics, or replaces those of the same name.
-    pub fn publish(&self, views: impl IntoIterator<Item = Arc<TopicView>>) {
-        self.change(|table| table.extend(views.into_iter().map(|view| (Arc::clone(&view.name), view))));
+    pub fn publish(&self, topics: impl IntoIterator<Item = Arc<PlacedTopic>>) {
+        self.change(|table| table.extend(topics.into_iter().map(|topic| (Arc::clone(&topic.view.name), topic))));
     }
 
     /// Takes a topic out.
@@ -110,7 +108,7 @@ impl TopicReader {
     }
 
     /// The topic of that name, if there is one now.
-    pub fn get(&self, name: &str) -> Option<Arc<TopicView>> {
+    pub fn get(&self, name: &str) -> Option<Arc<PlacedTopic>> {
         let mut cached = self.cached.borrow_mut();
         let version = self.topics.version.load(Ordering::Acquire);
         if cached.0 != version {
@@ -123,20 +121,19 @@ impl TopicReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::TopicId;
 
-    fn view(name: &str, id: u64) -> Arc<TopicView> {
-        let place = |uid, reactor| ShardPlace { uid: ShardUid(uid), reactor: ReactorNumber(reactor) };
+    fn topic(name: &str, id: u64) -> Arc<PlacedTopic> {
         let view = TopicView {
             name: name.into(),
             id: TopicId(id),
-            shards: vec![place(5, 1), place(6, 0), place(7, 1)],
-            by_reactor: Vec::new(),
+            shards: vec![ShardUid(5), ShardUid(6), ShardUid(7)],
             retention_bytes_max: 0,
             retention_age_ms_max: 0,
             segment_bytes: 0,
             created_us: 0,
         };
-        Arc::new(view.placed(2))
+        Arc::new(PlacedTopic::new(Arc::new(view), 2))
     }
 
     /// A reader sees each change at its next look-up, and a snapshot taken before does not move.
@@ -145,13 +142,13 @@ mod tests {
         let topics = Arc::new(Topics::default());
         let reader = TopicReader::new(Arc::clone(&topics));
         assert_eq!(reader.get("a"), None);
-        topics.publish([view("a", 1)]);
+        topics.publish([topic("a", 1)]);
         let before = topics.snapshot();
         assert_eq!(reader.get("a").unwrap().by_reactor, [vec![1], vec![0, 2]]);
         topics.withdraw("a");
         assert_eq!(reader.get("a"), None);
-        topics.publish([view("a", 2)]);
-        assert_eq!(reader.get("a").unwrap().id, TopicId(2));
-        assert_eq!(before.get("a").unwrap().id, TopicId(1));
+        topics.publish([topic("a", 2)]);
+        assert_eq!(reader.get("a").unwrap().view.id, TopicId(2));
+        assert_eq!(before.get("a").unwrap().view.id, TopicId(1));
     }
 }

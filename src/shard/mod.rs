@@ -200,13 +200,13 @@ impl<E: Env> Shard<E> {
 
     /// Queues the request at once (calls made one after the other get ascending offsets); the future resolves with the ack.
     /// Dropping the future does not take the request back.
-    pub fn produce(&self, produce: Produce) -> impl Future<Output = Result<Produced, ShardError>> + 'static {
+    pub fn produce(&self, produce: Produce) -> impl Future<Output = Result<Produced, ShardError>> + use<E> + 'static {
         let _ = produce;
         async { todo!() }
     }
 
     /// Committed records from a start on; waits for a first one as long as asked.
-    pub fn consume(&self, consume: Consume) -> impl Future<Output = Result<Consumed, ShardError>> + 'static {
+    pub fn consume(&self, consume: Consume) -> impl Future<Output = Result<Consumed, ShardError>> + use<E> + 'static {
         let _ = consume;
         async { todo!() }
     }
