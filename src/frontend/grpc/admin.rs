@@ -14,7 +14,9 @@ pub(super) async fn unary<E: Env>(call: &mut Call<E>, method: Method) -> Result<
     // A call that is given up may still change the catalog.
     call.definite = matches!(method, Method::GetServers | Method::ListTopics | Method::DescribeTopic);
     match method {
-        Method::GetServers => call.unary(async |request: v1::GetServersRequest| frontend.get_servers(request.topics).await).await,
+        Method::GetServers => {
+            call.unary(async |request: v1::GetServersRequest| frontend.get_servers(request.topics).await).await
+        }
         Method::CreateTopic => {
             call.unary(async |request: v1::CreateTopicRequest| {
                 let topic = Some(frontend.create_topic(request).await?);
@@ -23,7 +25,8 @@ pub(super) async fn unary<E: Env>(call: &mut Call<E>, method: Method) -> Result<
             .await
         }
         Method::ListTopics => {
-            call.unary(async |_: v1::ListTopicsRequest| Ok(v1::ListTopicsResponse { topics: frontend.list_topics() })).await
+            call.unary(async |_: v1::ListTopicsRequest| Ok(v1::ListTopicsResponse { topics: frontend.list_topics() }))
+                .await
         }
         Method::DescribeTopic => {
             call.unary(async |request: v1::DescribeTopicRequest| frontend.describe_topic(&request.name).await).await

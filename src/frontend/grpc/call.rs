@@ -53,11 +53,7 @@ pub(super) struct Call<E: Env> {
 }
 
 /// Answers one request. Dropping the future cancels the call.
-pub(super) async fn serve<E: Env>(
-    frontend: Frontend<E>,
-    request: Request<RecvStream>,
-    respond: SendResponse<Body>,
-) {
+pub(super) async fn serve<E: Env>(frontend: Frontend<E>, request: Request<RecvStream>, respond: SendResponse<Body>) {
     let (head, body) = request.into_parts();
     let responses = Responses::new(respond);
     if head.method != http::Method::POST {
@@ -100,7 +96,9 @@ pub(super) async fn serve<E: Env>(
 fn is_grpc(headers: &HeaderMap) -> bool {
     let value = headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     match value.strip_prefix(b"application/grpc") {
-        Some(rest) => rest.strip_prefix(b"+proto").unwrap_or(rest).first().is_none_or(|byte| matches!(byte, b';' | b' ')),
+        Some(rest) => {
+            rest.strip_prefix(b"+proto").unwrap_or(rest).first().is_none_or(|byte| matches!(byte, b';' | b' '))
+        }
         None => false,
     }
 }
@@ -160,7 +158,8 @@ impl<E: Env> Call<E> {
     pub(super) async fn only(&mut self) -> Result<Bytes, Stop> {
         // The specification: "Request cardinality violation" is UNIMPLEMENTED.
         let wrong = |message| CallError::new(Code::Unimplemented, "REQUEST_COUNT", message);
-        let message = self.next().await?.ok_or_else(|| wrong("the method takes one request message; there was none"))?;
+        let message =
+            self.next().await?.ok_or_else(|| wrong("the method takes one request message; there was none"))?;
         if !self.requests.is_ended() && self.next().await?.is_some() {
             return Err(wrong("the method takes one request message; there were more").into());
         }

@@ -241,8 +241,8 @@ fn encode_ack(ack: &ProduceAck, out: &mut BytesMut) {
 
 #[cfg(test)]
 mod tests {
-    use prost::Message;
     use proptest::prelude::*;
+    use prost::Message;
 
     use super::*;
     use crate::ids::Offset;

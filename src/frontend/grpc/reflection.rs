@@ -82,11 +82,9 @@ impl Files {
                 Ok(MessageResponse::ListServicesResponse(ListServiceResponse { service }))
             }
             Some(MessageRequest::FileByFilename(name)) => self.file(name).ok_or_else(|| format!("file {name:?}")),
-            Some(MessageRequest::FileContainingSymbol(symbol)) => self
-                .by_symbol
-                .get(symbol)
-                .and_then(|name| self.file(name))
-                .ok_or_else(|| format!("symbol {symbol:?}")),
+            Some(MessageRequest::FileContainingSymbol(symbol)) => {
+                self.by_symbol.get(symbol).and_then(|name| self.file(name)).ok_or_else(|| format!("symbol {symbol:?}"))
+            }
             Some(MessageRequest::FileContainingExtension(extension)) => {
                 Err(format!("extension {} of {:?}", extension.extension_number, extension.containing_type))
             }

@@ -42,10 +42,9 @@ pub(super) fn frame_error(error: FrameError) -> CallError {
         FrameError::TooLarge { .. } | FrameError::InflatesTooLarge { .. } => {
             CallError::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", format!("{error}; send less at a time"))
         }
-        FrameError::BadFlag { .. }
-        | FrameError::NotEncoded
-        | FrameError::Corrupt
-        | FrameError::Truncated { .. } => CallError::new(Code::Internal, "BAD_MESSAGE", error.to_string()),
+        FrameError::BadFlag { .. } | FrameError::NotEncoded | FrameError::Corrupt | FrameError::Truncated { .. } => {
+            CallError::new(Code::Internal, "BAD_MESSAGE", error.to_string())
+        }
     }
 }
 
@@ -71,7 +70,11 @@ pub(super) fn insert(error: &CallError, trailers: &mut HeaderMap) {
 
 /// At most `TEXT_BYTES_MAX` bytes of it, whole characters.
 fn cut(text: &str) -> &str {
-    &text[..text.floor_char_boundary(TEXT_BYTES_MAX)]
+    let mut end = text.len().min(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 fn details(error: &CallError) -> rpc::Status {
