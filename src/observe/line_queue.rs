@@ -56,7 +56,7 @@ impl LineQueue {
     pub fn flush(&self) {
         let (done, wait) = bounded(1);
         if self.sender.send_timeout(Item::Flush(done), FLUSH_MAX).is_ok() {
-            drop(wait.recv_timeout(FLUSH_MAX));
+            wait.recv_timeout(FLUSH_MAX).ok();
         }
     }
 }
@@ -94,7 +94,7 @@ fn write_all(mut output: impl Write, items: &Receiver<Item>) {
             Item::Line(bytes) => drop(output.write_all(&bytes)),
             Item::Flush(done) => {
                 drop(output.flush());
-                drop(done.send(()));
+                done.send(()).ok();
             }
         }
     }

@@ -1,12 +1,8 @@
 //! A reactor's life, from its thread's first step to its last.
 
-use std::{
-    future::Future,
-    net::TcpListener,
-    rc::Rc,
-    sync::{Arc, mpsc},
-    time::Duration,
-};
+use std::{future::Future, net::TcpListener, rc::Rc, sync::Arc, time::Duration};
+
+use crossbeam::channel::Sender;
 
 use crate::{
     config::{Choice, Config},
@@ -51,7 +47,7 @@ pub enum Stage {
 }
 
 /// Runs reactor `number` until the node closes, and reports on the way.
-pub async fn live(number: ReactorNumber, node: Arc<Node>, listener: TcpListener, report: mpsc::Sender<Report>) {
+pub async fn live(number: ReactorNumber, node: Arc<Node>, listener: TcpListener, report: Sender<Report>) {
     // A report to nobody: whoever started us has given up.
     let tell = |stage, result| drop(report.send(Report { stage, result }));
     let (reactor, storage) = match open_disk(&node.config) {
@@ -157,7 +153,7 @@ async fn drain(node: &Node, number: ReactorNumber) {
     }
 }
 
-/// Closes the shards; reactor 0 then waits for the others' and closes the catalog.
+/// Closes the shards of this reactor; on reactor 0 then the catalog.
 async fn close(reactor: &Rc<Reactor<RealEnv>>, control: Option<Control<RealEnv>>) -> Result<(), String> {
     reactor.close().await;
     match control {

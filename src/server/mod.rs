@@ -10,13 +10,9 @@ pub mod directory;
 pub mod identity;
 mod life;
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, mpsc},
-    thread::JoinHandle,
-    time::Duration,
-};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
 
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
@@ -25,7 +21,7 @@ use self::{
 };
 use crate::{
     config::Config,
-    frontend::{CallError, Remote, http},
+    frontend::{Remote, http},
     ids::ReactorNumber,
     limits, observe,
     reactor::{
@@ -50,7 +46,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(60);
 pub struct Node {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    reports: mpsc::Receiver<Report>,
+    reports: Receiver<Report>,
     down: bool,
     /// Last: the directory is ours until every thread has ended.
     _data: DataDir,
@@ -76,7 +72,8 @@ impl Node {
         let addresses = (address(&grpc[0])?, address(&http)?);
         let pin = config.pin;
         let shared = Arc::new(Shared::new(config, reactors, addresses));
-        let (report, reports) = mpsc::channel();
+        // Three reports of each thread at most: nobody waits to report.
+        let (report, reports) = bounded(3 * (reactors + 1));
         let mut node = Node { shared, threads: Vec::new(), reports, down: false, _data: data };
         node.start_ops(http, report.clone())?;
         for (number, listener) in grpc.into_iter().enumerate() {
@@ -89,9 +86,17 @@ impl Node {
         }
         drop(report);
         // One word of each reactor: that it has its disk, and of reactor 0 that all is recovered.
-        node.wait_for(Stage::Up, reactors)?;
-        node.shared.enter(Phase::Serving);
-        Ok(node)
+        match node.wait_for(Stage::Up, reactors) {
+            Ok(()) => {
+                node.shared.enter(Phase::Serving);
+                Ok(node)
+            }
+            Err(error) => {
+                // Whatever else goes wrong while the rest is taken down follows from this.
+                drop(node.stop());
+                Err(error)
+            }
+        }
     }
 
     /// Where gRPC is served.
@@ -153,7 +158,7 @@ impl Node {
                 }
                 // A thread that was ahead, or behind, of the others in a start that failed.
                 Ok(_) => {}
-                Err(mpsc::RecvTimeoutError::Timeout) => {
+                Err(RecvTimeoutError::Timeout) => {
                     waited += WATCH_INTERVAL;
                     if stage != Stage::Closed && self.threads.iter().any(JoinHandle::is_finished) {
                         return Err("a thread of the node has ended unexpectedly; see its message above".to_owned());
@@ -162,13 +167,13 @@ impl Node {
                         return Err("the node did not shut down in time; the next start recovers".to_owned());
                     }
                 }
-                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         first
     }
 
-    fn start_ops(&mut self, http: std::net::TcpListener, report: mpsc::Sender<Report>) -> Result<(), String> {
+    fn start_ops(&mut self, http: std::net::TcpListener, report: Sender<Report>) -> Result<(), String> {
         let shared = Arc::clone(&self.shared);
         let main = move || async move {
             let upkeep = upkeep();
@@ -186,7 +191,7 @@ impl Node {
                     report.send(Report { stage: Stage::Drained, result }).ok();
                 }
                 () = cut => drop(report.send(Report { stage: Stage::Drained, result: Ok(()) })),
-                () = upkeep => unreachable!("upkeep has no end"),
+                never = upkeep => match never {},
             }
             shared.reached(Phase::Closing).await;
         };
@@ -205,7 +210,7 @@ impl Drop for Node {
 }
 
 /// Keeps the memory of metrics bounded, for ever.
-async fn upkeep() {
+async fn upkeep() -> Infallible {
     loop {
         observe::metrics().run_upkeep();
         life::pause(UPKEEP_INTERVAL).await;
@@ -256,7 +261,6 @@ fn run_until_signal(node: Node) -> Result<(), String> {
         }
     })
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -250,13 +250,10 @@ async fn wrong_method(request: Request) -> CallError {
 
 impl Api {
     /// Reads a whole body, within its limit and the budget of all bodies; the budget is held with the permit.
-    async fn read_body(
-        &self,
-        request: Request,
-        needed: bool,
-    ) -> Result<(Bytes, tokio::sync::OwnedSemaphorePermit)> {
+    async fn read_body(&self, request: Request, needed: bool) -> Result<(Bytes, tokio::sync::OwnedSemaphorePermit)> {
         let max = self.remote.limits().message_bytes_max * JSON_BYTES_PER_MESSAGE_BYTE;
-        let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let length =
+            request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let bytes = length.unwrap_or(max);
         if bytes > max {
             return Err(too_large(max));
