@@ -556,6 +556,7 @@ async fn reap(shared: Weak<Shared>, eventfd: AsyncFd<OwnedFd>, spin: Duration) {
             }
             // Polls the sockets, too: whoever else has work goes first.
             tokio::task::yield_now().await;
+            rustix::thread::sched_yield();
         }
     }
 }
