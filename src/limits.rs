@@ -86,6 +86,12 @@ pub const STREAM_PRODUCES_IN_FLIGHT_MAX: usize = 1_024;
 /// Bytes of them; the same.
 pub const STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX: usize = 16 << 20;
 
+/// Checkpoints of one group that wait to be written; the oldest is given up above it (a replay gets longer).
+pub const CHECKPOINTS_PENDING_MAX: usize = 16;
+
+/// Proposals and calls waiting for one group's Raft; above it a proposal is refused, and nothing was written.
+pub const RAFT_QUEUE_MAX: usize = 1_024;
+
 /// Most reactors.
 pub const REACTORS_MAX: usize = 1_024;
 
@@ -116,3 +122,4 @@ const _: () = assert!(RECORD_BYTES_MAX < MESSAGE_BYTES_MAX);
 const _: () = assert!(SEGMENT_BYTES_MIN.is_multiple_of(BLOCK_BYTES as u64));
 const _: () = assert!(SEGMENT_BYTES_LIMIT <= u32::MAX as u64);
 const _: () = assert!(STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX >= MESSAGE_BYTES_MAX);
+const _: () = assert!(ENTRIES_IN_FLIGHT_MAX < RAFT_QUEUE_MAX);

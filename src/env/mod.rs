@@ -144,6 +144,11 @@ pub trait File: Clone + 'static {
     /// Sets the size. Durable only after `sync`.
     fn truncate(&self, bytes: u64) -> impl Future<Output = io::Result<()>>;
 
+    /// A hint that these bytes will be read soon: the device may begin to fetch them. Returns at once, never fails.
+    fn will_need(&self, position: u64, bytes: u64) {
+        let _ = (position, bytes);
+    }
+
     /// Present size.
     fn bytes(&self) -> impl Future<Output = io::Result<u64>>;
 }

@@ -3,3 +3,4 @@
 pub mod entry;
 pub mod grpc;
 pub mod records;
+pub mod wire;

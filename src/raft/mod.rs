@@ -1,14 +1,49 @@
-//! openraft for an `Env`: one `Group` is one Raft group whose log store is our `log`. TO BE WRITTEN
+//! openraft for an `Env`: one [`Group`] is one Raft group whose log store is our `log`.
+//!
+//! Promises: proposals get their place in the log in the order of the calls; one that is answered is durable on a majority
+//! and applied here; an error says whether it may still appear. A full disk refuses proposals before Raft hears
+//! of them (Raft does not survive a failed append). A failed write or sync ends this group on this node, and nothing else.
+//!
+//! With one voter, what is durable in the log is committed: opening elects this node at once, and returns when all
+//! of it is applied. There are no ticks and no heartbeats then. More voters come with connections between nodes.
 
-use std::path::PathBuf;
+mod machine;
+mod network;
+mod store;
+mod types;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    future::Future,
+    path::PathBuf,
+    rc::Rc,
+    sync::Arc,
+};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use openraft::{
+    Config, Raft, RaftMetrics, ServerState, SnapshotPolicy,
+    errors::{ClientWriteError, Fatal, ForwardToLeader},
+    metrics::RaftServerMetrics,
+    raft::ClientWriteResult,
+    rt::WatchReceiver,
+    type_config::alias,
+};
 
+use self::{
+    machine::{Shared, StateMachine},
+    network::Peers,
+    store::Store,
+    types::{Handed, Node, Reply, TypeConfig},
+};
 use crate::{
-    env::{Env, buffer::Buffer},
+    env::{self, Env, buffer::Buffer, channel},
     format::entry::{EntryHeader, StoredEntry},
     ids::{Index, NodeId, Offset, ShardUid, Term},
-    log::{Log, LogError, Recovered, TailBudget},
+    limits::{BLOCK_BYTES, RAFT_QUEUE_MAX},
+    log::{Log, LogError, LogOptions, Recovered, TailBudget},
 };
 
 /// The deterministic state that a group's entries build.
@@ -16,7 +51,8 @@ pub trait Machine: 'static {
     /// What applying an entry tells its proposer.
     type Answer: 'static;
 
-    /// Applies one committed entry of kind `Batch`, `Command` or `Void` (each replica computes the same).
+    /// Applies one committed entry of kind `Batch`, `Command` or `Void` (each replica computes the same). What a batch does
+    /// to the state depends on its header alone: while openraft starts, batches come without their payload.
     fn apply(&mut self, entry: &StoredEntry) -> Self::Answer;
 
     /// The whole state, small.
@@ -101,26 +137,107 @@ pub enum GroupError {
 
 /// One Raft group on this node. Clones are handles; all stay on one reactor.
 pub struct Group<E: Env, M: Machine> {
-    _todo: std::rc::Rc<(std::marker::PhantomData<E>, M)>,
+    inner: Rc<Inner<E, M>>,
+}
+
+struct Inner<E: Env, M: Machine> {
+    raft: Raft<TypeConfig<E, M>, StateMachine<E, M>>,
+    log: Log<E>,
+    shared: Rc<Shared<M>>,
+    state: Rc<State>,
+    /// Purges are made one after the other: openraft builds one snapshot at a time.
+    purging: channel::Mutex<()>,
+}
+
+/// What the watching task tells the handles.
+#[derive(Default)]
+struct State {
+    leader: Cell<(Option<NodeId>, Term)>,
+    leading: Cell<bool>,
+    closing: Cell<bool>,
+    /// openraft has ended.
+    ended: Cell<bool>,
+    fault: RefCell<Option<String>>,
 }
 
 impl<E: Env, M: Machine> Clone for Group<E, M> {
     fn clone(&self) -> Self {
-        Group { _todo: self._todo.clone() }
+        Group { inner: self.inner.clone() }
     }
 }
 
 impl<E: Env, M: Machine> Group<E, M> {
-    /// Recovers the log, restores the machine from its newest checkpoint, replays what follows, starts Raft (a new group initialises
-    /// itself with this node as its only voter) and waits until it leads and has applied everything committed.
+    /// Recovers the log, restores the machine from its newest checkpoint, replays what follows, starts Raft (a new group
+    /// initialises itself with this node as its only voter) and, as the only voter, waits until it leads and has applied
+    /// everything committed.
+    ///
+    /// # Errors
+    /// `Full` when there is no room for the entry with which a leader begins; `Stopped` for everything else.
     pub async fn open(
         disk: E::Disk,
         tail: TailBudget,
         options: GroupOptions,
         machine: M,
     ) -> Result<(Group<E, M>, Recovered), GroupError> {
-        let _ = (disk, tail, options, machine);
-        todo!()
+        let GroupOptions { dir, shard, node, segment_bytes_max } = options;
+        let (log, recovered) =
+            Log::open(disk, tail, LogOptions { dir, shard, segment_bytes_max }).await.map_err(refused)?;
+        // A new leader's entry, and a new group's first membership.
+        log.has_room(2 * BLOCK_BYTES).map_err(refused)?;
+        let shared = Shared::new(machine);
+        shared.restore(&log).await.map_err(unusable)?;
+        let group = Group { inner: Rc::new(Inner::build(log, shared, node).await?) };
+        if let Err(error) = group.start(node).await {
+            // Else openraft's tasks would go on without a handle.
+            group.inner.state.closing.set(true);
+            drop(group.inner.raft.shutdown().await);
+            return Err(error);
+        }
+        Ok((group, recovered))
+    }
+
+    async fn start(&self, node: NodeId) -> Result<(), GroupError> {
+        let raft = &self.inner.raft;
+        raft.run();
+        env::spawn::<E>(watch_raft(
+            raft.server_metrics(),
+            raft.metrics(),
+            self.inner.log.clone(),
+            self.inner.shared.clone(),
+            self.inner.state.clone(),
+        ));
+        let log = &self.inner.log;
+        if log.last().is_none() && log.hard_state().vote.is_none() {
+            let voters = BTreeMap::from([(node.0, Node::default())]);
+            raft.initialize(voters).await.map_err(|error| self.stopped(&error.to_string()))?;
+        }
+        let only_voter = raft
+            .with_raft_state(move |state| state.membership_state.effective().voter_ids().eq([node.0]))
+            .await
+            .map_err(|error| self.stopped(&error.to_string()))?;
+        if !only_voter {
+            return Ok(());
+        }
+        // Nobody to hear a heartbeat, nobody to wait for: a timer would only cost.
+        raft.runtime_config().tick(false);
+        raft.trigger().elect(false).await.map_err(|error| self.stopped(&error.to_string()))?;
+        self.wait_until_caught_up().await
+    }
+
+    /// Waits until this node leads and has applied the entry with which its term begins, and so all before it.
+    async fn wait_until_caught_up(&self) -> Result<(), GroupError> {
+        loop {
+            let changed = self.inner.shared.changed.notified();
+            if let Some(cause) = self.fault() {
+                return Err(GroupError::Stopped { cause, maybe_written: false });
+            }
+            let (_, term) = self.leader();
+            let applied = self.inner.shared.applied().is_some_and(|applied| applied.term == term);
+            if self.inner.state.leading.get() && applied {
+                return Ok(());
+            }
+            changed.await;
+        }
     }
 
     /// Proposes at once (calls made one after the other keep their order); resolves when it is committed and applied here.
@@ -129,55 +246,256 @@ impl<E: Env, M: Machine> Group<E, M> {
         &self,
         proposal: Proposal,
     ) -> impl Future<Output = Result<Applied<M::Answer>, GroupError>> + 'static {
-        let _ = proposal;
-        async { todo!() }
+        let handed = self.hand_to_raft(proposal);
+        let group = self.clone();
+        async move {
+            match handed?.await {
+                Ok(Ok(response)) => match response.data {
+                    Some(applied) => Ok(applied),
+                    None => Err(group.stopped_late("the machine gave no answer")),
+                },
+                Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(&forward)),
+                Ok(Err(error)) => Err(group.stopped_late(&error.to_string())),
+                // openraft drops what it owes when it ends.
+                Err(channel::Closed) => Err(group.stopped_late("the group was closed")),
+            }
+        }
+    }
+
+    fn hand_to_raft(&self, proposal: Proposal) -> Result<Answer<E, M>, GroupError> {
+        let Inner { raft, log, shared, state, .. } = &*self.inner;
+        if let Some(cause) = self.fault() {
+            return Err(GroupError::Stopped { cause, maybe_written: false });
+        }
+        if state.closing.get() {
+            return Err(unusable("the group is closing".into()));
+        }
+        assert!(
+            proposal.buffer.len() >= crate::format::entry::ENTRY_HEADER_BYTES,
+            "a proposal has room for its header"
+        );
+        log.has_room(shared.handed_bytes.get() + proposal.buffer.padded_len()).map_err(refused)?;
+        let proposal = Handed::new(proposal, &shared.handed_bytes);
+        let (sender, receiver) = channel::oneshot();
+        // Its first poll hands the proposal over; it would suspend only if Raft's queue were full, or Raft gone.
+        let handed = raft.client_write_ff(proposal, Some(Reply(sender))).now_or_never();
+        match handed {
+            Some(Ok(())) => Ok(receiver),
+            Some(Err(fatal)) => Err(self.stopped(&fatal.to_string())),
+            None => Err(self.stopped("Raft does not take proposals: it has ended, or its queue is full")),
+        }
     }
 
     /// The group's log.
     pub fn log(&self) -> &Log<E> {
-        todo!()
+        &self.inner.log
     }
 
     /// Looks at the machine; must not be held across an await.
     pub fn with_machine<R>(&self, look: impl FnOnce(&M) -> R) -> R {
-        let _ = look;
-        todo!()
+        self.inner.shared.with_machine(look)
     }
 
     /// First index not applied yet; all below are committed.
     pub fn applied_end(&self) -> Index {
-        todo!()
+        self.inner.shared.applied().map_or(Index(0), |applied| applied.index.next())
     }
 
     /// First offset not committed (and applied) yet.
     pub fn high_watermark(&self) -> Offset {
-        todo!()
+        self.inner.shared.next_offset()
     }
 
     /// Suspends until `high_watermark` is above `offset`, or the group stops or closes (then it resolves too: look at `fault`).
     pub fn wait_above(&self, offset: Offset) -> impl Future<Output = ()> + 'static {
-        let _ = offset;
-        async { todo!() }
+        let group = self.clone();
+        async move {
+            loop {
+                let changed = group.inner.shared.changed.notified();
+                let state = &group.inner.state;
+                if group.high_watermark() > offset || state.closing.get() || group.fault().is_some() {
+                    return;
+                }
+                changed.await;
+            }
+        }
     }
 
     /// Leader and term as known here.
     pub fn leader(&self) -> (Option<NodeId>, Term) {
-        todo!()
+        self.inner.state.leader.get()
     }
 
-    /// Retention: lets the log forget whole segments up to the largest checkpoint at or below `index`.
+    /// Retention: lets the log forget everything up to the largest checkpoint at or below `index`; returns when it has.
+    ///
+    /// # Errors
+    /// `Stopped`, when the group does so before that.
     pub async fn purge_to(&self, index: Index) -> Result<(), GroupError> {
-        let _ = index;
-        todo!()
+        let Inner { raft, log, shared, state, purging } = &*self.inner;
+        let _one = purging.lock().await;
+        let Some(boundary) = shared.set_boundary(log, index).await.map_err(unusable)? else { return Ok(()) };
+        raft.trigger().snapshot().await.map_err(|error| self.stopped(&error.to_string()))?;
+        loop {
+            let changed = shared.changed.notified();
+            if let Some(cause) = self.fault() {
+                return Err(GroupError::Stopped { cause, maybe_written: true });
+            }
+            if log.purged().is_some_and(|purged| purged.index >= boundary) {
+                return Ok(());
+            }
+            if state.closing.get() {
+                return Err(unusable("the group is closing".into()));
+            }
+            // Also when openraft has a newer snapshot than ours and would not purge to it by itself.
+            raft.trigger().purge_log(boundary.0).await.map_err(|error| self.stopped(&error.to_string()))?;
+            changed.await;
+        }
     }
 
     /// The error that stopped this replica, if one did.
     pub fn fault(&self) -> Option<String> {
-        todo!()
+        let Inner { log, shared, state, .. } = &*self.inner;
+        if let Some(error) = log.fault() {
+            return Some(error.to_string());
+        }
+        if let Some(fault) = &*state.fault.borrow() {
+            return Some(fault.clone());
+        }
+        let gone = shared.machine_gone.get() && !state.closing.get();
+        gone.then(|| "the state machine ended; restart the node, and report its log".to_string())
     }
 
     /// Stops Raft, keeps a checkpoint at the last applied entry, closes the log cleanly.
+    ///
+    /// # Errors
+    /// `Stopped`, when this replica had stopped, or its last writes fail; nothing acknowledged is lost by it.
     pub async fn close(&self) -> Result<(), GroupError> {
-        todo!()
+        let Inner { raft, log, shared, state, .. } = &*self.inner;
+        if state.closing.replace(true) {
+            return Ok(());
+        }
+        shared.changed.notify_all();
+        raft.shutdown().await.map_err(|error| self.stopped(&error.to_string()))?;
+        loop {
+            // The state machine finishes what it was told before it goes.
+            let changed = shared.changed.notified();
+            if shared.machine_gone.get() && state.ended.get() {
+                break;
+            }
+            changed.await;
+        }
+        if let Some(cause) = self.fault() {
+            return Err(GroupError::Stopped { cause, maybe_written: false });
+        }
+        // Both only shorten the next start: a full disk is no reason not to close.
+        if let Err(error) = shared.save_now(log).await {
+            tracing::warn!(%error, "no checkpoint could be kept at close; the next start replays more");
+        }
+        log.save_hard_state(store::hard_state(log, shared.committed.get())).await.map_err(refused)?;
+        log.close().await.map_err(refused)
     }
+
+    /// Refused before Raft had it.
+    fn stopped(&self, cause: &str) -> GroupError {
+        GroupError::Stopped { cause: self.fault().unwrap_or_else(|| cause.to_string()), maybe_written: false }
+    }
+
+    /// Lost after Raft had it.
+    fn stopped_late(&self, cause: &str) -> GroupError {
+        GroupError::Stopped { cause: self.fault().unwrap_or_else(|| cause.to_string()), maybe_written: true }
+    }
+}
+
+/// What openraft answers a proposal.
+type Answer<E, M> = channel::OneshotReceiver<ClientWriteResult<TypeConfig<E, M>>>;
+
+impl<E: Env, M: Machine> Inner<E, M> {
+    async fn build(log: Log<E>, shared: Rc<Shared<M>>, node: NodeId) -> Result<Inner<E, M>, GroupError> {
+        let headers_only = Rc::new(Cell::new(true));
+        let store = Store::new(log.clone(), shared.clone(), headers_only.clone());
+        let machine = StateMachine::new(log.clone(), shared.clone());
+        let config = config().map_err(unusable)?;
+        let raft = Raft::build(node.0, config, Peers, store, machine)
+            .await
+            .map_err(|error| log.fault().map_or_else(|| unusable(error.to_string()), refused))?;
+        headers_only.set(false);
+        let purging = channel::Mutex::new(());
+        Ok(Inner { raft, log, shared, state: Rc::default(), purging })
+    }
+}
+
+type ServerMetrics<E, M> = alias::WatchReceiverOf<TypeConfig<E, M>, RaftServerMetrics<TypeConfig<E, M>>>;
+type Metrics<E, M> = alias::WatchReceiverOf<TypeConfig<E, M>, RaftMetrics<TypeConfig<E, M>>>;
+
+/// The log's refusal as the group's: nothing was written.
+fn refused(error: LogError) -> GroupError {
+    match error {
+        LogError::Full { .. } => GroupError::Full(error),
+        error => unusable(error.to_string()),
+    }
+}
+
+/// Nothing was written, and nothing will be.
+fn unusable(cause: String) -> GroupError {
+    GroupError::Stopped { cause, maybe_written: false }
+}
+
+fn not_leader<E: Env, M: Machine>(forward: &ForwardToLeader<TypeConfig<E, M>>) -> GroupError {
+    GroupError::NotLeader { leader: forward.leader_id.map(NodeId) }
+}
+
+/// As measured (MEASURED.md); each of these was a trap or a cost.
+fn config() -> Result<Arc<Config>, String> {
+    let config = Config {
+        cluster_name: "ringlog".into(),
+        heartbeat_interval: 250,
+        election_timeout_min: 1_000,
+        election_timeout_max: 2_000,
+        max_payload_entries: 4_096,
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: 0,
+        purge_batch_size: 1,
+        api_channel_size: Some(RAFT_QUEUE_MAX as u64),
+        backoff: "5ms 10ms 20ms ...200ms".into(),
+        // On (the default) it loses acknowledged writes: a restarted leader leads on in its old term, and gives log ids
+        // that its followers have already to other data.
+        enable_leader_restore: Some(false),
+        enable_pre_vote: Some(true),
+        ..Config::default()
+    };
+    config.validate().map(Arc::new).map_err(|error| error.to_string())
+}
+
+/// Tells the handles what openraft becomes; ends with it.
+async fn watch_raft<E: Env, M: Machine>(
+    mut server: ServerMetrics<E, M>,
+    metrics: Metrics<E, M>,
+    log: Log<E>,
+    shared: Rc<Shared<M>>,
+    state: Rc<State>,
+) {
+    loop {
+        {
+            let now = server.borrow_and_update();
+            state.leader.set((now.current_leader.map(NodeId), Term(now.vote.leader_id.term)));
+            state.leading.set(now.state == ServerState::Leader);
+        }
+        shared.changed.notify_all();
+        if server.changed().await.is_err() {
+            break;
+        }
+    }
+    state.leading.set(false);
+    if !state.closing.get() && log.fault().is_none() {
+        // A panic leaves no error behind.
+        let cause = match &metrics.borrow_watched().running_state {
+            Err(Fatal::Stopped) | Ok(()) => "Raft ended; restart the node, and report its log".to_string(),
+            Err(fatal) => fatal.to_string(),
+        };
+        tracing::error!(%cause, "a replica has stopped");
+        *state.fault.borrow_mut() = Some(cause);
+    }
+    state.ended.set(true);
+    shared.changed.notify_all();
+    shared.flushed.notify_all();
 }

@@ -1,0 +1,440 @@
+//! openraft's state machine over a [`Machine`]: applies committed entries, keeps checkpoints, builds snapshots.
+//!
+//! The state lives in memory. A checkpoint of it is kept when the first entry of a segment is applied (the state before
+//! that entry), in the background, and one at close; so a replay after a crash covers about one segment. A checkpoint
+//! is never written for an entry that is not durable here: openraft would take the log for the one that has a hole.
+//!
+//! A snapshot is the checkpoint at the boundary up to which the log is about to be purged, and openraft purges
+//! exactly to it. Without a boundary a snapshot is refused, because openraft would purge up to the last applied entry.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    io,
+    rc::Rc,
+};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use openraft::{
+    RaftSnapshotBuilder,
+    storage::{EntryResponder, RaftStateMachine},
+};
+use prost::Message;
+
+use super::{
+    Applied, Machine,
+    store::to_io,
+    types::{self, Entry, Payload, RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
+};
+use crate::{
+    env::{self, Env, channel::Notify},
+    format::entry::{EntryHeader, EntryKind, StoredEntry},
+    ids::{Index, LogId, Offset, Term},
+    limits::CHECKPOINTS_PENDING_MAX,
+    log::Log,
+    proto::ringlog::state::v1,
+};
+
+/// What a group, its store and its state machine share; one thread, so cells do.
+pub struct Shared<M> {
+    machine: RefCell<M>,
+    position: RefCell<Position>,
+    /// As openraft last said; runs ahead of what is on disk.
+    pub committed: Cell<Option<LogId>>,
+    /// The snapshot that followers get: the checkpoint at the purge boundary.
+    snapshot: RefCell<Option<Checkpoint>>,
+    /// What the next snapshot is to be: the checkpoint up to which the log will be purged.
+    boundary: RefCell<Option<Checkpoint>>,
+    /// Wakes who waits for applied entries, a purge, leadership or the end.
+    pub changed: Notify,
+    /// Wakes who waits for durable entries.
+    pub flushed: Notify,
+    /// Bytes handed to Raft that are not in the log yet.
+    pub handed_bytes: Rc<Cell<usize>>,
+    /// openraft dropped the state machine: nothing will be applied any more.
+    pub machine_gone: Cell<bool>,
+    /// Checkpoints to be written, oldest first.
+    pending: RefCell<VecDeque<Checkpoint>>,
+    /// Whether a task writes them.
+    saving: Cell<bool>,
+}
+
+/// How far the machine is.
+#[derive(Clone, Debug, Default)]
+struct Position {
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    next_offset: Offset,
+    chain: u64,
+    timestamp_max_us: i64,
+}
+
+/// A checkpoint, and the entry that it follows.
+#[derive(Clone, Debug)]
+struct Checkpoint {
+    position: Position,
+    bytes: Bytes,
+}
+
+impl<M: Machine> Shared<M> {
+    /// A machine that has applied nothing.
+    pub fn new(machine: M) -> Rc<Shared<M>> {
+        Rc::new(Shared {
+            machine: RefCell::new(machine),
+            position: RefCell::default(),
+            committed: Cell::new(None),
+            snapshot: RefCell::new(None),
+            boundary: RefCell::new(None),
+            changed: Notify::new(),
+            flushed: Notify::new(),
+            handed_bytes: Rc::default(),
+            machine_gone: Cell::new(false),
+            pending: RefCell::default(),
+            saving: Cell::new(false),
+        })
+    }
+
+    /// Looks at the machine.
+    pub fn with_machine<R>(&self, look: impl FnOnce(&M) -> R) -> R {
+        look(&self.machine.borrow())
+    }
+
+    /// Last applied entry.
+    pub fn applied(&self) -> Option<LogId> {
+        self.position.borrow().applied
+    }
+
+    /// First offset not applied.
+    pub fn next_offset(&self) -> Offset {
+        self.position.borrow().next_offset
+    }
+
+    /// Where the log goes on after `id`, and the chain there, if the machine or the snapshot is exactly there.
+    pub fn place_of(&self, id: LogId) -> Option<(Offset, u64)> {
+        let place =
+            |position: &Position| (position.applied == Some(id)).then_some((position.next_offset, position.chain));
+        let snapshot = self.snapshot.borrow();
+        place(&self.position.borrow()).or_else(|| snapshot.as_ref().and_then(|snapshot| place(&snapshot.position)))
+    }
+
+    /// Replaces the state by the newest checkpoint in `log`, and takes the one at the purged entry for the snapshot.
+    ///
+    /// # Errors
+    /// In words, when a checkpoint is not one, belongs to another log, or is missing where the log needs one.
+    pub async fn restore<E: Env>(&self, log: &Log<E>) -> Result<(), String> {
+        let purged = log.purged();
+        let Some(last) = log.last() else { return Ok(()) };
+        let newest = load(log, last.index).await?;
+        if let Some(checkpoint) = &newest {
+            self.install(checkpoint)?;
+        }
+        let Some(purged) = purged else { return Ok(()) };
+        if newest.as_ref().is_none_or(|checkpoint| checkpoint.position.applied < Some(purged)) {
+            return Err(format!("the log begins after entry {purged}, but no checkpoint of the state there is kept"));
+        }
+        *self.snapshot.borrow_mut() = match load(log, purged.index).await? {
+            Some(checkpoint) if checkpoint.position.applied == Some(purged) => Some(checkpoint),
+            // The newest one serves as well: it is at or after the log's start.
+            _ => newest,
+        };
+        Ok(())
+    }
+
+    /// Makes the next snapshot the newest checkpoint at or below `index`, and returns its index; `None` when the log
+    /// keeps none, or is purged up to there already. Loaded now, since a snapshot that cannot be built ends the group.
+    ///
+    /// # Errors
+    /// In words, when the checkpoint cannot be read or is damaged.
+    pub async fn set_boundary<E: Env>(&self, log: &Log<E>, index: Index) -> Result<Option<Index>, String> {
+        let Some(checkpoint) = load(log, index).await? else { return Ok(None) };
+        if log.purged() >= checkpoint.position.applied {
+            return Ok(None);
+        }
+        let boundary = checkpoint.position.applied.map(|id| id.index);
+        *self.boundary.borrow_mut() = Some(checkpoint);
+        Ok(boundary)
+    }
+
+    /// The present state as a checkpoint; `None` when nothing was applied yet.
+    fn checkpoint(&self) -> Option<Checkpoint> {
+        let position = self.position.borrow().clone();
+        position.applied?;
+        let bytes = position.encode(self.machine.borrow().checkpoint());
+        Some(Checkpoint { position, bytes })
+    }
+
+    fn install(&self, checkpoint: &Checkpoint) -> Result<(), String> {
+        let decoded = v1::Checkpoint::decode(checkpoint.bytes.clone()).map_err(|error| error.to_string())?;
+        self.machine.borrow_mut().restore(&decoded.machine)?;
+        *self.position.borrow_mut() = checkpoint.position.clone();
+        Ok(())
+    }
+
+    /// Applies one entry; the answer is `None` for entries that are not the machine's.
+    fn apply(&self, entry: Entry) -> Option<Applied<M::Answer>> {
+        let id = types::from_raft(&entry.log_id);
+        let mut position = self.position.borrow_mut();
+        assert!(position.applied < Some(id), "entries are applied in order: {id} after {:?}", position.applied);
+        position.applied = Some(id);
+        let stored = match entry.payload {
+            Payload::Sealed { stored, membership } => {
+                assert!(stored.header.id == id, "the log returned {} for {id}", stored.header.id);
+                if let Some(membership) = membership {
+                    position.membership = StoredMembership::new(Some(entry.log_id), *membership);
+                }
+                stored
+            }
+            // Only openraft's conformance suite applies what is not in a log.
+            Payload::Membership(membership) => {
+                position.membership = StoredMembership::new(Some(entry.log_id), membership);
+                return None;
+            }
+            Payload::Blank | Payload::Open(_) => return None,
+        };
+        position.note(&stored.header);
+        drop(position);
+        self.apply_stored(&stored)
+    }
+
+    fn apply_stored(&self, stored: &StoredEntry) -> Option<Applied<M::Answer>> {
+        match stored.header.kind {
+            EntryKind::Batch | EntryKind::Command | EntryKind::Void => {
+                let answer = self.machine.borrow_mut().apply(stored);
+                Some(Applied { header: stored.header, answer })
+            }
+            EntryKind::Blank | EntryKind::Membership => None,
+        }
+    }
+
+    /// Keeps a checkpoint of the present state, durably, if its entry is durable here and none is kept there yet.
+    ///
+    /// # Errors
+    /// Of the log.
+    pub async fn save_now<E: Env>(&self, log: &Log<E>) -> Result<(), crate::log::LogError> {
+        let Some(checkpoint) = self.checkpoint() else { return Ok(()) };
+        let Some(id) = checkpoint.position.applied else { return Ok(()) };
+        if !is_flushed(log, id) || log.checkpoints().contains(&id.index) {
+            return Ok(());
+        }
+        log.save_checkpoint(id.index, checkpoint.bytes).await
+    }
+}
+
+impl Position {
+    fn note(&mut self, header: &EntryHeader) {
+        assert!(header.base_offset == self.next_offset, "offsets are dense: {header:?} at {}", self.next_offset);
+        self.next_offset = header.end_offset();
+        self.chain = header.chain;
+        self.timestamp_max_us = header.timestamp_max_us;
+    }
+
+    fn encode(&self, machine: Bytes) -> Bytes {
+        let id = |id: LogId| v1::LogId { term: id.term.0, index: id.index.0 };
+        let checkpoint = v1::Checkpoint {
+            last_applied: self.applied.map(id),
+            membership_log_id: self.membership.log_id().as_ref().map(|raft| id(types::from_raft(raft))),
+            membership: Some(types::encode_membership(self.membership.membership())),
+            machine,
+            next_offset: self.next_offset.0,
+            chain: self.chain,
+            timestamp_max_us: self.timestamp_max_us,
+        };
+        checkpoint.encode_to_vec().into()
+    }
+}
+
+impl Checkpoint {
+    fn decode(bytes: Bytes) -> Result<Checkpoint, String> {
+        let decoded = v1::Checkpoint::decode(bytes.clone()).map_err(|error| error.to_string())?;
+        let id = |id: v1::LogId| LogId { term: Term(id.term), index: Index(id.index) };
+        let applied = decoded.last_applied.map(id).ok_or("a checkpoint names its entry")?;
+        let membership = types::decode_membership(&decoded.membership.unwrap_or_default())?;
+        let membership_id = decoded.membership_log_id.map(|raft| types::to_raft(id(raft)));
+        let position = Position {
+            applied: Some(applied),
+            membership: StoredMembership::new(membership_id, membership),
+            next_offset: Offset(decoded.next_offset),
+            chain: decoded.chain,
+            timestamp_max_us: decoded.timestamp_max_us,
+        };
+        Ok(Checkpoint { position, bytes })
+    }
+
+    fn to_snapshot(&self) -> Snapshot {
+        Snapshot {
+            meta: SnapshotMeta {
+                last_log_id: self.position.applied.map(types::to_raft),
+                last_membership: self.position.membership.clone(),
+            },
+            snapshot: self.bytes.clone(),
+        }
+    }
+}
+
+/// The newest checkpoint at or below `index`, checked against the log where the log still holds its entry.
+async fn load<E: Env>(log: &Log<E>, index: Index) -> Result<Option<Checkpoint>, String> {
+    let Some((kept, bytes)) = log.load_checkpoint(index).await.map_err(|error| error.to_string())? else {
+        return Ok(None);
+    };
+    let bad = |what: String| format!("the checkpoint at entry {kept} is not usable: {what}");
+    let checkpoint = Checkpoint::decode(bytes).map_err(bad)?;
+    let applied = checkpoint.position.applied.ok_or_else(|| bad("it names no entry".into()))?;
+    if applied.index != kept {
+        return Err(bad(format!("it is the state at {applied}")));
+    }
+    if kept >= log.first_index() {
+        let entries = log.read(kept, kept.next(), 0).await.map_err(|error| error.to_string())?;
+        let header = entries.first().map(|entry| entry.header).ok_or_else(|| bad("its entry is gone".into()))?;
+        if header.id != applied || header.chain != checkpoint.position.chain {
+            return Err(bad(format!("the log holds {} with another history there", header.id)));
+        }
+    }
+    Ok(Some(checkpoint))
+}
+
+fn is_flushed<E: Env>(log: &Log<E>, id: LogId) -> bool {
+    let reaches = |end: Option<LogId>| end.is_some_and(|end| end.index >= id.index);
+    reaches(log.flushed()) || reaches(log.purged())
+}
+
+/// What openraft owns and calls.
+pub struct StateMachine<E: Env, M: Machine> {
+    log: Log<E>,
+    shared: Rc<Shared<M>>,
+}
+
+impl<E: Env, M: Machine> StateMachine<E, M> {
+    /// The state machine of `shared`, whose checkpoints are kept in `log`.
+    pub fn new(log: Log<E>, shared: Rc<Shared<M>>) -> StateMachine<E, M> {
+        StateMachine { log, shared }
+    }
+
+    /// Has the state before the first entry of a segment written, by a task: `apply` does not wait for a disk.
+    fn keep_checkpoint(&self) {
+        let Some(checkpoint) = self.shared.checkpoint() else { return };
+        let kept = checkpoint.position.applied.is_some_and(|id| self.log.checkpoints().contains(&id.index));
+        if kept {
+            return;
+        }
+        let mut pending = self.shared.pending.borrow_mut();
+        if pending.len() == CHECKPOINTS_PENDING_MAX {
+            // A replay gets longer by a segment, and retention coarser: both harmless.
+            pending.pop_front();
+        }
+        pending.push_back(checkpoint);
+        drop(pending);
+        if !self.shared.saving.replace(true) {
+            env::spawn::<E>(save_pending(self.log.clone(), self.shared.clone()));
+        }
+    }
+}
+
+/// Writes the checkpoints that are to be written, each when its entry is durable here.
+async fn save_pending<E: Env, M: Machine>(log: Log<E>, shared: Rc<Shared<M>>) {
+    loop {
+        let next = shared.pending.borrow_mut().pop_front();
+        let Some(checkpoint) = next else { break };
+        let id = checkpoint.position.applied.expect("only the state after an entry is kept");
+        // A leader may commit what its own disk does not have yet.
+        loop {
+            let notified = shared.flushed.notified();
+            if log.fault().is_some() || shared.machine_gone.get() {
+                shared.saving.set(false);
+                return;
+            }
+            if is_flushed(&log, id) {
+                break;
+            }
+            notified.await;
+        }
+        if let Err(error) = log.save_checkpoint(id.index, checkpoint.bytes).await {
+            tracing::warn!(index = id.index.0, %error, "a checkpoint could not be kept; a replay would be longer");
+        }
+    }
+    shared.saving.set(false);
+}
+
+impl<E: Env, M: Machine> Drop for StateMachine<E, M> {
+    fn drop(&mut self) {
+        self.shared.machine_gone.set(true);
+        self.shared.flushed.notify_all();
+        self.shared.changed.notify_all();
+    }
+}
+
+impl<E: Env, M: Machine> RaftStateMachine<TypeConfig<E, M>> for StateMachine<E, M> {
+    type SnapshotData = Bytes;
+    type SnapshotBuilder = SnapshotBuilder<M>;
+
+    async fn applied_state(&mut self) -> Result<(Option<RaftLogId>, StoredMembership), io::Error> {
+        let position = self.shared.position.borrow();
+        Ok((position.applied.map(types::to_raft), position.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig<E, M>>, io::Error>> + Unpin,
+    {
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            if self.log.is_segment_first(Index(entry.log_id.index)) {
+                self.keep_checkpoint();
+            }
+            let applied = self.shared.apply(entry);
+            if let Some(responder) = responder {
+                responder.send(applied);
+            }
+        }
+        self.shared.changed.notify_all();
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Self::SnapshotBuilder> {
+        let boundary = self.shared.boundary.take();
+        // Never at the last applied entry unless openraft insists: it would purge the log up to there.
+        if boundary.is_none() && !force {
+            return None;
+        }
+        Some(SnapshotBuilder { shared: self.shared.clone(), checkpoint: boundary.or_else(|| self.shared.checkpoint()) })
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
+        SnapshotBuilder { shared: self.shared.clone(), checkpoint: self.shared.boundary.take() }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Bytes) -> Result<(), io::Error> {
+        let checkpoint = Checkpoint::decode(snapshot).map_err(io::Error::other)?;
+        let id = checkpoint.position.applied.expect("decode refuses a checkpoint without an entry");
+        if meta.last_log_id.as_ref().map(types::from_raft) != Some(id) {
+            return Err(io::Error::other(format!("the snapshot is the state at {id}, not at {:?}", meta.last_log_id)));
+        }
+        // Before the log goes on after it: a start in between finds the old state, which is whole.
+        self.log.save_checkpoint(id.index, checkpoint.bytes.clone()).await.map_err(to_io)?;
+        self.shared.install(&checkpoint).map_err(io::Error::other)?;
+        *self.shared.snapshot.borrow_mut() = Some(checkpoint);
+        self.shared.changed.notify_all();
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        Ok(self.shared.snapshot.borrow().as_ref().map(Checkpoint::to_snapshot))
+    }
+}
+
+/// Hands out the snapshot that was prepared.
+pub struct SnapshotBuilder<M> {
+    shared: Rc<Shared<M>>,
+    checkpoint: Option<Checkpoint>,
+}
+
+impl<E: Env, M: Machine> RaftSnapshotBuilder<TypeConfig<E, M>> for SnapshotBuilder<M> {
+    type SnapshotData = Bytes;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let checkpoint = self.checkpoint.take().ok_or_else(|| io::Error::other("nothing was applied yet"))?;
+        let snapshot = checkpoint.to_snapshot();
+        *self.shared.snapshot.borrow_mut() = Some(checkpoint);
+        Ok(snapshot)
+    }
+}

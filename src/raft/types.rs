@@ -1,0 +1,366 @@
+//! What openraft's type parameters are here, and how its entries, votes and memberships become ours.
+//!
+//! An entry on its way in carries a proposal's buffer; one read back carries the stored bytes. Neither is ever copied.
+
+use std::{
+    cell::Cell,
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    marker::PhantomData,
+    rc::Rc,
+};
+
+use openraft::{
+    RaftTypeConfig,
+    entry::RaftPayload,
+    impls::{BoxedErrorSource, InlineBatch, leader_id_std},
+    raft::responder::Responder,
+    vote::RaftLeaderId,
+};
+use prost::Message;
+
+use super::{Applied, Machine, Proposal, ProposalKind};
+use crate::{
+    env::{Env, buffer::Buffer, channel::OneshotSender},
+    format::entry::{ENTRY_HEADER_BYTES, EntryKind, NewEntry, StoredEntry},
+    ids::{Index, LogId, NodeId, Offset, Term},
+    log, proto,
+};
+
+/// openraft's parameters for groups of machine `M` in world `E`.
+pub struct TypeConfig<E, M>(PhantomData<fn() -> (E, M)>);
+
+impl<E: Env, M: Machine> RaftTypeConfig for TypeConfig<E, M> {
+    type D = Handed;
+    type R = Option<Applied<M::Answer>>;
+    type NodeId = u64;
+    type Node = Node;
+    type Term = u64;
+    type LeaderId = LeaderId;
+    type Vote = openraft::Vote<LeaderId>;
+    type Payload = Payload;
+    type Entry = Entry;
+    type AsyncRuntime = E::Runtime;
+    type Responder<T>
+        = Reply<T>
+    where
+        T: 'static;
+    type Batch<T>
+        = InlineBatch<T>
+    where
+        T: 'static;
+    type ErrorSource = BoxedErrorSource;
+}
+
+// By hand, because a derive would ask the same of `E` and `M`, which no value of this type holds.
+impl<E, M> Clone for TypeConfig<E, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E, M> Copy for TypeConfig<E, M> {}
+
+impl<E, M> Default for TypeConfig<E, M> {
+    fn default() -> Self {
+        TypeConfig(PhantomData)
+    }
+}
+
+impl<E, M> fmt::Debug for TypeConfig<E, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TypeConfig")
+    }
+}
+
+impl<E, M> PartialEq for TypeConfig<E, M> {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl<E, M> Eq for TypeConfig<E, M> {}
+
+impl<E, M> PartialOrd for TypeConfig<E, M> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<E, M> Ord for TypeConfig<E, M> {
+    fn cmp(&self, _: &Self) -> Ordering {
+        Ordering::Equal
+    }
+}
+
+/// At most one leader per term.
+pub type LeaderId = leader_id_std::LeaderId<u64, u64>;
+/// The part of it that is in a log id: the term.
+pub type CommittedLeaderId = <LeaderId as RaftLeaderId>::Committed;
+/// openraft's log id.
+pub type RaftLogId = openraft::LogId<CommittedLeaderId>;
+/// openraft's entry around our payload.
+pub type Entry = openraft::Entry<CommittedLeaderId, Payload>;
+/// openraft's vote.
+pub type RaftVote = openraft::Vote<LeaderId>;
+/// Voters and learners.
+pub type Membership = openraft::Membership<u64, Node>;
+/// A membership and the entry that made it.
+pub type StoredMembership = openraft::StoredMembership<CommittedLeaderId, u64, Node>;
+/// What a snapshot covers.
+pub type SnapshotMeta = openraft::SnapshotMeta<CommittedLeaderId, u64, Node>;
+/// A snapshot: its data is an encoded `ringlog.state.v1.Checkpoint`.
+pub type Snapshot = openraft::Snapshot<CommittedLeaderId, u64, Node, bytes::Bytes>;
+
+/// What a membership says of a node beside its id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Where its peers reach it; empty while there are none.
+    pub peer_address: String,
+}
+
+/// What an entry is.
+#[derive(Debug)]
+pub enum Payload {
+    /// A new leader's first entry.
+    Blank,
+    /// A proposal on its way into the log.
+    Open(Handed),
+    /// A membership on its way into the log.
+    Membership(Membership),
+    /// Read back from the log, or received from a leader.
+    Sealed {
+        /// Header and bytes.
+        stored: StoredEntry,
+        /// Decoded, if that is what it is.
+        membership: Option<Box<Membership>>,
+    },
+}
+
+impl RaftPayload for Payload {
+    type D = Handed;
+    type NodeId = u64;
+    type Node = Node;
+
+    fn blank() -> Self {
+        Payload::Blank
+    }
+
+    fn with_normal(self, proposal: Handed) -> Self {
+        Payload::Open(proposal)
+    }
+
+    fn with_membership(self, membership: Membership) -> Self {
+        Payload::Membership(membership)
+    }
+
+    fn get_membership(&self) -> Option<Membership> {
+        match self {
+            Payload::Membership(membership) => Some(membership.clone()),
+            Payload::Sealed { membership, .. } => membership.as_deref().cloned(),
+            Payload::Blank | Payload::Open(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Payload::Blank => f.write_str("blank"),
+            Payload::Open(proposal) => proposal.fmt(f),
+            Payload::Membership(membership) => write!(f, "membership {membership}"),
+            Payload::Sealed { stored, .. } => {
+                write!(f, "stored {:?} of {} bytes", stored.header.kind, stored.header.payload_bytes)
+            }
+        }
+    }
+}
+
+/// A proposal on its way through openraft to the log; what it needs there counts until it arrives, or is dropped.
+#[derive(Debug)]
+pub struct Handed {
+    proposal: Proposal,
+    _bytes: HandedBytes,
+}
+
+/// Takes its bytes off the sum when it is dropped.
+#[derive(Debug)]
+struct HandedBytes {
+    sum: Rc<Cell<usize>>,
+    bytes: usize,
+}
+
+impl Handed {
+    /// Adds the proposal's bytes to `sum` for as long as it is on the way.
+    pub fn new(proposal: Proposal, sum: &Rc<Cell<usize>>) -> Handed {
+        let bytes = proposal.buffer.padded_len();
+        sum.set(sum.get() + bytes);
+        Handed { proposal, _bytes: HandedBytes { sum: sum.clone(), bytes } }
+    }
+}
+
+impl Drop for HandedBytes {
+    fn drop(&mut self) {
+        self.sum.set(self.sum.get() - self.bytes);
+    }
+}
+
+impl fmt::Display for Handed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Proposal { kind, record_count, buffer, .. } = &self.proposal;
+        write!(f, "{kind:?} of {} bytes, {record_count} records", buffer.len())
+    }
+}
+
+/// Hands openraft's answer to who proposed; it may have gone.
+pub struct Reply<T>(pub(super) OneshotSender<T>);
+
+impl<E: Env, M: Machine, T: 'static> Responder<TypeConfig<E, M>, T> for Reply<T> {
+    fn on_complete(self, result: T) {
+        // Nobody waits any more: a dropped proposal is not taken back, its answer is just not read.
+        drop(self.0.send(result));
+    }
+}
+
+/// Our log id as openraft's.
+pub fn to_raft(id: LogId) -> RaftLogId {
+    RaftLogId::new(LeaderId::new(id.term.0, 0).to_committed(), id.index.0)
+}
+
+/// openraft's log id as ours.
+pub fn from_raft(id: &RaftLogId) -> LogId {
+    LogId { term: Term(id.committed_leader_id().term), index: Index(id.index) }
+}
+
+/// openraft's vote as it is kept on disk.
+pub fn from_raft_vote(vote: &RaftVote) -> log::Vote {
+    log::Vote { term: Term(vote.leader_id.term), node: NodeId(vote.leader_id.voted_for), committed: vote.committed }
+}
+
+/// A kept vote as openraft's.
+pub fn to_raft_vote(vote: log::Vote) -> RaftVote {
+    RaftVote { leader_id: LeaderId::new(vote.term.0, vote.node.0), committed: vote.committed }
+}
+
+/// An entry for the log; `now_us` is for those that carry no time of their own.
+pub fn to_log(entry: Entry, now_us: i64) -> NewEntry {
+    let id = from_raft(&entry.log_id);
+    let own = |kind, buffer| NewEntry {
+        id,
+        kind,
+        record_count: 0,
+        base_offset: Offset(0),
+        timestamp_us: now_us,
+        record_timestamp_max_us: i64::MIN,
+        buffer,
+    };
+    match entry.payload {
+        Payload::Blank => own(EntryKind::Blank, Buffer::zeroed(ENTRY_HEADER_BYTES)),
+        Payload::Membership(membership) => {
+            let mut buffer = Buffer::zeroed(ENTRY_HEADER_BYTES);
+            buffer.extend(&encode_membership(&membership).encode_to_vec());
+            own(EntryKind::Membership, buffer)
+        }
+        Payload::Open(Handed { proposal, .. }) => NewEntry {
+            id,
+            kind: match proposal.kind {
+                ProposalKind::Batch => EntryKind::Batch,
+                ProposalKind::Command => EntryKind::Command,
+            },
+            record_count: proposal.record_count,
+            base_offset: proposal.base_offset,
+            timestamp_us: proposal.timestamp_us,
+            record_timestamp_max_us: proposal.record_timestamp_max_us,
+            buffer: proposal.buffer,
+        },
+        Payload::Sealed { stored, .. } => {
+            // From a leader: the largest timestamp so far stands in for the entry's own, with the same result.
+            let mut buffer = Buffer::with_capacity(stored.bytes.len());
+            buffer.extend(&stored.bytes);
+            NewEntry {
+                id,
+                kind: stored.header.kind,
+                record_count: stored.header.record_count,
+                base_offset: stored.header.base_offset,
+                timestamp_us: stored.header.timestamp_us,
+                record_timestamp_max_us: stored.header.timestamp_max_us,
+                buffer,
+            }
+        }
+    }
+}
+
+/// An entry from the log.
+///
+/// # Errors
+/// In words, when a membership entry's payload is none.
+pub fn from_log(stored: StoredEntry) -> Result<Entry, String> {
+    let membership = if stored.header.kind == EntryKind::Membership {
+        let decoded = proto::ringlog::state::v1::Membership::decode(stored.payload())
+            .map_err(|error| error.to_string())
+            .and_then(|membership| decode_membership(&membership))
+            .map_err(|what| format!("entry {} is not a membership: {what}", stored.header.id))?;
+        Some(Box::new(decoded))
+    } else {
+        None
+    };
+    Ok(Entry { log_id: to_raft(stored.header.id), payload: Payload::Sealed { stored, membership } })
+}
+
+/// A membership as it is kept.
+pub fn encode_membership(membership: &Membership) -> proto::ringlog::state::v1::Membership {
+    use proto::ringlog::state::v1;
+    let configs = membership.get_joint_config().iter();
+    v1::Membership {
+        configs: configs.map(|ids| v1::NodeSet { node_ids: ids.iter().copied().collect() }).collect(),
+        nodes: membership
+            .nodes()
+            .map(|(id, node)| v1::Node { node_id: *id, peer_address: node.peer_address.clone() })
+            .collect(),
+    }
+}
+
+/// A kept membership.
+///
+/// # Errors
+/// In words, when a voter is not among the nodes.
+pub fn decode_membership(membership: &proto::ringlog::state::v1::Membership) -> Result<Membership, String> {
+    let configs: Vec<BTreeSet<u64>> =
+        membership.configs.iter().map(|set| set.node_ids.iter().copied().collect()).collect();
+    let nodes: BTreeMap<u64, Node> =
+        membership.nodes.iter().map(|node| (node.node_id, Node { peer_address: node.peer_address.clone() })).collect();
+    if configs.is_empty() && nodes.is_empty() {
+        return Ok(Membership::default());
+    }
+    Membership::new(configs, nodes).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Votes, log ids and memberships survive the way to disk and back.
+    #[test]
+    fn round_trips() {
+        let id = LogId { term: Term(7), index: Index(9) };
+        assert_eq!(from_raft(&to_raft(id)), id);
+        for committed in [false, true] {
+            let vote = log::Vote { term: Term(3), node: NodeId(5), committed };
+            assert_eq!(from_raft_vote(&to_raft_vote(vote)), vote);
+        }
+        let nodes = [1, 2, 3].map(|id| (id, Node { peer_address: format!("host-{id}:7500") }));
+        let joint = vec![BTreeSet::from([1, 2]), BTreeSet::from([2])];
+        let membership = Membership::new(joint, BTreeMap::from(nodes)).unwrap();
+        assert_eq!(decode_membership(&encode_membership(&membership)).unwrap(), membership);
+        assert_eq!(decode_membership(&encode_membership(&Membership::default())).unwrap(), Membership::default());
+    }
+
+    /// A voter without a node is refused, not trusted.
+    #[test]
+    fn membership_without_a_voters_node() {
+        use proto::ringlog::state::v1;
+        let membership = v1::Membership { configs: vec![v1::NodeSet { node_ids: vec![1, 2] }], nodes: vec![] };
+        assert!(decode_membership(&membership).is_err());
+    }
+}
