@@ -213,6 +213,11 @@ impl Catalog {
         self.shards
     }
 
+    /// First shard uid that was never handed out.
+    pub fn shard_uid_end(&self) -> ShardUid {
+        ShardUid(self.shard_uid_next)
+    }
+
     /// What `apply` would answer to this command now if it is refused: lets a caller refuse without
     /// writing an entry.
     ///

@@ -1,60 +1,45 @@
 //! What every front door shares: routing a call to the shard that answers it, and turning errors
-//! into statuses. TO BE WRITTEN
+//! into statuses.
+//!
+//! A reactor's front doors use `Frontend`: a call for a shard of that reactor is a function call
+//! without a message or an allocation. The ops thread owns no shards and uses `Remote`, which sends
+//! everything through mailboxes. Neither knows a wire format; those are `grpc` and `http`.
 
 pub mod grpc;
 pub mod http;
+pub mod remote;
+pub mod route;
+pub mod status;
 
-use std::time::Duration;
-
-use bytes::Bytes;
-
-use crate::{
-    env::Env,
-    format::records::{ProduceHead, Records},
-    shard::{Consume, Consumed, Durability, Produced, ShardStatus},
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    future::Future,
+    rc::Rc,
+    sync::Arc,
 };
 
-/// A gRPC status code (google.rpc.Code). The numbers are on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(i32)]
-#[allow(missing_docs)]
-pub enum Code {
-    Ok = 0,
-    Cancelled = 1,
-    Unknown = 2,
-    InvalidArgument = 3,
-    DeadlineExceeded = 4,
-    NotFound = 5,
-    AlreadyExists = 6,
-    PermissionDenied = 7,
-    ResourceExhausted = 8,
-    FailedPrecondition = 9,
-    Aborted = 10,
-    OutOfRange = 11,
-    Unimplemented = 12,
-    Internal = 13,
-    Unavailable = 14,
-    DataLoss = 15,
-    Unauthenticated = 16,
-}
+use tokio::sync::oneshot;
 
-/// An error as a client gets it: over gRPC as `google.rpc.Status` with `ErrorInfo` (domain "ringlog") and
-/// `RetryInfo`, over HTTP as JSON.
-#[derive(Clone, Debug)]
-pub struct CallError {
-    /// Status code.
-    pub code: Code,
-    /// Constant name of the cause, UPPER_SNAKE_CASE.
-    pub reason: &'static str,
-    /// For people.
-    pub message: String,
-    /// Whether it is certain that nothing was or will be written (`ErrorInfo.metadata["definite"]`).
-    pub definite: bool,
-    /// Worth another try after that long.
-    pub retry_after: Option<Duration>,
-    /// Address of the leader, if it is another node (`metadata["leader"]`).
-    pub leader: Option<String>,
-}
+pub use self::{
+    remote::{Limits, Remote, shard_status_message},
+    status::{CallError, Code},
+};
+use crate::{
+    catalog,
+    env::{self, Env},
+    format::records::{ProduceHead, Records},
+    frontend::remote::{checked_consume, durability, stopped},
+    limits,
+    proto::ringlog::v1 as proto,
+    reactor::{
+        Reactor, ReactorError,
+        mailbox::Request,
+        node::Phase,
+        topics::{PlacedTopic, TopicReader},
+    },
+    shard::{Consume, Consumed, Produce, Produced},
+};
 
 /// A produce call from a client.
 #[derive(Clone, Debug)]
@@ -71,7 +56,7 @@ pub struct ProduceCall {
 #[derive(Clone, Debug)]
 pub struct ProduceAck {
     /// Topic that was written.
-    pub topic: std::sync::Arc<str>,
+    pub topic: Arc<str>,
     /// Shard of it.
     pub shard: u32,
     /// Offsets and the rest.
@@ -85,92 +70,267 @@ pub struct ConsumeCall {
     pub topic: String,
     /// Shard number.
     pub shard: u32,
-    /// What to read.
+    /// What to read. 0 records or bytes: as many as the server gives.
     pub consume: Consume,
 }
 
-/// The front doors' view of the node: one per reactor, and one for the ops thread. Cheap to clone.
+/// A reactor's front doors' view of the node. Cheap to clone; stays on its reactor.
 pub struct Frontend<E: Env> {
-    _todo: std::marker::PhantomData<E>,
+    local: Rc<Local<E>>,
+}
+
+struct Local<E: Env> {
+    reactor: Rc<Reactor<E>>,
+    remote: Remote,
+    topics: TopicReader,
+    turn: Cell<u32>,
+    /// Calls that wait for the topic that the first of them creates, in order.
+    creating: RefCell<HashMap<String, Vec<Waiting>>>,
+}
+
+struct Waiting {
+    call: ProduceCall,
+    reply: oneshot::Sender<Result<ProduceAck, CallError>>,
+}
+
+/// Where a produce went.
+enum Submitted<L> {
+    Here { topic: Arc<str>, shard: u32, produced: L },
+    There { topic: Arc<str>, shard: u32, produced: oneshot::Receiver<Result<Produced, ReactorError>> },
+    Waits(oneshot::Receiver<Result<ProduceAck, CallError>>),
 }
 
 impl<E: Env> Clone for Frontend<E> {
     fn clone(&self) -> Self {
-        Frontend { _todo: std::marker::PhantomData }
+        Frontend { local: Rc::clone(&self.local) }
     }
 }
 
 impl<E: Env> Frontend<E> {
-    /// Routes and queues a produce at once: calls made one after the other that go to one shard get ascending offsets, as long as the
-    /// topic exists (a call that creates it waits for that first). Dropping the future does not take the request back.
-    pub fn produce(&self, call: ProduceCall) -> impl Future<Output = Result<ProduceAck, CallError>> + 'static {
-        let _ = call;
-        async { todo!() }
+    /// The front doors of `reactor`.
+    pub fn new(reactor: Rc<Reactor<E>>) -> Frontend<E> {
+        let node = reactor.node();
+        let (remote, topics) = (Remote::new(Arc::clone(node)), TopicReader::new(Arc::clone(&node.topics)));
+        let local = Local { reactor, remote, topics, turn: Cell::new(0), creating: RefCell::default() };
+        Frontend { local: Rc::new(local) }
     }
 
-    /// Reads committed records.
-    pub fn consume(&self, call: ConsumeCall) -> impl Future<Output = Result<Consumed, CallError>> + 'static {
-        let _ = call;
-        async { todo!() }
+    /// Routes and queues a produce at once: calls made one after the other that go to one shard get
+    /// ascending offsets, also while they wait for a topic that the first of them creates. Dropping
+    /// the future does not take the request back.
+    pub fn produce(&self, call: ProduceCall) -> impl Future<Output = Result<ProduceAck, CallError>> + use<E> + 'static {
+        let submitted = self.submit(call);
+        async move {
+            match submitted? {
+                Submitted::Here { topic, shard, produced } => {
+                    Ok(ProduceAck { topic, shard, produced: produced.await? })
+                }
+                Submitted::There { topic, shard, produced } => {
+                    let produced = produced.await.unwrap_or(Err(stopped(true)))?;
+                    Ok(ProduceAck { topic, shard, produced })
+                }
+                Submitted::Waits(ack) => ack.await.unwrap_or_else(|_| Err(CallError::stopping(true))),
+            }
+        }
     }
 
-    /// `Admin.CreateTopic`.
-    pub async fn create_topic(
-        &self,
-        request: crate::proto::ringlog::v1::CreateTopicRequest,
-    ) -> Result<crate::proto::ringlog::v1::Topic, CallError> {
-        let _ = request;
-        todo!()
+    /// Reads committed records. A wait ends early, with an error, when the node shuts down.
+    pub fn consume(&self, call: ConsumeCall) -> impl Future<Output = Result<Consumed, CallError>> + use<E> + 'static {
+        let started = self.start_consume(call);
+        async move {
+            let (consumed, stop) = started?;
+            let Some(stop) = stop else { return consumed.await };
+            tokio::select! {
+                biased;
+                result = consumed => result,
+                () = stop => Err(CallError::stopping(false)),
+            }
+        }
+    }
+
+    /// `Admin.CreateTopic`. Once it was sent, the topic is made even if nobody waits any more.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT`, `ALREADY_EXISTS`, `RESOURCE_EXHAUSTED`, `UNAVAILABLE`.
+    pub async fn create_topic(&self, request: proto::CreateTopicRequest) -> Result<proto::Topic, CallError> {
+        self.local.remote.create_topic(request).await
     }
 
     /// `Admin.ListTopics`, sorted by name.
-    pub fn list_topics(&self) -> Vec<crate::proto::ringlog::v1::Topic> {
-        todo!()
+    pub fn list_topics(&self) -> Vec<proto::Topic> {
+        self.local.remote.list_topics()
     }
 
     /// `Admin.DescribeTopic`.
-    pub async fn describe_topic(
-        &self,
-        name: &str,
-    ) -> Result<crate::proto::ringlog::v1::DescribeTopicResponse, CallError> {
-        let _ = name;
-        todo!()
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `UNAVAILABLE`.
+    pub async fn describe_topic(&self, name: &str) -> Result<proto::DescribeTopicResponse, CallError> {
+        self.local.remote.describe_topic(name).await
     }
 
-    /// `Admin.DeleteTopic`.
+    /// `Admin.DeleteTopic`. Once it was sent, the topic goes even if nobody waits any more.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `UNAVAILABLE`.
     pub async fn delete_topic(&self, name: &str) -> Result<(), CallError> {
-        let _ = name;
-        todo!()
+        self.local.remote.delete_topic(name).await
     }
 
-    /// `Admin.TrimTopic`.
+    /// `Admin.TrimTopic`; answers with the log start.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `OUT_OF_RANGE` above the high watermark, `UNAVAILABLE`.
     pub async fn trim_topic(&self, name: &str, shard: u32, before_offset: u64) -> Result<u64, CallError> {
-        let _ = (name, shard, before_offset);
-        todo!()
+        self.local.remote.trim_topic(name, shard, before_offset).await
     }
 
-    /// `Log.GetServers`.
-    pub async fn get_servers(
-        &self,
-        topics: Vec<String>,
-    ) -> Result<crate::proto::ringlog::v1::GetServersResponse, CallError> {
-        let _ = topics;
-        todo!()
+    /// `Log.GetServers`; all topics if none is named.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `UNAVAILABLE`.
+    pub async fn get_servers(&self, topics: Vec<String>) -> Result<proto::GetServersResponse, CallError> {
+        self.local.remote.get_servers(topics).await
+    }
+
+    /// Largest message and record that clients may send here.
+    pub fn limits(&self) -> Limits {
+        self.local.remote.limits()
     }
 
     /// Whether the node serves: recovered, not shutting down, at least one shard well. For health checks.
     pub fn is_serving(&self) -> bool {
-        todo!()
+        self.local.reactor.node().is_serving()
     }
 
     /// Resolves when the node begins to shut down: connections finish what they have, and go away.
-    pub fn shutting_down(&self) -> impl Future<Output = ()> + 'static {
-        async { todo!() }
+    pub fn shutting_down(&self) -> impl Future<Output = ()> + use<E> + 'static {
+        self.local.reactor.node().reached(Phase::Draining)
     }
-}
 
-/// For docs: what a shard's numbers look like on the wire.
-pub fn shard_status_message(shard: u32, status: &ShardStatus) -> crate::proto::ringlog::v1::ShardStatus {
-    let _ = (shard, status, Durability::QuorumFlushed, Bytes::new());
-    todo!()
+    /// Routes a call and hands it to its shard, all at once.
+    fn submit(
+        &self,
+        call: ProduceCall,
+    ) -> Result<Submitted<impl Future<Output = Result<Produced, ReactorError>> + use<E> + 'static>, CallError> {
+        let local = &self.local;
+        let name = route::topic_name(&call.head.topic);
+        if !local.creating.borrow().is_empty() && local.creating.borrow().contains_key(name) {
+            return self.wait_for_topic(call).map(Submitted::Waits);
+        }
+        match local.topics.get(name) {
+            Some(view) => self.submit_to(&view, call),
+            None => self.create_for(call).map(Submitted::Waits),
+        }
+    }
+
+    fn submit_to(
+        &self,
+        placed: &PlacedTopic,
+        call: ProduceCall,
+    ) -> Result<Submitted<impl Future<Output = Result<Produced, ReactorError>> + use<E> + 'static>, CallError> {
+        let local = &self.local;
+        let ProduceCall { head, records, deadline_us } = call;
+        let turn = local.turn.get();
+        local.turn.set(turn.wrapping_add(1));
+        let here = local.reactor.number();
+        let shard = route::produce_shard(placed, head.shard, head.key_hash, Some(here), turn)?;
+        let place = route::numbered_shard(placed, shard)?;
+        let durability = durability(head.durability)?;
+        let expected_offset = head.expected_offset.map(crate::ids::Offset);
+        let produce = Produce { records, durability, expected_offset, deadline_us };
+        let topic = Arc::clone(&placed.view.name);
+        if place.reactor == here {
+            return Ok(Submitted::Here { topic, shard, produced: local.reactor.produce(place.uid, produce) });
+        }
+        let (reply, produced) = oneshot::channel();
+        local.reactor.node().send(place.reactor, Request::Produce { uid: place.uid, produce, reply })?;
+        Ok(Submitted::There { topic, shard, produced })
+    }
+
+    /// Begins to make the topic of `call`, which waits for it.
+    fn create_for(&self, call: ProduceCall) -> Result<oneshot::Receiver<Result<ProduceAck, CallError>>, CallError> {
+        let name = route::topic_name(&call.head.topic).to_owned();
+        if self.local.reactor.node().phase() == Phase::Starting {
+            return Err(CallError::starting());
+        }
+        catalog::validate_topic_name(&name)?;
+        if !self.local.remote.auto_create() {
+            return Err(CallError::no_topic(&name));
+        }
+        self.local.creating.borrow_mut().insert(name.clone(), Vec::new());
+        let ack = self.wait_for_topic(call);
+        let frontend = self.clone();
+        env::spawn::<E>(async move { frontend.create_and_release(name).await });
+        ack
+    }
+
+    fn wait_for_topic(&self, call: ProduceCall) -> Result<oneshot::Receiver<Result<ProduceAck, CallError>>, CallError> {
+        let mut creating = self.local.creating.borrow_mut();
+        let waiting: usize = creating.values().map(Vec::len).sum();
+        if waiting >= limits::MAILBOX_REQUESTS_MAX {
+            let message = "too many calls wait for topics to be created; retry after a moment";
+            return Err(CallError::retry(Code::ResourceExhausted, "CATALOG_BUSY", message));
+        }
+        let (reply, ack) = oneshot::channel();
+        let calls = creating.get_mut(route::topic_name(&call.head.topic)).expect("the caller looked");
+        calls.push(Waiting { call, reply });
+        Ok(ack)
+    }
+
+    /// Makes the topic, then hands all that waited for it to their shards, in order.
+    async fn create_and_release(self, name: String) {
+        let created = self.local.remote.auto_create_topic(&name).await;
+        let waiting = self.local.creating.borrow_mut().remove(&name).expect("only this task removes it");
+        for Waiting { call, reply } in waiting {
+            let view = created.clone().and_then(|()| {
+                // Deleted again in the same moment: the call is told so instead of making it once more.
+                self.local.topics.get(&name).ok_or_else(|| CallError::no_topic(&name))
+            });
+            let submitted = view.and_then(|view| self.submit_to(&view, call));
+            env::spawn::<E>(async move {
+                let ack = async {
+                    match submitted? {
+                        Submitted::Here { topic, shard, produced } => {
+                            Ok(ProduceAck { topic, shard, produced: produced.await? })
+                        }
+                        Submitted::There { topic, shard, produced } => {
+                            let produced = produced.await.unwrap_or(Err(stopped(true)))?;
+                            Ok(ProduceAck { topic, shard, produced })
+                        }
+                        Submitted::Waits(ack) => ack.await.unwrap_or_else(|_| Err(CallError::stopping(true))),
+                    }
+                };
+                drop(reply.send(ack.await));
+            });
+        }
+    }
+
+    /// Routes a consume and starts it; the second future cuts its wait short.
+    #[allow(clippy::type_complexity, reason = "two futures and an error; naming them would not say more")]
+    fn start_consume(
+        &self,
+        call: ConsumeCall,
+    ) -> Result<
+        (
+            impl Future<Output = Result<Consumed, CallError>> + use<E> + 'static,
+            Option<impl Future<Output = ()> + use<E> + 'static>,
+        ),
+        CallError,
+    > {
+        let local = &self.local;
+        let consume = checked_consume(call.consume, self.limits())?;
+        let name = route::topic_name(&call.topic);
+        let view = local.topics.get(name).ok_or_else(|| local.remote.no_topic(name))?;
+        let place = route::numbered_shard(&view, call.shard)?;
+        let stop = (!consume.wait.is_zero()).then(|| self.shutting_down());
+        let consumed = if place.reactor == local.reactor.number() {
+            futures_util::future::Either::Left(local.reactor.consume(place.uid, consume))
+        } else {
+            let (reply, consumed) = oneshot::channel();
+            local.reactor.node().send(place.reactor, Request::Consume { uid: place.uid, consume, reply })?;
+            futures_util::future::Either::Right(async move { consumed.await.unwrap_or(Err(stopped(false))) })
+        };
+        Ok((async move { consumed.await.map_err(CallError::from) }, stop))
+    }
 }

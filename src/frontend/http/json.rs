@@ -1,0 +1,512 @@
+//! The JSON of the HTTP API: what comes in becomes the same protobuf messages that gRPC clients
+//! send, and what goes out is made from them, so there is one path through the node.
+//!
+//! Bytes are base64 (standard alphabet; padding optional on the way in). For text there is a second
+//! name each: `key_text`, `value_text`. On the way in either may be given; on the way out, with
+//! `?text=true`, the `_text` one is used wherever the bytes are valid UTF-8.
+
+use base64::{
+    Engine,
+    alphabet::STANDARD,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    frontend::{
+        ProduceAck,
+        status::{CallError, Code},
+    },
+    proto::ringlog::v1 as proto,
+    shard::Durability,
+};
+
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Body of a produce.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProduceBody {
+    records: Vec<RecordIn>,
+    shard: Option<u32>,
+    durability: Option<DurabilityName>,
+    expected_offset: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RecordIn {
+    key: Option<String>,
+    key_text: Option<String>,
+    value: Option<String>,
+    value_text: Option<String>,
+    #[serde(default)]
+    headers: Vec<HeaderIn>,
+    #[serde(default)]
+    timestamp_us: i64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HeaderIn {
+    name: String,
+    value: Option<String>,
+    value_text: Option<String>,
+}
+
+/// A durability by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DurabilityName {
+    /// Flushed on a majority of replicas.
+    QuorumFlushed,
+    /// In the leader's memory only.
+    LeaderMemory,
+}
+
+impl ProduceBody {
+    /// The same as a protobuf message.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for bytes given twice or not in base64.
+    pub fn into_request(self, topic: String) -> Result<proto::ProduceRequest, CallError> {
+        let durability = match self.durability {
+            None => proto::Durability::Unspecified,
+            Some(DurabilityName::QuorumFlushed) => proto::Durability::QuorumFlushed,
+            Some(DurabilityName::LeaderMemory) => proto::Durability::LeaderMemory,
+        };
+        Ok(proto::ProduceRequest {
+            topic,
+            shard: self.shard,
+            records: self.records.into_iter().map(record_in).collect::<Result<_, _>>()?,
+            durability: durability.into(),
+            expected_offset: self.expected_offset,
+        })
+    }
+}
+
+fn record_in(record: RecordIn) -> Result<proto::Record, CallError> {
+    let header = |header: HeaderIn| {
+        let value = bytes_in("value", header.value, header.value_text)?;
+        Ok(proto::Header { name: header.name, value })
+    };
+    Ok(proto::Record {
+        key: bytes_in("key", record.key, record.key_text)?,
+        value: bytes_in("value", record.value, record.value_text)?,
+        headers: record.headers.into_iter().map(header).collect::<Result<_, CallError>>()?,
+        timestamp_us: record.timestamp_us,
+        offset: 0,
+    })
+}
+
+fn bytes_in(name: &str, base64: Option<String>, text: Option<String>) -> Result<Bytes, CallError> {
+    match (base64, text) {
+        (None, None) => Ok(Bytes::new()),
+        (None, Some(text)) => Ok(text.into()),
+        (Some(base64), None) => BASE64.decode(&base64).map(Bytes::from).map_err(|error| {
+            let message = format!("{name} is not base64 ({error}); for text use {name}_text");
+            CallError::invalid("BASE64_INVALID", message)
+        }),
+        (Some(_), Some(_)) => {
+            let message = format!("{name} and {name}_text are both given; give one of them");
+            Err(CallError::invalid("BYTES_GIVEN_TWICE", message))
+        }
+    }
+}
+
+/// Answer to a produce.
+#[derive(Debug, Serialize)]
+pub struct AckOut {
+    topic: String,
+    shard: u32,
+    base_offset: u64,
+    count: u32,
+    timestamp_us: i64,
+    durability: DurabilityName,
+}
+
+impl From<ProduceAck> for AckOut {
+    fn from(ack: ProduceAck) -> AckOut {
+        AckOut {
+            topic: ack.topic.to_string(),
+            shard: ack.shard,
+            base_offset: ack.produced.base_offset.0,
+            count: ack.produced.count,
+            timestamp_us: ack.produced.timestamp_us,
+            durability: match ack.produced.durability {
+                Durability::QuorumFlushed => DurabilityName::QuorumFlushed,
+                Durability::LeaderMemory => DurabilityName::LeaderMemory,
+            },
+        }
+    }
+}
+
+/// Answer to a consume.
+#[derive(Debug, Serialize)]
+pub struct ConsumedOut {
+    records: Vec<RecordOut>,
+    next_offset: u64,
+    log_start: u64,
+    high_watermark: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct RecordOut {
+    offset: u64,
+    timestamp_us: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_text: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value_text: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    headers: Vec<HeaderOut>,
+}
+
+#[derive(Debug, Serialize)]
+struct HeaderOut {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value_text: Option<String>,
+}
+
+impl ConsumedOut {
+    /// Records as JSON; with `text`, as text where they are.
+    pub fn new(response: proto::ConsumeResponse, text: bool) -> ConsumedOut {
+        let proto::ConsumeResponse { records, next_offset, log_start, high_watermark } = response;
+        let records = records.into_iter().map(|record| record_out(record, text)).collect();
+        ConsumedOut { records, next_offset, log_start, high_watermark }
+    }
+}
+
+fn record_out(record: proto::Record, text: bool) -> RecordOut {
+    // An absent key and an empty one are the same on the wire; a value is always shown.
+    let (key, key_text) = if record.key.is_empty() { (None, None) } else { bytes_out(&record.key, text) };
+    let (value, value_text) = bytes_out(&record.value, text);
+    let header = |header: proto::Header| {
+        let (value, value_text) = bytes_out(&header.value, text);
+        HeaderOut { name: header.name, value, value_text }
+    };
+    let headers = record.headers.into_iter().map(header).collect();
+    RecordOut { offset: record.offset, timestamp_us: record.timestamp_us, key, key_text, value, value_text, headers }
+}
+
+fn bytes_out(bytes: &[u8], text: bool) -> (Option<String>, Option<String>) {
+    match std::str::from_utf8(bytes) {
+        Ok(string) if text => (None, Some(string.to_owned())),
+        _ => (Some(BASE64.encode(bytes)), None),
+    }
+}
+
+/// Retention of a topic, in and out; 0 is no limit.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionJson {
+    bytes_max: u64,
+    age_ms_max: u64,
+}
+
+/// Settings of a topic, in and out.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TopicConfigJson {
+    retention: Option<RetentionJson>,
+    segment_bytes: u64,
+}
+
+/// Body of a topic's creation; may be left out.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CreateTopicBody {
+    shards: u32,
+    config: Option<TopicConfigJson>,
+}
+
+impl CreateTopicBody {
+    /// The same as a protobuf message.
+    pub fn into_request(self, name: String) -> proto::CreateTopicRequest {
+        let config = self.config.map(|config| proto::TopicConfig {
+            retention: config
+                .retention
+                .map(|retention| proto::Retention { bytes_max: retention.bytes_max, age_ms_max: retention.age_ms_max }),
+            segment_bytes: config.segment_bytes,
+        });
+        proto::CreateTopicRequest { name, shards: self.shards, config }
+    }
+}
+
+/// A topic.
+#[derive(Debug, Serialize)]
+pub struct TopicOut {
+    name: String,
+    topic_id: u64,
+    shards: u32,
+    config: TopicConfigJson,
+    created_us: i64,
+}
+
+impl From<proto::Topic> for TopicOut {
+    fn from(topic: proto::Topic) -> TopicOut {
+        let config = topic.config.unwrap_or_default();
+        let retention = config.retention.unwrap_or_default();
+        let retention = RetentionJson { bytes_max: retention.bytes_max, age_ms_max: retention.age_ms_max };
+        TopicOut {
+            name: topic.name,
+            topic_id: topic.topic_id,
+            shards: topic.shards,
+            config: TopicConfigJson { retention: Some(retention), segment_bytes: config.segment_bytes },
+            created_us: topic.created_us,
+        }
+    }
+}
+
+/// All topics.
+#[derive(Debug, Serialize)]
+pub struct TopicsOut {
+    topics: Vec<TopicOut>,
+}
+
+impl From<Vec<proto::Topic>> for TopicsOut {
+    fn from(topics: Vec<proto::Topic>) -> TopicsOut {
+        TopicsOut { topics: topics.into_iter().map(TopicOut::from).collect() }
+    }
+}
+
+/// A topic and its shards.
+#[derive(Debug, Serialize)]
+pub struct DescribedOut {
+    topic: Option<TopicOut>,
+    shards: Vec<ShardStatusOut>,
+}
+
+#[derive(Debug, Serialize)]
+struct ShardStatusOut {
+    shard: u32,
+    shard_uid: u64,
+    reactor: u32,
+    leader_node_id: u64,
+    term: u64,
+    log_start: u64,
+    high_watermark: u64,
+    log_end: u64,
+    size_bytes: u64,
+    segments: u32,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    fault: String,
+}
+
+impl From<proto::DescribeTopicResponse> for DescribedOut {
+    fn from(response: proto::DescribeTopicResponse) -> DescribedOut {
+        let shard = |status: proto::ShardStatus| ShardStatusOut {
+            shard: status.shard,
+            shard_uid: status.shard_uid,
+            reactor: status.reactor,
+            leader_node_id: status.leader_node_id,
+            term: status.term,
+            log_start: status.log_start,
+            high_watermark: status.high_watermark,
+            log_end: status.log_end,
+            size_bytes: status.size_bytes,
+            segments: status.segments,
+            fault: status.fault,
+        };
+        DescribedOut {
+            topic: response.topic.map(TopicOut::from),
+            shards: response.shards.into_iter().map(shard).collect(),
+        }
+    }
+}
+
+/// Body of a trim.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrimBody {
+    /// New log start.
+    pub before_offset: u64,
+}
+
+/// Answer to a trim.
+#[derive(Debug, Serialize)]
+pub struct TrimOut {
+    /// First offset kept.
+    pub log_start: u64,
+}
+
+/// The topology.
+#[derive(Debug, Serialize)]
+pub struct ServersOut {
+    cluster_id: String,
+    servers: Vec<ServerOut>,
+    topics: Vec<TopicShardsOut>,
+}
+
+#[derive(Debug, Serialize)]
+struct ServerOut {
+    node_id: u64,
+    grpc_address: String,
+    http_address: String,
+    reactors: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct TopicShardsOut {
+    topic: String,
+    shards: Vec<ShardLeaderOut>,
+}
+
+#[derive(Debug, Serialize)]
+struct ShardLeaderOut {
+    shard: u32,
+    leader_node_id: u64,
+    term: u64,
+    reactor: u32,
+    replica_node_ids: Vec<u64>,
+}
+
+impl From<proto::GetServersResponse> for ServersOut {
+    fn from(response: proto::GetServersResponse) -> ServersOut {
+        let server = |server: proto::Server| ServerOut {
+            node_id: server.node_id,
+            grpc_address: server.grpc_address,
+            http_address: server.http_address,
+            reactors: server.reactors,
+        };
+        let leader = |shard: proto::ShardLeader| ShardLeaderOut {
+            shard: shard.shard,
+            leader_node_id: shard.leader_node_id,
+            term: shard.term,
+            reactor: shard.reactor,
+            replica_node_ids: shard.replica_node_ids,
+        };
+        let topic = |topic: proto::TopicShards| TopicShardsOut {
+            topic: topic.topic,
+            shards: topic.shards.into_iter().map(leader).collect(),
+        };
+        ServersOut {
+            cluster_id: response.cluster_id,
+            servers: response.servers.into_iter().map(server).collect(),
+            topics: response.topics.into_iter().map(topic).collect(),
+        }
+    }
+}
+
+/// An error.
+#[derive(Debug, Serialize)]
+pub struct ErrorOut {
+    code: &'static str,
+    reason: &'static str,
+    message: String,
+    definite: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leader: Option<String>,
+}
+
+impl From<CallError> for ErrorOut {
+    fn from(error: CallError) -> ErrorOut {
+        let CallError { code, reason, message, definite, retry_after, leader } = error;
+        let retry_after_ms = retry_after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+        ErrorOut { code: code.name(), reason, message, definite, retry_after_ms, leader }
+    }
+}
+
+/// HTTP's number for an error: google.rpc.Code's own table, except where HTTP has a more exact one.
+pub fn http_status(error: &CallError) -> u16 {
+    match (error.code, error.reason) {
+        (_, "MESSAGE_TOO_LARGE") => 413,
+        (_, "METHOD_NOT_ALLOWED") => 405,
+        (_, "NOT_JSON") => 415,
+        (Code::Ok, _) => 200,
+        (Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange, _) => 400,
+        (Code::Unauthenticated, _) => 401,
+        (Code::PermissionDenied, _) => 403,
+        (Code::NotFound, _) => 404,
+        (Code::AlreadyExists | Code::Aborted, _) => 409,
+        (Code::ResourceExhausted, _) => 429,
+        (Code::Cancelled, _) => 499,
+        (Code::Unknown | Code::Internal | Code::DataLoss, _) => 500,
+        (Code::Unimplemented, _) => 501,
+        (Code::Unavailable, _) => 503,
+        (Code::DeadlineExceeded, _) => 504,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(json: &str) -> Result<proto::ProduceRequest, CallError> {
+        serde_json::from_str::<ProduceBody>(json).unwrap().into_request("t".into())
+    }
+
+    /// Every field of a record, as bytes and as text, becomes what a gRPC client would have sent.
+    #[test]
+    fn records_in() {
+        let request = request(
+            r#"{"shard": 2, "durability": "leader_memory", "expected_offset": 7, "records": [
+                {"key": "/w==", "value_text": "h\u00e9", "timestamp_us": 5, "headers": [{"name": "n", "value": "AQ"}]},
+                {}]}"#,
+        );
+        let request = request.unwrap();
+        assert_eq!((request.shard, request.expected_offset, request.durability), (Some(2), Some(7), 2));
+        let first = &request.records[0];
+        assert_eq!((&first.key[..], &first.value[..], first.timestamp_us), (&b"\xff"[..], "hé".as_bytes(), 5));
+        assert_eq!((&first.headers[0].name[..], &first.headers[0].value[..]), ("n", &[1][..]));
+        assert_eq!(request.records[1], proto::Record::default());
+    }
+
+    /// Bytes that are no base64, or are given twice, are refused with what to do.
+    #[test]
+    fn refused_records() {
+        let error = request(r#"{"records": [{"value": "h\u00e9"}]}"#).unwrap_err();
+        assert!(error.message.contains("value_text"), "{}", error.message);
+        let error = request(r#"{"records": [{"key": "AQ==", "key_text": "x"}]}"#).unwrap_err();
+        assert_eq!(error.reason, "BYTES_GIVEN_TWICE");
+        let unknown = serde_json::from_str::<ProduceBody>(r#"{"records": [], "acks": 1}"#).unwrap_err();
+        assert!(unknown.to_string().contains("acks"));
+    }
+
+    /// Records go out as base64, or as text where they are and it is asked for.
+    #[test]
+    fn records_out() {
+        let record = |value: &'static [u8]| proto::Record {
+            value: Bytes::from_static(value),
+            offset: 3,
+            timestamp_us: 4,
+            ..Default::default()
+        };
+        let response = proto::ConsumeResponse {
+            records: vec![record(b"hi"), record(b"\xff")],
+            next_offset: 5,
+            ..Default::default()
+        };
+        let json = |text| serde_json::to_string(&ConsumedOut::new(response.clone(), text)).unwrap();
+        let end = r#""next_offset":5,"log_start":0,"high_watermark":0}"#;
+        let second = r#"{"offset":3,"timestamp_us":4,"value":"/w=="}"#;
+        let first = r#"{"offset":3,"timestamp_us":4,"value":"aGk="}"#;
+        assert_eq!(json(false), format!(r#"{{"records":[{first},{second}],{end}"#));
+        let first = r#"{"offset":3,"timestamp_us":4,"value_text":"hi"}"#;
+        assert_eq!(json(true), format!(r#"{{"records":[{first},{second}],{end}"#));
+    }
+
+    /// An error carries what a program needs to go on.
+    #[test]
+    fn errors() {
+        let error = CallError::retry(Code::ResourceExhausted, "DISK_FULL", "no space");
+        assert_eq!(http_status(&error), 429);
+        let json = serde_json::to_string(&ErrorOut::from(error)).unwrap();
+        let wanted = r#"{"code":"RESOURCE_EXHAUSTED","reason":"DISK_FULL","message":"no space","definite":true,"retry_after_ms":50}"#;
+        assert_eq!(json, wanted);
+        assert_eq!(http_status(&CallError::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", "")), 413);
+    }
+}

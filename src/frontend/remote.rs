@@ -1,0 +1,421 @@
+//! Calls from a thread that owns no shards, and calls about topics from any thread: everything goes
+//! through mailboxes. `Send`, so that the ops thread's HTTP server can use it.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+};
+
+use tokio::sync::oneshot;
+
+use crate::{
+    catalog::{self, CreateTopic},
+    frontend::{
+        ConsumeCall, ProduceAck, ProduceCall, route,
+        status::{CallError, Code},
+    },
+    ids::{NodeId, Offset, ReactorNumber, ShardUid},
+    limits,
+    proto::ringlog::v1 as proto,
+    reactor::{
+        ReactorError,
+        control::ControlError,
+        mailbox::Request,
+        node::{Node, Phase},
+        topics::{PlacedTopic, ShardPlace},
+    },
+    shard::{Consume, Consumed, Durability, Produce, ShardStatus},
+};
+
+/// Room for the other fields of a response, so that a whole one stays within the message limit,
+/// which is also what stock clients accept.
+const RESPONSE_BYTES_EXTRA: usize = 4096;
+
+/// What clients may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest message in bytes.
+    pub message_bytes_max: usize,
+    /// Largest record in bytes, as encoded.
+    pub record_bytes_max: usize,
+}
+
+/// See the module's description. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    node: Arc<Node>,
+    turn: Arc<AtomicU32>,
+}
+
+impl Remote {
+    /// Calls to `node`.
+    pub fn new(node: Arc<Node>) -> Remote {
+        Remote { node, turn: Arc::default() }
+    }
+
+    /// The node that is called.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Largest message and record that clients may send.
+    pub fn limits(&self) -> Limits {
+        let config = &self.node.config;
+        Limits { message_bytes_max: config.message_bytes_max, record_bytes_max: config.record_bytes_max }
+    }
+
+    /// Whether unknown topics are made on first produce.
+    pub fn auto_create(&self) -> bool {
+        self.node.config.auto_create.unwrap_or_else(|| self.node.config.grpc.ip().is_loopback())
+    }
+
+    /// Appends records. Dropping the future does not take the request back.
+    ///
+    /// # Errors
+    /// As documented in `status`.
+    pub async fn produce(&self, call: ProduceCall) -> Result<ProduceAck, CallError> {
+        let ProduceCall { head, records, deadline_us } = call;
+        let view = self.topic_to_write(route::topic_name(&head.topic)).await?;
+        let turn = self.turn.fetch_add(1, Relaxed);
+        let shard = route::produce_shard(&view, head.shard, head.key_hash, None, turn)?;
+        let place = route::numbered_shard(&view, shard)?;
+        let expected_offset = head.expected_offset.map(Offset);
+        let produce = Produce { records, durability: durability(head.durability)?, expected_offset, deadline_us };
+        let produced =
+            self.ask(place.reactor, true, |reply| Request::Produce { uid: place.uid, produce, reply }).await?;
+        Ok(ProduceAck { topic: Arc::clone(&view.view.name), shard, produced })
+    }
+
+    /// Reads committed records. A wait ends early, with an error, when the node shuts down.
+    ///
+    /// # Errors
+    /// As documented in `status`.
+    pub async fn consume(&self, call: ConsumeCall) -> Result<Consumed, CallError> {
+        let consume = checked_consume(call.consume, self.limits())?;
+        let view = self.topic(route::topic_name(&call.topic))?;
+        let place = route::numbered_shard(&view, call.shard)?;
+        let consumed = self.ask(place.reactor, false, |reply| Request::Consume { uid: place.uid, consume, reply });
+        tokio::select! {
+            biased;
+            result = consumed => Ok(result?),
+            () = self.node.reached(Phase::Draining), if !consume.wait.is_zero() => Err(CallError::stopping(false)),
+        }
+    }
+
+    /// `Admin.CreateTopic`.
+    ///
+    /// # Errors
+    /// See `Frontend::create_topic`.
+    pub async fn create_topic(&self, request: proto::CreateTopicRequest) -> Result<proto::Topic, CallError> {
+        catalog::validate_topic_name(&request.name)?;
+        let create = self.create_command(request)?;
+        let (reply, created) = oneshot::channel();
+        self.node.send(ReactorNumber(0), Request::CreateTopic { create, reply })?;
+        let view = created.await.map_err(|_| self.no_answer())??;
+        Ok(topic_message(&view))
+    }
+
+    /// Makes an unknown topic for its first produce; that somebody else has just made it is fine.
+    ///
+    /// # Errors
+    /// See `Frontend::create_topic`.
+    pub async fn auto_create_topic(&self, name: &str) -> Result<(), CallError> {
+        let request = proto::CreateTopicRequest { name: name.to_owned(), ..Default::default() };
+        match self.create_topic(request).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.code == Code::AlreadyExists => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `Admin.ListTopics`, sorted by name.
+    pub fn list_topics(&self) -> Vec<proto::Topic> {
+        let mut topics: Vec<_> = self.node.topics.snapshot().values().map(|view| topic_message(view)).collect();
+        topics.sort_by(|a, b| a.name.cmp(&b.name));
+        topics
+    }
+
+    /// `Admin.DescribeTopic`.
+    ///
+    /// # Errors
+    /// See `Frontend::describe_topic`.
+    pub async fn describe_topic(&self, name: &str) -> Result<proto::DescribeTopicResponse, CallError> {
+        let view = self.topic(route::topic_name(name))?;
+        let statuses = self.statuses(view.shards.clone()).await?;
+        let shards = (0u32..).zip(view.shards.iter().zip(&statuses));
+        let shards = shards.map(|(number, (place, status))| shard_status_message(number, *place, status)).collect();
+        Ok(proto::DescribeTopicResponse { topic: Some(topic_message(&view)), shards })
+    }
+
+    /// `Admin.DeleteTopic`.
+    ///
+    /// # Errors
+    /// See `Frontend::delete_topic`.
+    pub async fn delete_topic(&self, name: &str) -> Result<(), CallError> {
+        if name.is_empty() {
+            let message = "name the topic to delete; an empty name does not mean the default topic here";
+            return Err(CallError::invalid("TOPIC_NAME_INVALID", message));
+        }
+        let (reply, deleted) = oneshot::channel();
+        self.node.send(ReactorNumber(0), Request::DeleteTopic { name: name.to_owned(), reply })?;
+        Ok(deleted.await.map_err(|_| self.no_answer())??)
+    }
+
+    /// `Admin.TrimTopic`.
+    ///
+    /// # Errors
+    /// See `Frontend::trim_topic`.
+    pub async fn trim_topic(&self, name: &str, shard: u32, before_offset: u64) -> Result<u64, CallError> {
+        let view = self.topic(route::topic_name(name))?;
+        let place = route::numbered_shard(&view, shard)?;
+        let before = Offset(before_offset);
+        let start = self.ask(place.reactor, true, |reply| Request::Trim { uid: place.uid, before, reply }).await?;
+        Ok(start.0)
+    }
+
+    /// `Log.GetServers`; all topics if none is named.
+    ///
+    /// # Errors
+    /// See `Frontend::get_servers`.
+    pub async fn get_servers(&self, topics: Vec<String>) -> Result<proto::GetServersResponse, CallError> {
+        let identity = self.node.identity().ok_or_else(CallError::starting)?;
+        let views = if topics.is_empty() {
+            let mut views: Vec<_> = self.node.topics.snapshot().values().cloned().collect();
+            views.sort_by(|a, b| a.view.name.cmp(&b.view.name));
+            views
+        } else {
+            topics.iter().map(|name| self.topic(route::topic_name(name))).collect::<Result<_, _>>()?
+        };
+        let places: Vec<_> = views.iter().flat_map(|view| view.shards.iter().copied()).collect();
+        let mut statuses = self.statuses(places).await?.into_iter();
+        let topics = views.iter().map(|view| {
+            let shards = (0u32..).zip(&view.shards).zip(&mut statuses);
+            let shards = shards.map(|((shard, place), status)| shard_leader(shard, *place, &status, identity.node));
+            proto::TopicShards { topic: view.view.name.to_string(), shards: shards.collect() }
+        });
+        let topics = topics.collect();
+        let (grpc, http) = self.node.addresses;
+        let server = proto::Server {
+            node_id: identity.node.0,
+            grpc_address: grpc.to_string(),
+            http_address: http.to_string(),
+            reactors: u32::try_from(self.node.reactors.len()).expect("at most REACTORS_MAX"),
+        };
+        Ok(proto::GetServersResponse { cluster_id: identity.cluster_id.clone(), servers: vec![server], topics })
+    }
+
+    /// Why there is no such topic: still recovering, an impossible name, or just unknown.
+    pub fn no_topic(&self, name: &str) -> CallError {
+        if self.node.phase() == Phase::Starting {
+            return CallError::starting();
+        }
+        match catalog::validate_topic_name(name) {
+            Ok(()) => CallError::no_topic(name),
+            Err(error) => error.into(),
+        }
+    }
+
+    fn topic(&self, name: &str) -> Result<Arc<PlacedTopic>, CallError> {
+        self.node.topics.snapshot().get(name).cloned().ok_or_else(|| self.no_topic(name))
+    }
+
+    async fn topic_to_write(&self, name: &str) -> Result<Arc<PlacedTopic>, CallError> {
+        match self.topic(name) {
+            Err(error) if error.code == Code::NotFound && self.auto_create() => {
+                self.auto_create_topic(name).await?;
+                self.topic(name)
+            }
+            found => found,
+        }
+    }
+
+    fn create_command(&self, request: proto::CreateTopicRequest) -> Result<CreateTopic, CallError> {
+        let proto::CreateTopicRequest { name, shards, config } = request;
+        let shards = if shards == 0 { self.node.reactors.len() as u32 } else { shards };
+        let proto::TopicConfig { retention, segment_bytes } = config.unwrap_or_default();
+        let block = limits::BLOCK_BYTES as u64;
+        if !segment_bytes.is_multiple_of(block) {
+            let message =
+                format!("segment_bytes is a multiple of {block}, or 0 for the node's setting; not {segment_bytes}");
+            return Err(CallError::invalid("SEGMENT_BYTES_INVALID", message));
+        }
+        let retention = retention.unwrap_or(proto::Retention {
+            bytes_max: self.node.config.retention_bytes,
+            age_ms_max: self.node.config.retention_age_ms,
+        });
+        let proto::Retention { bytes_max, age_ms_max } = retention;
+        Ok(CreateTopic {
+            name,
+            shards,
+            retention_bytes_max: bytes_max,
+            retention_age_ms_max: age_ms_max,
+            segment_bytes,
+            // Reactor 0's clock, when it proposes.
+            created_us: 0,
+        })
+    }
+
+    /// Sends one request and waits for its answer. `writes`: without an answer it may still have been done.
+    fn ask<T: Send + 'static, R: FnOnce(oneshot::Sender<Result<T, ReactorError>>) -> Request>(
+        &self,
+        reactor: ReactorNumber,
+        writes: bool,
+        request: R,
+    ) -> impl Future<Output = Result<T, ReactorError>> + Send + use<T, R> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.node.send(reactor, request(reply));
+        async move {
+            sent?;
+            answer.await.unwrap_or(Err(stopped(writes)))
+        }
+    }
+
+    /// The numbers of shards, in their order: one message per reactor.
+    async fn statuses(&self, places: Vec<ShardPlace>) -> Result<Vec<ShardStatus>, CallError> {
+        let mut asked: BTreeMap<u32, (Vec<usize>, Vec<ShardUid>)> = BTreeMap::new();
+        for (at, place) in places.iter().enumerate() {
+            let (ats, uids) = asked.entry(place.reactor.0).or_default();
+            ats.push(at);
+            uids.push(place.uid);
+        }
+        let asked = asked.into_iter().map(|(reactor, (ats, uids))| {
+            let answer = self.ask(ReactorNumber(reactor), false, |reply| Request::Status { uids, reply });
+            async move { answer.await.map(|statuses| (ats, statuses)) }
+        });
+        let mut found: Vec<Option<ShardStatus>> = places.iter().map(|_| None).collect();
+        for (ats, statuses) in futures_util::future::try_join_all(asked).await? {
+            for (at, status) in ats.into_iter().zip(statuses) {
+                found[at] = Some(status);
+            }
+        }
+        Ok(found.into_iter().map(|status| status.expect("a reactor answers for each uid")).collect())
+    }
+
+    /// Reactor 0 dropped a request about topics.
+    fn no_answer(&self) -> CallError {
+        if self.node.phase() == Phase::Starting { CallError::starting() } else { CallError::stopping(true) }
+    }
+}
+
+/// The reactor dropped a request.
+pub(super) fn stopped(maybe_written: bool) -> ReactorError {
+    ReactorError::Stopped { maybe_written }
+}
+
+/// The durability that a request asks for.
+pub(super) fn durability(wire: i32) -> Result<Durability, CallError> {
+    match proto::Durability::try_from(wire) {
+        Ok(proto::Durability::Unspecified | proto::Durability::QuorumFlushed) => Ok(Durability::QuorumFlushed),
+        Ok(proto::Durability::LeaderMemory) => Ok(Durability::LeaderMemory),
+        Err(_) => {
+            let message = format!("durability {wire} is not known to this server; leave it out for the safe default");
+            Err(CallError::invalid("DURABILITY_UNKNOWN", message))
+        }
+    }
+}
+
+/// A consume within its bounds: 0 is replaced by the server's value, bytes are cut to what a
+/// message may have, and a longer wait than the limit is refused.
+pub(super) fn checked_consume(consume: Consume, limits: Limits) -> Result<Consume, CallError> {
+    if consume.wait > limits::CONSUME_WAIT_MAX {
+        let (wait, max) = (consume.wait.as_millis(), limits::CONSUME_WAIT_MAX.as_millis());
+        let message = format!("wait_ms is at most {max}, not {wait}; ask again after it, or use ConsumeStream");
+        return Err(CallError::invalid("WAIT_TOO_LONG", message));
+    }
+    let bytes_max = if consume.bytes_max == 0 { limits::CONSUME_BYTES_DEFAULT } else { consume.bytes_max };
+    let bytes_max = bytes_max.min(limits.message_bytes_max.saturating_sub(RESPONSE_BYTES_EXTRA)).max(1);
+    let records_max = if consume.records_max == 0 { u64::MAX } else { consume.records_max };
+    Ok(Consume { bytes_max, records_max, ..consume })
+}
+
+/// A topic on the wire.
+fn topic_message(placed: &PlacedTopic) -> proto::Topic {
+    let view = &placed.view;
+    proto::Topic {
+        name: view.name.to_string(),
+        topic_id: view.id.0,
+        shards: u32::try_from(view.shards.len()).expect("at most TOPIC_SHARDS_MAX"),
+        config: Some(proto::TopicConfig {
+            retention: Some(proto::Retention {
+                bytes_max: view.retention_bytes_max,
+                age_ms_max: view.retention_age_ms_max,
+            }),
+            segment_bytes: view.segment_bytes,
+        }),
+        created_us: view.created_us,
+    }
+}
+
+/// A shard's numbers on the wire.
+pub fn shard_status_message(shard: u32, place: ShardPlace, status: &ShardStatus) -> proto::ShardStatus {
+    proto::ShardStatus {
+        shard,
+        shard_uid: place.uid.0,
+        reactor: place.reactor.0,
+        leader_node_id: status.leader.map_or(0, |node| node.0),
+        term: status.term.0,
+        log_start: status.log_start.0,
+        high_watermark: status.high_watermark.0,
+        log_end: status.log_end.0,
+        size_bytes: status.size_bytes,
+        segments: status.segments,
+        fault: status.fault.clone().unwrap_or_default(),
+    }
+}
+
+fn shard_leader(shard: u32, place: ShardPlace, status: &ShardStatus, node: NodeId) -> proto::ShardLeader {
+    // A replica at fault leads nothing, whatever it was before.
+    let leader = status.leader.filter(|_| status.fault.is_none());
+    proto::ShardLeader {
+        shard,
+        leader_node_id: leader.map_or(0, |leader| leader.0),
+        term: status.term.0,
+        reactor: place.reactor.0,
+        replica_node_ids: vec![node.0],
+    }
+}
+
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Remote>();
+    is_send::<ControlError>();
+};
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::shard::Start;
+
+    const LIMITS: Limits = Limits { message_bytes_max: 4 << 20, record_bytes_max: 1 << 20 };
+
+    fn consume(records_max: u64, bytes_max: usize, wait_ms: u64) -> Consume {
+        Consume { start: Start::Earliest, records_max, bytes_max, wait: Duration::from_millis(wait_ms) }
+    }
+
+    /// Zeros become the server's values, a response never outgrows a message, waits are bounded.
+    #[test]
+    fn consume_bounds() {
+        let checked = checked_consume(consume(0, 0, 60_000), LIMITS).unwrap();
+        assert_eq!((checked.records_max, checked.bytes_max), (u64::MAX, limits::CONSUME_BYTES_DEFAULT));
+        let checked = checked_consume(consume(7, usize::MAX, 0), LIMITS).unwrap();
+        assert_eq!((checked.records_max, checked.bytes_max), (7, (4 << 20) - RESPONSE_BYTES_EXTRA));
+        let error = checked_consume(consume(1, 1, 60_001), LIMITS).unwrap_err();
+        assert_eq!((error.code, error.reason), (Code::InvalidArgument, "WAIT_TOO_LONG"));
+    }
+
+    /// The default is the safe one; a value of a later version is refused, not weakened.
+    #[test]
+    fn durabilities() {
+        assert_eq!(durability(0), Ok(Durability::QuorumFlushed));
+        assert_eq!(durability(1), Ok(Durability::QuorumFlushed));
+        assert_eq!(durability(2), Ok(Durability::LeaderMemory));
+        assert_eq!(durability(3).unwrap_err().reason, "DURABILITY_UNKNOWN");
+        assert_eq!(durability(-1).unwrap_err().reason, "DURABILITY_UNKNOWN");
+    }
+}

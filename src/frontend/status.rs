@@ -1,0 +1,308 @@
+//! Errors as clients get them. The only place where an error of a floor below becomes a status;
+//! every variant is listed, so that a new one has to be thought about here.
+//!
+//! `definite` promises that nothing was written and nothing will be. It is what a producer needs
+//! to know before it sends again.
+
+use std::{fmt, time::Duration};
+
+use crate::{
+    catalog::{CatalogError, TopicNameError},
+    format::records::RecordsError,
+    limits,
+    log::LogError,
+    raft::GroupError,
+    reactor::{ReactorError, control::ControlError},
+    shard::ShardError,
+};
+
+/// A gRPC status code (google.rpc.Code). The numbers are on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+#[allow(missing_docs, reason = "the names are google.rpc.Code's")]
+pub enum Code {
+    Ok = 0,
+    Cancelled = 1,
+    Unknown = 2,
+    InvalidArgument = 3,
+    DeadlineExceeded = 4,
+    NotFound = 5,
+    AlreadyExists = 6,
+    PermissionDenied = 7,
+    ResourceExhausted = 8,
+    FailedPrecondition = 9,
+    Aborted = 10,
+    OutOfRange = 11,
+    Unimplemented = 12,
+    Internal = 13,
+    Unavailable = 14,
+    DataLoss = 15,
+    Unauthenticated = 16,
+}
+
+impl Code {
+    /// Its name in google.rpc.Code.
+    pub fn name(self) -> &'static str {
+        match self {
+            Code::Ok => "OK",
+            Code::Cancelled => "CANCELLED",
+            Code::Unknown => "UNKNOWN",
+            Code::InvalidArgument => "INVALID_ARGUMENT",
+            Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+            Code::NotFound => "NOT_FOUND",
+            Code::AlreadyExists => "ALREADY_EXISTS",
+            Code::PermissionDenied => "PERMISSION_DENIED",
+            Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+            Code::FailedPrecondition => "FAILED_PRECONDITION",
+            Code::Aborted => "ABORTED",
+            Code::OutOfRange => "OUT_OF_RANGE",
+            Code::Unimplemented => "UNIMPLEMENTED",
+            Code::Internal => "INTERNAL",
+            Code::Unavailable => "UNAVAILABLE",
+            Code::DataLoss => "DATA_LOSS",
+            Code::Unauthenticated => "UNAUTHENTICATED",
+        }
+    }
+}
+
+/// An error as a client gets it: over gRPC as `google.rpc.Status` with `ErrorInfo` (domain
+/// "ringlog") and `RetryInfo`, over HTTP as JSON.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallError {
+    /// Status code.
+    pub code: Code,
+    /// Constant name of the cause, UPPER_SNAKE_CASE.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+    /// Whether it is certain that nothing was or will be written (`ErrorInfo.metadata["definite"]`).
+    pub definite: bool,
+    /// Worth another try after that long.
+    pub retry_after: Option<Duration>,
+    /// Address of the leader, if it is another node (`metadata["leader"]`).
+    pub leader: Option<String>,
+}
+
+impl CallError {
+    /// A definite error without a retry hint.
+    pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> CallError {
+        CallError { code, reason, message: message.into(), definite: true, retry_after: None, leader: None }
+    }
+
+    /// A definite error that a moment's patience may cure.
+    pub fn retry(code: Code, reason: &'static str, message: impl Into<String>) -> CallError {
+        CallError { retry_after: Some(limits::RETRY_AFTER), ..CallError::new(code, reason, message) }
+    }
+
+    /// The same, definite only if nothing may have been written.
+    #[must_use]
+    pub fn maybe_written(self, maybe_written: bool) -> CallError {
+        CallError { definite: !maybe_written, ..self }
+    }
+
+    /// The request is wrong.
+    pub fn invalid(reason: &'static str, message: impl Into<String>) -> CallError {
+        CallError::new(Code::InvalidArgument, reason, message)
+    }
+
+    /// No such topic.
+    pub fn no_topic(name: &str) -> CallError {
+        let message = format!("there is no topic {name:?}; create it first: ringlog topic create {name}");
+        CallError::new(Code::NotFound, "TOPIC_NOT_FOUND", message)
+    }
+
+    /// The node is recovering.
+    pub fn starting() -> CallError {
+        CallError::retry(Code::Unavailable, "STARTING", "the node is still recovering; retry after a moment")
+    }
+
+    /// The node is going away.
+    pub fn stopping(maybe_written: bool) -> CallError {
+        let message = "the node is shutting down; retry when it is back";
+        CallError::retry(Code::Unavailable, "SHUTTING_DOWN", message).maybe_written(maybe_written)
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}): {}", self.code.name(), self.reason, self.message)
+    }
+}
+
+impl std::error::Error for CallError {}
+
+impl From<ShardError> for CallError {
+    fn from(error: ShardError) -> CallError {
+        let message = error.to_string();
+        match error {
+            ShardError::Busy { what: _ } => CallError::retry(Code::ResourceExhausted, "SHARD_BUSY", message),
+            // With one copy the leader is this node, between two terms.
+            ShardError::NotLeader { leader: _ } => CallError::retry(Code::Unavailable, "NOT_LEADER", message),
+            ShardError::Deadline => CallError::new(Code::DeadlineExceeded, "DEADLINE_TOO_SHORT", message),
+            ShardError::OffsetMismatch { expected: _, actual: _ } => {
+                CallError::new(Code::FailedPrecondition, "OFFSET_MISMATCH", message)
+            }
+            ShardError::OutOfRange { offset: _, log_start: _, high_watermark: _ } => {
+                CallError::new(Code::OutOfRange, "OFFSET_OUT_OF_RANGE", message)
+            }
+            ShardError::Full(error) => error.into(),
+            ShardError::Failed { cause: _, maybe_written } => {
+                CallError::new(Code::Unavailable, "SHARD_FAILED", message).maybe_written(maybe_written)
+            }
+            ShardError::Closing { maybe_written } => {
+                CallError::retry(Code::Unavailable, "SHARD_CLOSING", message).maybe_written(maybe_written)
+            }
+        }
+    }
+}
+
+impl From<LogError> for CallError {
+    fn from(error: LogError) -> CallError {
+        let message = error.to_string();
+        match error {
+            LogError::Full { dir: _ } => CallError::retry(Code::ResourceExhausted, "DISK_FULL", message),
+            LogError::Corrupt { file: _, position: _, what: _ } => CallError::new(Code::DataLoss, "CORRUPT", message),
+            LogError::Foreign { file: _, what: _ } => CallError::new(Code::FailedPrecondition, "FOREIGN_DATA", message),
+            LogError::NotFound { index: _, first: _, end: _ } => {
+                CallError::new(Code::Internal, "ENTRY_NOT_FOUND", message)
+            }
+            LogError::Stopped { file: _, action: _, cause: _ } => {
+                CallError::new(Code::Unavailable, "SHARD_FAILED", message).maybe_written(true)
+            }
+            LogError::Io { file: _, action: _, cause: _ } => {
+                CallError::new(Code::Unavailable, "SHARD_FAILED", message).maybe_written(true)
+            }
+        }
+    }
+}
+
+impl From<ReactorError> for CallError {
+    fn from(error: ReactorError) -> CallError {
+        let message = error.to_string();
+        match error {
+            ReactorError::Shard(error) => error.into(),
+            ReactorError::NotOpen { cause: _ } => CallError::new(Code::DataLoss, "SHARD_NOT_OPEN", message),
+            ReactorError::Gone => CallError::new(Code::NotFound, "SHARD_NOT_FOUND", message),
+            ReactorError::MailboxFull => CallError::retry(Code::ResourceExhausted, "REACTOR_BUSY", message),
+            ReactorError::Stopped { maybe_written } => CallError::stopping(maybe_written),
+        }
+    }
+}
+
+impl From<GroupError> for CallError {
+    fn from(error: GroupError) -> CallError {
+        let message = error.to_string();
+        match error {
+            GroupError::NotLeader { leader: _ } => CallError::retry(Code::Unavailable, "NOT_LEADER", message),
+            GroupError::Full(error) => error.into(),
+            GroupError::Stopped { cause: _, maybe_written } => {
+                CallError::new(Code::Unavailable, "CATALOG_FAILED", message).maybe_written(maybe_written)
+            }
+        }
+    }
+}
+
+impl From<ControlError> for CallError {
+    fn from(error: ControlError) -> CallError {
+        let message = error.to_string();
+        match error {
+            ControlError::Refused(error) => error.into(),
+            ControlError::Busy => CallError::retry(Code::ResourceExhausted, "CATALOG_BUSY", message),
+            ControlError::Catalog(error) => error.into(),
+            ControlError::Shards(error) => error.into(),
+        }
+    }
+}
+
+impl From<RecordsError> for CallError {
+    fn from(error: RecordsError) -> CallError {
+        let message = error.to_string();
+        match error {
+            RecordsError::Malformed { what: _, position: _ } => CallError::invalid("MALFORMED_REQUEST", message),
+            RecordsError::Empty => CallError::invalid("NO_RECORDS", message),
+            RecordsError::RecordTooLong { number: _, bytes: _, max: _ } => {
+                CallError::invalid("RECORD_TOO_LONG", message)
+            }
+            RecordsError::TooMany { max: _ } => CallError::invalid("TOO_MANY_RECORDS", message),
+        }
+    }
+}
+
+impl From<TopicNameError> for CallError {
+    fn from(error: TopicNameError) -> CallError {
+        CallError::invalid("TOPIC_NAME_INVALID", error.to_string())
+    }
+}
+
+impl From<CatalogError> for CallError {
+    fn from(error: CatalogError) -> CallError {
+        let message = error.to_string();
+        match error {
+            CatalogError::AlreadyExists(_) => CallError::new(Code::AlreadyExists, "TOPIC_EXISTS", message),
+            CatalogError::NotFound(_) => CallError::new(Code::NotFound, "TOPIC_NOT_FOUND", message),
+            CatalogError::Name(error) => error.into(),
+            CatalogError::ShardCount(_) => CallError::invalid("SHARD_COUNT_INVALID", message),
+            CatalogError::SegmentBytes(_) => CallError::invalid("SEGMENT_BYTES_INVALID", message),
+            CatalogError::TooManyShards { wanted: _, present: _ } => {
+                CallError::new(Code::ResourceExhausted, "TOO_MANY_SHARDS", message)
+            }
+            CatalogError::UnknownCommand => CallError::new(Code::Internal, "UNKNOWN_COMMAND", message),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Index, Offset};
+
+    fn row(error: impl Into<CallError>) -> (&'static str, &'static str, bool, bool) {
+        let error = error.into();
+        assert!(!error.message.is_empty());
+        (error.code.name(), error.reason, error.definite, error.retry_after.is_some())
+    }
+
+    /// Code, reason, definite, worth a retry: for every error that a produce can meet.
+    #[test]
+    #[rustfmt::skip]
+    fn table() {
+        let full = || LogError::Full { dir: "d".into() };
+        let corrupt = LogError::Corrupt { file: "f".into(), position: 4096, what: "bad crc".into() };
+        let failed = |maybe_written| ShardError::Failed { cause: "sync failed".into(), maybe_written };
+        let (expected, actual) = (Offset(1), Offset(2));
+        let far = ShardError::OutOfRange { offset: Offset(9), log_start: Offset(1), high_watermark: Offset(5) };
+        let lost = LogError::NotFound { index: Index(1), first: Index(2), end: Index(3) };
+        assert_eq!(row(ShardError::Busy { what: "bytes" }), ("RESOURCE_EXHAUSTED", "SHARD_BUSY", true, true));
+        assert_eq!(row(ShardError::NotLeader { leader: None }), ("UNAVAILABLE", "NOT_LEADER", true, true));
+        assert_eq!(row(ShardError::Deadline), ("DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT", true, false));
+        assert_eq!(row(ShardError::OffsetMismatch { expected, actual }), ("FAILED_PRECONDITION", "OFFSET_MISMATCH", true, false));
+        assert_eq!(row(far), ("OUT_OF_RANGE", "OFFSET_OUT_OF_RANGE", true, false));
+        assert_eq!(row(ShardError::Full(full())), ("RESOURCE_EXHAUSTED", "DISK_FULL", true, true));
+        assert_eq!(row(failed(true)), ("UNAVAILABLE", "SHARD_FAILED", false, false));
+        assert_eq!(row(failed(false)), ("UNAVAILABLE", "SHARD_FAILED", true, false));
+        assert_eq!(row(ShardError::Closing { maybe_written: true }), ("UNAVAILABLE", "SHARD_CLOSING", false, true));
+        assert_eq!(row(ShardError::Closing { maybe_written: false }), ("UNAVAILABLE", "SHARD_CLOSING", true, true));
+        assert_eq!(row(corrupt), ("DATA_LOSS", "CORRUPT", true, false));
+        assert_eq!(row(lost), ("INTERNAL", "ENTRY_NOT_FOUND", true, false));
+        assert_eq!(row(ReactorError::MailboxFull), ("RESOURCE_EXHAUSTED", "REACTOR_BUSY", true, true));
+        assert_eq!(row(ReactorError::Gone), ("NOT_FOUND", "SHARD_NOT_FOUND", true, false));
+        assert_eq!(row(ReactorError::NotOpen { cause: "x".into() }), ("DATA_LOSS", "SHARD_NOT_OPEN", true, false));
+        assert_eq!(row(ReactorError::Stopped { maybe_written: true }), ("UNAVAILABLE", "SHUTTING_DOWN", false, true));
+        assert_eq!(row(ReactorError::Shard(ShardError::Deadline)), row(ShardError::Deadline));
+        let missing = ControlError::Refused(CatalogError::NotFound("t".into()));
+        assert_eq!(row(missing), ("NOT_FOUND", "TOPIC_NOT_FOUND", true, false));
+        assert_eq!(row(CatalogError::ShardCount(0)), ("INVALID_ARGUMENT", "SHARD_COUNT_INVALID", true, false));
+        assert_eq!(row(CatalogError::TooManyShards { wanted: 1, present: 1 }), ("RESOURCE_EXHAUSTED", "TOO_MANY_SHARDS", true, false));
+        assert_eq!(row(ControlError::Busy), ("RESOURCE_EXHAUSTED", "CATALOG_BUSY", true, true));
+        assert_eq!(row(ControlError::Catalog(GroupError::Full(full()))), ("RESOURCE_EXHAUSTED", "DISK_FULL", true, true));
+        assert_eq!(row(RecordsError::Empty), ("INVALID_ARGUMENT", "NO_RECORDS", true, false));
+        assert_eq!(row(RecordsError::RecordTooLong { number: 0, bytes: 9, max: 8 }), ("INVALID_ARGUMENT", "RECORD_TOO_LONG", true, false));
+    }
+
+    /// The numbers are google.rpc.Code's.
+    #[test]
+    fn numbers() {
+        assert_eq!((Code::InvalidArgument as i32, Code::NotFound as i32, Code::Unauthenticated as i32), (3, 5, 16));
+        assert_eq!((Code::ResourceExhausted as i32, Code::Unavailable as i32, Code::DataLoss as i32), (8, 14, 15));
+    }
+}

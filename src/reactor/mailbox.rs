@@ -1,0 +1,271 @@
+//! A reactor's mailbox: how every other thread asks it for something.
+//!
+//! A bounded queue and a doorbell. A sender rings only when the reactor sleeps, so a burst of
+//! requests costs one wake-up. Requests of one sender are taken in the order in which they were
+//! sent. At the bound `send` refuses; nothing waits for room.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::SeqCst},
+};
+
+use crossbeam::queue::ArrayQueue;
+use tokio::sync::{Notify, oneshot};
+
+use crate::{
+    catalog::CreateTopic,
+    ids::{Offset, ShardUid},
+    limits,
+    reactor::{ReactorError, control::ControlError, topics::PlacedTopic},
+    shard::{Consume, Consumed, Produce, Produced, ShardOptions, ShardStatus},
+};
+
+/// Most requests that are taken before other tasks of the reactor get their turn.
+pub const TAKE_MAX: usize = 256;
+
+/// Where the answer goes. Nobody minds when the asker has gone.
+pub type Reply<T> = oneshot::Sender<Result<T, ReactorError>>;
+
+/// Something asked of a reactor by another thread.
+#[derive(Debug)]
+pub enum Request {
+    /// Append records to a shard.
+    Produce {
+        /// Which shard.
+        uid: ShardUid,
+        /// What.
+        produce: Produce,
+        /// For the acknowledgement.
+        reply: Reply<Produced>,
+    },
+    /// Read records of a shard. Given up when the asker drops the other end of `reply`.
+    Consume {
+        /// Which shard.
+        uid: ShardUid,
+        /// What.
+        consume: Consume,
+        /// For the records.
+        reply: Reply<Consumed>,
+    },
+    /// Move a shard's log start up.
+    Trim {
+        /// Which shard.
+        uid: ShardUid,
+        /// New log start.
+        before: Offset,
+        /// For the log start after it.
+        reply: Reply<Offset>,
+    },
+    /// Numbers of shards, in the order asked for.
+    Status {
+        /// Which shards.
+        uids: Vec<ShardUid>,
+        /// For the numbers; a shard that did not open has its error as its fault.
+        reply: Reply<Vec<ShardStatus>>,
+    },
+    /// Open shards, making those that are not there.
+    Open {
+        /// Which shards.
+        shards: Vec<ShardOptions>,
+        /// Succeeds when all of them serve; else the first error. All were tried.
+        reply: Reply<()>,
+    },
+    /// Note shards that are gone from the disk, so that their calls get the reason.
+    Lost {
+        /// Which shards.
+        uids: Vec<ShardUid>,
+        /// When it is noted.
+        reply: Reply<()>,
+    },
+    /// Close shards of a deleted topic and remove their directories.
+    Remove {
+        /// Which shards.
+        uids: Vec<ShardUid>,
+        /// When they are gone.
+        reply: Reply<()>,
+    },
+    /// Make a topic. Only reactor 0 answers it.
+    CreateTopic {
+        /// The topic.
+        create: CreateTopic,
+        /// For the topic as it is published.
+        reply: oneshot::Sender<Result<Arc<PlacedTopic>, ControlError>>,
+    },
+    /// Remove a topic. Only reactor 0 answers it.
+    DeleteTopic {
+        /// Its name.
+        name: String,
+        /// When it is gone.
+        reply: oneshot::Sender<Result<(), ControlError>>,
+    },
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Mailbox {
+    queue: ArrayQueue<Request>,
+    asleep: AtomicBool,
+    closed: AtomicBool,
+    doorbell: Notify,
+}
+
+impl Default for Mailbox {
+    fn default() -> Mailbox {
+        Mailbox::with_capacity(limits::MAILBOX_REQUESTS_MAX)
+    }
+}
+
+impl Mailbox {
+    fn with_capacity(requests: usize) -> Mailbox {
+        Mailbox {
+            queue: ArrayQueue::new(requests),
+            asleep: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            doorbell: Notify::new(),
+        }
+    }
+
+    /// Puts `request` in, from any thread, and never waits.
+    ///
+    /// # Errors
+    /// `MailboxFull`; `Stopped` after `close`. The reactor has not seen the request then.
+    pub fn send(&self, request: Request) -> Result<(), ReactorError> {
+        self.offer(request).map_err(|(error, _)| error)
+    }
+
+    /// As `send`, but gives the request back.
+    ///
+    /// # Errors
+    /// As `send`.
+    #[allow(clippy::result_large_err, reason = "giving the request back is what this is for")]
+    pub fn offer(&self, request: Request) -> Result<(), (ReactorError, Request)> {
+        if self.closed.load(SeqCst) {
+            return Err((ReactorError::Stopped { maybe_written: false }, request));
+        }
+        self.queue.push(request).map_err(|request| (ReactorError::MailboxFull, request))?;
+        // After the push: whoever misses this flag has seen the request (both are SeqCst).
+        if self.asleep.swap(false, SeqCst) {
+            self.doorbell.notify_one();
+        }
+        if self.closed.load(SeqCst) {
+            // Closed between the two: nobody would take it, and its asker would wait for ever.
+            self.clear();
+        }
+        Ok(())
+    }
+
+    /// Requests waiting now.
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether none waits now.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Suspends until there is a request, then moves up to `TAKE_MAX` into `batch`. For the one
+    /// task that owns the mailbox; when it is dropped, nothing is lost.
+    pub async fn take(&self, batch: &mut Vec<Request>) {
+        loop {
+            while batch.len() < TAKE_MAX
+                && let Some(request) = self.queue.pop()
+            {
+                batch.push(request);
+            }
+            if !batch.is_empty() {
+                return;
+            }
+            self.asleep.store(true, SeqCst);
+            if self.queue.is_empty() {
+                self.doorbell.notified().await;
+            }
+            self.asleep.store(false, SeqCst);
+        }
+    }
+
+    /// Refuses further requests and drops those that wait: their askers learn that the reactor
+    /// has stopped.
+    pub fn close(&self) {
+        self.closed.store(true, SeqCst);
+        self.clear();
+    }
+
+    fn clear(&self) {
+        while self.queue.pop().is_some() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(uid: u64) -> (Request, oneshot::Receiver<Result<Vec<ShardStatus>, ReactorError>>) {
+        let (reply, answer) = oneshot::channel();
+        (Request::Status { uids: vec![ShardUid(uid)], reply }, answer)
+    }
+
+    fn uid(request: &Request) -> u64 {
+        match request {
+            Request::Status { uids, .. } => uids[0].0,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().build().unwrap()
+    }
+
+    /// Requests come out in order and in batches, a full mailbox refuses, and room comes back.
+    #[test]
+    fn bounded_and_in_order() {
+        let mailbox = Mailbox::with_capacity(3);
+        for number in 0..3 {
+            mailbox.send(status(number).0).unwrap();
+        }
+        assert!(matches!(mailbox.send(status(9).0), Err(ReactorError::MailboxFull)));
+        let mut batch = Vec::new();
+        runtime().block_on(mailbox.take(&mut batch));
+        assert_eq!(batch.iter().map(uid).collect::<Vec<_>>(), [0, 1, 2]);
+        mailbox.send(status(4).0).unwrap();
+        assert_eq!(mailbox.len(), 1);
+    }
+
+    /// A reactor that sleeps is woken by another thread, for every one of many single requests.
+    #[test]
+    fn wakes_the_sleeper() {
+        const ROUNDS: u64 = 2_000;
+        let mailbox = Arc::new(Mailbox::with_capacity(4));
+        let sender = Arc::clone(&mailbox);
+        let (seen, wait) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .spawn(move || {
+                for number in 0..ROUNDS {
+                    sender.send(status(number).0).unwrap();
+                    assert_eq!(wait.recv().unwrap(), number);
+                }
+            })
+            .unwrap();
+        runtime().block_on(async {
+            let mut batch = Vec::new();
+            for _ in 0..ROUNDS {
+                mailbox.take(&mut batch).await;
+                for request in batch.drain(..) {
+                    seen.send(uid(&request)).unwrap();
+                }
+            }
+        });
+        thread.join().unwrap();
+    }
+
+    /// Closing answers what waits, and what comes later, with an error instead of silence.
+    #[test]
+    fn closing_leaves_nobody_waiting() {
+        let mailbox = Mailbox::with_capacity(4);
+        let (request, answer) = status(1);
+        mailbox.send(request).unwrap();
+        mailbox.close();
+        assert!(answer.blocking_recv().is_err(), "its reply was dropped");
+        assert!(matches!(mailbox.send(status(2).0), Err(ReactorError::Stopped { maybe_written: false })));
+    }
+}

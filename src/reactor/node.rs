@@ -1,0 +1,206 @@
+//! What all threads of one node share: mailboxes, the published topics, the node's phase, which
+//! shards do not serve. All of it is messages and small flags; no log is touched through it.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    config::Config,
+    ids::{NodeId, ReactorNumber, ShardUid},
+    reactor::{ReactorError, listen::Connections, mailbox::Mailbox, mailbox::Request, topics::Topics},
+};
+
+/// What a node is doing. It only moves down this list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Recovering; the front doors are shut.
+    Starting,
+    /// Serving.
+    Serving,
+    /// No new connections; those that there are finish what they have.
+    Draining,
+    /// Shards close.
+    Closing,
+}
+
+/// Who this node is: `<data>/identity`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// 32 hexadecimal digits.
+    pub cluster_id: String,
+    /// Its number in the cluster.
+    pub node: NodeId,
+}
+
+/// One reactor as the others see it.
+#[derive(Debug, Default)]
+pub struct ReactorView {
+    /// How to ask it.
+    pub mailbox: Mailbox,
+    /// Its client connections.
+    pub connections: Arc<Connections>,
+    /// Shards that it holds, serving or not.
+    pub shards: AtomicUsize,
+}
+
+/// Shared by all threads of a node.
+#[derive(Debug)]
+pub struct Node {
+    /// As checked at the start.
+    pub config: Config,
+    /// gRPC and HTTP listeners as bound.
+    pub addresses: (SocketAddr, SocketAddr),
+    /// All reactors by number.
+    pub reactors: Vec<ReactorView>,
+    /// The published topics.
+    pub topics: Arc<Topics>,
+    identity: OnceLock<Identity>,
+    phase: watch::Sender<Phase>,
+    faults: Mutex<BTreeMap<ShardUid, String>>,
+    fault_count: AtomicUsize,
+}
+
+impl Node {
+    /// A node that is starting.
+    pub fn new(config: Config, reactors: usize, addresses: (SocketAddr, SocketAddr)) -> Node {
+        assert!(reactors > 0, "a node has at least one reactor");
+        Node {
+            config,
+            addresses,
+            reactors: (0..reactors).map(|_| ReactorView::default()).collect(),
+            topics: Arc::default(),
+            identity: OnceLock::new(),
+            phase: watch::Sender::new(Phase::Starting),
+            faults: Mutex::default(),
+            fault_count: AtomicUsize::new(0),
+        }
+    }
+
+    /// Sends `request` to a reactor.
+    ///
+    /// # Errors
+    /// As `Mailbox::send`.
+    pub fn send(&self, to: ReactorNumber, request: Request) -> Result<(), ReactorError> {
+        self.reactors[to.0 as usize].mailbox.send(request)
+    }
+
+    /// Sets the identity, once.
+    pub fn set_identity(&self, identity: Identity) {
+        let known = self.identity.get_or_init(|| identity.clone());
+        assert_eq!(*known, identity, "a node does not become another one");
+    }
+
+    /// The identity; `None` while the node has not read it yet.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.get()
+    }
+
+    /// What the node does now.
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Moves on to `phase`; never back.
+    pub fn enter(&self, phase: Phase) {
+        self.phase.send_if_modified(|now| {
+            let forward = phase > *now;
+            if forward {
+                *now = phase;
+            }
+            forward
+        });
+    }
+
+    /// Resolves when `phase`, or one after it, is reached.
+    pub fn reached(&self, phase: Phase) -> impl Future<Output = ()> + Send + use<> {
+        let mut phases = self.phase.subscribe();
+        // The sender is gone only with the node: that is the end, too.
+        async move { drop(phases.wait_for(|now| *now >= phase).await) }
+    }
+
+    /// Notes that a shard does not serve any more, and logs it the first time.
+    pub fn note_fault(&self, uid: ShardUid, cause: &str) {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        if faults.insert(uid, cause.to_owned()).is_none() {
+            tracing::error!(shard_uid = uid.0, cause, "shard does not serve");
+        }
+        self.fault_count.store(faults.len(), Relaxed);
+    }
+
+    /// Forgets the fault of a shard that was removed.
+    pub fn forget_fault(&self, uid: ShardUid) {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.remove(&uid);
+        self.fault_count.store(faults.len(), Relaxed);
+    }
+
+    /// Shards that do not serve, with the reason.
+    pub fn faults(&self) -> BTreeMap<ShardUid, String> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many shards do not serve.
+    pub fn fault_count(&self) -> usize {
+        self.fault_count.load(Relaxed)
+    }
+
+    /// How many shards there are, serving or not.
+    pub fn shard_count(&self) -> usize {
+        self.reactors.iter().map(|reactor| reactor.shards.load(Relaxed)).sum()
+    }
+
+    /// Serving, and not all of its shards at fault.
+    pub fn is_serving(&self) -> bool {
+        let (shards, faults) = (self.shard_count(), self.fault_count());
+        self.phase() == Phase::Serving && (shards == 0 || faults < shards)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node() -> Node {
+        let anywhere: SocketAddr = ([127, 0, 0, 1], 0).into();
+        Node::new(Config::default(), 2, (anywhere, anywhere))
+    }
+
+    /// Phases only move forward, and whoever waits for one is woken by a later one, too.
+    #[test]
+    fn phases() {
+        let node = node();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let waiting = node.reached(Phase::Draining);
+        node.enter(Phase::Serving);
+        node.enter(Phase::Closing);
+        node.enter(Phase::Serving);
+        assert_eq!(node.phase(), Phase::Closing);
+        runtime.block_on(waiting);
+    }
+
+    /// A node serves while one shard does.
+    #[test]
+    fn serving() {
+        let node = node();
+        assert!(!node.is_serving(), "still starting");
+        node.enter(Phase::Serving);
+        assert!(node.is_serving(), "no topics is no fault");
+        node.reactors[0].shards.store(1, Relaxed);
+        node.reactors[1].shards.store(1, Relaxed);
+        node.note_fault(ShardUid(7), "x");
+        assert!(node.is_serving());
+        node.note_fault(ShardUid(8), "y");
+        assert!(!node.is_serving());
+        node.forget_fault(ShardUid(8));
+        assert!(node.is_serving());
+    }
+}

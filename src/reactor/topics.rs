@@ -1,0 +1,154 @@
+//! The topics as the front doors see them: an immutable table, replaced as a whole.
+//!
+//! Reactor 0 publishes; every thread keeps a `TopicReader` and pays one atomic load per look-up
+//! while nothing changes. A topic is published after its shards serve, and withdrawn before they
+//! close.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crate::{
+    catalog::{self, TopicView},
+    ids::{ReactorNumber, ShardUid},
+};
+
+/// Where a shard is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardPlace {
+    /// Which shard.
+    pub uid: ShardUid,
+    /// The reactor that owns it.
+    pub reactor: ReactorNumber,
+}
+
+/// One topic, with the places of its shards on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacedTopic {
+    /// As the catalog has it.
+    pub view: Arc<TopicView>,
+    /// Its shards by number; at least one.
+    pub shards: Vec<ShardPlace>,
+    /// Numbers of the shards of each reactor.
+    pub by_reactor: Vec<Vec<u32>>,
+}
+
+impl PlacedTopic {
+    /// Places a topic on a node with that many reactors.
+    ///
+    /// # Panics
+    /// When there are no reactors.
+    pub fn new(view: Arc<TopicView>, reactors: usize) -> PlacedTopic {
+        let count = u32::try_from(reactors).expect("at most REACTORS_MAX");
+        let place = |(number, uid)| ShardPlace { uid, reactor: catalog::reactor_of(view.id, number, count) };
+        let shards: Vec<_> = view.numbered_shards().map(place).collect();
+        assert!(!shards.is_empty(), "a topic has at least one shard");
+        let mut by_reactor = vec![Vec::new(); reactors];
+        for (number, place) in (0u32..).zip(&shards) {
+            by_reactor[place.reactor.0 as usize].push(number);
+        }
+        PlacedTopic { view, shards, by_reactor }
+    }
+}
+
+/// All topics by name.
+pub type TopicTable = HashMap<Arc<str>, Arc<PlacedTopic>>;
+
+/// The published table; shared by all threads.
+#[derive(Debug, Default)]
+pub struct Topics {
+    version: AtomicU64,
+    table: Mutex<Arc<TopicTable>>,
+}
+
+impl Topics {
+    /// The table as it is now.
+    pub fn snapshot(&self) -> Arc<TopicTable> {
+        // Nothing under this lock can panic half-way, so a poisoned one is still whole.
+        Arc::clone(&self.table.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Adds topics, or replaces those of the same name.
+    pub fn publish(&self, topics: impl IntoIterator<Item = Arc<PlacedTopic>>) {
+        self.change(|table| table.extend(topics.into_iter().map(|topic| (Arc::clone(&topic.view.name), topic))));
+    }
+
+    /// Takes a topic out.
+    pub fn withdraw(&self, name: &str) {
+        self.change(|table| drop(table.remove(name)));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut TopicTable)) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut table));
+        // Inside the lock and after the change: who sees the new version gets the new table.
+        self.version.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// One thread's cached view of `Topics`.
+#[derive(Debug)]
+pub struct TopicReader {
+    topics: Arc<Topics>,
+    cached: RefCell<(u64, Arc<TopicTable>)>,
+}
+
+impl TopicReader {
+    /// A reader that has seen nothing.
+    pub fn new(topics: Arc<Topics>) -> TopicReader {
+        // The version comes first: if it is old by the time the table is read, the next look-up reads again.
+        let version = topics.version.load(Ordering::Acquire);
+        let table = topics.snapshot();
+        TopicReader { topics, cached: RefCell::new((version, table)) }
+    }
+
+    /// The topic of that name, if there is one now.
+    pub fn get(&self, name: &str) -> Option<Arc<PlacedTopic>> {
+        let mut cached = self.cached.borrow_mut();
+        let version = self.topics.version.load(Ordering::Acquire);
+        if cached.0 != version {
+            *cached = (version, self.topics.snapshot());
+        }
+        cached.1.get(name).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::TopicId;
+
+    fn topic(name: &str, id: u64) -> Arc<PlacedTopic> {
+        let view = TopicView {
+            name: name.into(),
+            id: TopicId(id),
+            shards: vec![ShardUid(5), ShardUid(6), ShardUid(7)],
+            retention_bytes_max: 0,
+            retention_age_ms_max: 0,
+            segment_bytes: 0,
+            created_us: 0,
+        };
+        Arc::new(PlacedTopic::new(Arc::new(view), 2))
+    }
+
+    /// A reader sees each change at its next look-up, and a snapshot taken before does not move.
+    #[test]
+    fn readers_follow() {
+        let topics = Arc::new(Topics::default());
+        let reader = TopicReader::new(Arc::clone(&topics));
+        assert_eq!(reader.get("a"), None);
+        topics.publish([topic("a", 1)]);
+        let before = topics.snapshot();
+        assert_eq!(reader.get("a").unwrap().by_reactor, [vec![1], vec![0, 2]]);
+        topics.withdraw("a");
+        assert_eq!(reader.get("a"), None);
+        topics.publish([topic("a", 2)]);
+        assert_eq!(reader.get("a").unwrap().view.id, TopicId(2));
+        assert_eq!(before.get("a").unwrap().view.id, TopicId(1));
+    }
+}
