@@ -339,6 +339,11 @@ fn deadlines() {
         });
         let answer = call(requests, post(CONSUME).header("grpc-timeout", "50m"), [wait], true).await;
         assert_eq!(answer.code(), "4");
+        // Refused before it is written: the one record is still the only one.
+        let request = post(PRODUCE).header("grpc-timeout", "1n");
+        assert_eq!(call(requests, request, [message(&records(&[b"late"]))], true).await.code(), "4");
+        let all = call(requests, post(CONSUME), [message(&v1::ConsumeRequest::default())], true).await;
+        assert_eq!(all.messages::<v1::ConsumeResponse>()[0].high_watermark, 1);
         let follow = message(&v1::ConsumeStreamRequest::default());
         let answer = call(requests, post(CONSUME_STREAM).header("grpc-timeout", "50m"), [follow], true).await;
         assert_eq!(answer.code(), "4");
