@@ -10,6 +10,8 @@
 mod machine;
 mod network;
 mod store;
+#[cfg(test)]
+mod tests;
 mod types;
 
 use std::{
@@ -135,7 +137,8 @@ pub enum GroupError {
     },
 }
 
-/// One Raft group on this node. Clones are handles; all stay on one reactor.
+/// One Raft group on this node. Clones are handles; all stay on one reactor. To be ended by `close`: openraft's tasks
+/// do not end with the last handle.
 pub struct Group<E: Env, M: Machine> {
     inner: Rc<Inner<E, M>>,
 }
@@ -361,8 +364,8 @@ impl<E: Env, M: Machine> Group<E, M> {
         if let Some(fault) = &*state.fault.borrow() {
             return Some(fault.clone());
         }
-        let gone = shared.machine_gone.get() && !state.closing.get();
-        gone.then(|| "the state machine ended; restart the node, and report its log".to_string())
+        let gone = shared.machine_gone.get() && (shared.applying.get() || !state.closing.get());
+        gone.then(|| "the state machine ended early; restart the node, and report its log".to_string())
     }
 
     /// Stops Raft, keeps a checkpoint at the last applied entry, closes the log cleanly.

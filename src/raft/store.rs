@@ -9,7 +9,7 @@ use std::{
     cell::Cell,
     fmt::Debug,
     io,
-    ops::{Bound, RangeBounds},
+    ops::{Bound, RangeBounds, RangeInclusive},
     rc::Rc,
     vec,
 };
@@ -187,8 +187,32 @@ impl<E: Env, M: Machine> Reader<E, M> {
         entries.map(|entry| types::from_log(entry).map_err(io::Error::other)).collect()
     }
 
+    /// Adds to `keys` the last entry of each term from that of `first` on, up to `last`, which lies in the log like it.
+    async fn term_ends(&self, mut first: LogId, last: LogId, keys: &mut Vec<LogId>) -> Result<(), LogError> {
+        while first.term != last.term {
+            // Terms only grow: `low` is of the first one, `high` is not.
+            let (mut low, mut high) = (first, last);
+            while high.index.0 - low.index.0 > 1 {
+                let middle = self.log.log_id(Index(low.index.0.midpoint(high.index.0))).await?;
+                if middle.term == first.term { low = middle } else { high = middle }
+            }
+            push_key(keys, low);
+            first = high;
+        }
+        push_key(keys, last);
+        Ok(())
+    }
+
     fn vote(&self) -> Option<RaftVote> {
         self.log.hard_state().vote.map(types::to_raft_vote)
+    }
+}
+
+/// Keeps one entry per term, the last.
+fn push_key(keys: &mut Vec<LogId>, id: LogId) {
+    match keys.last_mut() {
+        Some(key) if key.term == id.term => *key = id,
+        _ => keys.push(id),
     }
 }
 
@@ -285,6 +309,21 @@ impl<E: Env, M: Machine> RaftLogReader<TypeConfig<E, M>> for Reader<E, M> {
             return Ok(Vec::new());
         }
         self.piece(start, end).await
+    }
+
+    // The default would read an entry, payload and all, for every step of its search; the ends of segments are known.
+    async fn get_key_log_ids(&mut self, range: RangeInclusive<RaftLogId>) -> Result<Vec<RaftLogId>, io::Error> {
+        let (mut first, last) = (types::from_raft(range.start()), types::from_raft(range.end()));
+        let mut keys = Vec::new();
+        for segment in self.log.segments() {
+            if segment.last.index <= first.index || segment.last.index >= last.index {
+                continue;
+            }
+            self.term_ends(first, segment.last, &mut keys).await.map_err(to_io)?;
+            first = segment.last;
+        }
+        self.term_ends(first, last, &mut keys).await.map_err(to_io)?;
+        Ok(keys.into_iter().map(types::to_raft).collect())
     }
 
     async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<Entry, io::Error>>
