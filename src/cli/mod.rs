@@ -1,6 +1,223 @@
-//! TO BE WRITTEN
+//! The binary's commands. Each is a thin layer: it reads flags, calls the client or the server, and prints.
+//!
+//! Results go to stdout, everything else (progress, summaries, errors) to stderr. An error is one sentence and
+//! exit code 1; wrong usage is exit code 2. A reader of stdout that goes away ends a command quietly.
+
+mod bench;
+mod consume;
+mod input;
+mod output;
+mod produce;
+mod serve;
+mod start;
+mod topic;
+mod verify;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::client::{Client, ClientError};
+
+/// A distributed commit log: the ack you can believe, from any plain gRPC stub.
+#[derive(Debug, Parser)]
+#[command(name = "ringlog", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a node until SIGTERM or SIGINT
+    Serve(serve::ServeArgs),
+    /// Write the lines of stdin (or of a file) as records
+    Produce(produce::ProduceArgs),
+    /// Read records to stdout
+    Consume(consume::ConsumeArgs),
+    /// Create, list, describe, delete and trim topics
+    Topic(topic::TopicArgs),
+    /// Check every checksum and chain of a data directory, offline
+    Verify(verify::VerifyArgs),
+    /// Generate load and measure it
+    Bench(bench::BenchArgs),
+    /// Look at the configuration
+    Config(serve::ConfigArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OutputForm {
+    /// For people
+    #[value(alias = "text")]
+    Table,
+    /// For programs
+    Json,
+}
+
+/// Where the server is.
+#[derive(Clone, Debug, clap::Args)]
+struct ServerArgs {
+    /// Server to talk to, host:port
+    #[arg(long, env = "RINGLOG_SERVER", default_value = "127.0.0.1:7400", value_name = "ADDR")]
+    server: String,
+    /// How long a call may take, such as 500ms or 30s
+    #[arg(long, env = "RINGLOG_TIMEOUT", default_value = "30s", value_name = "TIME", value_parser = timeout)]
+    timeout: Duration,
+}
+
+impl ServerArgs {
+    async fn connect(&self) -> Result<Client, Failure> {
+        Ok(Client::connect_within(&self.server, self.timeout).await?)
+    }
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    match crate::config::milliseconds(text)? {
+        0 => Err("it must be longer than nothing".to_owned()),
+        milliseconds => Ok(Duration::from_millis(milliseconds)),
+    }
+}
+
+/// Why a command ends early.
+#[derive(Debug)]
+enum Failure {
+    /// Say this, exit with 1.
+    Message(String),
+    /// Everything is said already; exit with 1.
+    Said,
+    /// Nobody reads our output any more; exit with 0.
+    OutputClosed,
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Failure {
+        Failure::Message(error.to_string())
+    }
+}
+
+impl From<String> for Failure {
+    fn from(message: String) -> Failure {
+        Failure::Message(message)
+    }
+}
+
+/// Errors of writing to stdout: the only input and output that commands do not name themselves.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Failure::OutputClosed;
+        }
+        Failure::Message(format!("cannot write to the standard output: {error}"))
+    }
+}
 
 /// Entry point of the binary.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A closed pipe is no reason to complain about help text.
+            drop(error.print());
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    match run(cli.command) {
+        Ok(()) | Err(Failure::OutputClosed) => ExitCode::SUCCESS,
+        Err(Failure::Said) => ExitCode::FAILURE,
+        Err(Failure::Message(message)) => {
+            drop(writeln!(io::stderr(), "ringlog: {message}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Serve(args) => serve::serve(args),
+        Command::Produce(args) => block_on(produce::produce(args)),
+        Command::Consume(args) => block_on(consume::consume(args)),
+        Command::Topic(args) => block_on(topic::topic(args)),
+        Command::Verify(args) => verify::verify(args),
+        Command::Bench(args) => block_on(bench::bench(args)),
+        Command::Config(args) => serve::config(args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ringlog", &mut script);
+            io::stdout().write_all(&script)?;
+            Ok(())
+        }
+    }
+}
+
+/// Client commands run on one thread: the server needs the other cores more.
+fn block_on(future: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("cannot start a runtime: {error}"))?;
+    runtime.block_on(future)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The definition of the command line itself is sound.
+    #[test]
+    fn definition() {
+        Cli::command().debug_assert();
+    }
+
+    /// The command lines that the README and the issue promise are understood.
+    #[test]
+    fn promised_forms() {
+        for line in [
+            "ringlog serve",
+            "ringlog serve --data d --grpc 127.0.0.1:0 --http 127.0.0.1:0 --reactors 2 --config f --insecure \
+             --auto-create --segment-bytes 8MiB --retention-bytes 1GiB --retention-age-ms 7d --no-io-uring --no-direct-io",
+            "ringlog serve --auto-create=false",
+            "ringlog produce --topic t",
+            "ringlog produce --topic t --shard 1 --key-separator : --acks --batch 10 --linger 5ms file",
+            "ringlog produce --delimited -o json",
+            "ringlog consume --topic t --from earliest",
+            "ringlog consume --topic t --shard 0 --from -5m --follow -n 3 --format json",
+            "ringlog topic create t --shards 3 --retention-bytes 1GiB --retention-age 7d",
+            "ringlog topic list -o json",
+            "ringlog topic describe t",
+            "ringlog topic delete t",
+            "ringlog topic trim t --shard 0 --before 10",
+            "ringlog verify d -o json",
+            "ringlog config check --config f",
+            "ringlog completions bash",
+            "ringlog bench produce --topic t --record-bytes 1024 --batch 100 --in-flight 16 --connections 1 --rate 5 \
+             --seconds 10 --warmup 2 --records 9 --shards 1 --floor --unary -o json",
+            "ringlog bench consume --records 1048576 --connections 2 -o json",
+        ] {
+            Cli::try_parse_from(line.split_whitespace()).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    /// Wrong usage is refused before anything is done.
+    #[test]
+    fn refused_forms() {
+        for line in [
+            "ringlog",
+            "ringlog serve --dat x",
+            "ringlog consume --from yesterday-ish",
+            "ringlog produce --timeout 0",
+            "ringlog produce --batch 0",
+            "ringlog topic trim t --shard 0",
+            "ringlog bench produce --record-bytes lots",
+        ] {
+            assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
+        }
+    }
 }

@@ -1,0 +1,247 @@
+//! `ringlog consume`: records to stdout, from one shard or from all of a topic's, merged as they come.
+//! Each shard is in order; between shards there is no order.
+
+use std::{
+    io::{self, BufWriter, Write},
+    time::SystemTime,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use clap::ValueEnum;
+use futures_util::{FutureExt, Stream, StreamExt, stream};
+use serde_json::{Value, json};
+
+use super::{Failure, ServerArgs, start::From};
+use crate::{
+    client::{Client, ClientError, ConsumeResponses},
+    proto::ringlog::v1::{ConsumeRequest, ConsumeStreamRequest, ConsumeStreamResponse, Record, consume_stream_request},
+};
+
+/// Bytes collected for one write to stdout.
+const OUTPUT_BYTES: usize = 256 << 10;
+
+/// `ringlog consume`.
+#[derive(Debug, clap::Args)]
+pub(super) struct ConsumeArgs {
+    /// Topic to read
+    #[arg(long, default_value = "default")]
+    topic: String,
+    /// Shard to read [default: all, merged as they come]
+    #[arg(long, value_name = "N")]
+    shard: Option<u32>,
+    /// Where to start: earliest, latest, an offset, a time (2026-11-20T08:00:00Z), or a span ago (-5m)
+    #[arg(long, value_name = "START", default_value = "earliest", value_parser = From::parse, allow_hyphen_values = true)]
+    from: From,
+    /// Go on with new records, without end; otherwise stop at what was there at the start
+    #[arg(long, short)]
+    follow: bool,
+    /// Stop after that many records
+    #[arg(short = 'n', long = "records", value_name = "N")]
+    records: Option<u64>,
+    /// How records are written
+    #[arg(long, value_enum, default_value = "value")]
+    format: Format,
+    /// Between key and value in key-value form
+    #[arg(long, value_name = "TEXT", default_value = "\t", hide_default_value = true)]
+    key_separator: String,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// How records are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// The value as it is, and a newline
+    Value,
+    /// Key, separator (a tab), value, newline
+    KeyValue,
+    /// One JSON object a line; bytes that are not UTF-8 as base64
+    Json,
+    /// Values behind their varint lengths, as `produce --delimited` reads them
+    Delimited,
+}
+
+/// Runs the command.
+#[allow(clippy::disallowed_methods, reason = "the CLI is not part of the simulated world")]
+pub(super) async fn consume(args: ConsumeArgs) -> Result<(), Failure> {
+    if args.records == Some(0) {
+        return Ok(());
+    }
+    let client = args.server.connect().await?;
+    let mut streams = stream::select_all(open_shards(&client, &args, SystemTime::now()).await?);
+    let mut out = BufWriter::with_capacity(OUTPUT_BYTES, io::stdout().lock());
+    let mut left = args.records.unwrap_or(u64::MAX);
+    loop {
+        // Nothing is held back while we wait for more.
+        let next = match streams.next().now_or_never() {
+            Some(next) => next,
+            None => {
+                out.flush()?;
+                streams.next().await
+            }
+        };
+        let Some((shard, response)) = next else { break };
+        for record in response?.records {
+            write_record(&mut out, &args, shard, &record)?;
+            left -= 1;
+            if left == 0 {
+                out.flush()?;
+                return Ok(());
+            }
+        }
+    }
+    Ok(out.flush()?)
+}
+
+type Responses = std::pin::Pin<Box<dyn Stream<Item = (u32, Result<ConsumeStreamResponse, ClientError>)>>>;
+
+/// A stream of each shard that has something to read.
+async fn open_shards(client: &Client, args: &ConsumeArgs, now: SystemTime) -> Result<Vec<Responses>, Failure> {
+    let shards: Vec<u32> = match args.shard {
+        Some(shard) => vec![shard],
+        None => {
+            let description = client.describe_topic(&args.topic).await?;
+            description.shards.iter().map(|status| status.shard).collect()
+        }
+    };
+    if matches!(args.from, From::Offset(_)) && shards.len() > 1 {
+        return Err(Failure::Message(format!(
+            "an offset means something in one shard only, and topic {} has {}: say which with --shard",
+            args.topic,
+            shards.len()
+        )));
+    }
+    let mut streams = Vec::new();
+    for shard in shards {
+        let mut request = ConsumeStreamRequest {
+            topic: args.topic.clone(),
+            shard,
+            start: Some(args.from.stream_start(now)),
+            max_records: args.records.unwrap_or(0),
+            max_bytes: 0,
+        };
+        if !args.follow {
+            let Some((start, count)) = what_is_there(client, args, shard, now).await? else { continue };
+            request.start = Some(consume_stream_request::Start::Offset(start));
+            request.max_records = count.min(args.records.unwrap_or(u64::MAX));
+        }
+        let responses = client.consume_stream(&request).await?;
+        streams.push(into_stream(shard, responses));
+    }
+    Ok(streams)
+}
+
+/// The offset to start at and the number of records up to the present high watermark, if there are any.
+async fn what_is_there(
+    client: &Client,
+    args: &ConsumeArgs,
+    shard: u32,
+    now: SystemTime,
+) -> Result<Option<(u64, u64)>, Failure> {
+    let request = ConsumeRequest {
+        topic: args.topic.clone(),
+        shard,
+        start: Some(args.from.start(now)),
+        max_records: 1,
+        ..ConsumeRequest::default()
+    };
+    let response = client.consume(&request).await?;
+    let Some(first) = response.records.first() else { return Ok(None) };
+    Ok(Some((first.offset, response.high_watermark.saturating_sub(first.offset).max(1))))
+}
+
+fn into_stream(shard: u32, responses: ConsumeResponses) -> Responses {
+    Box::pin(stream::unfold(responses, move |mut responses| async move {
+        let response = responses.next().await?;
+        Some(((shard, response), responses))
+    }))
+}
+
+fn write_record(out: &mut impl Write, args: &ConsumeArgs, shard: u32, record: &Record) -> io::Result<()> {
+    match args.format {
+        Format::Value => {}
+        Format::KeyValue => {
+            out.write_all(&record.key)?;
+            out.write_all(args.key_separator.as_bytes())?;
+        }
+        Format::Json => return writeln!(out, "{}", record_json(shard, record)),
+        Format::Delimited => {
+            let mut prefix = Vec::with_capacity(10);
+            prost::encode_length_delimiter(record.value.len(), &mut prefix).expect("a vector has room");
+            out.write_all(&prefix)?;
+            return out.write_all(&record.value);
+        }
+    }
+    out.write_all(&record.value)?;
+    out.write_all(b"\n")
+}
+
+fn record_json(shard: u32, record: &Record) -> Value {
+    let mut value = json!({ "shard": shard, "offset": record.offset, "timestamp_us": record.timestamp_us });
+    put_bytes(&mut value, "key", &record.key);
+    put_bytes(&mut value, "value", &record.value);
+    let headers: Vec<Value> = record
+        .headers
+        .iter()
+        .map(|header| {
+            let mut value = json!({ "name": header.name });
+            put_bytes(&mut value, "value", &header.value);
+            value
+        })
+        .collect();
+    if !headers.is_empty() {
+        value["headers"] = headers.into();
+    }
+    value
+}
+
+/// Text under its name, other bytes as base64 under the name with `_base64`.
+fn put_bytes(object: &mut Value, name: &str, bytes: &[u8]) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => object[name] = text.into(),
+        Err(_) => object[format!("{name}_base64")] = STANDARD.encode(bytes).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::proto::ringlog::v1::Header;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: ConsumeArgs,
+    }
+
+    fn written(flags: &str) -> Vec<u8> {
+        let args = Line::try_parse_from(format!("consume {flags}").split_whitespace()).unwrap().args;
+        let record = Record {
+            key: "k".into(),
+            value: vec![0xff, b'\n'].into(),
+            headers: vec![Header { name: "h".into(), value: "v".into() }],
+            timestamp_us: 7,
+            offset: 9,
+        };
+        let mut out = Vec::new();
+        write_record(&mut out, &args, 3, &record).unwrap();
+        out
+    }
+
+    /// Values are written as they are, in each form.
+    #[test]
+    fn forms() {
+        assert_eq!(written(""), b"\xff\n\n");
+        assert_eq!(written("--format key-value"), b"k\t\xff\n\n");
+        assert_eq!(written("--format key-value --key-separator ::"), b"k::\xff\n\n");
+        assert_eq!(written("--format delimited"), b"\x02\xff\n");
+        let json: Value = serde_json::from_slice(&written("--format json")).unwrap();
+        let headers = json!([{ "name": "h", "value": "v" }]);
+        let expected = json!({
+            "shard": 3, "offset": 9, "timestamp_us": 7, "key": "k", "value_base64": "/wo=", "headers": headers,
+        });
+        assert_eq!(json, expected);
+    }
+}
