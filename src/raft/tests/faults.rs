@@ -120,8 +120,8 @@ fn damaged_checkpoint() {
         group.close().await.unwrap();
     });
     block_on(async {
-        let paths = disk.paths().into_iter().filter(|path| path.to_string_lossy().contains("checkpoint"));
-        let path = paths.last().expect("close keeps a checkpoint");
+        let mut paths = disk.paths().into_iter().filter(|path| path.to_string_lossy().contains("checkpoint"));
+        let path = paths.next_back().expect("close keeps a checkpoint");
         disk.flip_bit(&path, 40, 3);
         match try_open(&disk).await {
             // Either the log's own checksum finds it, or it falls back to a replay of everything.

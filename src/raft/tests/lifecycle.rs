@@ -129,14 +129,20 @@ fn waits() {
     block_on(async {
         let (group, _) = open(&disk).await;
         let (above, never) = (group.wait_above(Offset(0)), group.wait_above(Offset(100)));
-        let waiter = tokio::task::spawn_local(async move {
+        let (woken, mut first) = channel::oneshot();
+        let (ended, mut second) = channel::oneshot();
+        env::spawn::<TestEnv>(async move {
             above.await;
+            woken.send(()).unwrap();
             never.await;
+            ended.send(()).unwrap();
         });
+        assert_eq!(first.try_recv(), Ok(None));
         produce(&group, 1, 10).await.unwrap();
-        assert!(!waiter.is_finished());
+        first.await.unwrap();
+        assert_eq!(second.try_recv(), Ok(None));
         group.close().await.unwrap();
-        waiter.await.unwrap();
+        second.await.unwrap();
     });
 }
 
