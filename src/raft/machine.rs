@@ -59,7 +59,7 @@ pub struct Shared<M> {
     /// Checkpoints to be written, oldest first.
     pending: RefCell<VecDeque<Checkpoint>>,
     /// Whether a task writes them.
-    saving: Cell<bool>,
+    pub saving: Cell<bool>,
 }
 
 /// How far the machine is.
@@ -339,23 +339,30 @@ async fn save_pending<E: Env, M: Machine>(log: Log<E>, shared: Rc<Shared<M>>) {
         let next = shared.pending.borrow_mut().pop_front();
         let Some(checkpoint) = next else { break };
         let id = checkpoint.position.applied.expect("only the state after an entry is kept");
-        // A leader may commit what its own disk does not have yet.
-        loop {
-            let notified = shared.flushed.notified();
-            if log.fault().is_some() || shared.machine_gone.get() {
-                shared.saving.set(false);
-                return;
-            }
-            if is_flushed(&log, id) {
-                break;
-            }
-            notified.await;
+        if !wait_flushed(&log, &shared, id).await {
+            break;
         }
         if let Err(error) = log.save_checkpoint(id.index, checkpoint.bytes).await {
             tracing::warn!(index = id.index.0, %error, "a checkpoint could not be kept; a replay would be longer");
         }
     }
     shared.saving.set(false);
+    shared.changed.notify_all();
+}
+
+/// Waits until `id` is durable here: a leader may commit what its own disk does not have yet. False when the group ends
+/// before.
+async fn wait_flushed<E: Env, M: Machine>(log: &Log<E>, shared: &Shared<M>, id: LogId) -> bool {
+    loop {
+        let notified = shared.flushed.notified();
+        if log.fault().is_some() || shared.machine_gone.get() {
+            return false;
+        }
+        if is_flushed(log, id) {
+            return true;
+        }
+        notified.await;
+    }
 }
 
 impl<E: Env, M: Machine> Drop for StateMachine<E, M> {

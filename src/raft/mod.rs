@@ -368,7 +368,7 @@ impl<E: Env, M: Machine> Group<E, M> {
         gone.then(|| "the state machine ended early; restart the node, and report its log".to_string())
     }
 
-    /// Stops Raft, keeps a checkpoint at the last applied entry, closes the log cleanly.
+    /// Stops Raft, keeps a checkpoint at the last applied entry, closes the log cleanly. A second call returns at once.
     ///
     /// # Errors
     /// `Stopped`, when this replica had stopped, or its last writes fail; nothing acknowledged is lost by it.
@@ -380,9 +380,9 @@ impl<E: Env, M: Machine> Group<E, M> {
         shared.changed.notify_all();
         raft.shutdown().await.map_err(|error| self.stopped(&error.to_string()))?;
         loop {
-            // The state machine finishes what it was told before it goes.
+            // The state machine finishes what it was told before it goes, and so does the task that writes checkpoints.
             let changed = shared.changed.notified();
-            if shared.machine_gone.get() && state.ended.get() {
+            if shared.machine_gone.get() && state.ended.get() && !shared.saving.get() {
                 break;
             }
             changed.await;

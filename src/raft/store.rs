@@ -60,6 +60,7 @@ impl<E: Env, M: Machine> Clone for Reader<E, M> {
 impl<E: Env, M: Machine> Store<E, M> {
     /// A store over `log`; batches are read without payload until `headers_only` becomes false.
     pub fn new(log: Log<E>, shared: Rc<Shared<M>>, headers_only: Rc<Cell<bool>>) -> Store<E, M> {
+        shared.committed.set(log.hard_state().committed);
         let reader = Reader { log: log.clone(), headers_only, machine: std::marker::PhantomData };
         Store { log, shared, reader }
     }
@@ -128,8 +129,7 @@ impl<E: Env, M: Machine> RaftLogStorage<TypeConfig<E, M>> for Store<E, M> {
     }
 
     async fn read_committed(&mut self) -> Result<Option<RaftLogId>, io::Error> {
-        let committed = self.shared.committed.get().or(self.log.hard_state().committed);
-        Ok(clamp(committed, self.log.flushed()).map(types::to_raft))
+        Ok(clamp(self.shared.committed.get(), self.log.flushed()).map(types::to_raft))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig<E, M>>) -> Result<(), io::Error>
