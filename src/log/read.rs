@@ -306,7 +306,7 @@ impl<E: Env> Inner<E> {
             match scan.next().await.map_err(|error| io_error(&path, "read", &error))? {
                 Found::Entry(_) => content.extend_from_slice(&slot.encode()),
                 Found::Bad(what) => return Err(LogError::Corrupt { file: path, position, what }),
-                Found::Footer(_) | Found::End => {
+                Found::Footer | Found::End => {
                     let what = format!("entry {} is missing", scan.point.next);
                     return Err(LogError::Corrupt { file: path, position, what });
                 }

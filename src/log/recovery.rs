@@ -519,7 +519,7 @@ impl<E: Env> Recovery<'_, E> {
                     scanned.last_timestamp_us = entry.header.timestamp_us;
                     scanned.slots.push(Slot { offset: offset as u32, position: position as u32 });
                 }
-                Found::Footer(_) | Found::End => break,
+                Found::Footer | Found::End => break,
                 Found::Bad(what) => {
                     scanned.bad = Some(what);
                     break;

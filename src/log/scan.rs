@@ -22,7 +22,7 @@ pub(super) enum Found {
     /// The next entry, whole and right. The scan has moved behind it.
     Entry(StoredEntry),
     /// The footer of this segment, which fits what was scanned.
-    Footer(SegmentFooter),
+    Footer,
     /// The file ends here.
     End,
     /// Anything else; in words.
@@ -81,7 +81,7 @@ impl<'a, F: File> Scan<'a, F> {
                     && footer.position.0 == self.position
                     && footer.end == self.point =>
             {
-                Found::Footer(footer)
+                Found::Footer
             }
             _ => Found::Bad(error.to_string()),
         }

@@ -181,7 +181,7 @@ impl<D: Disk> Check<'_, D> {
                     self.report.entries += 1;
                     self.report.records += u64::from(entry.header.record_count);
                 }
-                Found::Footer(_) | Found::End => break,
+                Found::Footer | Found::End => break,
                 Found::Bad(what) => {
                     bad = Some(what);
                     break;

@@ -85,7 +85,7 @@ pub struct SimDisk {
 pub struct SimFile {
     world: Rc<World>,
     path: PathBuf,
-    node: Rc<RefCell<Node>>,
+    node: NodeRef,
 }
 
 #[derive(Default)]
@@ -107,7 +107,7 @@ struct World {
 #[derive(Clone)]
 enum Entry {
     Dir,
-    File(Rc<RefCell<Node>>),
+    File(NodeRef),
 }
 
 #[derive(Clone)]
@@ -116,6 +116,8 @@ enum NameChange {
     Rename { from: PathBuf, to: PathBuf },
     Remove { path: PathBuf },
 }
+
+type NodeRef = Rc<RefCell<Node>>;
 
 /// One file's bytes: as seen, as durable, and what lies between.
 #[derive(Default)]
@@ -172,7 +174,8 @@ impl SimDisk {
                 change.apply(&mut names);
             }
         }
-        let mut copies: Vec<(Rc<RefCell<Node>>, Rc<RefCell<Node>>)> = Vec::new();
+        // A file may have two names while a rename is under way.
+        let mut copies: Vec<(NodeRef, NodeRef)> = Vec::new();
         for entry in names.values_mut() {
             if let Entry::File(node) = entry {
                 let known = copies.iter().find(|(old, _)| Rc::ptr_eq(old, node)).map(|(_, new)| new.clone());
@@ -376,7 +379,7 @@ fn put(bytes: &mut Vec<u8>, position: u64, written: &[u8]) {
 }
 
 impl World {
-    fn node(&self, path: &Path) -> io::Result<Rc<RefCell<Node>>> {
+    fn node(&self, path: &Path) -> io::Result<NodeRef> {
         match self.names.borrow().get(path) {
             Some(Entry::File(node)) => Ok(node.clone()),
             Some(Entry::Dir) => Err(io::ErrorKind::IsADirectory.into()),
@@ -660,115 +663,4 @@ impl File for SimFile {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::env::{buffer::Buffer, runtime::block_on};
-
-    fn blocks(byte: u8, count: usize) -> Bytes {
-        let mut buffer = Buffer::zeroed(count * BLOCK_BYTES);
-        buffer.bytes_mut().fill(byte);
-        buffer.freeze_padded()
-    }
-
-    async fn file(disk: &SimDisk) -> SimFile {
-        disk.create_dir_all(Path::new("/d")).await.unwrap();
-        let file = disk.open(Path::new("/d/f"), OpenMode::Create).await.unwrap();
-        disk.sync_dir(Path::new("/d")).await.unwrap();
-        file
-    }
-
-    /// Whatever the seed, what was synced survives a crash, and what was not tears at sectors.
-    #[test]
-    fn crash_keeps_what_was_synced_and_tears_the_rest() {
-        block_on(async {
-            let disk = SimDisk::new();
-            let file = file(&disk).await;
-            file.append_durable(0, vec![blocks(1, 1)]).await.unwrap();
-            file.write_at(4096, vec![blocks(2, 1)]).await.unwrap();
-            file.sync().await.unwrap();
-            file.write_at(8192, vec![blocks(3, 2)]).await.unwrap();
-            let mut torn = 0;
-            for seed in 0..50 {
-                let content = disk.crash(seed).content("/d/f");
-                assert!(content[..4096].iter().all(|byte| *byte == 1));
-                assert!(content[4096..8192].iter().all(|byte| *byte == 2));
-                let mut rest = content[8192..].to_vec();
-                rest.resize(8192, 0);
-                let sectors: Vec<u8> = rest.chunks(512).map(|sector| sector[0]).collect();
-                assert!(rest.chunks(512).all(|sector| sector.iter().all(|byte| *byte == sector[0])));
-                torn += usize::from(sectors.contains(&0) && sectors.contains(&3));
-            }
-            assert!(torn > 10, "{torn} of 50");
-        });
-    }
-
-    /// Names are lost unless their directory was synced, in some seeds.
-    #[test]
-    fn crash_loses_names_that_were_not_synced() {
-        block_on(async {
-            let disk = SimDisk::new();
-            file(&disk).await.append_durable(0, vec![blocks(1, 1)]).await.unwrap();
-            disk.rename(Path::new("/d/f"), Path::new("/d/g")).await.unwrap();
-            let mut seen = [0, 0];
-            for seed in 0..50 {
-                let paths = disk.crash(seed).paths();
-                assert_eq!(paths.len(), 1);
-                seen[usize::from(paths[0] == Path::new("/d/g"))] += 1;
-            }
-            assert!(seen[0] > 5 && seen[1] > 5, "{seen:?}");
-            disk.sync_dir(Path::new("/d")).await.unwrap();
-            assert!((0..50).all(|seed| disk.crash(seed).paths() == [PathBuf::from("/d/g")]));
-        });
-    }
-
-    /// After a failed sync the next one succeeds and the data is gone.
-    #[test]
-    fn failed_sync_loses_data() {
-        block_on(async {
-            let disk = SimDisk::new();
-            let file = file(&disk).await;
-            file.write_at(0, vec![blocks(1, 1)]).await.unwrap();
-            disk.plant(Fault {
-                operation: Operation::Sync,
-                path_contains: "f".into(),
-                skip: 0,
-                times: 1,
-                error: io::ErrorKind::Other,
-            });
-            assert!(file.sync().await.is_err());
-            assert!(file.sync().await.is_ok());
-            assert!((0..50).all(|seed| disk.crash(seed).content("/d/f").is_empty()));
-        });
-    }
-
-    /// A full disk refuses growth, not overwriting, and space that is given back can be used.
-    #[test]
-    fn capacity() {
-        block_on(async {
-            let disk = SimDisk::new();
-            let file = file(&disk).await;
-            disk.set_capacity(Some(8192));
-            file.write_at(0, vec![blocks(1, 2)]).await.unwrap();
-            let error = file.write_at(8192, vec![blocks(1, 1)]).await.unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-            file.append_durable(0, vec![blocks(2, 2)]).await.unwrap();
-            file.truncate(4096).await.unwrap();
-            assert_eq!(disk.free_bytes(Path::new("/d")).await.unwrap(), 4096);
-            file.write_at(4096, vec![blocks(1, 1)]).await.unwrap();
-        });
-    }
-
-    /// Without power nothing works, and the crashed copy does not change any more.
-    #[test]
-    fn power_off() {
-        block_on(async {
-            let disk = SimDisk::new();
-            let file = file(&disk).await;
-            file.append_durable(0, vec![blocks(1, 1)]).await.unwrap();
-            let after = disk.crash(1);
-            disk.power_off();
-            assert!(file.append_durable(4096, vec![blocks(1, 1)]).await.is_err());
-            assert_eq!(after.content("/d/f").len(), 4096);
-        });
-    }
-}
+mod tests;
