@@ -73,7 +73,13 @@ impl<E: Env> Inner<E> {
         let index_crc = crc32c::crc32c(&content);
         let data_end = segment.now.borrow().data_end;
         let footer = segment.footer(self.options.shard, index_crc).encode();
-        file.append_durable(data_end, vec![footer]).await.map_err(failed("sealed"))?;
+        match file.append_durable(data_end, vec![footer]).await {
+            Ok(()) => {}
+            // Only behind a cut is the block not there already. Nothing durable is touched: it is sealed by `close` or,
+            // after a scan, at the next start.
+            Err(error) if is_full(&error) => return Ok(()),
+            Err(error) => return Err(failed("sealed")(error)),
+        }
         let index_written = match self.disk.write_file(&segment.index_path(), content).await {
             Ok(()) => true,
             // A full disk: it is rebuilt at the next start; until then it stays in memory.
@@ -111,15 +117,15 @@ impl<E: Env> Inner<E> {
         if let Some(fault) = self.state.borrow().fault.clone() {
             return Err(fault);
         }
-        let (last, spares) = {
+        let (segments, spares) = {
             let state = &mut *self.state.borrow_mut();
-            (state.segments.back().cloned(), state.supply.clear())
+            (state.segments.clone(), state.supply.clear())
         };
-        if let Some(last) = last
-            && last.now.borrow().phase != Phase::Sealed
-            && last.now.borrow().footer_gone
-        {
-            self.seal(&last).await.map_err(|(path, action, error)| self.stop(&path, action, &error))?;
+        for segment in segments {
+            let unsealed = segment.now.borrow().phase != Phase::Sealed && segment.now.borrow().footer_gone;
+            if unsealed {
+                self.seal(&segment).await.map_err(|(path, action, error)| self.stop(&path, action, &error))?;
+            }
         }
         for spare in spares {
             self.disk.remove(&spare).await.map_err(|error| io_error(&spare, "removed", &error))?;
