@@ -226,7 +226,7 @@ pub fn run(config: Config) -> Result<(), String> {
     let logs = observe::start_logs(config.log_format, &config.log_filter)?;
     observe::end_on_panic(logs);
     raise_open_files();
-    // The allocator asks for huge pages: an idle node then holds 95 MiB instead of 52 (two reactors). A
+    // The allocator asks for huge pages: an idle node then holds 91 MiB instead of 57 (two reactors, debug). A
     // kernel that refuses this only costs memory.
     rustix::thread::disable_transparent_huge_pages(true).ok();
     // Until the node serves, a signal just ends the process: a start can be cut off anywhere.
