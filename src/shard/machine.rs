@@ -1,0 +1,137 @@
+//! The small state that a shard's entries build, alike on every replica: where its log starts.
+//!
+//! Offsets are not in here: they are a function of the log itself.
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::{
+    format::entry::{EntryKind, StoredEntry},
+    ids::Offset,
+    proto::ringlog::state::v1::{self as state, ShardCommand, Trim, shard_command::Command},
+    raft::Machine,
+};
+
+/// State machine of a shard.
+///
+/// Invariant: `log_start` never goes down, and is never above the offset that follows the last applied record.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ShardMachine {
+    log_start: Offset,
+}
+
+/// What applying an entry tells its proposer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ShardAnswer {
+    /// The records are in the log for good.
+    Appended,
+    /// The batch was encoded for another place; nothing was written.
+    Void,
+    /// The log starts here now.
+    Trimmed(Offset),
+    /// A command that this version does not know; it changed nothing.
+    Unknown,
+}
+
+impl ShardMachine {
+    /// First offset that is kept.
+    pub(super) fn log_start(&self) -> Offset {
+        self.log_start
+    }
+
+    /// The payload of a command that trims.
+    pub(super) fn trim_command(before: Offset) -> Vec<u8> {
+        ShardCommand { command: Some(Command::Trim(Trim { before_offset: before.0 })) }.encode_to_vec()
+    }
+}
+
+impl Machine for ShardMachine {
+    type Answer = ShardAnswer;
+
+    fn apply(&mut self, entry: &StoredEntry) -> ShardAnswer {
+        assert!(self.log_start <= entry.header.base_offset, "log_start <= high_watermark");
+        match entry.header.kind {
+            EntryKind::Batch => ShardAnswer::Appended,
+            EntryKind::Void => ShardAnswer::Void,
+            EntryKind::Command => match ShardCommand::decode(entry.payload()) {
+                Ok(ShardCommand { command: Some(Command::Trim(trim)) }) => {
+                    // A command's base offset is the next one to be given: what is not written yet cannot be trimmed.
+                    let before = Offset(trim.before_offset).min(entry.header.base_offset);
+                    self.log_start = self.log_start.max(before);
+                    ShardAnswer::Trimmed(self.log_start)
+                }
+                Ok(ShardCommand { command: None }) | Err(_) => ShardAnswer::Unknown,
+            },
+            EntryKind::Blank | EntryKind::Membership => ShardAnswer::Unknown,
+        }
+    }
+
+    fn checkpoint(&self) -> Bytes {
+        state::Shard { log_start: self.log_start.0 }.encode_to_vec().into()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        let state =
+            state::Shard::decode(state).map_err(|error| format!("this is not a checkpoint of a shard: {error}"))?;
+        self.log_start = Offset(state.log_start);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::{
+        format::entry::{ENTRY_HEADER_BYTES, EntryHeader},
+        ids::{Index, LogId, SegmentSequence, ShardUid, Term},
+    };
+
+    /// An entry as the log returns it; checksums are not looked at here.
+    pub(in crate::shard) fn entry(kind: EntryKind, base_offset: u64, record_count: u32, payload: &[u8]) -> StoredEntry {
+        let header = EntryHeader {
+            kind,
+            payload_bytes: payload.len() as u32,
+            record_count,
+            shard: ShardUid(1),
+            segment: SegmentSequence(1),
+            id: LogId { term: Term(1), index: Index(1) },
+            base_offset: Offset(base_offset),
+            timestamp_us: 0,
+            timestamp_max_us: 0,
+            durable_end: 0,
+            chain: 0,
+            payload_crc: 0,
+        };
+        StoredEntry { header, bytes: [vec![0; ENTRY_HEADER_BYTES], payload.to_vec()].concat().into() }
+    }
+
+    /// Trims move the log start up, never down, and never beyond what is written.
+    #[test]
+    fn trims() {
+        let mut machine = ShardMachine::default();
+        let trim = |machine: &mut ShardMachine, before: u64, written: u64| {
+            let command = ShardMachine::trim_command(Offset(before));
+            machine.apply(&entry(EntryKind::Command, written, 0, &command))
+        };
+        assert_eq!(machine.apply(&entry(EntryKind::Batch, 0, 10, b"")), ShardAnswer::Appended);
+        assert_eq!(trim(&mut machine, 4, 10), ShardAnswer::Trimmed(Offset(4)));
+        assert_eq!(trim(&mut machine, 2, 10), ShardAnswer::Trimmed(Offset(4)));
+        assert_eq!(trim(&mut machine, u64::MAX, 10), ShardAnswer::Trimmed(Offset(10)));
+        assert_eq!(machine.apply(&entry(EntryKind::Void, 10, 3, b"")), ShardAnswer::Void);
+
+        let mut restored = ShardMachine::default();
+        restored.restore(&machine.checkpoint()).unwrap();
+        assert_eq!(restored, machine);
+        assert!(restored.restore(&[0xff]).is_err());
+    }
+
+    /// A command of a later version changes nothing, here as on every other replica.
+    #[test]
+    fn unknown_commands() {
+        let mut machine = ShardMachine::default();
+        for payload in [&[][..], &[0xff], &[0x12, 0]] {
+            assert_eq!(machine.apply(&entry(EntryKind::Command, 0, 0, payload)), ShardAnswer::Unknown);
+        }
+        assert_eq!(machine, ShardMachine::default());
+    }
+}

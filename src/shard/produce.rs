@@ -1,0 +1,387 @@
+//! Admit, propose, ack in order.
+//!
+//! A request that finds nothing in flight is proposed at once, within the `produce` call. While an entry is in
+//! flight arrivals gather, and go as the next entry when it lands: no linger, no timer. Only when
+//! `PROPOSE_BYTES_EAGER` wait does another entry go beside those in flight, at most `ENTRIES_IN_FLIGHT_MAX`.
+//!
+//! A batch is encoded for the offset that it will have if everything before it lands where predicted. If that turns out
+//! wrong the entry is void, and everything behind it too; nothing more is proposed until all in flight
+//! have landed, then the void ones go again, in their order.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use super::{
+    Durability, Inner, Life, Produce, Produced, ShardError,
+    estimate::AppendEstimate,
+    machine::ShardAnswer,
+    metrics::Stations,
+    queue::{Gathered, Placed, Queue, Waiting},
+};
+use crate::{
+    env::{
+        Env,
+        buffer::Buffer,
+        channel::{self, OneshotReceiver},
+    },
+    format::entry::{ENTRY_HEADER_BYTES, EntryHeader},
+    ids::{Offset, SegmentSequence},
+    limits::{ENTRIES_IN_FLIGHT_MAX, PROPOSE_BYTES_EAGER},
+    raft::{Applied, GroupError, Proposal, ProposalKind},
+};
+
+/// A request whose batch became void that often is refused: its place keeps moving, and the queue behind it waits.
+const ATTEMPTS_MAX: u32 = 8;
+
+type Landing = Pin<Box<dyn Future<Output = Result<Applied<ShardAnswer>, GroupError>>>>;
+
+/// An entry between proposal and ack.
+struct InFlight {
+    requests: Vec<Placed>,
+    base_offset: Offset,
+    timestamp_us: i64,
+    queued_us: u64,
+    proposed_us: u64,
+    /// `None` while the pump awaits it.
+    landing: Option<Landing>,
+}
+
+/// The produce side of a shard.
+///
+/// Invariants: `in_flight` is in the order of the log, at most `ENTRIES_IN_FLIGHT_MAX`; `void` is empty
+/// unless `stalled`; while something is in flight and not `stalled`, `next` is where the last one will end.
+pub(super) struct State {
+    queue: Queue,
+    in_flight: VecDeque<InFlight>,
+    /// Offset for which the next batch will be encoded.
+    next: Offset,
+    /// An entry did not land where it was predicted: nothing is proposed until all in flight have landed.
+    stalled: bool,
+    /// Requests to be proposed again after that.
+    void: Vec<Waiting>,
+    estimate: AppendEstimate,
+    /// Segment of the last entry that landed.
+    segment: SegmentSequence,
+}
+
+impl State {
+    /// A shard whose log ends at `log_end`.
+    pub(super) fn new(log_end: Offset) -> State {
+        State {
+            queue: Queue::default(),
+            in_flight: VecDeque::new(),
+            next: log_end,
+            stalled: false,
+            void: Vec::new(),
+            estimate: AppendEstimate::default(),
+            segment: SegmentSequence::default(),
+        }
+    }
+
+    /// Nothing waits, nothing is in flight.
+    pub(super) fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.in_flight.is_empty() && self.void.is_empty()
+    }
+
+    /// Whether an entry is to be proposed now.
+    fn is_due(&self) -> bool {
+        let room = self.in_flight.len() < ENTRIES_IN_FLIGHT_MAX;
+        let eager = room && self.queue.bytes() >= PROPOSE_BYTES_EAGER;
+        !self.queue.is_empty() && !self.stalled && (self.in_flight.is_empty() || eager)
+    }
+
+    /// Takes what goes into the next entry. Requests that are refused for an offset which is not durable yet wait for the last entry
+    /// in flight; those which are refused for a durable one are returned.
+    fn gather(&mut self, now_us: u64) -> (Gathered, Vec<Placed>) {
+        let mut gathered = self.queue.gather(self.next, now_us, &self.estimate);
+        let mut refused = vec![];
+        if gathered.records == 0 {
+            let requests = std::mem::take(&mut gathered.requests);
+            match self.in_flight.back_mut() {
+                Some(entry) => entry.requests.extend(requests),
+                None => refused = requests,
+            }
+        }
+        (gathered, refused)
+    }
+}
+
+/// Awaits the entries in flight, in order, until the shard is closed.
+pub(super) async fn pump<E: Env>(inner: Rc<Inner<E>>) {
+    loop {
+        let work = inner.work.notified();
+        let landing = inner.state.borrow_mut().in_flight.front_mut().and_then(|entry| entry.landing.take());
+        match landing {
+            Some(landing) => {
+                let result = landing.await;
+                inner.landed(result);
+            }
+            None if inner.life.get() == Life::Closed => return,
+            None => work.await,
+        }
+    }
+}
+
+impl<E: Env> Inner<E> {
+    /// Queues a request, and proposes it if nothing is in flight.
+    pub(super) fn admit(&self, produce: Produce) -> Result<OneshotReceiver<Result<Produced, ShardError>>, ShardError> {
+        self.check_life()?;
+        let now_us = E::monotonic_us();
+        let mut state = self.state.borrow_mut();
+        if let Err(busy) = state.queue.admit(produce.records.encoded_bytes_max()) {
+            self.metrics.refused_busy.increment(1);
+            return Err(busy);
+        }
+        if !state.estimate.can_meet(produce.deadline_us, now_us) {
+            self.metrics.refused_deadline.increment(1);
+            return Err(ShardError::Deadline);
+        }
+        let (reply, answer) = channel::oneshot();
+        state.queue.push(Waiting { produce, queued_us: now_us, attempts: 0, reply: Some(reply) });
+        drop(state);
+        self.propose_due();
+        Ok(answer)
+    }
+
+    /// Proposes what is due.
+    fn propose_due(&self) {
+        loop {
+            let now_us = E::monotonic_us();
+            let (gathered, refused, base_offset) = {
+                let mut state = self.state.borrow_mut();
+                if !state.is_due() {
+                    return;
+                }
+                if state.in_flight.is_empty() {
+                    // Another leader may have written meanwhile: the log knows.
+                    state.next = self.group.log().log_end();
+                }
+                let base_offset = state.next;
+                let (gathered, refused) = state.gather(now_us);
+                (gathered, refused, base_offset)
+            };
+            self.refuse(refused);
+            for waiting in gathered.expired {
+                self.metrics.refused_deadline.increment(1);
+                waiting.answer(Err(ShardError::Deadline));
+            }
+            if gathered.records > 0 {
+                self.propose(gathered.requests, gathered.bytes, gathered.records, base_offset, now_us);
+            }
+        }
+    }
+
+    /// Encodes and proposes one entry.
+    fn propose(&self, mut requests: Vec<Placed>, bytes: usize, records: u32, base_offset: Offset, now_us: u64) {
+        let timestamp_us = E::wall_us();
+        let mut record_timestamp_max_us = i64::MIN;
+        let mut buffer = Buffer::with_capacity(ENTRY_HEADER_BYTES + bytes);
+        buffer.grow_to(ENTRY_HEADER_BYTES);
+        for placed in requests.iter().filter(|placed| !placed.refused) {
+            let records = &placed.waiting.produce.records;
+            records.encode_into(&mut buffer, placed.base_offset, timestamp_us);
+            record_timestamp_max_us = record_timestamp_max_us.max(records.timestamp_max_with(timestamp_us));
+        }
+        assert!(buffer.len() <= ENTRY_HEADER_BYTES + bytes, "the announced bounds hold");
+        let proposal = Proposal {
+            kind: ProposalKind::Batch,
+            record_count: records,
+            base_offset,
+            timestamp_us,
+            record_timestamp_max_us,
+            buffer,
+        };
+        let mut landing: Landing = Box::pin(self.group.propose(proposal));
+        ack_from_memory(&mut requests, &mut landing, timestamp_us);
+
+        let queued_us = requests.iter().map(|placed| placed.waiting.queued_us).min().unwrap_or(now_us);
+        let mut state = self.state.borrow_mut();
+        state.next = base_offset.plus(u64::from(records));
+        let proposed_us = E::monotonic_us();
+        let landing = Some(landing);
+        state.in_flight.push_back(InFlight { requests, base_offset, timestamp_us, queued_us, proposed_us, landing });
+        assert!(state.in_flight.len() <= ENTRIES_IN_FLIGHT_MAX, "entries in flight are bounded");
+        drop(state);
+        self.work.notify_one();
+    }
+
+    /// The first entry in flight has landed, or never will.
+    fn landed(&self, result: Result<Applied<ShardAnswer>, GroupError>) {
+        let applied_us = E::monotonic_us();
+        let mut state = self.state.borrow_mut();
+        let Some(entry) = state.in_flight.pop_front() else { return };
+        let rolled = match &result {
+            Ok(applied) if applied.answer == ShardAnswer::Appended => {
+                assert_eq!(applied.header.base_offset, entry.base_offset, "a batch lands where it was encoded for");
+                state.estimate.sample(applied_us, applied_us.saturating_sub(entry.proposed_us));
+                let before = std::mem::replace(&mut state.segment, applied.header.segment);
+                before != applied.header.segment
+            }
+            Ok(_) | Err(_) => {
+                state.stalled = true;
+                false
+            }
+        };
+        drop(state);
+        // The disk first: answers are only handed out here, their tasks run later.
+        let answers = match result {
+            Ok(applied) if applied.answer == ShardAnswer::Appended => Ok(applied.header),
+            Ok(_) => Err(None),
+            Err(error) => Err(Some(error)),
+        };
+        if answers.is_ok() {
+            self.propose_due();
+        }
+        match answers {
+            Ok(header) => self.ack(entry, &header, applied_us),
+            Err(error) => self.not_appended(entry.requests, error),
+        }
+        self.restart_when_landed();
+        if rolled {
+            self.rolled.notify_one();
+        }
+        self.idle.notify_all();
+    }
+
+    /// Answers the requests of a committed entry.
+    fn ack(&self, entry: InFlight, header: &EntryHeader, applied_us: u64) {
+        for Placed { waiting, base_offset, refused } in entry.requests {
+            if refused {
+                self.refuse([Placed { waiting, base_offset, refused }]);
+                continue;
+            }
+            let produced = Produced {
+                base_offset,
+                count: waiting.produce.records.count(),
+                timestamp_us: entry.timestamp_us,
+                durability: Durability::QuorumFlushed,
+            };
+            waiting.answer(Ok(produced));
+        }
+        let replied_us = E::monotonic_us();
+        let stations = Stations {
+            queued_us: entry.queued_us,
+            proposed_us: entry.proposed_us,
+            durable_us: self.durable_us(header, applied_us),
+            applied_us,
+            replied_us,
+        };
+        self.metrics.entry(stations, header.record_count, header.payload_bytes as usize);
+    }
+
+    /// Answers the requests of an entry that is void (`None`) or failed, or keeps them for another try.
+    fn not_appended(&self, requests: Vec<Placed>, error: Option<GroupError>) {
+        let stopped = matches!(error, Some(GroupError::Stopped { .. }));
+        for Placed { mut waiting, refused, .. } in requests {
+            match &error {
+                Some(GroupError::Stopped { cause, maybe_written }) => {
+                    let maybe_written = *maybe_written && !refused;
+                    waiting.answer(Err(self.stopped(cause, maybe_written)));
+                }
+                Some(GroupError::Full(error)) if !refused => {
+                    self.metrics.refused_full.increment(1);
+                    waiting.answer(Err(ShardError::Full(error.clone())));
+                }
+                Some(GroupError::NotLeader { leader }) if !refused => {
+                    waiting.answer(Err(ShardError::NotLeader { leader: *leader }));
+                }
+                // What it was refused for, or predicted from, has not come about: it is looked at again.
+                None | Some(GroupError::Full(_) | GroupError::NotLeader { .. }) => {
+                    waiting.attempts += 1;
+                    if waiting.attempts < ATTEMPTS_MAX {
+                        self.state.borrow_mut().void.push(waiting);
+                    } else {
+                        waiting.answer(Err(ShardError::Busy { what: "the end of the log keeps moving" }));
+                    }
+                }
+            }
+        }
+        if error.is_none() {
+            self.metrics.voids.increment(1);
+        }
+        if stopped {
+            self.fail_waiting(&error);
+        }
+    }
+
+    /// The group has stopped: what was not proposed never will be.
+    fn fail_waiting(&self, error: &Option<GroupError>) {
+        let Some(GroupError::Stopped { cause, .. }) = error else { return };
+        let (void, waiting) = {
+            let mut state = self.state.borrow_mut();
+            (std::mem::take(&mut state.void), state.queue.drain())
+        };
+        for waiting in void.into_iter().chain(waiting) {
+            waiting.answer(Err(self.stopped(cause, false)));
+        }
+    }
+
+    fn stopped(&self, cause: &str, maybe_written: bool) -> ShardError {
+        if self.life.get() == Life::Serving || self.group.fault().is_some() {
+            ShardError::Failed { cause: cause.to_owned(), maybe_written }
+        } else {
+            ShardError::Closing { maybe_written }
+        }
+    }
+
+    /// When nothing is in flight any more, void batches go again.
+    fn restart_when_landed(&self) {
+        let mut state = self.state.borrow_mut();
+        if state.stalled && state.in_flight.is_empty() {
+            state.stalled = false;
+            let void = std::mem::take(&mut state.void);
+            state.queue.put_back(void);
+        }
+        assert!(state.stalled || state.void.is_empty(), "void batches wait only while stalled");
+        drop(state);
+        self.propose_due();
+    }
+
+    /// Answers requests whose expected offset is another, as everything before them is durable.
+    fn refuse(&self, requests: impl IntoIterator<Item = Placed>) {
+        for Placed { waiting, base_offset, .. } in requests {
+            let Some(expected) = waiting.produce.expected_offset else { continue };
+            self.metrics.refused_offset.increment(1);
+            waiting.answer(Err(ShardError::OffsetMismatch { expected, actual: base_offset }));
+        }
+    }
+
+    /// When the entry was on stable storage here; not after it was applied.
+    fn durable_us(&self, _header: &EntryHeader, applied_us: u64) -> u64 {
+        applied_us
+    }
+}
+
+/// Acknowledges what asks for no more than the leader's memory, unless the proposal is refused at once
+/// (disk full, not the leader), which its first poll tells.
+fn ack_from_memory(requests: &mut [Placed], landing: &mut Landing, timestamp_us: i64) {
+    let from_memory =
+        |placed: &Placed| placed.waiting.produce.durability == Durability::LeaderMemory && !placed.refused;
+    if !requests.iter().any(from_memory) {
+        return;
+    }
+    // Nobody has to be woken: the pump polls it again, with its own waker.
+    if let Poll::Ready(result) = landing.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        let refused = result.is_err();
+        *landing = Box::pin(std::future::ready(result));
+        if refused {
+            return;
+        }
+    }
+    for placed in requests.iter_mut().filter(|placed| from_memory(placed)) {
+        let Some(reply) = placed.waiting.reply.take() else { continue };
+        let produced = Produced {
+            base_offset: placed.base_offset,
+            count: placed.waiting.produce.records.count(),
+            timestamp_us,
+            durability: Durability::LeaderMemory,
+        };
+        // Nobody may be listening any more.
+        drop(reply.send(Ok(produced)));
+    }
+}

@@ -1,0 +1,282 @@
+//! The queue in front of a shard, and how an entry is gathered from it. Pure: no clock, no I/O.
+
+use std::collections::VecDeque;
+
+use super::{Produce, Produced, ShardError, estimate::AppendEstimate};
+use crate::{
+    env::channel::OneshotSender,
+    ids::Offset,
+    limits::{ENTRY_BYTES_MAX, ENTRY_BYTES_TARGET, PRODUCE_QUEUE_BYTES_MAX, PRODUCE_QUEUE_REQUESTS_MAX},
+};
+
+/// Where a request's answer goes.
+pub(super) type Reply = OneshotSender<Result<Produced, ShardError>>;
+
+/// A request that is not proposed.
+pub(super) struct Waiting {
+    pub(super) produce: Produce,
+    /// When it came, on the monotonic clock.
+    pub(super) queued_us: u64,
+    /// How often it was proposed in vain, because its batch became void.
+    pub(super) attempts: u32,
+    /// `None` once it is answered (`LeaderMemory` is, before its entry lands).
+    pub(super) reply: Option<Reply>,
+}
+
+impl Waiting {
+    /// Bound of its bytes in an entry.
+    fn bytes(&self) -> usize {
+        self.produce.records.encoded_bytes_max()
+    }
+
+    /// Answers it, if it is not answered yet. Nobody may be listening any more.
+    pub(super) fn answer(self, answer: Result<Produced, ShardError>) {
+        if let Some(reply) = self.reply {
+            drop(reply.send(answer));
+        }
+    }
+}
+
+/// A request with its place.
+pub(super) struct Placed {
+    pub(super) waiting: Waiting,
+    /// Offset of its first record; for a refused one the offset that it would have had.
+    pub(super) base_offset: Offset,
+    /// Its expected offset is another: it has no records in the entry, and is answered when what was before it is
+    /// durable.
+    pub(super) refused: bool,
+}
+
+/// What was taken out of the queue.
+#[derive(Default)]
+pub(super) struct Gathered {
+    /// In the order in which they came.
+    pub(super) requests: Vec<Placed>,
+    /// Bound of the entry's payload.
+    pub(super) bytes: usize,
+    /// Records in it; 0: all of `requests` are refused.
+    pub(super) records: u32,
+    /// Their deadlines cannot be met.
+    pub(super) expired: Vec<Waiting>,
+}
+
+/// Requests that wait, in order.
+///
+/// Invariants: `bytes` is the sum of the requests' bytes; both bounds hold after `push`.
+#[derive(Default)]
+pub(super) struct Queue {
+    waiting: VecDeque<Waiting>,
+    bytes: usize,
+}
+
+impl Queue {
+    /// Whether a request of `bytes` may come in.
+    ///
+    /// # Errors
+    /// `Busy`, naming the bound.
+    pub(super) fn admit(&self, bytes: usize) -> Result<(), ShardError> {
+        if self.waiting.len() >= PRODUCE_QUEUE_REQUESTS_MAX {
+            return Err(ShardError::Busy { what: "too many requests wait" });
+        }
+        if self.bytes + bytes > PRODUCE_QUEUE_BYTES_MAX {
+            return Err(ShardError::Busy { what: "too many bytes wait" });
+        }
+        Ok(())
+    }
+
+    /// Adds an admitted request at the end.
+    pub(super) fn push(&mut self, waiting: Waiting) {
+        self.bytes += waiting.bytes();
+        self.waiting.push_back(waiting);
+    }
+
+    /// Puts requests back in front of all others, in their order. They had been admitted before, so the bounds may be passed
+    /// by what was in flight, which has bounds of its own.
+    pub(super) fn put_back(&mut self, requests: Vec<Waiting>) {
+        for waiting in requests.into_iter().rev() {
+            self.bytes += waiting.bytes();
+            self.waiting.push_front(waiting);
+        }
+    }
+
+    /// Takes everything out.
+    pub(super) fn drain(&mut self) -> VecDeque<Waiting> {
+        self.bytes = 0;
+        std::mem::take(&mut self.waiting)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Bytes that wait.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Takes requests for one entry whose first record would get `next`: as many as fit into `ENTRY_BYTES_TARGET`, but at
+    /// least one with records, if there is one.
+    pub(super) fn gather(&mut self, next: Offset, now_us: u64, estimate: &AppendEstimate) -> Gathered {
+        let mut gathered = Gathered::default();
+        let mut next = next;
+        while let Some(waiting) = self.waiting.front() {
+            let bytes = waiting.bytes();
+            let (expected, count) = (waiting.produce.expected_offset, waiting.produce.records.count());
+            let expired = waiting.reply.is_some() && !estimate.can_meet(waiting.produce.deadline_us, now_us);
+            let refused = expected.is_some_and(|expected| expected != next);
+            if !expired && !refused && gathered.records > 0 && gathered.bytes + bytes > ENTRY_BYTES_TARGET {
+                break;
+            }
+            let Some(waiting) = self.waiting.pop_front() else { break };
+            self.bytes -= bytes;
+            if expired {
+                gathered.expired.push(waiting);
+                continue;
+            }
+            gathered.requests.push(Placed { waiting, base_offset: next, refused });
+            if !refused {
+                gathered.bytes += bytes;
+                gathered.records += count;
+                next = next.plus(u64::from(count));
+            }
+        }
+        assert!(gathered.bytes <= ENTRY_BYTES_MAX, "one request always fits into an entry");
+        gathered
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{
+        env::channel::{self, OneshotReceiver},
+        format::records::Records,
+        limits::{MESSAGE_BYTES_MAX, RECORD_BYTES_MAX},
+        shard::Durability,
+    };
+
+    type Answer = OneshotReceiver<Result<Produced, ShardError>>;
+
+    /// A request of `count` records of `bytes` each.
+    fn request(count: usize, bytes: usize) -> Produce {
+        let mut record = vec![0x12];
+        prost::encoding::encode_varint(bytes as u64, &mut record);
+        record.resize(record.len() + bytes, b'v');
+        let mut message = vec![];
+        for _ in 0..count {
+            message.push(0x1a);
+            prost::encoding::encode_varint(record.len() as u64, &mut message);
+            message.extend(&record);
+        }
+        let (_, records) = Records::parse(Bytes::from(message), RECORD_BYTES_MAX).unwrap();
+        Produce { records, durability: Durability::QuorumFlushed, expected_offset: None, deadline_us: None }
+    }
+
+    fn push(queue: &mut Queue, produce: Produce) -> Answer {
+        let (reply, answer) = channel::oneshot();
+        queue.push(Waiting { produce, queued_us: 0, attempts: 0, reply: Some(reply) });
+        answer
+    }
+
+    fn places(gathered: &Gathered) -> Vec<(u64, bool)> {
+        gathered.requests.iter().map(|placed| (placed.base_offset.0, placed.refused)).collect()
+    }
+
+    /// What has gathered goes as one entry, with dense offsets, in order.
+    #[test]
+    fn gathers_in_order() {
+        let mut queue = Queue::default();
+        for count in [1, 3, 2] {
+            drop(push(&mut queue, request(count, 10)));
+        }
+        let gathered = queue.gather(Offset(100), 0, &AppendEstimate::default());
+        assert_eq!(places(&gathered), [(100, false), (101, false), (104, false)]);
+        assert_eq!(gathered.records, 6);
+        assert!(queue.is_empty());
+        assert_eq!(queue.bytes(), 0);
+    }
+
+    /// An entry ends at its target size; one larger request still goes, alone.
+    #[test]
+    fn entry_size() {
+        let mut queue = Queue::default();
+        let large = ENTRY_BYTES_TARGET / 2 - 100;
+        for _ in 0..3 {
+            drop(push(&mut queue, request(1, large)));
+        }
+        drop(push(&mut queue, request(3, ENTRY_BYTES_TARGET - 100)));
+        drop(push(&mut queue, request(1, 1)));
+        let mut sizes = vec![];
+        while !queue.is_empty() {
+            sizes.push(queue.gather(Offset(0), 0, &AppendEstimate::default()).requests.len());
+        }
+        assert_eq!(sizes, [2, 1, 1, 1]);
+    }
+
+    /// Expected offsets are looked at one by one, against what is before them in the queue; a refused one takes no place.
+    #[test]
+    fn expected_offsets() {
+        let mut queue = Queue::default();
+        for expected in [None, Some(10), Some(12), Some(14), Some(13)] {
+            let produce = Produce { expected_offset: expected.map(Offset), ..request(2, 1) };
+            drop(push(&mut queue, produce));
+        }
+        let gathered = queue.gather(Offset(10), 0, &AppendEstimate::default());
+        assert_eq!(places(&gathered), [(10, false), (12, true), (12, false), (14, false), (16, true)]);
+        assert_eq!(gathered.records, 6);
+    }
+
+    /// Requests whose deadline cannot be met are taken out, and leave no hole in the offsets.
+    #[test]
+    fn deadlines() {
+        let mut queue = Queue::default();
+        for deadline_us in [None, Some(1_050), Some(1_300), Some(900)] {
+            drop(push(&mut queue, Produce { deadline_us, ..request(1, 1) }));
+        }
+        let mut estimate = AppendEstimate::default();
+        estimate.sample(1_000, 100);
+        let gathered = queue.gather(Offset(0), 1_000, &estimate);
+        assert_eq!(places(&gathered), [(0, false), (1, false)]);
+        assert_eq!(gathered.expired.len(), 2);
+    }
+
+    /// Both bounds refuse, by name, before anything is taken.
+    #[test]
+    fn bounds() {
+        let mut queue = Queue::default();
+        let bytes = request(3, RECORD_BYTES_MAX - 10).records.encoded_bytes_max();
+        while queue.admit(bytes).is_ok() {
+            drop(push(&mut queue, request(3, RECORD_BYTES_MAX - 10)));
+        }
+        assert!(queue.bytes() <= PRODUCE_QUEUE_BYTES_MAX);
+        assert!(queue.bytes() + MESSAGE_BYTES_MAX > PRODUCE_QUEUE_BYTES_MAX);
+        assert_eq!(
+            queue.admit(bytes).unwrap_err().to_string(),
+            "shard queue is full (too many bytes wait); retry after a moment"
+        );
+
+        let mut queue = Queue::default();
+        let small = request(1, 1);
+        for _ in 0..PRODUCE_QUEUE_REQUESTS_MAX {
+            queue.admit(1).unwrap();
+            drop(push(&mut queue, small.clone()));
+        }
+        assert!(queue.admit(1).unwrap_err().to_string().contains("too many requests wait"));
+    }
+
+    /// What is put back comes before what has arrived since, in its old order.
+    #[test]
+    fn put_back() {
+        let mut queue = Queue::default();
+        for count in [1, 2] {
+            drop(push(&mut queue, request(count, 1)));
+        }
+        let gathered = queue.gather(Offset(0), 0, &AppendEstimate::default());
+        drop(push(&mut queue, request(4, 1)));
+        queue.put_back(gathered.requests.into_iter().map(|placed| placed.waiting).collect());
+        let gathered = queue.gather(Offset(5), 0, &AppendEstimate::default());
+        assert_eq!(places(&gathered), [(5, false), (6, false), (8, false)]);
+    }
+}
