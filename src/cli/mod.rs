@@ -34,7 +34,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a node until SIGTERM or SIGINT
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// Write the lines of stdin (or of a file) as records
     Produce(produce::ProduceArgs),
     /// Read records to stdout
@@ -143,7 +143,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Serve(args) => serve::serve(args),
+        Command::Serve(args) => serve::serve(&args),
         Command::Produce(args) => block_on(produce::produce(args)),
         Command::Consume(args) => block_on(consume::consume(args)),
         Command::Topic(args) => block_on(topic::topic(args)),
