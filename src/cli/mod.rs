@@ -147,7 +147,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Produce(args) => block_on(produce::produce(args)),
         Command::Consume(args) => block_on(consume::consume(args)),
         Command::Topic(args) => block_on(topic::topic(args)),
-        Command::Verify(args) => verify::verify(args),
+        Command::Verify(args) => block_on(verify::verify(args)),
         Command::Bench(args) => block_on(bench::bench(args)),
         Command::Config(args) => serve::config(args),
         Command::Completions { shell } => {
