@@ -55,9 +55,11 @@ impl Node {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("the server ended with {status}: {}", self.log());
             }
-            if self.command(&["topic", "list", "--timeout", "5s"]).output().unwrap().status.success() {
+            let output = self.command(&["topic", "list", "--timeout", "5s"]).output().unwrap();
+            if output.status.success() {
                 return;
             }
+            assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
             assert!(since.elapsed() < PATIENCE, "the server does not answer: {}", self.log());
             thread::sleep(Duration::from_millis(20));
         }
