@@ -30,7 +30,8 @@ impl<E: Env> Inner<E> {
             assert!(!state.exclusive, "one truncation at a time");
             state.exclusive = true;
         }
-        let outcome = self.truncate_to(next.max(self.state.borrow().start.next)).await;
+        let start = self.state.borrow().start.next;
+        let outcome = self.truncate_to(next.max(start)).await;
         self.state.borrow_mut().exclusive = false;
         outcome
     }
