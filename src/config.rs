@@ -42,6 +42,8 @@ pub enum Choice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DurableForm {
+    /// As the device is: `Dsync` where it needs no flush for it, else `Linked`.
+    Auto,
     /// One write with RWF_DSYNC.
     Dsync,
     /// A write linked to an fdatasync.
@@ -110,7 +112,7 @@ impl Default for Config {
             tail_bytes: limits::TAIL_BYTES_MAX,
             io_uring: Choice::Auto,
             direct_io: Choice::Auto,
-            durable_form: DurableForm::Dsync,
+            durable_form: DurableForm::Auto,
             shutdown_grace_ms: 10_000,
             log_format: LogFormat::Auto,
             log_filter: "info".into(),

@@ -101,7 +101,10 @@ pub const RING_OPERATIONS_MAX: usize = 256;
 /// How long a reactor looks for the completion of a durable write before it parks.
 pub const RING_SPIN: Duration = Duration::from_micros(150);
 
-/// On a device that is slower than `RING_SPIN`: most occasions to spin that are left out after one in vain.
+/// A spinning reactor that is kept from its core for longer than this shares it with others, and parks.
+pub const RING_YIELD_MAX: Duration = Duration::from_micros(100);
+
+/// On a device that is slower than `RING_SPIN`, or on a shared core: most occasions to spin that are left out after one in vain.
 pub const RING_SPIN_BACKOFF_MAX: u32 = 255;
 
 /// How long a ring waits at its end for a device that does not answer; then it leaks what the kernel still owns.

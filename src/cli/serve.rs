@@ -61,7 +61,7 @@ pub(super) struct ServeArgs {
     /// Append through the page cache
     #[arg(long)]
     no_direct_io: bool,
-    /// How an append is made durable, dsync or linked [default: dsync]
+    /// How an append is made durable: auto (as the device is), dsync or linked [default: auto]
     #[arg(long, value_name = "FORM")]
     durable_form: Option<String>,
     /// How long a shutdown waits for calls in flight [default: 10s]

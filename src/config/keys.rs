@@ -54,6 +54,7 @@ pub(super) const KEYS: &[Key] = &[
         Choice::Off => "off",
     }),
     key!(durable_form, durable_form, |value: &DurableForm| match value {
+        DurableForm::Auto => "auto",
         DurableForm::Dsync => "dsync",
         DurableForm::Linked => "linked",
     }),
@@ -160,7 +161,7 @@ fn choice(text: &str) -> Result<Choice, String> {
 }
 
 fn durable_form(text: &str) -> Result<DurableForm, String> {
-    one_of(text, &[("dsync", DurableForm::Dsync), ("linked", DurableForm::Linked)])
+    one_of(text, &[("auto", DurableForm::Auto), ("dsync", DurableForm::Dsync), ("linked", DurableForm::Linked)])
 }
 
 fn log_format(text: &str) -> Result<LogFormat, String> {

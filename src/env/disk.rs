@@ -49,7 +49,7 @@ pub struct DiskOptions {
 
 impl Default for DiskOptions {
     fn default() -> DiskOptions {
-        DiskOptions { io_uring: true, direct_io: true, durable_form: DurableForm::Dsync }
+        DiskOptions { io_uring: true, direct_io: true, durable_form: DurableForm::Auto }
     }
 }
 
@@ -65,7 +65,8 @@ struct Shared {
     ring: Option<Ring>,
     thread: StorageThread,
     direct: bool,
-    form: DurableForm,
+    /// Of an append.
+    durability: Durability,
 }
 
 impl RealDisk {
@@ -87,7 +88,11 @@ impl RealDisk {
         };
         let direct = options.direct_io && storage_report::takes_direct_writes(root)?;
         let report = storage_report::describe(root, options, ring.is_some(), refused, direct);
-        let shared = Shared { root: root.to_owned(), ring, thread, direct, form: options.durable_form };
+        let durability = match report.durable_form {
+            DurableForm::Dsync => Durability::Dsync,
+            DurableForm::Auto | DurableForm::Linked => Durability::Linked,
+        };
+        let shared = Shared { root: root.to_owned(), ring, thread, direct, durability };
         Ok((RealDisk { shared: Rc::new(shared) }, report))
     }
 
@@ -257,7 +262,7 @@ impl File for RealFile {
 
     async fn append_durable(&self, position: u64, buffers: Vec<Bytes>) -> io::Result<()> {
         let bytes = buffers.iter().map(Bytes::len).sum();
-        let written = self.write(position, buffers, Durability::Now(self.disk().form)).await?;
+        let written = self.write(position, buffers, self.disk().durability).await?;
         check_written(written, bytes, position)
     }
 
@@ -359,3 +364,6 @@ pub(super) fn check_written(written: usize, bytes: usize, position: u64) -> io::
     let text = format!("{written} of {bytes} bytes at position {position} were written");
     Err(io::Error::new(io::ErrorKind::WriteZero, text))
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,7 @@ use super::{
     storage_thread::write_blocking,
     uring::Durability,
 };
-use crate::{config::DurableForm, limits::BLOCK_BYTES};
+use crate::limits::BLOCK_BYTES;
 
 /// Size of the file that is written round and round.
 const FILE_BYTES: u64 = 64 << 20;
@@ -89,7 +89,7 @@ impl DeviceFloor {
             self.position = 0;
         }
         let started = now();
-        let durability = Durability::Now(DurableForm::Dsync);
+        let durability = Durability::Dsync;
         let written = write_blocking(&self.fd, self.position, &self.data, durability)?;
         let elapsed = started.elapsed();
         check_written(written, bytes as usize, self.position)?;
@@ -123,4 +123,34 @@ fn now() -> Instant {
 #[allow(clippy::disallowed_methods, reason = "only a name")]
 fn random() -> u64 {
     fastrand::u64(..)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Appends go round in the file, which keeps its size and is gone at the end.
+    #[test]
+    fn goes_round_and_cleans_up() {
+        for dir in [tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap()] {
+            let mut floor = DeviceFloor::new(dir.path(), (20 << 20) + 1).unwrap();
+            let bytes = (20 << 20) + BLOCK_BYTES as u64;
+            for position in [bytes, 2 * bytes, 3 * bytes, bytes] {
+                assert!(floor.append_once().unwrap() > Duration::ZERO);
+                assert_eq!(floor.position, position);
+            }
+            assert_eq!(rustix::fs::fstat(&floor.fd).unwrap().st_size as u64, FILE_BYTES);
+            drop(floor);
+            assert!(super::super::namespace::list(dir.path()).unwrap().is_empty());
+        }
+    }
+
+    /// Sizes that cannot be measured are refused.
+    #[test]
+    fn sizes() {
+        let dir = tempfile::tempdir().unwrap();
+        for bytes in [0, FILE_BYTES as usize + 1] {
+            assert_eq!(DeviceFloor::new(dir.path(), bytes).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
+    }
 }

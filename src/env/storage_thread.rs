@@ -22,7 +22,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use rustix::io::ReadWriteFlags;
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::{config::DurableForm, env::uring::Durability, limits::STORAGE_JOBS_MAX};
+use crate::{env::uring::Durability, limits::STORAGE_JOBS_MAX};
 
 /// A handle to the thread.
 #[derive(Clone)]
@@ -142,7 +142,7 @@ pub fn read_blocking(fd: impl AsFd, position: u64, bytes: usize) -> io::Result<B
 pub fn write_blocking(fd: impl AsFd, position: u64, buffers: &[Bytes], durability: Durability) -> io::Result<usize> {
     let bytes: usize = buffers.iter().map(Bytes::len).sum();
     let slices: Vec<IoSlice<'_>> = buffers.iter().map(|buffer| IoSlice::new(buffer)).collect();
-    let with_flag = durability == Durability::Now(DurableForm::Dsync);
+    let with_flag = durability == Durability::Dsync;
     let flags = if with_flag { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
     let (written, durable) = match rustix::io::pwritev2(&fd, &slices, position, flags) {
         // The file system does not know the flag.

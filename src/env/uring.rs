@@ -16,17 +16,21 @@
 //! This file and `mmap` are the only ones with unsafe code.
 #![allow(unsafe_code)]
 
+mod reaper;
+#[cfg(test)]
+mod tests;
+
 use std::{
     cell::RefCell,
     fmt::Debug,
-    future::{Future, poll_fn},
+    future::Future,
     io, mem,
     os::fd::{AsRawFd, OwnedFd, RawFd},
     pin::Pin,
-    rc::{Rc, Weak},
+    rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -38,10 +42,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use crate::{
-    config::DurableForm,
-    limits::{RING_DRAIN_MAX, RING_OPERATIONS_MAX, RING_SPIN, RING_SPIN_BACKOFF_MAX, TRANSFER_BYTES_MAX},
-};
+use crate::limits::{RING_DRAIN_MAX, RING_OPERATIONS_MAX, RING_SPIN, TRANSFER_BYTES_MAX};
 
 /// POSIX_FADV_WILLNEED in the kernel's numbering (include/uapi/linux/fadvise.h).
 const ADVICE_WILL_NEED: i32 = 3;
@@ -60,8 +61,10 @@ pub struct Ring {
 pub enum Durability {
     /// By a later sync.
     Later,
-    /// When the operation completes, in this form.
-    Now(DurableForm),
+    /// By the write itself (RWF_DSYNC).
+    Dsync,
+    /// By an fdatasync that is linked to the write.
+    Linked,
 }
 
 impl Ring {
@@ -104,7 +107,7 @@ impl Ring {
         let permits = Arc::new(Semaphore::new(RING_OPERATIONS_MAX));
         let shared = Rc::new(Shared { state: RefCell::new(state), permits, reaper: RefCell::new(None) });
         #[allow(clippy::disallowed_methods, reason = "env is below the seam that hides tokio")]
-        let task = tokio::task::spawn_local(reap(Rc::downgrade(&shared), eventfd, spin));
+        let task = tokio::task::spawn_local(reaper::reap(Rc::downgrade(&shared), eventfd, spin));
         *shared.reaper.borrow_mut() = Some(task.abort_handle());
         Ok(Ring { shared })
     }
@@ -162,10 +165,10 @@ impl Ring {
             return Ok(0);
         }
         let held = Held::write(buffers);
-        let flags = if durability == Durability::Now(DurableForm::Dsync) { ReadWriteFlags::DSYNC.bits() } else { 0 };
+        let flags = if durability == Durability::Dsync { ReadWriteFlags::DSYNC.bits() } else { 0 };
         let write = held.write_entry(fd.as_raw_fd(), position, flags as i32);
         let urgent = durability != Durability::Later;
-        let finished = if durability == Durability::Now(DurableForm::Linked) {
+        let finished = if durability == Durability::Linked {
             let write = write.flags(squeue::Flags::IO_LINK);
             self.run([write, sync_entry(fd.as_raw_fd())], fd, held, urgent).await
         } else {
@@ -508,7 +511,7 @@ impl Drop for Shared {
             reaper.abort();
         }
         let state = self.state.get_mut();
-        let started = now();
+        let started = reaper::now();
         while state.in_flight > 0 && started.elapsed() < RING_DRAIN_MAX {
             let patience = types::Timespec::from(Duration::from_millis(100));
             let arguments = types::SubmitArgs::new().timespec(&patience);
@@ -524,88 +527,6 @@ impl Drop for Shared {
             // The device does not answer. The kernel still owns the buffers, for ever if need be.
             mem::forget(mem::take(&mut state.slots));
         }
-    }
-}
-
-/// The reaper: one task per ring, ends with the ring.
-async fn reap(shared: Weak<Shared>, eventfd: AsyncFd<OwnedFd>, spin: Duration) {
-    let mut patience = Patience { misses: 0, skip: 0 };
-    while parked(&shared, &eventfd).await {
-        let spinning = !spin.is_zero() && patience.allows();
-        let mut since = now();
-        loop {
-            let Some(ring) = shared.upgrade() else { return };
-            let turn = ring.turn();
-            drop(ring);
-            if turn.unsubmitted {
-                retry_pause().await;
-                continue;
-            }
-            if !turn.urgent {
-                patience.hit();
-                break;
-            }
-            if !spinning {
-                break;
-            }
-            if turn.progress {
-                since = now();
-            } else if since.elapsed() > spin {
-                patience.missed();
-                break;
-            }
-            // Polls the sockets, too: whoever else has work goes first.
-            tokio::task::yield_now().await;
-        }
-    }
-}
-
-/// Waits for a completion, or for something urgent to be submitted. False: the ring or the runtime is gone.
-async fn parked(shared: &Weak<Shared>, eventfd: &AsyncFd<OwnedFd>) -> bool {
-    poll_fn(|context| {
-        let Some(shared) = shared.upgrade() else { return Poll::Ready(false) };
-        let mut state = shared.state.borrow_mut();
-        if mem::take(&mut state.armed) {
-            return Poll::Ready(true);
-        }
-        state.reaper = Some(context.waker().clone());
-        drop(state);
-        // The counter is never read: the descriptor is edge-triggered, and each completion is an edge.
-        eventfd.poll_read_ready(context).map(|ready| ready.map(|mut ready| ready.clear_ready()).is_ok())
-    })
-    .await
-}
-
-#[allow(clippy::disallowed_methods, reason = "env is below the seam that hides tokio")]
-async fn retry_pause() {
-    tokio::time::sleep(Duration::from_millis(1)).await;
-}
-
-#[allow(clippy::disallowed_methods, reason = "env is below the seam that hides the clock")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-/// Whether spinning pays on this device: after each spin in vain twice as many occasions are left out.
-struct Patience {
-    misses: u32,
-    skip: u32,
-}
-
-impl Patience {
-    fn allows(&mut self) -> bool {
-        let allowed = self.skip == 0;
-        self.skip = self.skip.saturating_sub(1);
-        allowed
-    }
-
-    fn hit(&mut self) {
-        self.misses = 0;
-    }
-
-    fn missed(&mut self) {
-        self.misses = (self.misses * 2 + 1).min(RING_SPIN_BACKOFF_MAX);
-        self.skip = self.misses;
     }
 }
 
@@ -666,183 +587,4 @@ fn to_result(result: i32) -> io::Result<usize> {
 
 fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy | io::ErrorKind::OutOfMemory)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use tokio::task::LocalSet;
-
-    use super::*;
-    use crate::{env::buffer::Buffer, limits::BLOCK_BYTES};
-
-    fn on_reactor<T>(future: impl Future<Output = T>) -> T {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        LocalSet::new().block_on(&runtime, future)
-    }
-
-    fn scratch() -> Arc<OwnedFd> {
-        Arc::new(tempfile::tempfile().unwrap().into())
-    }
-
-    fn block(byte: u8) -> Bytes {
-        let mut block = Buffer::zeroed(BLOCK_BYTES);
-        block.bytes_mut().fill(byte);
-        block.freeze_padded()
-    }
-
-    /// A future that is dropped right after its first poll leaves the buffer with the kernel until the completion,
-    /// and the write happens all the same.
-    #[test]
-    fn dropped_futures_leave_their_buffers() {
-        struct Watched(Bytes, Arc<AtomicU32>);
-        impl AsRef<[u8]> for Watched {
-            fn as_ref(&self) -> &[u8] {
-                &self.0
-            }
-        }
-        impl Drop for Watched {
-            fn drop(&mut self) {
-                self.1.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        on_reactor(async {
-            let ring = Ring::open().unwrap();
-            let fd = scratch();
-            let freed = Arc::new(AtomicU32::new(0));
-            for round in 0..32_u8 {
-                let buffer = Bytes::from_owner(Watched(block(round + 1), freed.clone()));
-                let position = u64::from(round) * BLOCK_BYTES as u64;
-                let before = freed.load(Ordering::Relaxed);
-                let durability = Durability::Now(DurableForm::Linked);
-                let mut write = Box::pin(ring.write(&fd, position, vec![buffer], durability));
-                let first = futures_util::poll!(write.as_mut());
-                drop(write);
-                if first.is_pending() && ring.in_flight() > 0 {
-                    assert_eq!(freed.load(Ordering::Relaxed), before, "the kernel still reads it");
-                }
-                while ring.in_flight() > 0 {
-                    tokio::task::yield_now().await;
-                    ring.shared.turn();
-                }
-                assert_eq!(freed.load(Ordering::Relaxed), before + 1, "freed once, with the completion");
-                assert_eq!(ring.read(&fd, position, BLOCK_BYTES).await.unwrap(), block(round + 1));
-            }
-            assert_eq!(ring.shared.permits.available_permits(), RING_OPERATIONS_MAX);
-        });
-    }
-
-    /// Many more operations than the ring holds all complete, with their own results.
-    #[test]
-    fn more_than_the_ring_holds() {
-        on_reactor(async {
-            let ring = Ring::open().unwrap();
-            let fd = scratch();
-            let writes = (0..3 * RING_OPERATIONS_MAX).map(|i| {
-                let (ring, fd) = (ring.clone(), fd.clone());
-                let durability = if i % 7 == 0 { Durability::Now(DurableForm::Linked) } else { Durability::Later };
-                async move {
-                    let position = (i * BLOCK_BYTES) as u64;
-                    ring.write(&fd, position, vec![block(i as u8), block(!(i as u8))], durability).await
-                }
-            });
-            let written = futures_util::future::join_all(writes).await;
-            assert!(written.into_iter().all(|result| result.unwrap() == 2 * BLOCK_BYTES));
-            let reads = (0..3 * RING_OPERATIONS_MAX).map(|i| ring.read(&fd, (i * BLOCK_BYTES) as u64, 1));
-            let read = futures_util::future::join_all(reads).await;
-            assert_eq!(read.len(), 3 * RING_OPERATIONS_MAX);
-            assert!(read.into_iter().all(|result| result.unwrap().len() == 1));
-            assert_eq!(ring.in_flight(), 0);
-            assert_eq!(ring.shared.permits.available_permits(), RING_OPERATIONS_MAX);
-        });
-    }
-
-    /// The last handle goes with operations in flight: it waits for them, and they have happened.
-    #[test]
-    fn teardown_waits() {
-        let fd = scratch();
-        on_reactor(async {
-            let ring = Ring::open().unwrap();
-            for i in 0..64 {
-                let write = ring.write(&fd, i * BLOCK_BYTES as u64, vec![block(9)], Durability::Later);
-                let _ = futures_util::poll!(Box::pin(write));
-            }
-        });
-        let content = crate::env::storage_thread::read_blocking(&fd, 0, 65 * BLOCK_BYTES).unwrap();
-        assert_eq!(content.len(), 64 * BLOCK_BYTES);
-        assert!(content.iter().all(|byte| *byte == 9));
-    }
-
-    /// The whole runtime goes while tasks wait for operations.
-    #[test]
-    fn runtime_goes_first() {
-        let fd = scratch();
-        on_reactor(async {
-            let ring = Ring::open().unwrap();
-            for i in 0..64 {
-                let (ring, fd) = (ring.clone(), fd.clone());
-                #[allow(clippy::disallowed_methods, reason = "a test of tasks")]
-                tokio::task::spawn_local(async move {
-                    let durability = Durability::Now(DurableForm::Dsync);
-                    ring.write(&fd, i * BLOCK_BYTES as u64, vec![block(9)], durability).await.unwrap();
-                });
-            }
-            tokio::task::yield_now().await;
-        });
-        let len = rustix::fs::fstat(&fd).unwrap().st_size as usize;
-        let content = crate::env::storage_thread::read_blocking(&fd, 0, len).unwrap();
-        assert!(
-            content
-                .chunks(BLOCK_BYTES)
-                .all(|block| block.iter().all(|byte| *byte == 9) || block.iter().all(|byte| *byte == 0))
-        );
-        assert_eq!(Arc::strong_count(&fd), 1, "no operation holds the descriptor any more");
-    }
-
-    /// The device's errors arrive, of the first and of the linked part; a dropped descriptor is not reused too early.
-    #[test]
-    fn errors_arrive() {
-        on_reactor(async {
-            let ring = Ring::open().unwrap();
-            let full: Arc<OwnedFd> =
-                Arc::new(rustix::fs::open("/dev/full", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty()).unwrap());
-            for durability in [Durability::Later, Durability::Now(DurableForm::Linked)] {
-                let error = ring.write(&full, 0, vec![block(1)], durability).await.unwrap_err();
-                assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-            }
-            // /dev/null takes the write and cannot be synced: only the linked part fails.
-            let null: Arc<OwnedFd> =
-                Arc::new(rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty()).unwrap());
-            assert_eq!(ring.write(&null, 0, vec![block(1)], Durability::Later).await.unwrap(), BLOCK_BYTES);
-            let error = ring.write(&null, 0, vec![block(1)], Durability::Now(DurableForm::Linked)).await.unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-            assert_eq!(ring.in_flight(), 0);
-        });
-    }
-
-    /// Parking alone, without a spin, wakes up too; and spinning in vain is soon given up.
-    #[test]
-    fn parks_and_backs_off() {
-        on_reactor(async {
-            let ring = Ring::open_spinning(Duration::ZERO).unwrap();
-            let fd = scratch();
-            for i in 0..20 {
-                let durability = Durability::Now(DurableForm::Linked);
-                ring.write(&fd, i * BLOCK_BYTES as u64, vec![block(1)], durability).await.unwrap();
-            }
-        });
-        let mut patience = Patience { misses: 0, skip: 0 };
-        let mut spins = 0;
-        for _ in 0..10_000 {
-            if patience.allows() {
-                spins += 1;
-                patience.missed();
-            }
-        }
-        assert!(spins < 60, "{spins} spins in vain");
-        patience.skip = 0;
-        patience.hit();
-        assert!(patience.allows() && patience.allows());
-    }
 }

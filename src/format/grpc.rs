@@ -210,6 +210,11 @@ impl Assembler {
         self.partial.take().map(|partial| Message { compressed: partial.compressed, bytes: partial.bytes.freeze() })
     }
 
+    /// Whether everything that was pushed has come out as messages.
+    pub fn is_drained(&self) -> bool {
+        self.piece.is_empty() && self.prefix_len == 0
+    }
+
     /// Bytes of memory that a message which has come in part holds.
     pub fn held_bytes(&self) -> usize {
         self.partial.as_ref().map_or(0, |partial| partial.bytes.capacity())

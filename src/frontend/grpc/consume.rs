@@ -1,0 +1,222 @@
+//! `Log.Consume` and `Log.ConsumeStream`: stored records are sent as they are, beside a few
+//! small fields.
+
+use std::future::Future;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Context;
+use std::task::Poll;
+use std::time::Duration;
+
+use prost::Message;
+
+use crate::env::Env;
+use crate::frontend::CallError;
+use crate::frontend::ConsumeCall;
+use crate::frontend::grpc::body::Body;
+use crate::frontend::grpc::call;
+use crate::frontend::grpc::call::Call;
+use crate::frontend::grpc::stream::Stop;
+use crate::ids::Offset;
+use crate::limits;
+use crate::proto::ringlog::v1;
+use crate::proto::ringlog::v1::consume_request;
+use crate::proto::ringlog::v1::consume_stream_request;
+use crate::shard::Consume;
+use crate::shard::Consumed;
+use crate::shard::Start;
+
+/// `Log.Consume`.
+pub(super) async fn unary<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
+    let request: v1::ConsumeRequest = call::decode(call.only().await?)?;
+    let start = match request.start {
+        Some(consume_request::Start::Offset(offset)) => Start::Offset(Offset(offset)),
+        Some(consume_request::Start::TimestampUs(timestamp_us)) => Start::Timestamp(timestamp_us),
+        Some(consume_request::Start::Position(position)) => at_position(position)?,
+        None => Start::Earliest,
+    };
+    let consume = ConsumeCall {
+        topic: request.topic,
+        shard: request.shard,
+        consume: Consume {
+            start,
+            records_max: u64::from(request.max_records),
+            bytes_max: request.max_bytes as usize,
+            wait: Duration::from_millis(u64::from(request.wait_ms)),
+        },
+    };
+    let consumed = call.frontend.consume(consume);
+    let consumed = call.wait(consumed).await?;
+    call.reply(body(consumed)).await
+}
+
+fn at_position(position: i32) -> Result<Start, CallError> {
+    match v1::Position::try_from(position) {
+        Ok(v1::Position::Unspecified | v1::Position::Earliest) => Ok(Start::Earliest),
+        Ok(v1::Position::Latest) => Ok(Start::Latest),
+        Err(_) => {
+            let message = format!("position {position} is unknown; use POSITION_EARLIEST or POSITION_LATEST");
+            Err(CallError::invalid("UNKNOWN_POSITION", message))
+        }
+    }
+}
+
+/// The response: `ConsumeResponse` and `ConsumeStreamResponse` are the same on the wire.
+fn body(consumed: Consumed) -> Body {
+    let head = v1::ConsumeResponse {
+        records: Vec::new(),
+        next_offset: consumed.next_offset.0,
+        log_start: consumed.log_start.0,
+        high_watermark: consumed.high_watermark.0,
+    };
+    Body::message(&head.encode_to_vec(), consumed.chunks)
+}
+
+/// `Log.ConsumeStream`.
+pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
+    let request: v1::ConsumeStreamRequest = call::decode(call.only().await?)?;
+    let start = match request.start {
+        Some(consume_stream_request::Start::Offset(offset)) => Start::Offset(Offset(offset)),
+        Some(consume_stream_request::Start::TimestampUs(timestamp_us)) => Start::Timestamp(timestamp_us),
+        Some(consume_stream_request::Start::Position(position)) => at_position(position)?,
+        None => Start::Earliest,
+    };
+    call.responses.open()?;
+    let frontend = call.frontend.clone();
+    let mut shutdown = Box::pin(frontend.shutting_down());
+    let consume = ConsumeCall {
+        topic: request.topic,
+        shard: request.shard,
+        consume: Consume {
+            start,
+            records_max: if request.max_records == 0 { u64::MAX } else { request.max_records },
+            bytes_max: request.max_bytes as usize,
+            wait: limits::CONSUME_WAIT_MAX,
+        },
+    };
+    let mut follow = Follow::new(consume, |consume| frontend.consume(consume));
+    poll_fn(|cx| {
+        if !follow.is_ending() && shutdown.as_mut().poll(cx).is_ready() {
+            follow.end(Err(CallError::stopping(false)));
+        }
+        follow.poll(call, cx)
+    })
+    .await
+}
+
+/// One response on its way to the client, and the next one on its way from the shard: not more, however slow the
+/// client is. While there are no records, the shard wakes us; nothing is polled.
+struct Follow<F, S> {
+    consume: ConsumeCall,
+    start: S,
+    /// None once the stream is ending.
+    next: Option<Pin<Box<F>>>,
+    fetched: Option<Consumed>,
+    sending: Body,
+    /// What the stream ends with, after what is being sent.
+    end: Option<Result<(), CallError>>,
+}
+
+impl<F, S> Follow<F, S>
+where
+    F: Future<Output = Result<Consumed, CallError>>,
+    S: Fn(ConsumeCall) -> F,
+{
+    fn new(consume: ConsumeCall, start: S) -> Follow<F, S> {
+        let next = Some(Box::pin(start(consume.clone())));
+        Follow { consume, start, next, fetched: None, sending: Body::default(), end: None }
+    }
+
+    fn is_ending(&self) -> bool {
+        self.end.is_some()
+    }
+
+    fn end(&mut self, result: Result<(), CallError>) {
+        self.next = None;
+        self.end = Some(result);
+    }
+
+    fn poll<E: Env>(&mut self, call: &mut Call<E>, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
+        loop {
+            let sent = call.responses.poll_send(cx, &mut self.sending)?.is_ready();
+            if self.fetched.is_none() {
+                self.poll_next(cx);
+            }
+            if sent {
+                if let Some(consumed) = self.fetched.take() {
+                    self.sending = body(consumed);
+                    continue;
+                }
+                if let Some(end) = self.end.take() {
+                    return Poll::Ready(end.map_err(Stop::Error));
+                }
+            }
+            return call.poll_stop(cx).map(Err);
+        }
+    }
+
+    /// Takes the shard's answer, and asks for what follows it.
+    fn poll_next(&mut self, cx: &mut Context<'_>) {
+        while let Some(next) = &mut self.next {
+            let Poll::Ready(result) = next.as_mut().poll(cx) else { return };
+            let consumed = match result {
+                Ok(consumed) => consumed,
+                Err(error) => return self.end(Err(error)),
+            };
+            let wanted = &mut self.consume.consume;
+            wanted.start = Start::Offset(consumed.next_offset);
+            wanted.records_max = wanted.records_max.saturating_sub(consumed.count);
+            if wanted.records_max == 0 {
+                self.end(Ok(()));
+            } else {
+                self.next = Some(Box::pin((self.start)(self.consume.clone())));
+            }
+            if consumed.count > 0 {
+                self.fetched = Some(consumed);
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Buf;
+    use bytes::Bytes;
+
+    use super::*;
+
+    /// Stored chunks and the other fields, put one after the other, are one `ConsumeResponse`.
+    #[test]
+    fn a_response_is_put_together() {
+        let record = |offset| v1::Record { value: vec![7; 3_000].into(), offset, ..Default::default() };
+        let chunk = |offset| {
+            let records = v1::ConsumeResponse { records: vec![record(offset)], ..Default::default() };
+            Bytes::from(records.encode_to_vec())
+        };
+        for count in [1, 5] {
+            let consumed = Consumed {
+                chunks: (0..count).map(chunk).collect(),
+                count,
+                next_offset: Offset(count),
+                log_start: Offset(0),
+                high_watermark: Offset(99),
+            };
+            let mut body = body(consumed);
+            let mut bytes = body.copy_to_bytes(body.remaining());
+            let prefix = bytes.split_to(crate::format::grpc::PREFIX_BYTES);
+            assert_eq!(prefix[..], crate::format::grpc::prefix(bytes.len()));
+            let response = v1::ConsumeStreamResponse::decode(bytes).unwrap();
+            assert_eq!(response.records, (0..count).map(record).collect::<Vec<_>>());
+            assert_eq!((response.next_offset, response.log_start, response.high_watermark), (count, 0, 99));
+        }
+    }
+
+    /// Named positions; unknown ones are refused.
+    #[test]
+    fn positions() {
+        assert_eq!(at_position(0).unwrap(), Start::Earliest);
+        assert_eq!(at_position(2).unwrap(), Start::Latest);
+        assert_eq!(at_position(3).unwrap_err().code, crate::frontend::Code::InvalidArgument);
+    }
+}

@@ -1,0 +1,43 @@
+//! gRPC over HTTP/2: one connection's requests to calls of [`Frontend`], and their answers back.
+//!
+//! ```text
+//! socket      reads and writes of a TCP connection, coalesced
+//! connection  one connection: accept, run calls, flush; keepalive, handshake, going away
+//! call        one request: its checks, its method, its deadline and cancellation
+//! stream      messages in (flow control, size limits, gzip) and out (few frames, back-pressure)
+//! status      errors to trailers
+//! timeout     the grpc-timeout header
+//! method      paths, and the counters of each
+//! produce, consume, admin, health, reflection: the services
+//! ```
+//!
+//! Promises: a client that breaks HTTP/2 or gRPC loses its call or its connection, and nobody else's;
+//! memory per connection is bounded by windows and limits, whatever the client sends or does not read. Does not
+//! decide what a call may do: that is `frontend`'s.
+
+mod admin;
+mod body;
+mod call;
+mod connection;
+mod consume;
+mod health;
+mod method;
+mod produce;
+mod reflection;
+mod socket;
+mod status;
+mod stream;
+mod timeout;
+mod turn;
+
+use crate::env::Env;
+use crate::frontend::Frontend;
+
+/// Serves one client connection until it ends, breaks the protocol, or has finished its calls after
+/// the node began to shut down. Never fails: what goes wrong is the client's to see.
+///
+/// Dropping the future closes the connection at once; produce requests that were already passed on may
+/// still be written.
+pub async fn serve_connection<E: Env>(socket: tokio::net::TcpStream, frontend: Frontend<E>) {
+    connection::serve(socket, frontend).await;
+}

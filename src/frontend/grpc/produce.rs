@@ -1,0 +1,275 @@
+//! `Log.Produce` and `Log.ProduceStream`: the hot path. The request is checked in place, without
+//! decoding it into objects, and the acknowledgement is a few bytes.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Context;
+use std::task::Poll;
+
+use bytes::Buf;
+use bytes::BufMut;
+use bytes::Bytes;
+use bytes::BytesMut;
+use prost::encoding::encode_varint;
+use prost::encoding::encoded_len_varint;
+
+use crate::env::Env;
+use crate::format::grpc;
+use crate::format::records::Records;
+use crate::frontend::CallError;
+use crate::frontend::ProduceAck;
+use crate::frontend::ProduceCall;
+use crate::frontend::grpc::body::Body;
+use crate::frontend::grpc::call::Call;
+use crate::frontend::grpc::stream::Stop;
+use crate::limits;
+use crate::proto::ringlog::v1;
+use crate::shard::Durability;
+
+/// Acknowledgements waiting to be sent; above it no more are taken from the shard, and so, in the end, no more
+/// requests from the client.
+const ACK_BYTES_MAX: usize = 64 << 10;
+
+/// `Log.Produce`.
+pub(super) async fn unary<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
+    let message = call.only().await?;
+    let produce = parse(message, call)?;
+    call.definite = false;
+    let produced = call.frontend.produce(produce);
+    let ack = call.wait(produced).await?;
+    let mut out = BytesMut::with_capacity(ack_len(&ack));
+    encode_ack(&ack, &mut out);
+    call.reply(Body::from(out.freeze())).await
+}
+
+fn parse<E: Env>(message: Bytes, call: &Call<E>) -> Result<ProduceCall, CallError> {
+    let (head, records) = Records::parse(message, call.frontend.limits().record_bytes_max)?;
+    Ok(ProduceCall { head, records, deadline_us: call.deadline_us })
+}
+
+/// `Log.ProduceStream`.
+pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
+    call.responses.open()?;
+    let frontend = call.frontend.clone();
+    let mut shutdown = Box::pin(frontend.shutting_down());
+    let mut pipeline = Pipeline::new();
+    let start = |produce| frontend.produce(produce);
+    poll_fn(|cx| {
+        if !pipeline.ended && shutdown.as_mut().poll(cx).is_ready() {
+            pipeline.end(Some(CallError::stopping(false)));
+        }
+        pipeline.poll(call, &start, cx)
+    })
+    .await
+}
+
+/// The requests of one stream between their arrival and their acknowledgement.
+///
+/// Futures are polled in order and only the first: acknowledgements leave in that order anyway.
+struct Pipeline<F> {
+    /// With the bytes of each request.
+    in_flight: VecDeque<(usize, Pin<Box<F>>)>,
+    in_flight_bytes: usize,
+    /// Encoded and not passed on: several of them leave in one DATA frame.
+    acks: BytesMut,
+    sending: Body,
+    /// No more requests are read.
+    ended: bool,
+    /// What the stream ends with, after the acknowledgements of what is in flight.
+    failure: Option<CallError>,
+}
+
+impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
+    fn new() -> Pipeline<F> {
+        Pipeline {
+            in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
+            acks: BytesMut::new(),
+            sending: Body::default(),
+            ended: false,
+            failure: None,
+        }
+    }
+
+    fn end(&mut self, failure: Option<CallError>) {
+        self.ended = true;
+        self.failure = failure;
+    }
+
+    fn poll<E: Env>(
+        &mut self,
+        call: &mut Call<E>,
+        start: &impl Fn(ProduceCall) -> F,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Stop>> {
+        loop {
+            let read = self.read(call, start, cx)?;
+            let acknowledged = self.acknowledge(cx);
+            let sent = self.send(call, cx)?;
+            if self.ended && self.in_flight.is_empty() && sent {
+                return Poll::Ready(self.failure.take().map_or(Ok(()), |error| Err(Stop::Error(error))));
+            }
+            if !read && !acknowledged {
+                return call.poll_stop(cx).map(Err);
+            }
+        }
+    }
+
+    /// Reads requests and passes them on, up to the limits. True if there was one.
+    fn read<E: Env>(
+        &mut self,
+        call: &mut Call<E>,
+        start: &impl Fn(ProduceCall) -> F,
+        cx: &mut Context<'_>,
+    ) -> Result<bool, Stop> {
+        let mut read = false;
+        while !self.ended
+            && self.in_flight.len() < limits::STREAM_PRODUCES_IN_FLIGHT_MAX
+            && self.in_flight_bytes < limits::STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX
+        {
+            match call.requests.poll_next(cx) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(None)) => self.end(None),
+                Poll::Ready(Ok(Some(message))) => {
+                    let bytes = message.len();
+                    match parse(message, call) {
+                        Ok(produce) => {
+                            call.definite = false;
+                            self.in_flight.push_back((bytes, Box::pin(start(produce))));
+                            self.in_flight_bytes += bytes;
+                        }
+                        Err(error) => self.end(Some(error)),
+                    }
+                }
+                Poll::Ready(Err(Stop::Error(error))) => self.end(Some(error)),
+                Poll::Ready(Err(Stop::Gone)) => return Err(Stop::Gone),
+            }
+            read = true;
+        }
+        Ok(read)
+    }
+
+    /// Takes what has been answered, in order. True if there was something.
+    fn acknowledge(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut any = false;
+        while self.acks.len() < ACK_BYTES_MAX {
+            let Some((bytes, first)) = self.in_flight.front_mut() else { break };
+            let Poll::Ready(result) = first.as_mut().poll(cx) else { break };
+            any = true;
+            self.in_flight_bytes -= *bytes;
+            self.in_flight.pop_front();
+            match result {
+                Ok(ack) => encode_ack(&ack, &mut self.acks),
+                Err(error) => {
+                    // What is behind it may or may not be written; nobody is told.
+                    self.in_flight.clear();
+                    self.in_flight_bytes = 0;
+                    self.end(Some(error));
+                }
+            }
+        }
+        any
+    }
+
+    /// Sends acknowledgements, as far as the client takes them. True if none is left.
+    fn send<E: Env>(&mut self, call: &mut Call<E>, cx: &mut Context<'_>) -> Result<bool, Stop> {
+        loop {
+            if !self.sending.has_remaining() {
+                if self.acks.is_empty() {
+                    return Ok(true);
+                }
+                self.sending = Body::from(self.acks.split().freeze());
+            }
+            match call.responses.poll_send(cx, &mut self.sending) {
+                Poll::Ready(result) => result?,
+                Poll::Pending => return Ok(false),
+            }
+        }
+    }
+}
+
+fn durability(durability: Durability) -> v1::Durability {
+    match durability {
+        Durability::QuorumFlushed => v1::Durability::QuorumFlushed,
+        Durability::LeaderMemory => v1::Durability::LeaderMemory,
+    }
+}
+
+/// Fields of `ProduceResponse` (and `ProduceStreamResponse`, which is the same on the wire) that are varints, by tag.
+fn varints(ack: &ProduceAck) -> [(u8, u64); 5] {
+    [
+        (1, u64::from(ack.shard)),
+        (2, ack.produced.base_offset.0),
+        (3, u64::from(ack.produced.count)),
+        // int64 is encoded as its two's complement.
+        (4, ack.produced.timestamp_us as u64),
+        (5, durability(ack.produced.durability) as u64),
+    ]
+}
+
+/// Bytes of its message, without the prefix.
+fn message_len(ack: &ProduceAck) -> usize {
+    let numbers = varints(ack).into_iter().filter(|(_, value)| *value != 0);
+    let topic = ack.topic.len();
+    numbers.map(|(_, value)| 1 + encoded_len_varint(value)).sum::<usize>()
+        + 1
+        + encoded_len_varint(topic as u64)
+        + topic
+}
+
+fn ack_len(ack: &ProduceAck) -> usize {
+    grpc::PREFIX_BYTES + message_len(ack)
+}
+
+/// Appends the framed response.
+fn encode_ack(ack: &ProduceAck, out: &mut BytesMut) {
+    out.reserve(ack_len(ack));
+    out.put_slice(&grpc::prefix(message_len(ack)));
+    for (tag, value) in varints(ack) {
+        if value != 0 {
+            out.put_u8(tag << 3);
+            encode_varint(value, out);
+        }
+    }
+    // Field 6, length-delimited.
+    out.put_u8(6 << 3 | 2);
+    encode_varint(ack.topic.len() as u64, out);
+    out.put_slice(ack.topic.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+    use crate::ids::Offset;
+    use crate::shard::Produced;
+
+    proptest! {
+        /// The hand-written encoding is what prost reads, and what prost would have written.
+        #[test]
+        fn acks_are_produce_responses(
+            shard: u32, base_offset: u64, count: u32, timestamp_us: i64, memory: bool, topic in "[a-z]{1,249}",
+        ) {
+            let durability = if memory { Durability::LeaderMemory } else { Durability::QuorumFlushed };
+            let produced = Produced { base_offset: Offset(base_offset), count, timestamp_us, durability };
+            let ack = ProduceAck { topic: topic.as_str().into(), shard, produced };
+            let mut out = BytesMut::new();
+            encode_ack(&ack, &mut out);
+            let expected = v1::ProduceStreamResponse {
+                shard,
+                base_offset,
+                count,
+                timestamp_us,
+                durability: super::durability(durability) as i32,
+                topic,
+            };
+            prop_assert_eq!(out.len(), ack_len(&ack));
+            prop_assert_eq!(&out[..grpc::PREFIX_BYTES], &grpc::prefix(expected.encoded_len()));
+            prop_assert_eq!(&out[grpc::PREFIX_BYTES..], &expected.encode_to_vec());
+        }
+    }
+}

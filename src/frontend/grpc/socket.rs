@@ -1,0 +1,226 @@
+//! A TCP connection as h2 should see it: large reads however little h2 asks for, and many small writes
+//! gathered into one. h2 alone reads 8 KiB at a time and writes every frame above 256 bytes by itself.
+//!
+//! `poll_flush` does nothing; the connection calls [`Socket::poll_write_out`] when it has run
+//! out of work, so that the answers of a whole round leave together. Buffers are borrowed from the thread while
+//! there is something in them: an idle connection has none.
+
+use std::cell::RefCell;
+use std::io;
+use std::io::IoSlice;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::io::ReadBuf;
+use tokio::net::TcpStream;
+
+/// One read from the kernel.
+const READ_BYTES: usize = 64 << 10;
+
+/// Bytes gathered before the socket must take some; above it h2 has to wait.
+const WRITE_BYTES_MAX: usize = 256 << 10;
+
+/// A write or read of this size is not copied through a buffer.
+const DIRECT_BYTES: usize = 32 << 10;
+
+/// Slices of one write: h2 has its own limit of 64.
+const SLICES_MAX: usize = 65;
+
+/// Empty buffers of one kind that a thread keeps.
+const SPARES_MAX: usize = 8;
+
+thread_local! {
+    static READ_SPARES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static WRITE_SPARES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn give_back(spares: &'static std::thread::LocalKey<RefCell<Vec<Vec<u8>>>>, buffer: Vec<u8>) {
+    if buffer.capacity() > 0 {
+        spares.with_borrow_mut(|spares| {
+            if spares.len() < SPARES_MAX {
+                spares.push(buffer);
+            }
+        });
+    }
+}
+
+fn borrow(spares: &'static std::thread::LocalKey<RefCell<Vec<Vec<u8>>>>) -> Option<Vec<u8>> {
+    spares.with_borrow_mut(Vec::pop)
+}
+
+/// A connection's socket. Clones are handles to the same one: h2 holds one, the connection another.
+#[derive(Clone)]
+pub(super) struct Socket(Rc<RefCell<Inner>>);
+
+/// `input_start <= input_end <= input.len()`, and `input` is empty or `READ_BYTES` long;
+/// `output_start <= output.len()`, and what lies between is not written yet, at most `WRITE_BYTES_MAX`.
+struct Inner {
+    stream: TcpStream,
+    input: Vec<u8>,
+    input_start: usize,
+    input_end: usize,
+    output: Vec<u8>,
+    output_start: usize,
+    received: u64,
+}
+
+impl Socket {
+    pub(super) fn new(stream: TcpStream) -> Socket {
+        Socket(Rc::new(RefCell::new(Inner {
+            stream,
+            input: Vec::new(),
+            input_start: 0,
+            input_end: 0,
+            output: Vec::new(),
+            output_start: 0,
+            received: 0,
+        })))
+    }
+
+    /// Bytes that have ever been read.
+    pub(super) fn received(&self) -> u64 {
+        self.0.borrow().received
+    }
+
+    /// Writes what has been gathered.
+    pub(super) fn poll_write_out(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.borrow_mut().poll_write_out(cx)
+    }
+}
+
+impl Inner {
+    fn poll_read(&mut self, cx: &mut Context<'_>, wanted: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.input_start == self.input_end {
+            if wanted.remaining() >= DIRECT_BYTES {
+                let before = wanted.filled().len();
+                let read = Pin::new(&mut self.stream).poll_read(cx, wanted);
+                self.received += (wanted.filled().len() - before) as u64;
+                return read;
+            }
+            ready!(self.poll_fill(cx))?;
+        }
+        let take = wanted.remaining().min(self.input_end - self.input_start);
+        wanted.put_slice(&self.input[self.input_start..self.input_start + take]);
+        self.input_start += take;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.input.is_empty() {
+            self.input = borrow(&READ_SPARES).unwrap_or_else(|| vec![0; READ_BYTES]);
+        }
+        let mut read = ReadBuf::new(&mut self.input);
+        let result = Pin::new(&mut self.stream).poll_read(cx, &mut read);
+        (self.input_start, self.input_end) = (0, read.filled().len());
+        self.received += self.input_end as u64;
+        if self.input_end == 0 {
+            give_back(&READ_SPARES, std::mem::take(&mut self.input));
+        }
+        result
+    }
+
+    fn gathered(&self) -> usize {
+        self.output.len() - self.output_start
+    }
+
+    /// Gathers from `slices` as much as there is room for.
+    fn gather(&mut self, slices: &[IoSlice<'_>]) -> usize {
+        if self.output.capacity() == 0 {
+            self.output = borrow(&WRITE_SPARES).unwrap_or_default();
+        }
+        if self.output_start > WRITE_BYTES_MAX / 2 {
+            self.output.drain(..self.output_start);
+            self.output_start = 0;
+        }
+        let before = self.output.len();
+        for slice in slices {
+            let room = WRITE_BYTES_MAX - self.gathered();
+            self.output.extend_from_slice(&slice[..slice.len().min(room)]);
+        }
+        self.output.len() - before
+    }
+
+    fn wrote(&mut self, bytes: usize) {
+        self.output_start += bytes;
+        if self.output_start == self.output.len() {
+            self.output.clear();
+            self.output_start = 0;
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let slices = &slices[..slices.len().min(SLICES_MAX - 1)];
+        let bytes = slices.iter().map(|slice| slice.len()).sum::<usize>();
+        if bytes < DIRECT_BYTES && self.gathered() + bytes <= WRITE_BYTES_MAX {
+            return Poll::Ready(Ok(self.gather(slices)));
+        }
+        loop {
+            let gathered = self.gathered();
+            let mut all = [IoSlice::new(&[]); SLICES_MAX];
+            all[0] = IoSlice::new(&self.output[self.output_start..]);
+            all[1..=slices.len()].copy_from_slice(slices);
+            match Pin::new(&mut self.stream).poll_write_vectored(cx, &all[..=slices.len()])? {
+                Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(wrote) => {
+                    self.wrote(wrote.min(gathered));
+                    if wrote > gathered {
+                        return Poll::Ready(Ok(wrote - gathered));
+                    }
+                }
+                Poll::Pending if gathered < WRITE_BYTES_MAX => return Poll::Ready(Ok(self.gather(slices))),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.gathered() > 0 {
+            let wrote = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.output[self.output_start..]))?;
+            if wrote == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.wrote(wrote);
+        }
+        give_back(&WRITE_SPARES, std::mem::take(&mut self.output));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.0.borrow_mut().poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.borrow_mut().poll_write(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.0.borrow_mut().poll_write(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.0.borrow_mut();
+        ready!(inner.poll_write_out(cx))?;
+        Pin::new(&mut inner.stream).poll_shutdown(cx)
+    }
+}
