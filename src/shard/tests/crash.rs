@@ -147,11 +147,32 @@ fn run(seed: u64, steps: &[Step]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Any history of produces, trims, crashes and restarts.
     #[test]
     fn every_ack_survives(seed in any::<u64>(), steps in prop::collection::vec(any_step(), 1..25)) {
         run(seed, &steps);
     }
+}
+
+/// The checker above notices a lost ack: one that was given before the record was durable.
+#[test]
+#[should_panic(expected = "offset 1")]
+fn a_lost_ack_is_noticed() {
+    TestEnv::reset(1);
+    let disk = SimDisk::new();
+    block_on(async {
+        let shard = open(&disk).await;
+        let mut run = Run { shard, disk, pending: vec![], acked: BTreeMap::new(), log_start: 0, sent: 0 };
+        run.send(1, 0);
+        run.collect(true).await;
+        run.disk.hold();
+        let produce = Produce { durability: Durability::LeaderMemory, ..value("early") };
+        let produced = run.shard.produce(produce).await.unwrap();
+        run.acked.insert(produced.base_offset.0, "early".to_owned());
+        for seed in 0..64 {
+            run.step(&Step::Crash(seed)).await;
+        }
+    });
 }

@@ -246,7 +246,7 @@ fn fail_stop() {
         shard.produce(value("safe")).await.unwrap();
         disk.hold();
         for operation in [Operation::AppendDurable, Operation::Write, Operation::Sync] {
-            let path_contains = ".store".to_owned();
+            let path_contains = "/data/shards/1".to_owned();
             disk.plant(Fault { operation, path_contains, skip: 0, times: u64::MAX, error: io::ErrorKind::Other });
         }
         let proposed = shard.produce(value("proposed"));
