@@ -50,6 +50,8 @@ pub struct Shared<M> {
     pub changed: Notify,
     /// Wakes who waits for durable entries.
     pub flushed: Notify,
+    /// When that was last, on the monotonic clock.
+    pub flushed_us: Cell<u64>,
     /// Bytes handed to Raft that are not in the log yet.
     pub handed_bytes: Rc<Cell<usize>>,
     /// openraft dropped the state machine: nothing will be applied any more.
@@ -88,6 +90,7 @@ impl<M: Machine> Shared<M> {
             boundary: RefCell::new(None),
             changed: Notify::new(),
             flushed: Notify::new(),
+            flushed_us: Cell::new(0),
             handed_bytes: Rc::default(),
             machine_gone: Cell::new(false),
             pending: RefCell::default(),

@@ -321,6 +321,11 @@ impl<E: Env, M: Machine> Group<E, M> {
         }
     }
 
+    /// When the last append became durable here, on `Env::monotonic_us`; 0: none yet.
+    pub fn flushed_us(&self) -> u64 {
+        self.inner.shared.flushed_us.get()
+    }
+
     /// Leader and term as known here.
     pub fn leader(&self) -> (Option<NodeId>, Term) {
         self.inner.state.leader.get()

@@ -140,6 +140,7 @@ impl<E: Env, M: Machine> RaftLogStorage<TypeConfig<E, M>> for Store<E, M> {
         let entries: Vec<NewEntry> = entries.into_iter().map(|entry| types::to_log(entry, now_us)).collect();
         let shared = self.shared.clone();
         let done = Box::new(move |result: Result<(), LogError>| {
+            shared.flushed_us.set(E::monotonic_us());
             callback.io_completed(result.map_err(to_io));
             shared.flushed.notify_all();
         });

@@ -176,6 +176,18 @@ impl<E: Env> Control<E> {
         results.into_iter().collect()
     }
 
+    /// Tells the reactors of these topics which of their shards are gone from the disk.
+    ///
+    /// # Errors
+    /// When a reactor has ended.
+    pub async fn note_lost(&self, topics: &[Arc<PlacedTopic>], lost: &[ShardUid]) -> Result<(), ReactorError> {
+        let places = topics.iter().flat_map(|topic| &topic.shards).filter(|place| lost.contains(&place.uid));
+        for place in places {
+            self.ask(place.reactor, |reply| Request::Lost { uids: vec![place.uid], reply }).await?;
+        }
+        Ok(())
+    }
+
     /// Runs commands from now on, in a task of its own that ends with the reactor.
     pub fn serve(&self) -> ControlQueue {
         let (queue, mut jobs) = mpsc::channel(COMMANDS_MAX);

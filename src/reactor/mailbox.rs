@@ -70,6 +70,13 @@ pub enum Request {
         /// Succeeds when all of them serve; else the first error. All were tried.
         reply: Reply<()>,
     },
+    /// Note shards that are gone from the disk, so that their calls get the reason.
+    Lost {
+        /// Which shards.
+        uids: Vec<ShardUid>,
+        /// When it is noted.
+        reply: Reply<()>,
+    },
     /// Close shards of a deleted topic and remove their directories.
     Remove {
         /// Which shards.

@@ -281,6 +281,10 @@ impl<E: Env> Reactor<E> {
                 let reactor = Rc::clone(self);
                 answer::<E, _>(reply, async move { reactor.open(shards).await });
             }
+            Request::Lost { uids, reply } => {
+                uids.into_iter().for_each(|uid| self.lose(uid));
+                drop(reply.send(Ok(())));
+            }
             Request::Remove { uids, reply } => {
                 let reactor = Rc::clone(self);
                 answer::<E, _>(reply, async move {
@@ -300,6 +304,18 @@ impl<E: Env> Reactor<E> {
                 }
             }
         }
+    }
+
+    /// Keeps a shard without files as such: to make it anew would hide that its records are gone.
+    fn lose(&self, uid: ShardUid) {
+        let dir = control::shard_dir(&self.node.config.data, uid);
+        let cause = format!(
+            "shard {uid} is lost: its directory {} is missing; restore it from a backup, or delete the topic",
+            dir.display()
+        );
+        self.node.note_fault(uid, &cause);
+        self.shards.borrow_mut().insert(uid, Slot::NotOpen { cause });
+        self.count_shards();
     }
 
     fn serving(&self, uid: ShardUid) -> Result<Shard<E>, ReactorError> {

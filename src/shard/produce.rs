@@ -249,8 +249,8 @@ impl<E: Env> Inner<E> {
     }
 
     /// Answers the requests of a committed entry.
-    fn ack(&self, entry: InFlight, header: &EntryHeader, applied_us: u64) {
-        for Placed { waiting, base_offset, refused } in entry.requests {
+    fn ack(&self, mut entry: InFlight, header: &EntryHeader, applied_us: u64) {
+        for Placed { waiting, base_offset, refused } in std::mem::take(&mut entry.requests) {
             if refused {
                 self.refuse([Placed { waiting, base_offset, refused }]);
                 continue;
@@ -264,13 +264,10 @@ impl<E: Env> Inner<E> {
             waiting.answer(Ok(produced));
         }
         let replied_us = E::monotonic_us();
-        let stations = Stations {
-            queued_us: entry.queued_us,
-            proposed_us: entry.proposed_us,
-            durable_us: self.durable_us(header, applied_us),
-            applied_us,
-            replied_us,
-        };
+        let InFlight { queued_us, proposed_us, .. } = entry;
+        // A later entry's flush may have ended meanwhile, but not after this one was applied.
+        let durable_us = self.group.flushed_us().clamp(proposed_us, applied_us.max(proposed_us));
+        let stations = Stations { queued_us, proposed_us, durable_us, applied_us, replied_us };
         self.metrics.entry(stations, header.record_count, header.payload_bytes as usize);
     }
 
@@ -350,11 +347,6 @@ impl<E: Env> Inner<E> {
             waiting.answer(Err(ShardError::OffsetMismatch { expected, actual: base_offset }));
         }
     }
-
-    /// When the entry was on stable storage here; not after it was applied.
-    fn durable_us(&self, _header: &EntryHeader, applied_us: u64) -> u64 {
-        applied_us
-    }
 }
 
 /// Acknowledges what asks for no more than the leader's memory, unless the proposal is refused at once
@@ -383,5 +375,18 @@ fn ack_from_memory(requests: &mut [Placed], landing: &mut Landing, timestamp_us:
         };
         // Nobody may be listening any more.
         drop(reply.send(Ok(produced)));
+    }
+}
+
+#[cfg(test)]
+impl State {
+    /// Base offsets of the entries in flight.
+    pub(super) fn in_flight_bases(&self) -> Vec<u64> {
+        self.in_flight.iter().map(|entry| entry.base_offset.0).collect()
+    }
+
+    /// Has the next batch encoded for another offset than it will have.
+    pub(super) fn mispredict(&mut self, next: Offset) {
+        self.next = next;
     }
 }

@@ -101,7 +101,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Applies the limits once.
-    async fn retain(self: &Rc<Self>, retention: Retention) -> Result<(), ShardError> {
+    pub(super) async fn retain(self: &Rc<Self>, retention: Retention) -> Result<(), ShardError> {
         let wanted = boundary(&self.group.log().segments(), retention, E::wall_us());
         // Entries that are not committed yet may be in a segment that is full already.
         let wanted = wanted.map(|offset| offset.min(self.group.high_watermark()));

@@ -197,15 +197,7 @@ fn record_out(record: proto::Record, text: bool) -> RecordOut {
         HeaderOut { name: header.name, value, value_text }
     };
     let headers = record.headers.into_iter().map(header).collect();
-    RecordOut {
-        offset: record.offset,
-        timestamp_us: record.timestamp_us,
-        key,
-        key_text,
-        value,
-        value_text,
-        headers,
-    }
+    RecordOut { offset: record.offset, timestamp_us: record.timestamp_us, key, key_text, value, value_text, headers }
 }
 
 fn bytes_out(bytes: &[u8], text: bool) -> (Option<String>, Option<String>) {
@@ -243,10 +235,9 @@ impl CreateTopicBody {
     /// The same as a protobuf message.
     pub fn into_request(self, name: String) -> proto::CreateTopicRequest {
         let config = self.config.map(|config| proto::TopicConfig {
-            retention: config.retention.map(|retention| proto::Retention {
-                bytes_max: retention.bytes_max,
-                age_ms_max: retention.age_ms_max,
-            }),
+            retention: config
+                .retention
+                .map(|retention| proto::Retention { bytes_max: retention.bytes_max, age_ms_max: retention.age_ms_max }),
             segment_bytes: config.segment_bytes,
         });
         proto::CreateTopicRequest { name, shards: self.shards, config }
