@@ -7,10 +7,7 @@
 
 pub mod line_queue;
 
-use std::{
-    sync::{OnceLock, PoisonError},
-    time::Instant,
-};
+use std::{sync::OnceLock, time::Instant};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
@@ -137,14 +134,10 @@ pub fn resident_bytes() -> Option<u64> {
 /// From now on a panic anywhere in the process ends it, after its message: a thread that is gone
 /// would leave its shards silent, and half a node is worse than none.
 pub fn end_on_panic(logs: &'static LineQueue) {
-    static DEFAULT: std::sync::Mutex<Option<Box<dyn Fn(&std::panic::PanicHookInfo<'_>) + Send + Sync>>> =
-        std::sync::Mutex::new(None);
-    *DEFAULT.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::panic::take_hook());
+    let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         logs.flush();
-        if let Some(print) = &*DEFAULT.lock().unwrap_or_else(PoisonError::into_inner) {
-            print(info);
-        }
+        print(info);
         eprintln!("ringlog: this is a bug; the node stops here, and recovers when it is started again");
         std::process::exit(101);
     }));

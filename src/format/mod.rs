@@ -3,4 +3,6 @@
 pub mod entry;
 pub mod grpc;
 pub mod records;
+pub mod segment;
+pub mod state_files;
 pub mod wire;

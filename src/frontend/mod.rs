@@ -100,6 +100,17 @@ enum Submitted<L> {
     Waits(oneshot::Receiver<Result<ProduceAck, CallError>>),
 }
 
+impl<L: Future<Output = Result<Produced, ReactorError>>> Submitted<L> {
+    async fn ack(self) -> Result<ProduceAck, CallError> {
+        let (topic, shard, produced) = match self {
+            Submitted::Here { topic, shard, produced } => (topic, shard, produced.await),
+            Submitted::There { topic, shard, produced } => (topic, shard, produced.await.unwrap_or(Err(stopped(true)))),
+            Submitted::Waits(ack) => return ack.await.unwrap_or_else(|_| Err(CallError::stopping(true))),
+        };
+        Ok(ProduceAck { topic, shard, produced: produced? })
+    }
+}
+
 impl<E: Env> Clone for Frontend<E> {
     fn clone(&self) -> Self {
         Frontend { local: Rc::clone(&self.local) }
@@ -120,18 +131,7 @@ impl<E: Env> Frontend<E> {
     /// the future does not take the request back.
     pub fn produce(&self, call: ProduceCall) -> impl Future<Output = Result<ProduceAck, CallError>> + use<E> + 'static {
         let submitted = self.submit(call);
-        async move {
-            match submitted? {
-                Submitted::Here { topic, shard, produced } => {
-                    Ok(ProduceAck { topic, shard, produced: produced.await? })
-                }
-                Submitted::There { topic, shard, produced } => {
-                    let produced = produced.await.unwrap_or(Err(stopped(true)))?;
-                    Ok(ProduceAck { topic, shard, produced })
-                }
-                Submitted::Waits(ack) => ack.await.unwrap_or_else(|_| Err(CallError::stopping(true))),
-            }
-        }
+        async move { submitted?.ack().await }
     }
 
     /// Reads committed records. A wait ends early, with an error, when the node shuts down.
@@ -289,18 +289,7 @@ impl<E: Env> Frontend<E> {
             });
             let submitted = view.and_then(|view| self.submit_to(&view, call));
             env::spawn::<E>(async move {
-                let ack = async {
-                    match submitted? {
-                        Submitted::Here { topic, shard, produced } => {
-                            Ok(ProduceAck { topic, shard, produced: produced.await? })
-                        }
-                        Submitted::There { topic, shard, produced } => {
-                            let produced = produced.await.unwrap_or(Err(stopped(true)))?;
-                            Ok(ProduceAck { topic, shard, produced })
-                        }
-                        Submitted::Waits(ack) => ack.await.unwrap_or_else(|_| Err(CallError::stopping(true))),
-                    }
-                };
+                let ack = async { submitted?.ack().await };
                 drop(reply.send(ack.await));
             });
         }

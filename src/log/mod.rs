@@ -1,14 +1,68 @@
-//! One shard's log on disk: append, read, truncate, roll, retain, recover. TO BE WRITTEN
+//! One shard's log on disk: append, read, truncate, roll, retain, recover.
+//!
+//! A directory holds `hard_state`, segments (`<base offset>.store` and `.index`), checkpoints
+//! (`<index>.checkpoint`), and segments made ahead (`<number>.spare`). A segment that shares its base
+//! offset with the one before (which then has no records) is called `<base offset>-<sequence>.store`.
+//!
+//! ```text
+//! append ─ assign (index, offset, chain, segment, position) ─► tail ─► readers
+//!             └► queue ─► one write in flight ─► durable ─► done, in order
+//! ```
+//!
+//! Promises:
+//! - `log start <= flushed end <= log end`, in indexes and in offsets; none of them but the log end
+//!   after `truncate_after` ever goes back.
+//! - What `done` was told to be durable survives a crash, or its loss is reported; nothing that was not
+//!   appended is ever read.
+//! - After a failed write or sync nothing is written any more (fail-stop); reads go on.
+//! - A full disk is not a failure: appends that were admitted by `has_room` have their place already or wait for it.
+//!
+//! Not done here: deciding what to truncate or purge (`raft`, `shard`).
+//!
+//! Files: `writer` (queue, device), `prepare` (segments made ahead), `seal`, `read`, `tail`, `change`
+//! (truncate, purge), `recovery`, `scan`, `state` (hard state, checkpoints), `verify`.
 
-use std::{path::PathBuf, rc::Rc};
+mod change;
+mod prepare;
+mod read;
+mod recovery;
+mod scan;
+mod seal;
+mod segment;
+mod state;
+mod tail;
+#[cfg(test)]
+mod tests;
+pub mod verify;
+mod writer;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeSet, VecDeque},
+    io,
+    path::{Path, PathBuf},
+    rc::Rc,
+    task::Waker,
+};
 
 use bytes::Bytes;
 
+pub use crate::format::state_files::{HardState, Vote};
+pub use tail::TailBudget;
+
 use crate::{
-    env::Env,
-    format::entry::{NewEntry, StoredEntry},
-    ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
+    env::{Disk, Env, channel::Notify},
+    format::{
+        entry::{EntryHeader, NewEntry, StoredEntry},
+        segment::LogPoint,
+        state_files::HardStateSlot,
+    },
+    ids::{Index, LogId, Offset, ShardUid},
+    limits::BLOCK_BYTES,
 };
+use prepare::Supply;
+use segment::{Phase, Segment};
+use tail::Tail;
 
 /// Where and how a log is kept.
 #[derive(Clone, Debug)]
@@ -32,26 +86,6 @@ pub struct Recovered {
     pub torn_bytes: u64,
     /// Index files built anew.
     pub indexes_rebuilt: u32,
-}
-
-/// Raft's vote as it is kept on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Vote {
-    /// Term voted in.
-    pub term: Term,
-    /// Node voted for.
-    pub node: NodeId,
-    /// Whether a quorum granted it (openraft's "committed" vote: that node is the leader).
-    pub committed: bool,
-}
-
-/// Raft's state beside the entries.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HardState {
-    /// Latest vote.
-    pub vote: Option<Vote>,
-    /// A committed log id; may lag, never runs ahead of what is durable here.
-    pub committed: Option<LogId>,
 }
 
 /// A segment, for retention and for reports.
@@ -134,12 +168,13 @@ pub enum LogError {
     },
 }
 
-/// Called once, when all entries of an append and everything before them is durable, or with the error that stopped the log.
+/// Called once, when all entries of an append and everything before them is durable, or with the error that stopped
+/// the log.
 pub type OnDurable = Box<dyn FnOnce(Result<(), LogError>)>;
 
 /// A shard's log. Clones are handles to the same one; all of them stay on one reactor.
 pub struct Log<E: Env> {
-    inner: Rc<std::marker::PhantomData<E>>,
+    inner: Rc<Inner<E>>,
 }
 
 impl<E: Env> Clone for Log<E> {
@@ -148,172 +183,331 @@ impl<E: Env> Clone for Log<E> {
     }
 }
 
+type FileOf<E> = <<E as Env>::Disk as Disk>::File;
+type SegmentOf<E> = Rc<Segment<FileOf<E>>>;
+
+/// What the handles share. No borrow of it is held across an await or while a callback runs.
+struct Inner<E: Env> {
+    disk: E::Disk,
+    options: LogOptions,
+    tail: Tail,
+    state: RefCell<State<E>>,
+    flight: RefCell<Option<writer::Flight<E>>>,
+    /// Somebody is in `drive` further up the stack.
+    driving: Cell<bool>,
+    /// Of the writer task; known once it ran.
+    waker: RefCell<Option<Waker>>,
+    /// Something landed, failed, was prepared or sealed.
+    changed: Notify,
+    /// Background tasks under way.
+    background: Cell<usize>,
+    /// Segments with a mapped index or a file open for reading, least recently used first.
+    hot: RefCell<VecDeque<SegmentOf<E>>>,
+    streams: read::Streams,
+}
+
+struct State<E: Env> {
+    /// After the last purged entry.
+    start: LogPoint,
+    /// After the last entry.
+    end: LogPoint,
+    /// Last durable entry and what follows it.
+    flushed: LogPoint,
+    segments: VecDeque<SegmentOf<E>>,
+    /// Of the next segment.
+    sequence_next: u64,
+    queue: VecDeque<writer::Job<E>>,
+    unflushed_bytes: usize,
+    /// As on the disk.
+    hard: HardStateSlot,
+    hard_file: FileOf<E>,
+    checkpoints: BTreeSet<Index>,
+    supply: Supply<FileOf<E>>,
+    fault: Option<LogError>,
+    /// `truncate_after` or a purge of everything is under way: nothing may be appended.
+    exclusive: bool,
+    closed: bool,
+}
+
 impl<E: Env> Log<E> {
     /// Opens the log in `options.dir`, making a new one if there is none, and recovers it: sync first, then
     /// scan what was not closed cleanly. `tail` is the reactor's budget of recent entries in memory.
     ///
     /// # Errors
     /// `Corrupt`, `Foreign`, `Io`, `Full`.
+    ///
+    /// # Panics
+    /// When the options are outside of their documented bounds.
     pub async fn open(disk: E::Disk, tail: TailBudget, options: LogOptions) -> Result<(Log<E>, Recovered), LogError> {
-        let _ = (disk, tail, options);
-        todo!()
+        let block = BLOCK_BYTES as u64;
+        assert!(options.segment_bytes_max.is_multiple_of(block), "segments are whole blocks");
+        assert!(options.segment_bytes_max >= 4 * block, "a segment holds more than its header and footer");
+        assert!(options.segment_bytes_max <= crate::limits::SEGMENT_BYTES_LIMIT, "positions fit into an index");
+        let (inner, recovered) = recovery::open(disk, tail, options).await?;
+        writer::start(&inner);
+        Ok((Log { inner }, recovered))
     }
 
-    /// Adds entries at the end. They can be read at once; `done` is called when they are durable. Appends made while a write is in flight
-    /// go together in the next one.
+    /// Adds entries at the end. They can be read at once; `done` is called when they are durable. Appends made while a
+    /// write is in flight go together in the next one. If the next segment is not made yet (a full disk delays that)
+    /// the entries wait for it; that is not an error.
     ///
     /// # Errors
-    /// `Full` if there is no room (nothing was added, `done` is not called), `Stopped`.
+    /// `Stopped`: nothing was added, `done` is not called.
     ///
     /// # Panics
     /// When the first entry's index is not the one after the last.
     pub fn append(&self, entries: Vec<NewEntry>, done: OnDurable) -> Result<(), LogError> {
-        let _ = (entries, done);
-        todo!()
+        self.inner.check_alive()?;
+        for entry in entries {
+            self.inner.assign(entry);
+        }
+        self.inner.state.borrow_mut().queue.push_back(writer::Job::Done(done));
+        self.inner.drive();
+        Ok(())
     }
 
     /// Whether entries of `bytes` in all (headers and padding included) can be appended beyond those appended already.
-    /// After `Ok`, appends up to that much do not fail with `Full`, and a reserve for Raft's own small entries (blank,
-    /// membership) is left beside: Raft cannot survive a failed append, so it is asked here, before Raft gets a proposal.
+    /// After `Ok`, appends up to that much do not fail for want of space, and a reserve for Raft's own small entries
+    /// (blank, membership) is left beside: Raft cannot survive a failed append, so it is asked here, before Raft gets a
+    /// proposal.
+    ///
+    /// While the next segment is being made the answer is `Ok` on credit: then the entries wait for it. `Full` is
+    /// answered once the device has said so, and until it has room for another segment.
     ///
     /// # Errors
     /// `Full` until space returns (each call looks again, without blocking), `Stopped`.
     pub fn has_room(&self, bytes: usize) -> Result<(), LogError> {
-        let _ = bytes;
-        todo!()
+        self.inner.check_alive()?;
+        self.inner.has_room(bytes as u64)
     }
 
     /// Entries `from .. end`, as many as fit into `bytes_max` of payload, but at least one. Checksums are verified.
     /// Recent ones come from memory (clones of refcounts); others from the disk, without blocking the reactor.
+    ///
+    /// # Errors
+    /// `NotFound` when `from` is not in the log (an `end` beyond it is cut), `Corrupt`, `Io`.
     pub async fn read(&self, from: Index, end: Index, bytes_max: usize) -> Result<Vec<StoredEntry>, LogError> {
-        let _ = (from, end, bytes_max);
-        todo!()
+        self.inner.read(from, end, bytes_max).await
     }
 
-    /// The log id at `index` (in memory for recent ones, else read from the entry's header).
+    /// The log id at `index` (in memory for recent ones, else read from the entry's header); also of the last purged
+    /// entry.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `Io`.
     pub async fn log_id(&self, index: Index) -> Result<LogId, LogError> {
-        let _ = index;
-        todo!()
+        self.inner.log_id(index).await
     }
 
     /// Index of the batch that holds `offset`; `None` below the first kept or at or above the log end.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
     pub async fn find_offset(&self, offset: Offset) -> Result<Option<Index>, LogError> {
-        let _ = offset;
-        todo!()
+        self.inner.find_offset(offset).await
     }
 
-    /// Index of the first batch that holds a record with a timestamp not before `timestamp_us`.
+    /// Index of the first batch that holds a record with a timestamp not before `timestamp_us`. After a purge it may be
+    /// the first entry kept, although its own timestamps are older, when a purged record's was not.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
     pub async fn find_timestamp(&self, timestamp_us: i64) -> Result<Option<Index>, LogError> {
-        let _ = timestamp_us;
-        todo!()
+        self.inner.find_timestamp(timestamp_us).await
     }
 
     /// First index that is kept, or would be given next if there is none.
     pub fn first_index(&self) -> Index {
-        todo!()
+        self.inner.state.borrow().start.next
     }
 
     /// Last entry, durable or not; the purged one if there are no entries.
     pub fn last(&self) -> Option<LogId> {
-        todo!()
+        self.inner.state.borrow().end.last()
     }
 
     /// Last purged entry.
     pub fn purged(&self) -> Option<LogId> {
-        todo!()
+        self.inner.state.borrow().start.last()
     }
 
     /// Last durable entry.
     pub fn flushed(&self) -> Option<LogId> {
-        todo!()
+        self.inner.state.borrow().flushed.last()
     }
 
     /// Next offset to be given, counting entries that are not durable yet.
     pub fn log_end(&self) -> Offset {
-        todo!()
+        self.inner.state.borrow().end.offset
     }
 
     /// Chain hash at the last entry.
     pub fn chain(&self) -> u64 {
-        todo!()
+        self.inner.state.borrow().end.chain
     }
 
-    /// Bytes appended and not yet durable.
+    /// Bytes appended (headers and padding included) and not yet durable.
     pub fn unflushed_bytes(&self) -> usize {
-        todo!()
+        self.inner.state.borrow().unflushed_bytes
     }
 
     /// Whether `index` is the first entry of its segment: then the state before it deserves a checkpoint.
     pub fn is_segment_first(&self, index: Index) -> bool {
-        let _ = index;
-        todo!()
+        let state = self.inner.state.borrow();
+        let found = state.segments.binary_search_by(|segment| segment.base.next.cmp(&index));
+        found.is_ok_and(|number| state.segments[number].entries() > 0)
     }
 
-    /// All segments, oldest first.
+    /// All segments with entries, oldest first.
     pub fn segments(&self) -> Vec<SegmentInfo> {
-        todo!()
+        self.inner.state.borrow().segments.iter().filter_map(|segment| segment.info()).collect()
     }
 
     /// Removes all entries after `last` (all of them for `None`), durably, after the writes in flight.
+    ///
+    /// # Errors
+    /// `Stopped`, `Corrupt`, `Io`. Then the log has stopped if it had begun to change.
+    ///
+    /// # Panics
+    /// When entries are appended meanwhile, or `last` is below the first entry kept by more than one.
     pub async fn truncate_after(&self, last: Option<Index>) -> Result<(), LogError> {
-        let _ = last;
-        todo!()
+        self.inner.truncate_after(last).await
     }
 
-    /// Removes entries up to and including `id` logically, durably, and deletes segments that have none left. When `id` is beyond the
-    /// last entry the log goes on after it, at offset `log_end` (a replica that begins from a snapshot).
+    /// Removes entries up to and including `id` logically, durably, and deletes segments that have none left. When `id`
+    /// is beyond the last entry the log goes on after it, at offset `log_end` with the chain hash `chain` (a replica
+    /// that begins from a snapshot).
+    ///
+    /// # Errors
+    /// `Stopped`.
     pub async fn purge(&self, id: LogId, log_end: Offset, chain: u64) -> Result<(), LogError> {
-        let _ = (id, log_end, chain);
-        todo!()
+        self.inner.purge(id, log_end, chain).await
     }
 
     /// Writes the hard state; durable when it returns, and ordered after the appends before it.
+    ///
+    /// # Errors
+    /// `Stopped`.
     pub async fn save_hard_state(&self, state: HardState) -> Result<(), LogError> {
-        let _ = state;
-        todo!()
+        self.inner.save(state::Change::Raft(state)).await
     }
 
     /// The hard state as last saved.
     pub fn hard_state(&self) -> HardState {
-        todo!()
+        self.inner.state.borrow().hard.state
     }
 
-    /// Keeps a checkpoint of the group's small state at `index`, durably.
+    /// Keeps a checkpoint of the group's small state at `index`, durably. Older ones that are of no more use (not at the
+    /// log start, not at the start of a segment, not one of the newest two) are removed.
+    ///
+    /// # Errors
+    /// `Full`: not kept, the log goes on. `Stopped`.
     pub async fn save_checkpoint(&self, index: Index, state: Bytes) -> Result<(), LogError> {
-        let _ = (index, state);
-        todo!()
+        self.inner.save_checkpoint(index, state).await
     }
 
-    /// The newest checkpoint at or below `index`, with its index.
+    /// The newest checkpoint at or below `index`, with its index. A damaged one is passed over if an older one will do.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
     pub async fn load_checkpoint(&self, index: Index) -> Result<Option<(Index, Bytes)>, LogError> {
-        let _ = index;
-        todo!()
+        self.inner.load_checkpoint(index).await
     }
 
     /// Indexes of the checkpoints kept, ascending.
     pub fn checkpoints(&self) -> Vec<Index> {
-        todo!()
+        self.inner.state.borrow().checkpoints.iter().copied().collect()
     }
 
     /// The error that stopped this log, if one did.
     pub fn fault(&self) -> Option<LogError> {
-        todo!()
+        self.inner.state.borrow().fault.clone()
     }
 
-    /// Clean shutdown: waits for writes in flight, cuts the files to their true sizes, writes indexes, syncs. The log is unusable afterwards.
+    /// Clean shutdown: waits for writes in flight, cuts the files to their true sizes, writes indexes, syncs. The log
+    /// takes no more appends afterwards; reads go on.
+    ///
+    /// # Errors
+    /// `Stopped`; `Full` when entries wait for space that is not there.
     pub async fn close(&self) -> Result<(), LogError> {
-        todo!()
+        self.inner.close().await
     }
 }
 
-/// A reactor's budget of recent entries in memory (`TAIL_BYTES_MAX`), shared by its logs; the oldest are forgotten first.
-#[derive(Clone, Debug, Default)]
-pub struct TailBudget {}
-
-impl TailBudget {
-    /// A budget of `bytes`.
-    pub fn new(bytes: usize) -> TailBudget {
-        let _ = bytes;
-        TailBudget {}
+impl<E: Env> Inner<E> {
+    /// `Stopped` once the log has failed or was closed.
+    fn check_alive(&self) -> Result<(), LogError> {
+        let state = self.state.borrow();
+        match &state.fault {
+            Some(fault) => Err(fault.clone()),
+            None if state.closed => Err(LogError::Stopped {
+                file: self.options.dir.clone(),
+                action: "used",
+                cause: "the log is closed".into(),
+            }),
+            None => Ok(()),
+        }
     }
+
+    /// The segment that holds `index`.
+    fn segment_of(&self, index: Index) -> Option<SegmentOf<E>> {
+        let state = self.state.borrow();
+        let after = state.segments.partition_point(|segment| segment.base.next <= index);
+        let segment = state.segments.get(after.checked_sub(1)?)?;
+        segment.contains(index).then(|| segment.clone())
+    }
+
+    /// Suspends until something has changed; to be used as: look, and if it is not there yet, wait.
+    async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
+        loop {
+            let changed = self.changed.notified();
+            if let Some(found) = look() {
+                return found;
+            }
+            changed.await;
+        }
+    }
+
+    /// Runs a future that `close` waits for.
+    fn background(self: &Rc<Self>, work: impl Future<Output = ()> + 'static) {
+        struct Running<E: Env>(Rc<Inner<E>>);
+        impl<E: Env> Drop for Running<E> {
+            fn drop(&mut self) {
+                self.0.background.set(self.0.background.get() - 1);
+                self.0.changed.notify_all();
+            }
+        }
+        self.background.set(self.background.get() + 1);
+        let running = Running(self.clone());
+        crate::env::spawn::<E>(async move {
+            let _running = running;
+            work.await;
+        });
+    }
+}
+
+/// Where the log stands after an entry.
+fn point_after(header: &EntryHeader) -> LogPoint {
+    LogPoint {
+        next: header.id.index.next(),
+        term: header.id.term,
+        offset: header.end_offset(),
+        chain: header.chain,
+        timestamp_max_us: header.timestamp_max_us,
+    }
+}
+
+/// An error on a path where nothing was written: trying again later is safe.
+fn io_error(file: &Path, action: &'static str, error: &io::Error) -> LogError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            LogError::Full { dir: file.parent().unwrap_or(file).into() }
+        }
+        _ => LogError::Io { file: file.into(), action, cause: error.to_string() },
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

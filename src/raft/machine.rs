@@ -56,10 +56,12 @@ pub struct Shared<M> {
     pub handed_bytes: Rc<Cell<usize>>,
     /// openraft dropped the state machine: nothing will be applied any more.
     pub machine_gone: Cell<bool>,
+    /// The machine is at work: if it stays so when the machine is gone, it has panicked.
+    pub applying: Cell<bool>,
     /// Checkpoints to be written, oldest first.
     pending: RefCell<VecDeque<Checkpoint>>,
     /// Whether a task writes them.
-    saving: Cell<bool>,
+    pub saving: Cell<bool>,
 }
 
 /// How far the machine is.
@@ -93,6 +95,7 @@ impl<M: Machine> Shared<M> {
             flushed_us: Cell::new(0),
             handed_bytes: Rc::default(),
             machine_gone: Cell::new(false),
+            applying: Cell::new(false),
             pending: RefCell::default(),
             saving: Cell::new(false),
         })
@@ -339,23 +342,30 @@ async fn save_pending<E: Env, M: Machine>(log: Log<E>, shared: Rc<Shared<M>>) {
         let next = shared.pending.borrow_mut().pop_front();
         let Some(checkpoint) = next else { break };
         let id = checkpoint.position.applied.expect("only the state after an entry is kept");
-        // A leader may commit what its own disk does not have yet.
-        loop {
-            let notified = shared.flushed.notified();
-            if log.fault().is_some() || shared.machine_gone.get() {
-                shared.saving.set(false);
-                return;
-            }
-            if is_flushed(&log, id) {
-                break;
-            }
-            notified.await;
+        if !wait_flushed(&log, &shared, id).await {
+            break;
         }
         if let Err(error) = log.save_checkpoint(id.index, checkpoint.bytes).await {
             tracing::warn!(index = id.index.0, %error, "a checkpoint could not be kept; a replay would be longer");
         }
     }
     shared.saving.set(false);
+    shared.changed.notify_all();
+}
+
+/// Waits until `id` is durable here: a leader may commit what its own disk does not have yet. False when the group ends
+/// before.
+async fn wait_flushed<E: Env, M: Machine>(log: &Log<E>, shared: &Shared<M>, id: LogId) -> bool {
+    loop {
+        let notified = shared.flushed.notified();
+        if log.fault().is_some() || shared.machine_gone.get() {
+            return false;
+        }
+        if is_flushed(log, id) {
+            return true;
+        }
+        notified.await;
+    }
 }
 
 impl<E: Env, M: Machine> Drop for StateMachine<E, M> {
@@ -384,7 +394,9 @@ impl<E: Env, M: Machine> RaftStateMachine<TypeConfig<E, M>> for StateMachine<E, 
             if self.log.is_segment_first(Index(entry.log_id.index)) {
                 self.keep_checkpoint();
             }
+            self.shared.applying.set(true);
             let applied = self.shared.apply(entry);
+            self.shared.applying.set(false);
             if let Some(responder) = responder {
                 responder.send(applied);
             }
@@ -435,7 +447,10 @@ impl<E: Env, M: Machine> RaftSnapshotBuilder<TypeConfig<E, M>> for SnapshotBuild
     type SnapshotData = Bytes;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let checkpoint = self.checkpoint.take().ok_or_else(|| io::Error::other("nothing was applied yet"))?;
+        let Some(checkpoint) = self.checkpoint.take() else {
+            // Of a machine that has applied nothing. Not ours to meet: `restore` refuses a log that lacks its checkpoint.
+            return Ok(Snapshot { meta: SnapshotMeta::default(), snapshot: Bytes::new() });
+        };
         let snapshot = checkpoint.to_snapshot();
         *self.shared.snapshot.borrow_mut() = Some(checkpoint);
         Ok(snapshot)

@@ -10,6 +10,8 @@
 mod machine;
 mod network;
 mod store;
+#[cfg(test)]
+mod tests;
 mod types;
 
 use std::{
@@ -135,7 +137,8 @@ pub enum GroupError {
     },
 }
 
-/// One Raft group on this node. Clones are handles; all stay on one reactor.
+/// One Raft group on this node. Clones are handles; all stay on one reactor. To be ended by `close`: openraft's tasks
+/// do not end with the last handle.
 pub struct Group<E: Env, M: Machine> {
     inner: Rc<Inner<E, M>>,
 }
@@ -366,11 +369,11 @@ impl<E: Env, M: Machine> Group<E, M> {
         if let Some(fault) = &*state.fault.borrow() {
             return Some(fault.clone());
         }
-        let gone = shared.machine_gone.get() && !state.closing.get();
-        gone.then(|| "the state machine ended; restart the node, and report its log".to_string())
+        let gone = shared.machine_gone.get() && (shared.applying.get() || !state.closing.get());
+        gone.then(|| "the state machine ended early; restart the node, and report its log".to_string())
     }
 
-    /// Stops Raft, keeps a checkpoint at the last applied entry, closes the log cleanly.
+    /// Stops Raft, keeps a checkpoint at the last applied entry, closes the log cleanly. A second call returns at once.
     ///
     /// # Errors
     /// `Stopped`, when this replica had stopped, or its last writes fail; nothing acknowledged is lost by it.
@@ -382,9 +385,9 @@ impl<E: Env, M: Machine> Group<E, M> {
         shared.changed.notify_all();
         raft.shutdown().await.map_err(|error| self.stopped(&error.to_string()))?;
         loop {
-            // The state machine finishes what it was told before it goes.
+            // The state machine finishes what it was told before it goes, and so does the task that writes checkpoints.
             let changed = shared.changed.notified();
-            if shared.machine_gone.get() && state.ended.get() {
+            if shared.machine_gone.get() && state.ended.get() && !shared.saving.get() {
                 break;
             }
             changed.await;

@@ -9,7 +9,7 @@ use std::{
     cell::Cell,
     fmt::Debug,
     io,
-    ops::{Bound, RangeBounds},
+    ops::{Bound, RangeBounds, RangeInclusive},
     rc::Rc,
     vec,
 };
@@ -60,6 +60,7 @@ impl<E: Env, M: Machine> Clone for Reader<E, M> {
 impl<E: Env, M: Machine> Store<E, M> {
     /// A store over `log`; batches are read without payload until `headers_only` becomes false.
     pub fn new(log: Log<E>, shared: Rc<Shared<M>>, headers_only: Rc<Cell<bool>>) -> Store<E, M> {
+        shared.committed.set(log.hard_state().committed);
         let reader = Reader { log: log.clone(), headers_only, machine: std::marker::PhantomData };
         Store { log, shared, reader }
     }
@@ -128,8 +129,7 @@ impl<E: Env, M: Machine> RaftLogStorage<TypeConfig<E, M>> for Store<E, M> {
     }
 
     async fn read_committed(&mut self) -> Result<Option<RaftLogId>, io::Error> {
-        let committed = self.shared.committed.get().or(self.log.hard_state().committed);
-        Ok(clamp(committed, self.log.flushed()).map(types::to_raft))
+        Ok(clamp(self.shared.committed.get(), self.log.flushed()).map(types::to_raft))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig<E, M>>) -> Result<(), io::Error>
@@ -188,8 +188,32 @@ impl<E: Env, M: Machine> Reader<E, M> {
         entries.map(|entry| types::from_log(entry).map_err(io::Error::other)).collect()
     }
 
+    /// Adds to `keys` the last entry of each term from that of `first` on, up to `last`, which lies in the log like it.
+    async fn term_ends(&self, mut first: LogId, last: LogId, keys: &mut Vec<LogId>) -> Result<(), LogError> {
+        while first.term != last.term {
+            // Terms only grow: `low` is of the first one, `high` is not.
+            let (mut low, mut high) = (first, last);
+            while high.index.0 - low.index.0 > 1 {
+                let middle = self.log.log_id(Index(low.index.0.midpoint(high.index.0))).await?;
+                if middle.term == first.term { low = middle } else { high = middle }
+            }
+            push_key(keys, low);
+            first = high;
+        }
+        push_key(keys, last);
+        Ok(())
+    }
+
     fn vote(&self) -> Option<RaftVote> {
         self.log.hard_state().vote.map(types::to_raft_vote)
+    }
+}
+
+/// Keeps one entry per term, the last.
+fn push_key(keys: &mut Vec<LogId>, id: LogId) {
+    match keys.last_mut() {
+        Some(key) if key.term == id.term => *key = id,
+        _ => keys.push(id),
     }
 }
 
@@ -286,6 +310,21 @@ impl<E: Env, M: Machine> RaftLogReader<TypeConfig<E, M>> for Reader<E, M> {
             return Ok(Vec::new());
         }
         self.piece(start, end).await
+    }
+
+    // The default would read an entry, payload and all, for every step of its search; the ends of segments are known.
+    async fn get_key_log_ids(&mut self, range: RangeInclusive<RaftLogId>) -> Result<Vec<RaftLogId>, io::Error> {
+        let (mut first, last) = (types::from_raft(range.start()), types::from_raft(range.end()));
+        let mut keys = Vec::new();
+        for segment in self.log.segments() {
+            if segment.last.index <= first.index || segment.last.index >= last.index {
+                continue;
+            }
+            self.term_ends(first, segment.last, &mut keys).await.map_err(to_io)?;
+            first = segment.last;
+        }
+        self.term_ends(first, last, &mut keys).await.map_err(to_io)?;
+        Ok(keys.into_iter().map(types::to_raft).collect())
     }
 
     async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<Entry, io::Error>>

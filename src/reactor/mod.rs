@@ -144,8 +144,8 @@ impl<E: Env> Reactor<E> {
     ) -> impl Future<Output = Result<Produced, ReactorError>> + use<E> + 'static {
         match self.serving(uid) {
             Ok(shard) => {
-                let (produced, node) = (shard.produce(produce), Arc::clone(&self.node));
-                Either::Left(async move { note(&node, uid, produced.await) })
+                let (produced, reactor) = (shard.produce(produce), Rc::clone(self));
+                Either::Left(async move { note(&reactor.node, uid, produced.await) })
             }
             Err(error) => Either::Right(std::future::ready(Err(error))),
         }
@@ -159,8 +159,8 @@ impl<E: Env> Reactor<E> {
     ) -> impl Future<Output = Result<Consumed, ReactorError>> + use<E> + 'static {
         match self.serving(uid) {
             Ok(shard) => {
-                let (consumed, node) = (shard.consume(consume), Arc::clone(&self.node));
-                Either::Left(async move { note(&node, uid, consumed.await) })
+                let (consumed, reactor) = (shard.consume(consume), Rc::clone(self));
+                Either::Left(async move { note(&reactor.node, uid, consumed.await) })
             }
             Err(error) => Either::Right(std::future::ready(Err(error))),
         }

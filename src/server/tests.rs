@@ -1,6 +1,8 @@
 //! Whole nodes in this process, over real sockets and a real disk.
+#![allow(clippy::disallowed_methods, reason = "clients, and damage, from the outside")]
 
 use std::{
+    fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::Path,
@@ -31,7 +33,6 @@ fn start(data: &Path) -> Node {
 }
 
 fn raw(node: &Node, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String) {
-    #[allow(clippy::disallowed_methods, reason = "a client, from the outside")]
     let mut socket = TcpStream::connect(node.http_addr()).unwrap();
     write!(socket, "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n").unwrap();
     // A server that refuses early closes early.
@@ -234,11 +235,6 @@ fn two_servers() {
     node.shutdown().unwrap();
 }
 
-#[allow(clippy::disallowed_methods, reason = "damages a directory from the outside")]
-mod outside {
-    pub use std::fs::{copy, create_dir_all, read, remove_dir_all, remove_file, write};
-}
-
 /// A directory that is another node's, of another format, or lacks a part is refused, and not begun afresh.
 #[test]
 fn foreign_directories() {
@@ -250,22 +246,22 @@ fn foreign_directories() {
         assert!(error.contains(wanted), "{wanted:?} is not in {error:?}");
     };
     let identity = data.path().join("identity");
-    let own = outside::read(&identity).unwrap();
-    outside::copy(other.path().join("identity"), &identity).unwrap();
+    let own = fs::read(&identity).unwrap();
+    fs::copy(other.path().join("identity"), &identity).unwrap();
     refused("put together from two nodes");
-    outside::write(&identity, b"ringlog 9\n").unwrap();
+    fs::write(&identity, b"ringlog 9\n").unwrap();
     refused("format 9");
-    outside::write(&identity, &own[1..]).unwrap();
+    fs::write(&identity, &own[1..]).unwrap();
     refused("damaged");
-    outside::remove_file(&identity).unwrap();
+    fs::remove_file(&identity).unwrap();
     refused("no file `identity`");
-    outside::write(&identity, own).unwrap();
+    fs::write(&identity, own).unwrap();
     // Not a topic's, and never handed out: whose records would that be?
-    outside::create_dir_all(shard_path(data.path(), 77)).unwrap();
+    fs::create_dir_all(shard_path(data.path(), 77)).unwrap();
     refused("belongs to no topic");
-    outside::remove_dir_all(shard_path(data.path(), 77)).unwrap();
+    fs::remove_dir_all(shard_path(data.path(), 77)).unwrap();
     start(data.path()).shutdown().unwrap();
-    outside::remove_dir_all(shard_path(data.path(), 0)).unwrap();
+    fs::remove_dir_all(shard_path(data.path(), 0)).unwrap();
     refused("catalog");
 }
 
@@ -277,7 +273,7 @@ fn lost_shard() {
     assert_eq!(call(&node, "PUT", "/v1/topics/newer", &Value::Null).0, 201);
     let lost = uids(&node, "default")[1];
     node.shutdown().unwrap();
-    outside::remove_dir_all(shard_path(data.path(), lost)).unwrap();
+    fs::remove_dir_all(shard_path(data.path(), lost)).unwrap();
     let node = start(data.path());
     assert_eq!(produce(&node, "default", &say("x", 0)).0, 200);
     let (status, answer) = produce(&node, "default", &say("x", 1));
@@ -305,10 +301,10 @@ fn damaged_shard() {
     let dir = shard_path(data.path(), uid);
     // Not closed cleanly, so that it is scanned, and damaged in the middle.
     let store = dir.join("00000000000000000000.store");
-    let mut bytes = outside::read(&store).unwrap();
+    let mut bytes = fs::read(&store).unwrap();
     let at = bytes.windows(8).position(|window| window == b"record 5").expect("records are stored as they are");
     bytes[at] ^= 1;
-    outside::write(&store, &bytes).unwrap();
+    fs::write(&store, &bytes).unwrap();
     let node = start(data.path());
     let (_, answer) = get(&node, "/v1/topics/default/shards/1/records");
     let shown = answer.to_string();
@@ -357,7 +353,7 @@ fn delete_and_recreate() {
     assert!(texts(&node, "t", 0).is_empty());
     node.shutdown().unwrap();
     // A deletion that a crash cut off leaves a directory: the next start removes it.
-    outside::create_dir_all(shard_path(data.path(), old[0])).unwrap();
+    fs::create_dir_all(shard_path(data.path(), old[0])).unwrap();
     let node = start(data.path());
     assert!(!shard_path(data.path(), old[0]).exists());
     assert_eq!(uids(&node, "t"), new);
@@ -394,7 +390,6 @@ fn waiting_consumers() {
         let (status, answer) = waiting.join().unwrap();
         assert_eq!((status, &answer["records"][0]["value_text"]), (200, &json!("come")));
     });
-    #[allow(clippy::disallowed_methods, reason = "a client, from the outside")]
     let mut socket = TcpStream::connect(node.http_addr()).unwrap();
     let path = "/v1/topics/default/shards/0/records?position=latest&wait_ms=60000";
     write!(socket, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();

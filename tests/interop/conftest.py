@@ -59,10 +59,12 @@ class Node:
         for _ in range(5):
             self.address = f"127.0.0.1:{free_port()}"
             http = f"127.0.0.1:{free_port()}"
-            command = [os.environ["RINGLOG_BIN"], "serve", "--data", str(self.directory / "data")]
+            command = [os.environ["INTEROP_BIN"], "serve", "--data", str(self.directory / "data")]
             command += ["--grpc", self.address, "--http", http, "--reactors", "2", "--no-pin"]
+            # Settings of whoever runs the tests are not ours.
+            environment = {name: value for name, value in os.environ.items() if not name.startswith("RINGLOG_")}
             with open(self.log, "ab") as log:
-                self.process = subprocess.Popen(command, stdout=log, stderr=log)
+                self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
             if self._is_ready():
                 return self
         raise RuntimeError(f"the node did not start:\n{self.log.read_text()}")

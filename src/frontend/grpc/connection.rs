@@ -70,14 +70,25 @@ type Timer = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Serves the connection until it ends.
 pub(super) async fn serve<E: Env>(stream: tokio::net::TcpStream, frontend: Frontend<E>) {
+    let shutdown = Box::pin(frontend.shutting_down());
+    let start = |request, respond| call::serve(frontend.clone(), request, respond);
+    run::<E, _>(stream, shutdown, KEEPALIVE, start).await;
+}
+
+/// Answers each request by the future that `start` makes for it.
+async fn run<E: Env, F: Future<Output = ()>>(
+    stream: tokio::net::TcpStream,
+    mut shutdown: Timer,
+    keepalive: Duration,
+    start: impl Fn(Request<h2::RecvStream>, SendResponse<Body>) -> F,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY was refused: answers may be late");
     }
     let socket = Socket::new(stream);
-    let mut shutdown: Timer = Box::pin(frontend.shutting_down());
     let Some(h2) = handshake::<E>(&socket, &mut shutdown).await else { return };
-    let mut connection = Connection::new(h2, socket, shutdown, env::sleep::<E>);
-    let start = |request, respond| call::serve(frontend.clone(), request, respond);
+    let pause = || -> Timer { Box::pin(env::sleep::<E>(keepalive)) };
+    let mut connection = Connection::new(h2, socket, shutdown, pause);
     poll_fn(|cx| connection.poll(cx, &start)).await;
 }
 
@@ -124,27 +135,23 @@ async fn handshake<E: Env>(socket: &Socket, shutdown: &mut Timer) -> Option<H2> 
     .await
 }
 
-struct Connection<F, S> {
+struct Connection<F, P> {
     h2: H2,
     socket: Socket,
     calls: FuturesUnordered<F>,
     turn: Arc<Turn>,
     waker: Waker,
     shutdown: Option<Timer>,
-    sleep: S,
+    /// Makes the timer of one keepalive interval.
+    pause: P,
     tick: Timer,
     ping: h2::PingPong,
     pinged: bool,
     received: u64,
 }
 
-impl<F, S, T> Connection<F, S>
-where
-    F: Future<Output = ()>,
-    S: Fn(Duration) -> T,
-    T: Future<Output = ()> + 'static,
-{
-    fn new(mut h2: H2, socket: Socket, shutdown: Timer, sleep: S) -> Connection<F, S> {
+impl<F: Future<Output = ()>, P: Fn() -> Timer> Connection<F, P> {
+    fn new(mut h2: H2, socket: Socket, shutdown: Timer, pause: P) -> Connection<F, P> {
         let turn = Turn::new(Waker::noop().clone());
         Connection {
             ping: h2.ping_pong().expect("asked for once"),
@@ -154,8 +161,8 @@ where
             waker: Waker::from(turn.clone()),
             turn,
             shutdown: Some(shutdown),
-            tick: Box::pin(sleep(KEEPALIVE)),
-            sleep,
+            tick: pause(),
+            pause,
             pinged: false,
             received: 0,
         }
@@ -241,8 +248,186 @@ where
             } else {
                 self.pinged = self.ping.send_ping(h2::Ping::opaque()).is_ok();
             }
-            self.tick = Box::pin((self.sleep)(KEEPALIVE));
+            self.tick = (self.pause)();
         }
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    use bytes::Bytes;
+    use tokio::io::AsyncReadExt;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpStream;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::env::real::RealEnv;
+    use crate::env::runtime::block_on;
+    use crate::frontend::grpc::stream::Responses;
+    use crate::frontend::grpc::tests::pair;
+
+    const NEVER: Duration = Duration::from_secs(3_600);
+
+    type Respond = SendResponse<Body>;
+
+    /// Answers at once.
+    async fn answer(_: Request<h2::RecvStream>, respond: Respond) {
+        Responses::new(respond).finish(Ok(()));
+    }
+
+    fn never() -> Timer {
+        Box::pin(std::future::pending())
+    }
+
+    async fn client(stream: TcpStream) -> h2::client::SendRequest<Bytes> {
+        let (requests, connection) = h2::client::handshake(stream).await.unwrap();
+        env::spawn::<RealEnv>(async {
+            let _ = connection.await;
+        });
+        requests
+    }
+
+    async fn status(requests: &mut h2::client::SendRequest<Bytes>) -> Result<http::StatusCode, h2::Error> {
+        let request = Request::post("http://x/").body(()).unwrap();
+        std::future::poll_fn(|cx| requests.poll_ready(cx)).await?;
+        let (response, _) = requests.send_request(request, true)?;
+        Ok(response.await?.status())
+    }
+
+    /// What is no client is left alone: the connection ends, and nothing panics.
+    #[test]
+    fn garbage_ends_the_connection() {
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        let settings = b"\0\0\0\x04\0\0\0\0\0";
+        for sent in [
+            b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+            vec![0; 100],
+            preface[..20].to_vec(),
+            [&preface[..], b"\0\0\x04"].concat(),
+            [&preface[..], settings, b"\0\x40\0\0\0\0\0\0\x01half a frame"].concat(),
+            [&preface[..], settings, b"\xff\xff\xff\0\0\0\0\0\x01"].concat(),
+            [&preface[..], settings, b"\0\0\x05\x01\x04\0\0\0\x01\xff\xff\xff\xff\xff"].concat(),
+        ] {
+            block_on(async {
+                let (mut client, server) = pair().await;
+                let client = async {
+                    client.write_all(&sent).await.unwrap();
+                    client.shutdown().await.unwrap();
+                    let _ = client.read_to_end(&mut Vec::new()).await;
+                };
+                tokio::join!(run::<RealEnv, _>(server, never(), NEVER, answer), client);
+            });
+        }
+    }
+
+    /// A client that does not answer a PING is dead, one that does may be silent for as long as it likes.
+    #[test]
+    fn keepalive() {
+        const KEEPALIVE: Duration = Duration::from_millis(200);
+        block_on(async {
+            let (mut dead, server) = pair().await;
+            dead.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+            run::<RealEnv, _>(server, never(), KEEPALIVE, answer).await;
+            let mut received = Vec::new();
+            dead.read_to_end(&mut received).await.unwrap();
+            assert!(received.windows(4).any(|head| head == [0, 0, 8, 6]), "no PING in {received:?}");
+
+            let (alive, server) = pair().await;
+            env::spawn::<RealEnv>(run::<RealEnv, _>(server, never(), KEEPALIVE, answer));
+            let mut requests = client(alive).await;
+            assert_eq!(status(&mut requests).await.unwrap(), 200);
+            env::sleep::<RealEnv>(KEEPALIVE * 5).await;
+            assert_eq!(status(&mut requests).await.unwrap(), 200);
+        });
+    }
+
+    /// A shutdown lets calls in flight finish, takes no new ones, and then ends the connection.
+    #[test]
+    fn going_away() {
+        block_on(async {
+            let (stream, server) = pair().await;
+            let (shut, shutdown) = oneshot::channel::<()>();
+            let (finish, finished) = oneshot::channel::<()>();
+            let finished = Cell::new(Some(finished));
+            let start = |_, respond| {
+                let finished = finished.take();
+                async move {
+                    if let Some(finished) = finished {
+                        finished.await.unwrap();
+                    }
+                    Responses::new(respond).finish(Ok(()));
+                }
+            };
+            let shutdown: Timer = Box::pin(async {
+                let _ = shutdown.await;
+            });
+            let client = async {
+                let mut requests = client(stream).await;
+                let request = Request::post("http://x/").body(()).unwrap();
+                let (response, _) = requests.send_request(request, true).unwrap();
+                // An answer to the second one says that the first one was accepted.
+                assert_eq!(status(&mut requests).await.unwrap(), 200);
+                shut.send(()).unwrap();
+                while status(&mut requests).await.is_ok() {}
+                finish.send(()).unwrap();
+                assert_eq!(response.await.unwrap().status(), 200);
+            };
+            tokio::join!(run::<RealEnv, _>(server, shutdown, NEVER, start), client);
+        });
+    }
+
+    /// Nobody holds up a shutdown by saying nothing.
+    #[test]
+    fn going_away_in_the_handshake() {
+        block_on(async {
+            let (_silent, server) = pair().await;
+            run::<RealEnv, _>(server, Box::pin(async {}), NEVER, answer).await;
+        });
+    }
+
+    /// Calls that the client has cancelled end as soon as they look; cancelling all that a connection may have, again and
+    /// again, does not end the connection.
+    #[test]
+    fn cancelled_calls_end() {
+        block_on(async {
+            let (stream, server) = pair().await;
+            let waiting = Rc::new(Cell::new(0));
+            let start = |_, respond| {
+                let waiting = waiting.clone();
+                async move {
+                    let mut responses = Responses::new(respond);
+                    waiting.set(waiting.get() + 1);
+                    poll_fn(|cx| responses.poll_gone(cx)).await;
+                    waiting.set(waiting.get() - 1);
+                }
+            };
+            let client = async {
+                let mut requests = client(stream).await;
+                for _ in 0..5 {
+                    let mut calls = Vec::new();
+                    for _ in 0..limits::STREAMS_PER_CONNECTION_MAX / 2 {
+                        std::future::poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+                        let request = Request::post("http://x/").body(()).unwrap();
+                        calls.push(requests.send_request(request, true).unwrap());
+                    }
+                    while waiting.get() < calls.len() {
+                        tokio::task::yield_now().await;
+                    }
+                    drop(calls);
+                    while waiting.get() > 0 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+            };
+            tokio::select! {
+                () = run::<RealEnv, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+                () = client => {}
+            }
+        });
     }
 }

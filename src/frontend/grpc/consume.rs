@@ -16,6 +16,7 @@ use crate::frontend::ConsumeCall;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::call;
 use crate::frontend::grpc::call::Call;
+use crate::frontend::grpc::stream::Responses;
 use crate::frontend::grpc::stream::Stop;
 use crate::ids::Offset;
 use crate::limits;
@@ -99,7 +100,10 @@ pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
         if !follow.is_ending() && shutdown.as_mut().poll(cx).is_ready() {
             follow.end(Err(CallError::stopping(false)));
         }
-        follow.poll(call, cx)
+        match follow.poll(&mut call.responses, cx) {
+            Poll::Pending => call.poll_stop(cx).map(Err),
+            ready => ready,
+        }
     })
     .await
 }
@@ -136,9 +140,9 @@ where
         self.end = Some(result);
     }
 
-    fn poll<E: Env>(&mut self, call: &mut Call<E>, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
+    fn poll(&mut self, responses: &mut Responses, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         loop {
-            let sent = call.responses.poll_send(cx, &mut self.sending)?.is_ready();
+            let sent = responses.poll_send(cx, &mut self.sending)?.is_ready();
             if self.fetched.is_none() {
                 self.poll_next(cx);
             }
@@ -151,7 +155,7 @@ where
                     return Poll::Ready(end.map_err(Stop::Error));
                 }
             }
-            return call.poll_stop(cx).map(Err);
+            return Poll::Pending;
         }
     }
 
@@ -181,10 +185,71 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
     use bytes::Buf;
     use bytes::Bytes;
 
     use super::*;
+    use crate::frontend::grpc::tests::answer;
+
+    /// A client that does not read costs the response that waits for it and the next one, whatever
+    /// there is to read; when it reads on, it gets everything in order.
+    #[test]
+    fn a_slow_consumer_is_waited_for() {
+        const RECORDS: u64 = 64;
+        // Far larger than the windows of the client.
+        let chunk = Bytes::from(
+            v1::ConsumeResponse {
+                records: vec![v1::Record { value: vec![1; 500_000].into(), ..Default::default() }],
+                ..Default::default()
+            }
+            .encode_to_vec(),
+        );
+        let asked = Rc::new(Cell::new(0));
+        let server = async |mut responses: Responses| {
+            let consume = ConsumeCall {
+                topic: String::new(),
+                shard: 0,
+                consume: Consume { start: Start::Earliest, records_max: RECORDS, bytes_max: 0, wait: Duration::ZERO },
+            };
+            let start = |_: ConsumeCall| {
+                asked.set(asked.get() + 1);
+                let consumed = Consumed {
+                    chunks: vec![chunk.clone()],
+                    count: 1,
+                    next_offset: Offset(asked.get()),
+                    log_start: Offset(0),
+                    high_watermark: Offset(RECORDS),
+                };
+                async { Ok(consumed) }
+            };
+            let mut follow = Follow::new(consume, start);
+            poll_fn(|cx| follow.poll(&mut responses, cx)).await.unwrap();
+            responses.finish(Ok(()));
+        };
+        let client = async |mut body: h2::RecvStream| {
+            let first = body.data().await.unwrap().unwrap();
+            // The server has had every chance to go too far.
+            for _ in 0..1_000 {
+                tokio::task::yield_now().await;
+            }
+            assert!(asked.get() <= 5, "asked for {} responses of 500 kB while the client did not read", asked.get());
+            let mut received = first.len();
+            body.flow_control().release_capacity(first.len()).unwrap();
+            while let Some(data) = body.data().await {
+                let data = data.unwrap();
+                received += data.len();
+                body.flow_control().release_capacity(data.len()).unwrap();
+            }
+            assert_eq!(asked.get(), RECORDS);
+            // Besides the chunk: prefix, and the three numbers.
+            assert!(received > chunk.len() * RECORDS as usize);
+            assert!(received < (chunk.len() + 20) * RECORDS as usize);
+        };
+        answer(server, client);
+    }
 
     /// Stored chunks and the other fields, put one after the other, are one `ConsumeResponse`.
     #[test]

@@ -27,6 +27,8 @@ mod reflection;
 mod socket;
 mod status;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod timeout;
 mod turn;
 

@@ -1,0 +1,426 @@
+//! Segments made ahead of need: written with zeros, synced and named, so that an append to them is one
+//! write and one flush, and so that a roll is a change of pointers.
+//!
+//! A file made ahead is called `<number>.spare` and is durable under that name. When the log rolls into
+//! it, its header goes with the first entries in one write; after that it is renamed in the background.
+//! Recovery takes a spare with a fitting header for the segment that it is.
+//!
+//! A full disk stops the supply, not the log: it tries again, and meanwhile `has_room` answers from
+//! what is there. Of that, `RESERVE_BYTES` are left to Raft's own entries.
+
+use std::{
+    cell::OnceCell,
+    collections::VecDeque,
+    io,
+    path::PathBuf,
+    rc::{Rc, Weak},
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use super::{FileOf, Inner, LogError, Phase, Segment, SegmentOf, State, is_full};
+use crate::{
+    env::{Disk, Env, File, OpenMode, buffer::Buffer},
+    ids::SegmentSequence,
+    limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN},
+};
+
+/// Left to Raft's own entries when the disk is full.
+const RESERVE_BYTES: u64 = 64 << 10;
+
+/// The next segment is made once this much of the present one is used, so that an idle shard has one file.
+const PREPARE_AFTER_BYTES: u64 = 64 << 10;
+
+/// Zeros of one write.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+/// Bytes between two syncs while zeros are written: bounds what an append's own flush may have to wait for.
+const SYNC_EVERY_BYTES: u64 = 16 << 20;
+
+/// Pause after each chunk while there is no hurry.
+const PACE: Duration = Duration::from_millis(1);
+
+/// How often a full disk is looked at while entries wait for it.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// A segment that fills in less than this is followed by one four times its size ...
+const FILL_FAST_US: u64 = 10_000_000;
+
+/// ... and one that takes longer than this by one of a quarter.
+const FILL_SLOW_US: u64 = 600_000_000;
+
+/// Files ahead of need, and who waits for them.
+pub(super) struct Supply<F> {
+    ready: Option<Spare<F>>,
+    /// A segment's file that retention gave back: used instead of writing zeros, if its size suits.
+    recycled: Option<(PathBuf, u64)>,
+    /// Segments with entries and without a file, in order.
+    waiting: VecDeque<Rc<Segment<F>>>,
+    running: bool,
+    /// The disk was full at the last attempt.
+    full: bool,
+    /// When the last attempt failed.
+    failed_us: u64,
+    /// Number of the next spare.
+    next_number: u64,
+    /// When the open segment got its first entry since the log was opened.
+    begun_us: u64,
+}
+
+/// A file of zeros (or of stale entries) that has all its blocks.
+struct Spare<F> {
+    file: F,
+    path: PathBuf,
+    bytes: u64,
+}
+
+impl<F> Supply<F> {
+    /// Nothing is there yet.
+    pub fn new(now_us: u64) -> Supply<F> {
+        Supply {
+            ready: None,
+            recycled: None,
+            waiting: VecDeque::new(),
+            running: false,
+            full: false,
+            failed_us: 0,
+            next_number: 0,
+            begun_us: now_us,
+        }
+    }
+
+    /// Entries wait for space that is not there.
+    pub fn is_stuck(&self) -> bool {
+        self.full && !self.waiting.is_empty()
+    }
+
+    /// Its task is at work.
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// Takes all files ahead of need away, for removal.
+    pub fn clear(&mut self) -> Vec<PathBuf> {
+        let ready = self.ready.take().map(|spare| spare.path);
+        let recycled = self.recycled.take().map(|(path, _)| path);
+        ready.into_iter().chain(recycled).collect()
+    }
+}
+
+impl<E: Env> Inner<E> {
+    /// Ends the open segment and begins the next, for an entry of `bytes`.
+    pub(super) fn roll(self: &Rc<Self>, state: &mut State<E>, bytes: u64) -> SegmentOf<E> {
+        let need = bytes + 2 * BLOCK_BYTES as u64;
+        let planned = self.planned_bytes(state).max(need);
+        if let Some(open) = state.segments.back() {
+            let now = &mut *open.now.borrow_mut();
+            assert!(open.base.next < now.end.next, "a segment without entries is never left behind");
+            if now.phase == Phase::Open {
+                now.phase = Phase::Full;
+                if now.end.next == state.flushed.next {
+                    self.seal_later(open);
+                }
+            }
+        }
+        let sequence = SegmentSequence(state.sequence_next);
+        state.sequence_next += 1;
+        let spare = match state.supply.ready.take() {
+            Some(spare) if spare.bytes >= need => Some(spare),
+            small => {
+                // Too small for this entry; it serves the next segment.
+                state.supply.ready = small;
+                None
+            }
+        };
+        let (path, capacity) = match &spare {
+            Some(spare) => (spare.path.clone(), spare.bytes),
+            None => (PathBuf::new(), planned),
+        };
+        let segment = Rc::new(Segment::new(sequence, state.end, path, capacity));
+        segment.now.borrow_mut().appender = spare.map(|spare| spare.file);
+        state.segments.push_back(segment.clone());
+        state.supply.begun_us = E::monotonic_us();
+        segment
+    }
+
+    /// Size of the segment after the open one: grows and shrinks with the shard's own rate.
+    fn planned_bytes(&self, state: &State<E>) -> u64 {
+        let max = self.options.segment_bytes_max;
+        let min = SEGMENT_BYTES_MIN.min(max);
+        let Some(open) = state.segments.back() else { return min };
+        let now = open.now.borrow();
+        let elapsed_us = E::monotonic_us().saturating_sub(state.supply.begun_us);
+        let fill_us = elapsed_us.saturating_mul(now.capacity) / now.data_end;
+        let bytes = match fill_us {
+            ..FILL_FAST_US => now.intended_bytes.saturating_mul(4),
+            FILL_SLOW_US.. => now.intended_bytes / 4,
+            _ => now.intended_bytes,
+        };
+        bytes.clamp(min, max).next_multiple_of(BLOCK_BYTES as u64)
+    }
+
+    /// Sees to it that `segment` gets its file, and the next one its own in time.
+    pub(super) fn supply_for(self: &Rc<Self>, state: &mut State<E>, segment: &SegmentOf<E>) {
+        let used = {
+            let now = &mut *segment.now.borrow_mut();
+            if now.appender.is_none() && !std::mem::replace(&mut now.requested, true) {
+                state.supply.waiting.push_back(segment.clone());
+            }
+            now.data_end
+        };
+        let ahead = state.supply.ready.is_none() && used >= PREPARE_AFTER_BYTES.min(self.options.segment_bytes_max / 4);
+        if !state.supply.waiting.is_empty() || (ahead && !state.supply.full) {
+            self.start_supply(state);
+        }
+    }
+
+    /// Answers `has_room`.
+    pub(super) fn has_room(self: &Rc<Self>, bytes: u64) -> Result<(), LogError> {
+        let state = &mut *self.state.borrow_mut();
+        if !state.supply.full {
+            return Ok(());
+        }
+        let block = BLOCK_BYTES as u64;
+        let open = state.segments.back().map_or(0, |segment| {
+            let now = segment.now.borrow();
+            let usable = now.phase == Phase::Open && now.appender.is_some();
+            if usable { now.capacity.saturating_sub(now.data_end + block) } else { 0 }
+        });
+        let spare = state.supply.ready.as_ref().map_or(0, |spare| spare.bytes.saturating_sub(2 * block));
+        // Entries are not split: all of it fits before the roll, or all of it behind.
+        if bytes + RESERVE_BYTES <= open.max(spare) {
+            return Ok(());
+        }
+        if E::monotonic_us().saturating_sub(state.supply.failed_us) >= RETRY.as_micros() as u64 {
+            self.start_supply(state);
+        }
+        Err(LogError::Full { dir: self.options.dir.clone() })
+    }
+
+    /// Offers a removed segment's file (already under a spare's name) for reuse; `false` if there is no use for it.
+    pub(super) fn wants_recycled(&self, bytes: u64) -> Option<PathBuf> {
+        let state = &mut *self.state.borrow_mut();
+        let planned = self.planned_bytes(state);
+        let suits = bytes >= planned / 2 && bytes <= planned.saturating_mul(2);
+        if !suits || state.supply.recycled.is_some() || state.closed {
+            return None;
+        }
+        Some(self.spare_path(state))
+    }
+
+    /// The file is there under its spare name, durably.
+    pub(super) fn recycle(&self, path: PathBuf, bytes: u64) {
+        self.state.borrow_mut().supply.recycled = Some((path, bytes));
+    }
+
+    fn spare_path(&self, state: &mut State<E>) -> PathBuf {
+        state.supply.next_number += 1;
+        self.options.dir.join(format!("{:020}.spare", state.supply.next_number))
+    }
+
+    /// Starts the supply's task unless it runs.
+    fn start_supply(self: &Rc<Self>, state: &mut State<E>) {
+        if !std::mem::replace(&mut state.supply.running, true) {
+            let weak = Rc::downgrade(self);
+            crate::env::spawn::<E>(run(weak));
+        }
+    }
+
+    /// Does what is most urgent; `None` when there is nothing to do.
+    async fn supply_one(self: &Rc<Self>) -> Option<io::Result<()>> {
+        let (segment, bytes) = {
+            let state = self.state.borrow();
+            if state.fault.is_some() || state.closed {
+                return None;
+            }
+            match state.supply.waiting.front() {
+                Some(segment) => (Some(segment.clone()), segment.now.borrow().capacity),
+                None if state.supply.ready.is_none() => (None, self.planned_bytes(&state)),
+                None => return None,
+            }
+        };
+        Some(match segment {
+            Some(segment) if segment.now.borrow().on_disk => self.extend(&segment).await,
+            Some(segment) => self.make_for(&segment, bytes).await,
+            None => self.make_ahead(bytes).await,
+        })
+    }
+
+    /// Gives a segment without a file its file.
+    async fn make_for(self: &Rc<Self>, segment: &SegmentOf<E>, bytes: u64) -> io::Result<()> {
+        let ready = {
+            let supply = &mut self.state.borrow_mut().supply;
+            supply.ready.take_if(|spare| spare.bytes >= bytes)
+        };
+        let spare = match ready {
+            Some(spare) => spare,
+            None => match self.make(bytes).await {
+                Err(error) if is_full(&error) => self.make(least_capacity(segment, error)?).await?,
+                made => made?,
+            },
+        };
+        *segment.path.borrow_mut() = spare.path;
+        segment.now.borrow_mut().appender = Some(spare.file);
+        self.state.borrow_mut().supply.waiting.pop_front();
+        self.drive();
+        Ok(())
+    }
+
+    async fn make_ahead(self: &Rc<Self>, bytes: u64) -> io::Result<()> {
+        let made = match self.make(bytes).await {
+            // Less than planned is better than none.
+            Err(error) if is_full(&error) && bytes > SEGMENT_BYTES_MIN => self.make(SEGMENT_BYTES_MIN).await,
+            made => made,
+        }?;
+        self.state.borrow_mut().supply.ready = Some(made);
+        Ok(())
+    }
+
+    /// Makes a file of `bytes`, or takes the recycled one.
+    async fn make(self: &Rc<Self>, bytes: u64) -> io::Result<Spare<FileOf<E>>> {
+        let (recycled, path) = {
+            let state = &mut *self.state.borrow_mut();
+            let recycled = state.supply.recycled.take_if(|(_, recycled)| *recycled >= bytes);
+            (recycled, self.spare_path(state))
+        };
+        if let Some((path, bytes)) = recycled {
+            let file = self.disk.open(&path, OpenMode::Append).await?;
+            return Ok(Spare { file, path, bytes });
+        }
+        self.check_free(bytes).await?;
+        let temporary = path.with_extension("tmp");
+        let file = self.disk.open(&temporary, OpenMode::Create).await?;
+        if let Err(error) = self.fill(&file, 0, bytes).await {
+            drop(file);
+            // The error that counts is the first one; what cannot be removed is removed at the next start.
+            drop(self.disk.remove(&temporary).await);
+            return Err(error);
+        }
+        self.disk.rename(&temporary, &path).await?;
+        self.disk.sync_dir(&self.options.dir).await?;
+        Ok(Spare { file, path, bytes })
+    }
+
+    /// Makes a segment that was closed or cut long enough again: what is behind its data (a footer, a torn write) is
+    /// cut off durably before zeros are written there.
+    async fn extend(self: &Rc<Self>, segment: &SegmentOf<E>) -> io::Result<()> {
+        let (data_end, capacity) = {
+            let now = segment.now.borrow();
+            (now.disk_end, now.capacity)
+        };
+        let file = self.disk.open(&segment.path(), OpenMode::Append).await?;
+        let present = file.bytes().await?;
+        self.check_free(capacity.saturating_sub(present)).await?;
+        segment.now.borrow_mut().footer_gone = true;
+        if present != data_end {
+            file.truncate(data_end).await?;
+            file.sync().await?;
+        }
+        self.fill(&file, data_end, capacity).await?;
+        segment.now.borrow_mut().appender = Some(file);
+        self.state.borrow_mut().supply.waiting.pop_front();
+        self.drive();
+        Ok(())
+    }
+
+    /// Refuses early what would only fill the disk to the brim.
+    async fn check_free(&self, bytes: u64) -> io::Result<()> {
+        match self.disk.free_bytes(&self.options.dir).await {
+            Ok(free) if free < bytes => Err(io::ErrorKind::StorageFull.into()),
+            // Not known: the writes will tell.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Writes zeros from `start` to `end`, durably, at a pace that leaves the device to appends.
+    async fn fill(&self, file: &FileOf<E>, start: u64, end: u64) -> io::Result<()> {
+        let (mut at, mut unsynced) = (start, 0);
+        while at < end {
+            let bytes = (end - at).min(CHUNK_BYTES);
+            file.write_at(at, vec![zeros(bytes as usize)]).await?;
+            at += bytes;
+            unsynced += bytes;
+            if unsynced >= SYNC_EVERY_BYTES && at < end {
+                file.sync().await?;
+                unsynced = 0;
+            }
+            if at < end && !self.is_hurried() {
+                crate::env::sleep::<E>(PACE).await;
+            }
+        }
+        file.sync().await
+    }
+
+    /// Entries wait for a file, or the open segment is more than half full.
+    fn is_hurried(&self) -> bool {
+        let state = self.state.borrow();
+        let half_full = state.segments.back().is_some_and(|segment| {
+            let now = segment.now.borrow();
+            now.data_end > now.capacity / 2
+        });
+        half_full || !state.supply.waiting.is_empty()
+    }
+}
+
+/// Lowers the capacity of a segment whose file is not made yet to what its entries need, and a little.
+fn least_capacity<F>(segment: &Segment<F>, error: io::Error) -> io::Result<u64> {
+    let now = &mut *segment.now.borrow_mut();
+    let least = (now.data_end + BLOCK_BYTES as u64 + RESERVE_BYTES).max(SEGMENT_BYTES_MIN);
+    if least >= now.capacity {
+        return Err(error);
+    }
+    now.capacity = least;
+    Ok(least)
+}
+
+/// The supply's task: works until there is nothing to do.
+async fn run<E: Env>(weak: Weak<Inner<E>>) {
+    loop {
+        let Some(inner) = weak.upgrade() else { return };
+        let outcome = inner.supply_one().await;
+        let retry = {
+            let supply = &mut inner.state.borrow_mut().supply;
+            match &outcome {
+                Some(Ok(())) => {
+                    supply.full = false;
+                    false
+                }
+                Some(Err(error)) if is_full(error) => {
+                    supply.full = true;
+                    supply.failed_us = E::monotonic_us();
+                    supply.running = !supply.waiting.is_empty();
+                    supply.running
+                }
+                Some(Err(_)) | None => {
+                    supply.running = false;
+                    false
+                }
+            }
+        };
+        inner.changed.notify_all();
+        match outcome {
+            Some(Ok(())) => {}
+            Some(Err(error)) if is_full(&error) => {
+                if !retry {
+                    return;
+                }
+                drop(inner);
+                crate::env::sleep::<E>(RETRY).await;
+            }
+            Some(Err(error)) => {
+                inner.stop(&inner.options.dir, "prepared for more entries", &error);
+                return;
+            }
+            None => return,
+        }
+    }
+}
+
+/// Zeros, shared by all logs of the thread.
+fn zeros(bytes: usize) -> Bytes {
+    thread_local! {
+        static ZEROS: OnceCell<Bytes> = const { OnceCell::new() };
+    }
+    ZEROS.with(|zeros| zeros.get_or_init(|| Buffer::zeroed(CHUNK_BYTES as usize).freeze_padded()).slice(..bytes))
+}

@@ -1,0 +1,130 @@
+//! The end of a segment: its lasting name, its footer, its index file, its true size; and the clean
+//! shutdown, which is the same for the last one.
+//!
+//! Order: footer (durable), index file (durable), then the cut of the store file. A crash in between leaves a
+//! segment that is scanned at the next start, and sealed then.
+
+use std::{io, path::PathBuf, rc::Rc};
+
+use super::{FileOf, Inner, LogError, Phase, SegmentOf, io_error, is_full, segment::Slots, segment::store_path};
+use crate::{
+    env::{Disk, Env, File, OpenMode},
+    limits::BLOCK_BYTES,
+};
+
+/// An error and where it came from.
+type Failed = (PathBuf, &'static str, io::Error);
+
+impl<E: Env> Inner<E> {
+    /// Gives a segment whose header is on the disk its lasting name, in the background.
+    pub(super) fn name_later(self: &Rc<Self>, segment: &SegmentOf<E>) {
+        let (inner, segment) = (self.clone(), segment.clone());
+        self.background(async move {
+            if let Err(error) = inner.name(&segment).await {
+                inner.stop(&segment.path(), "renamed", &error);
+            }
+        });
+    }
+
+    /// Finishes a segment whose entries are all durable, in the background.
+    pub(super) fn seal_later(self: &Rc<Self>, segment: &SegmentOf<E>) {
+        let (inner, segment) = (self.clone(), segment.clone());
+        self.background(async move {
+            let named = || segment.named.get() || inner.state.borrow().fault.is_some();
+            inner.until(|| named().then_some(())).await;
+            if segment.named.get()
+                && let Err((path, action, error)) = inner.seal(&segment).await
+            {
+                inner.stop(&path, action, &error);
+            }
+        });
+    }
+
+    async fn name(&self, segment: &SegmentOf<E>) -> io::Result<()> {
+        let to = {
+            let state = self.state.borrow();
+            let taken = state
+                .segments
+                .iter()
+                .any(|other| other.base.offset == segment.base.offset && other.sequence.0 < segment.sequence.0);
+            store_path(&self.options.dir, segment.base.offset, taken, segment.sequence)
+        };
+        self.disk.rename(&segment.path(), &to).await?;
+        *segment.path.borrow_mut() = to;
+        self.disk.sync_dir(&self.options.dir).await?;
+        segment.named.set(true);
+        Ok(())
+    }
+
+    /// Writes footer and index of a segment whose entries are all durable, and cuts its file.
+    pub(super) async fn seal(&self, segment: &SegmentOf<E>) -> Result<(), Failed> {
+        let path = segment.path();
+        let failed = |action| {
+            let path = path.clone();
+            move |error| (path, action, error)
+        };
+        let open = segment.now.borrow().appender.clone();
+        let file: FileOf<E> = match open {
+            Some(file) => file,
+            None => self.disk.open(&path, OpenMode::Append).await.map_err(failed("opened"))?,
+        };
+        let view = segment.view().expect("the index of a segment that is not sealed is in memory");
+        let content = view.encode();
+        let index_crc = crc32c::crc32c(&content);
+        let data_end = segment.now.borrow().data_end;
+        let footer = segment.footer(self.options.shard, index_crc).encode();
+        file.append_durable(data_end, vec![footer]).await.map_err(failed("sealed"))?;
+        let index_written = match self.disk.write_file(&segment.index_path(), content).await {
+            Ok(()) => true,
+            // A full disk: it is rebuilt at the next start; until then it stays in memory.
+            Err(error) if is_full(&error) => false,
+            Err(error) => return Err((segment.index_path(), "written", error)),
+        };
+        file.truncate(data_end + BLOCK_BYTES as u64).await.map_err(failed("cut"))?;
+        file.sync().await.map_err(failed("synced"))?;
+        let now = &mut *segment.now.borrow_mut();
+        now.phase = Phase::Sealed;
+        now.index_crc = index_crc;
+        now.appender = None;
+        now.disk_end = data_end;
+        if index_written {
+            now.slots = Slots::Cached(None);
+        }
+        Ok(())
+    }
+
+    /// See `Log::close`.
+    pub(super) async fn close(self: &Rc<Self>) -> Result<(), LogError> {
+        let dir = self.options.dir.clone();
+        self.until(|| {
+            let state = self.state.borrow();
+            match &state.fault {
+                Some(fault) => Some(Err(fault.clone())),
+                None if state.supply.is_stuck() => Some(Err(LogError::Full { dir: dir.clone() })),
+                None => self.is_idle().then_some(Ok(())),
+            }
+        })
+        .await?;
+        self.state.borrow_mut().closed = true;
+        // The supply ends at its next step; what seals and renames is waited for.
+        self.until(|| (self.background.get() == 0 && !self.state.borrow().supply.is_running()).then_some(())).await;
+        if let Some(fault) = self.state.borrow().fault.clone() {
+            return Err(fault);
+        }
+        let (last, spares) = {
+            let state = &mut *self.state.borrow_mut();
+            (state.segments.back().cloned(), state.supply.clear())
+        };
+        if let Some(last) = last
+            && last.now.borrow().phase != Phase::Sealed
+            && last.now.borrow().footer_gone
+        {
+            self.seal(&last).await.map_err(|(path, action, error)| self.stop(&path, action, &error))?;
+        }
+        for spare in spares {
+            self.disk.remove(&spare).await.map_err(|error| io_error(&spare, "removed", &error))?;
+        }
+        self.disk.sync_dir(&dir).await.map_err(|error| self.stop(&dir, "synced", &error))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,135 @@
+//! What a group says, and leaves alone, when its disk fails or is full.
+
+use std::io;
+
+use super::*;
+use crate::{
+    env::runtime::block_on,
+    sim::{Fault, Operation},
+};
+
+fn broken(operation: Operation) -> Fault {
+    Fault { operation, path_contains: "/shards/7".into(), skip: 0, times: 1, error: io::ErrorKind::Other }
+}
+
+/// A failed write stops the group: what was proposed may be there, what comes later is not; nobody waits for ever,
+/// and the group beside it goes on.
+#[test]
+fn failed_write_stops_the_group() {
+    let (disk, other_disk) = (SimDisk::new(), SimDisk::new());
+    block_on(async {
+        let (group, _) = open(&disk).await;
+        let (other, _) = open(&other_disk).await;
+        produce(&group, 1, 10).await.unwrap();
+        disk.plant(broken(Operation::AppendDurable));
+        let (first, second) = (group.propose(batch(Offset(1), 1, 10)), group.propose(batch(Offset(2), 1, 10)));
+        let waiting = group.wait_above(Offset(1));
+        for answer in [first.await, second.await] {
+            let Err(GroupError::Stopped { cause, maybe_written: true }) = answer else { panic!("{answer:?}") };
+            assert!(cause.contains("/shards/7"), "{cause}");
+        }
+        waiting.await;
+        assert!(group.fault().is_some());
+        let later = group.propose(batch(Offset(1), 1, 10)).await;
+        assert!(matches!(later, Err(GroupError::Stopped { maybe_written: false, .. })), "{later:?}");
+        assert!(group.purge_to(Index(1)).await.is_ok(), "nothing to purge is no fault");
+        assert!(matches!(group.close().await, Err(GroupError::Stopped { .. })));
+        assert_eq!(produce(&other, 1, 10).await.unwrap().header.base_offset, Offset(0));
+        other.close().await.unwrap();
+    });
+    // The device is well again: what was acknowledged is there.
+    block_on(async {
+        let (group, _) = open(&disk).await;
+        assert!(state(&group).records >= 1);
+        produce(&group, 1, 10).await.unwrap();
+        group.close().await.unwrap();
+    });
+}
+
+/// A machine that panics ends its group, with a word about it, and not the process.
+#[test]
+fn panic_in_the_machine() {
+    struct Fragile;
+    impl Machine for Fragile {
+        type Answer = ();
+        fn apply(&mut self, _: &StoredEntry) {
+            panic!("on purpose");
+        }
+        fn checkpoint(&self) -> Bytes {
+            Bytes::new()
+        }
+        fn restore(&mut self, _: &[u8]) -> Result<(), String> {
+            Ok(())
+        }
+    }
+    let disk = SimDisk::new();
+    block_on(async {
+        let opened = Group::<TestEnv, _>::open(disk.clone(), TailBudget::new(4096), options(), Fragile).await;
+        let (group, _) = opened.unwrap();
+        let answer = group.propose(command(1)).await;
+        assert!(matches!(answer, Err(GroupError::Stopped { maybe_written: true, .. })), "{answer:?}");
+        assert!(group.fault().is_some());
+        group.wait_above(Offset(0)).await;
+        assert!(group.close().await.is_err());
+    });
+}
+
+/// A full disk refuses proposals, nothing else: Raft goes on, reads go on, and so do proposals when space returns.
+#[test]
+fn full_disk() {
+    let disk = SimDisk::new();
+    block_on(async {
+        let (group, _) = open(&disk).await;
+        produce(&group, 1, 10).await.unwrap();
+        disk.set_capacity(Some(disk.used_bytes()));
+        let mut accepted = 1;
+        let refusal = loop {
+            match produce(&group, 1, 50_000).await {
+                Ok(_) => accepted += 1,
+                Err(error) => break error,
+            }
+            assert!(accepted < 1_000, "the disk is full, and still takes batches");
+        };
+        assert!(matches!(refusal, GroupError::Full(_)), "{refusal:?}");
+        assert_eq!(group.fault(), None);
+        assert_eq!(state(&group).records, accepted);
+        assert_eq!(headers(&group).await.len() as u64, group.applied_end().0);
+        // Many at once: each is told before Raft has it.
+        let end = group.log().log_end();
+        let many: Vec<_> = (0..20).map(|_| group.propose(batch(end, 1, 50_000))).collect();
+        for answer in many {
+            assert!(matches!(answer.await, Err(GroupError::Full(_))));
+        }
+        disk.set_capacity(None);
+        while produce(&group, 1, 50_000).await.is_err() {
+            assert_eq!(group.fault(), None);
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(state(&group).records, accepted + 1);
+        group.close().await.unwrap();
+    });
+}
+
+/// A damaged checkpoint is reported, not believed.
+#[test]
+fn damaged_checkpoint() {
+    let disk = SimDisk::new();
+    block_on(async {
+        let (group, _) = open(&disk).await;
+        produce(&group, 1, 10).await.unwrap();
+        group.close().await.unwrap();
+    });
+    block_on(async {
+        let mut paths = disk.paths().into_iter().filter(|path| path.to_string_lossy().contains("checkpoint"));
+        let path = paths.next_back().expect("close keeps a checkpoint");
+        disk.flip_bit(&path, 40, 3);
+        match try_open(&disk).await {
+            // Either the log's own checksum finds it, or it falls back to a replay of everything.
+            Err(GroupError::Stopped { cause, maybe_written: false }) => {
+                assert!(cause.contains("checkpoint"), "{cause}")
+            }
+            Ok((group, _)) => assert_eq!(state(&group).records, 1),
+            Err(error) => panic!("{error:?}"),
+        }
+    });
+}

@@ -1,0 +1,436 @@
+//! The gRPC layer of a whole node, as a client sees it that speaks HTTP/2 by hand: what stock clients never
+//! send. (What they do send is in tests/interop.)
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs, reason = "these are tests")]
+
+use std::future::Future;
+use std::future::poll_fn;
+use std::io::Write;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use h2::Reason;
+use h2::client::SendRequest;
+use http::HeaderMap;
+use http::Request;
+use http::StatusCode;
+use http::request::Builder;
+use prost::Message;
+use ringlog::format::grpc::prefix;
+use ringlog::proto::ringlog::v1;
+use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+const PRODUCE: &str = "/ringlog.v1.Log/Produce";
+const PRODUCE_STREAM: &str = "/ringlog.v1.Log/ProduceStream";
+const CONSUME: &str = "/ringlog.v1.Log/Consume";
+const CONSUME_STREAM: &str = "/ringlog.v1.Log/ConsumeStream";
+
+/// Runs `test` against a node of its own.
+fn with_node<F: Future<Output = ()>>(test: impl FnOnce(SocketAddr) -> F) {
+    let data = tempfile::tempdir().unwrap();
+    let config = ringlog::config::Config {
+        data: data.path().to_owned(),
+        grpc: ([127, 0, 0, 1], 0).into(),
+        http: ([127, 0, 0, 1], 0).into(),
+        reactors: 1,
+        pin: false,
+        ..Default::default()
+    };
+    let node = ringlog::server::Node::start(config).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(tokio::task::LocalSet::new().run_until(test(node.grpc_addr())));
+    drop(runtime);
+    node.shutdown().unwrap();
+}
+
+/// A connection; its windows are HTTP/2's smallest. The budget is for bursts of acknowledgements: this client's task reads
+/// all there is before the test looks at any of it.
+async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let client = h2::client::Builder::new().data_frame_budget(16 << 20).handshake(stream);
+    let (requests, connection) = client.await.unwrap();
+    tokio::task::spawn_local(connection);
+    requests
+}
+
+fn post(path: &str) -> Builder {
+    Request::post(format!("http://node{path}")).header("content-type", "application/grpc").header("te", "trailers")
+}
+
+fn message(message: &impl Message) -> Vec<u8> {
+    framed(0, &message.encode_to_vec())
+}
+
+fn framed(flag: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut out = prefix(bytes.len()).to_vec();
+    out[0] = flag;
+    out.extend_from_slice(bytes);
+    out
+}
+
+fn records(values: &[&[u8]]) -> v1::ProduceRequest {
+    let record = |value: &&[u8]| v1::Record { value: Bytes::copy_from_slice(value), ..Default::default() };
+    v1::ProduceRequest { shard: Some(0), records: values.iter().map(record).collect(), ..Default::default() }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// What came back.
+#[derive(Debug)]
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    /// One per DATA frame.
+    data: Vec<Bytes>,
+    trailers: HeaderMap,
+}
+
+impl Answer {
+    /// grpc-status, from the trailers or, if there are none, from the headers.
+    fn code(&self) -> &str {
+        let value = self.trailers.get("grpc-status").or(self.headers.get("grpc-status"));
+        value.expect("there is a grpc-status").to_str().unwrap()
+    }
+
+    fn messages<M: Message + Default>(&self) -> Vec<M> {
+        let bytes = self.data.concat();
+        let (mut rest, mut found) = (&bytes[..], Vec::new());
+        while !rest.is_empty() {
+            assert_eq!(rest[0], 0);
+            let len = u32::from_be_bytes(rest[1..5].try_into().unwrap()) as usize;
+            found.push(M::decode(&rest[5..5 + len]).unwrap());
+            rest = &rest[5 + len..];
+        }
+        found
+    }
+}
+
+/// Sends `body` in the given pieces, one DATA frame each; does not end the stream unless `end`.
+async fn call(
+    requests: &mut SendRequest<Bytes>,
+    request: Builder,
+    body: impl IntoIterator<Item = Vec<u8>>,
+    end: bool,
+) -> Answer {
+    poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+    let (response, mut stream) = requests.send_request(request.body(()).unwrap(), false).unwrap();
+    for piece in body {
+        stream.send_data(piece.into(), false).unwrap();
+    }
+    if end {
+        stream.send_data(Bytes::new(), true).unwrap();
+    }
+    receive(response).await
+}
+
+async fn receive(response: h2::client::ResponseFuture) -> Answer {
+    let (head, mut body) = response.await.unwrap().into_parts();
+    let mut data = Vec::new();
+    while let Some(piece) = body.data().await {
+        let piece = piece.unwrap();
+        body.flow_control().release_capacity(piece.len()).unwrap();
+        data.push(piece);
+    }
+    let trailers = body.trailers().await.unwrap().unwrap_or_default();
+    Answer { status: head.status, headers: head.headers, data, trailers }
+}
+
+/// The connection still serves.
+async fn check(requests: &mut SendRequest<Bytes>) {
+    let answer = call(requests, post(PRODUCE), [message(&records(&[b"check"]))], true).await;
+    assert_eq!(answer.code(), "0", "{answer:?}");
+}
+
+/// The shape of an answer that succeeds, and of one that fails at once.
+#[test]
+fn headers_data_trailers() {
+    with_node(async |address| {
+        let requests = &mut connect(address).await;
+        let answer = call(requests, post(PRODUCE), [message(&records(&[b"a", b"b"]))], true).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.headers["content-type"], "application/grpc");
+        assert_eq!(answer.data.len(), 1, "a small response is one DATA frame");
+        assert_eq!(answer.trailers.len(), 1);
+        let [ack] = &answer.messages::<v1::ProduceResponse>()[..] else { panic!("{answer:?}") };
+        assert_eq!((ack.base_offset, ack.count, ack.topic.as_str()), (0, 2, "default"));
+
+        let answer = call(requests, post("/ringlog.v1.Log/None"), [], true).await;
+        assert_eq!(answer.status, 200);
+        assert!(answer.data.is_empty() && answer.trailers.is_empty(), "headers only: {answer:?}");
+        assert_eq!(answer.headers["content-type"], "application/grpc");
+        assert_eq!(answer.code(), "12");
+        assert!(answer.headers["grpc-message"].to_str().unwrap().contains("/ringlog.v1.Log/None"));
+        assert!(answer.headers.contains_key("grpc-status-details-bin"));
+    });
+}
+
+/// What is not gRPC gets an HTTP status; what is, gets a gRPC one.
+#[test]
+fn requests_that_are_refused_by_their_head() {
+    with_node(async |address| {
+        let requests = &mut connect(address).await;
+        let uri = format!("http://node{PRODUCE}");
+        for (request, status) in [
+            (Request::get(&uri).header("content-type", "application/grpc"), 405),
+            (Request::put(&uri).header("content-type", "application/grpc"), 405),
+            (Request::post(&uri), 415),
+            (Request::post(&uri).header("content-type", "application/json"), 415),
+            (Request::post(&uri).header("content-type", "application/grpc+json"), 415),
+            (post(PRODUCE).header("x", "y".repeat(20_000)), 431),
+        ] {
+            let answer = call(requests, request, [], true).await;
+            assert_eq!(answer.status, status, "{answer:?}");
+        }
+        for (request, code) in [
+            (post(PRODUCE).header("grpc-timeout", "1"), "3"),
+            (post(PRODUCE).header("grpc-timeout", "123456789S"), "3"),
+            (post(PRODUCE).header("grpc-timeout", "soon"), "3"),
+            (post(PRODUCE).header("grpc-timeout", "0n"), "4"),
+            (post(PRODUCE).header("grpc-encoding", "br"), "12"),
+            (post("/"), "12"),
+            (post("/ringlog.v1.Log/Produce/"), "12"),
+        ] {
+            let answer = call(requests, request, [message(&records(&[b"x"]))], true).await;
+            assert_eq!((answer.status, answer.code()), (StatusCode::OK, code), "{answer:?}");
+            assert!(answer.data.is_empty());
+        }
+        let answer = call(requests, post(PRODUCE).header("grpc-encoding", "br"), [], true).await;
+        assert_eq!(answer.headers["grpc-accept-encoding"], "identity,gzip");
+        // Nothing of all that was written; `te` and parameters are not asked for.
+        let request = Request::post(&uri).header("content-type", "application/grpc+proto; x=y");
+        let answer = call(requests, request, [message(&records(&[b"x"]))], true).await;
+        assert_eq!(answer.messages::<v1::ProduceResponse>()[0].base_offset, 0);
+    });
+}
+
+/// Bodies that are not one message: each has its status, and the connection goes on.
+#[test]
+fn bodies_that_are_wrong() {
+    with_node(async |address| {
+        let requests = &mut connect(address).await;
+        let one = message(&records(&[b"x"]));
+        for (what, body, code) in [
+            ("nothing", vec![], "12"),
+            ("two messages", [one.clone(), one.clone()].concat(), "12"),
+            ("cut in the prefix", one[..3].to_vec(), "13"),
+            ("cut in the message", one[..one.len() - 1].to_vec(), "13"),
+            ("a second one that is cut", [&one[..], &one[..7]].concat(), "13"),
+            ("compressed, without an encoding", framed(1, b"x"), "13"),
+            ("unknown flag", framed(2, b"x"), "13"),
+            ("too long", prefix(5 << 20).to_vec(), "8"),
+            ("4 GiB", vec![0, 255, 255, 255, 255], "8"),
+            ("not protobuf", framed(0, b"\xff\xff\xff"), "3"),
+            ("no records", framed(0, b""), "3"),
+        ] {
+            let answer = call(requests, post(PRODUCE), [body], true).await;
+            assert_eq!(answer.code(), code, "{what}: {answer:?}");
+        }
+        check(requests).await;
+    });
+}
+
+/// A length that lies is refused when it is read: the answer does not wait for a body that never comes.
+#[test]
+fn a_length_is_checked_before_the_message() {
+    with_node(async |address| {
+        let requests = &mut connect(address).await;
+        for path in [PRODUCE, PRODUCE_STREAM, CONSUME, CONSUME_STREAM] {
+            let answer = call(requests, post(path), [prefix((4 << 20) + 1).to_vec()], false).await;
+            assert_eq!(answer.code(), "8", "{answer:?}");
+        }
+        check(requests).await;
+    });
+}
+
+/// Messages come out the same however they are cut: into single bytes, and several into one frame.
+#[test]
+fn any_frames() {
+    with_node(async |address| {
+        let requests = &mut connect(address).await;
+        let one = message(&records(&[b"some value", b"another"]));
+        let single_bytes = one.iter().map(|byte| vec![*byte]);
+        let answer = call(requests, post(PRODUCE), single_bytes, true).await;
+        assert_eq!(answer.messages::<v1::ProduceResponse>()[0].count, 2);
+
+        let stream = one.repeat(20);
+        for size in [1, 7, 64, 1_000] {
+            let answer = call(requests, post(PRODUCE_STREAM), stream.chunks(size).map(<[u8]>::to_vec), true).await;
+            let acks = answer.messages::<v1::ProduceStreamResponse>();
+            assert_eq!((answer.code(), acks.len()), ("0", 20), "{answer:?}");
+            assert!(acks.windows(2).all(|pair| pair[0].base_offset + 2 == pair[1].base_offset));
+        }
+    });
+}
+
+/// A burst of small frames is legal, and its acknowledgements are packed.
+#[test]
+fn a_burst_of_small_frames() {
+    with_node(async |address| {
+        let requests = &mut connect(address).await;
+        let one = message(&records(&[b"x"]));
+        let answer = call(requests, post(PRODUCE_STREAM), vec![one; 10_000], true).await;
+        let acks = answer.messages::<v1::ProduceStreamResponse>();
+        assert_eq!((answer.code(), acks.len()), ("0", 10_000));
+        assert!(acks.iter().enumerate().all(|(i, ack)| ack.base_offset == i as u64));
+        assert!(answer.data.len() < 5_000, "{} frames for 10,000 acks", answer.data.len());
+        check(requests).await;
+    });
+}
+
+/// gzip: whole, cut, not gzip at all, and a bomb.
+#[test]
+fn compressed_requests() {
+    with_node(async |address| {
+        let requests = &mut connect(address).await;
+        let plain = records(&[&[7; 100_000]]).encode_to_vec();
+        let packed = gzip(&plain);
+        for (flag, bytes, code) in [
+            (1, packed.clone(), "0"),
+            (0, plain, "0"),
+            (1, packed[..packed.len() - 1].to_vec(), "13"),
+            (1, b"not gzip".to_vec(), "13"),
+            (1, gzip(&vec![0; 64 << 20]), "8"),
+        ] {
+            let request = post(PRODUCE).header("grpc-encoding", "gzip");
+            let answer = call(requests, request, [framed(flag, &bytes)], true).await;
+            assert_eq!(answer.code(), code, "{answer:?}");
+        }
+    });
+}
+
+/// A stream that fails gives the acknowledgements before its failure, then the status.
+#[test]
+fn a_stream_fails_in_order() {
+    with_node(async |address| {
+        let requests = &mut connect(address).await;
+        let one = message(&records(&[b"x"]));
+        for (bad, code) in [(framed(0, b""), "3"), (framed(2, b""), "13"), (prefix(5 << 20).to_vec(), "8")] {
+            let body = [one.repeat(10), bad, one.clone()].concat();
+            let answer = call(requests, post(PRODUCE_STREAM), [body], false).await;
+            assert_eq!(answer.messages::<v1::ProduceStreamResponse>().len(), 10, "{answer:?}");
+            assert_eq!(answer.code(), code);
+        }
+        // One that fails where it is written: a condition that does not hold.
+        let conditional = v1::ProduceRequest { expected_offset: Some(5), ..records(&[b"x"]) };
+        let body = [one.repeat(3), message(&conditional)].concat();
+        let answer = call(requests, post(PRODUCE_STREAM), [body], false).await;
+        assert_eq!(answer.messages::<v1::ProduceStreamResponse>().len(), 3, "{answer:?}");
+        assert_eq!(answer.code(), "9");
+    });
+}
+
+/// The server keeps the deadline by itself: this client has none.
+#[test]
+fn deadlines() {
+    with_node(async |address| {
+        let requests = &mut connect(address).await;
+        check(requests).await;
+        let wait = message(&v1::ConsumeRequest {
+            start: Some(v1::consume_request::Start::Offset(1)),
+            wait_ms: 60_000,
+            ..Default::default()
+        });
+        let answer = call(requests, post(CONSUME).header("grpc-timeout", "50m"), [wait], true).await;
+        assert_eq!(answer.code(), "4");
+        // Refused before it is written: the one record is still the only one.
+        let request = post(PRODUCE).header("grpc-timeout", "1n");
+        assert_eq!(call(requests, request, [message(&records(&[b"late"]))], true).await.code(), "4");
+        let all = call(requests, post(CONSUME), [message(&v1::ConsumeRequest::default())], true).await;
+        assert_eq!(all.messages::<v1::ConsumeResponse>()[0].high_watermark, 1);
+        let follow = message(&v1::ConsumeStreamRequest::default());
+        let answer = call(requests, post(CONSUME_STREAM).header("grpc-timeout", "50m"), [follow], true).await;
+        assert_eq!(answer.code(), "4");
+        assert_eq!(answer.messages::<v1::ConsumeStreamResponse>().len(), 1);
+        // A request that never ends, and one whose message never ends.
+        let request = post(PRODUCE_STREAM).header("grpc-timeout", "50m");
+        assert_eq!(call(requests, request, [], false).await.code(), "4");
+        let request = post(PRODUCE).header("grpc-timeout", "50m");
+        assert_eq!(call(requests, request, [prefix(100).to_vec()], false).await.code(), "4");
+        check(requests).await;
+    });
+}
+
+/// Streams that the client resets free their place at once.
+#[test]
+fn cancelled_streams_make_room() {
+    with_node(async |address| {
+        let requests = &mut connect(address).await;
+        check(requests).await;
+        let follow = message(&v1::ConsumeStreamRequest::default());
+        // Three times what a connection may have open.
+        for _ in 0..3_072 {
+            poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+            let (response, mut stream) = requests.send_request(post(CONSUME_STREAM).body(()).unwrap(), false).unwrap();
+            stream.send_data(follow.clone().into(), true).unwrap();
+            assert_eq!(response.await.unwrap().status(), 200);
+            stream.send_reset(Reason::CANCEL);
+        }
+        check(requests).await;
+    });
+}
+
+/// A stream that is not read costs windows, not the whole log, and disturbs no other; read later, it is complete.
+#[test]
+fn a_stream_that_is_not_read() {
+    with_node(async |address| {
+        let requests = &mut connect(address).await;
+        let value = vec![7; 1_000_000];
+        for _ in 0..20 {
+            let answer = call(requests, post(PRODUCE), [message(&records(&[&value]))], true).await;
+            assert_eq!(answer.code(), "0");
+        }
+        poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+        let (response, mut stream) = requests.send_request(post(CONSUME_STREAM).body(()).unwrap(), false).unwrap();
+        let follow = v1::ConsumeStreamRequest { max_records: 20, ..Default::default() };
+        stream.send_data(message(&follow).into(), true).unwrap();
+        let response = response.await.unwrap();
+        // The connection's window is used up by now or soon: others need one of their own.
+        let other = &mut connect(address).await;
+        for _ in 0..20 {
+            check(other).await;
+        }
+        let mut body = response.into_body();
+        let mut received = 0;
+        while let Some(piece) = body.data().await {
+            let piece = piece.unwrap();
+            received += piece.len();
+            body.flow_control().release_capacity(piece.len()).unwrap();
+        }
+        assert_eq!(body.trailers().await.unwrap().unwrap()["grpc-status"], "0");
+        assert!(received > 20 * value.len() && received < 20 * (value.len() + 100), "{received}");
+    });
+}
+
+/// Bytes that are not HTTP/2 end their connection and no other.
+#[test]
+fn hostile_bytes() {
+    with_node(async |address| {
+        let requests = &mut connect(address).await;
+        let start = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+        for sent in [
+            b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+            vec![0xab; 10_000],
+            start[..10].to_vec(),
+            start[..30].to_vec(),
+            [&start[..], b"\0\x40\0\0\0\0\0\0\x01half a frame"].concat(),
+            [&start[..], b"\xff\xff\xff\0\0\0\0\0\x01"].concat(),
+            [&start[..], b"\0\0\x05\x01\x04\0\0\0\x01\xff\xff\xff\xff\xff"].concat(),
+            // An endless header block.
+            [&start[..], b"\0\0\0\x01\0\0\0\0\x01", &b"\0\0\0\x09\0\0\0\0\x01".repeat(1_000)].concat(),
+        ] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // The node may have closed before it has read all.
+            let _ = stream.write_all(&sent).await;
+            let _ = stream.shutdown().await;
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+            check(requests).await;
+        }
+    });
+}
