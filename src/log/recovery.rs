@@ -218,6 +218,23 @@ impl Survey {
     }
 }
 
+/// Tells segments that hold something from the log start on from those that do not: a crash may have brought some
+/// of the latter back, and a recycled file still has the header of its former life (a segment is named before it is
+/// purged). `files` are in order of sequence.
+pub(super) fn live_and_purged(files: &[SegmentFile], start: Index) -> (Vec<&SegmentFile>, Vec<&SegmentFile>) {
+    let recycled = |file: &SegmentFile| !file.named && file.header.base.next < start;
+    let (mut live, mut purged) = (Vec::new(), Vec::new());
+    for (number, file) in files.iter().enumerate() {
+        let next = files[number + 1..].iter().find(|next| !recycled(next));
+        if recycled(file) || next.is_some_and(|next| next.header.base.next <= start) {
+            purged.push(file);
+        } else {
+            live.push(file);
+        }
+    }
+    (live, purged)
+}
+
 /// A file's first block as a segment header.
 pub(super) async fn read_header<D: Disk>(disk: &D, path: &Path) -> Result<Result<SegmentHeader, BlockError>, LogError> {
     let failed = |error: io::Error| io_error(path, "read", &error);
@@ -268,17 +285,8 @@ impl<E: Env> Recovery<'_, E> {
     /// Opens all segments that hold something from the log start on.
     async fn segments(&mut self, found: &mut Survey) -> Result<(), LogError> {
         let start = self.hard.start;
-        let mut live: Vec<&SegmentFile> = Vec::new();
-        for (number, file) in found.files.iter().enumerate() {
-            // A recycled file still has the header of its former life; a segment is named before it is purged.
-            let recycled = !file.named && file.header.base.next < start.next;
-            let next = found.files[number + 1..].iter().find(|next| next.named || next.header.base.next >= start.next);
-            if recycled || next.is_some_and(|next| next.header.base.next <= start.next) {
-                found.spares.push(file.path.clone());
-            } else {
-                live.push(file);
-            }
-        }
+        let (live, purged): (Vec<&SegmentFile>, Vec<&SegmentFile>) = live_and_purged(&found.files, start.next);
+        found.spares.extend(purged.iter().map(|file| file.path.clone()));
         for (number, file) in live.iter().enumerate() {
             let before = self.segments.last().map(|before| before.end());
             self.check_base(file, before)?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     LogError, io_error,
-    recovery::{SegmentFile, checkpoint_index, has_extension, newest_slot, read_footer, read_header},
+    recovery::{SegmentFile, checkpoint_index, has_extension, live_and_purged, newest_slot, read_footer, read_header},
     scan::{Found, Scan},
 };
 use crate::{
@@ -134,8 +134,7 @@ impl<D: Disk> Check<'_, D> {
 
     async fn segments(&mut self, segments: &[SegmentFile]) -> Result<(), LogError> {
         let start = self.hard.map_or(LogPoint::default(), |hard| hard.start);
-        let kept = |file: &&SegmentFile| file.named || file.header.base.next >= start.next;
-        let live: Vec<&SegmentFile> = segments.iter().filter(kept).collect();
+        let (live, _) = live_and_purged(segments, start.next);
         let mut end: Option<LogPoint> = None;
         for (number, file) in live.iter().enumerate() {
             let base = file.header.base;
