@@ -34,7 +34,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a node until SIGTERM or SIGINT
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// Write the lines of stdin (or of a file) as records
     Produce(produce::ProduceArgs),
     /// Read records to stdout
@@ -68,10 +68,10 @@ enum OutputForm {
 #[derive(Clone, Debug, clap::Args)]
 struct ServerArgs {
     /// Server to talk to, host:port
-    #[arg(long, env = "RINGLOG_SERVER", default_value = "127.0.0.1:7400", value_name = "ADDR")]
+    #[arg(long, global = true, env = "RINGLOG_SERVER", default_value = "127.0.0.1:7400", value_name = "ADDR")]
     server: String,
     /// How long a call may take, such as 500ms or 30s
-    #[arg(long, env = "RINGLOG_TIMEOUT", default_value = "30s", value_name = "TIME", value_parser = timeout)]
+    #[arg(long, global = true, env = "RINGLOG_TIMEOUT", default_value = "30s", value_name = "TIME", value_parser = timeout)]
     timeout: Duration,
 }
 
@@ -143,11 +143,11 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Serve(args) => serve::serve(args),
+        Command::Serve(args) => serve::serve(&args),
         Command::Produce(args) => block_on(produce::produce(args)),
         Command::Consume(args) => block_on(consume::consume(args)),
         Command::Topic(args) => block_on(topic::topic(args)),
-        Command::Verify(args) => verify::verify(args),
+        Command::Verify(args) => block_on(verify::verify(args)),
         Command::Bench(args) => block_on(bench::bench(args)),
         Command::Config(args) => serve::config(args),
         Command::Completions { shell } => {
@@ -190,7 +190,7 @@ mod tests {
             "ringlog consume --topic t --from earliest",
             "ringlog consume --topic t --shard 0 --from -5m --follow -n 3 --format json",
             "ringlog topic create t --shards 3 --retention-bytes 1GiB --retention-age 7d",
-            "ringlog topic list -o json",
+            "ringlog topic list -o json --server a:1 --timeout 5s",
             "ringlog topic describe t",
             "ringlog topic delete t",
             "ringlog topic trim t --shard 0 --before 10",

@@ -124,7 +124,7 @@ impl ServeArgs {
 }
 
 /// Runs a node.
-pub(super) fn serve(args: ServeArgs) -> Result<(), Failure> {
+pub(super) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let loaded = args.load()?;
     Ok(server::run(loaded.config)?)
 }

@@ -192,7 +192,7 @@ mod tests {
     }
 
     fn any(name: &str, message: &impl Message) -> prost_types::Any {
-        prost_types::Any { type_url: format!("type.googleapis.com/{name}"), value: message.encode_to_vec().into() }
+        prost_types::Any { type_url: format!("type.googleapis.com/{name}"), value: message.encode_to_vec() }
     }
 
     fn details() -> Vec<u8> {

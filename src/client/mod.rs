@@ -13,6 +13,9 @@ mod error;
 mod stream;
 mod walk;
 
+#[cfg(test)]
+mod tests;
+
 use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;

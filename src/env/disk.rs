@@ -10,6 +10,7 @@
 use std::{
     fmt::Debug,
     io,
+    num::NonZeroU64,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     rc::Rc,
@@ -227,24 +228,6 @@ impl RealFile {
         };
         written.map_err(plain)
     }
-
-    /// Asks the kernel to read `bytes` at `position` into the page cache; does not wait for them.
-    ///
-    /// # Errors
-    /// The device's.
-    pub async fn read_ahead(&self, position: u64, bytes: usize) -> io::Result<()> {
-        let fd = self.reader();
-        let bytes = bytes.min(TRANSFER_BYTES_MAX);
-        match &self.disk().ring {
-            Some(ring) => ring.will_need(fd, position, bytes as u32).await,
-            None => {
-                let fd = fd.clone();
-                let len = std::num::NonZeroU64::new(bytes as u64);
-                let job = move || Ok(rustix::fs::fadvise(&fd, position, len, Advice::WillNeed)?);
-                self.disk().thread.run(job).await
-            }
-        }
-    }
 }
 
 impl File for RealFile {
@@ -301,6 +284,20 @@ impl File for RealFile {
     async fn truncate(&self, bytes: u64) -> io::Result<()> {
         let fd = self.writer()?.clone();
         self.disk().thread.run(move || Ok(rustix::fs::ftruncate(&fd, bytes)?)).await.map_err(plain)
+    }
+
+    fn will_need(&self, position: u64, bytes: u64) {
+        let bytes = bytes.min(TRANSFER_BYTES_MAX as u64);
+        match &self.disk().ring {
+            Some(ring) => ring.will_need(self.reader(), position, bytes as u32),
+            None => {
+                let fd = self.reader().clone();
+                self.disk().thread.post(move || {
+                    // A hint that fails has no consequence.
+                    let _ = rustix::fs::fadvise(&fd, position, NonZeroU64::new(bytes), Advice::WillNeed);
+                });
+            }
+        }
     }
 
     async fn bytes(&self) -> io::Result<u64> {

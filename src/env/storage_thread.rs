@@ -72,14 +72,17 @@ impl StorageThread {
 
     /// Closes `fd` on the thread: closing the last descriptor of a removed file frees its blocks.
     pub fn close(&self, fd: OwnedFd) {
-        // With a full queue the close happens here, within the error.
-        if let Ok(permit) = self.shared.permits.clone().try_acquire_owned() {
-            let job = Box::new(move || {
-                drop(fd);
-                drop(permit);
-            });
-            drop(self.shared.jobs().try_send(job));
-        }
+        self.post(move || drop(fd));
+    }
+
+    /// Runs `job` some time later; drops it at once while the queue is full.
+    pub fn post(&self, job: impl FnOnce() + Send + 'static) {
+        let Ok(permit) = self.shared.permits.clone().try_acquire_owned() else { return };
+        let job = Box::new(move || {
+            job();
+            drop(permit);
+        });
+        drop(self.shared.jobs().try_send(job));
     }
 }
 

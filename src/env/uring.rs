@@ -191,15 +191,14 @@ impl Ring {
         to_result(finished.results[0]).map(drop)
     }
 
-    /// Starts reading `bytes` at `position` into the page cache.
-    ///
-    /// # Errors
-    /// The device's.
-    pub async fn will_need(&self, fd: &Arc<OwnedFd>, position: u64, bytes: u32) -> io::Result<()> {
+    /// Asks the kernel to read `bytes` at `position` into the page cache. A hint: nobody waits for it, and it is left
+    /// out while the ring is full.
+    pub fn will_need(&self, fd: &Arc<OwnedFd>, position: u64, bytes: u32) {
+        let Ok(permit) = self.shared.permits.try_acquire() else { return };
+        permit.forget();
         let target = types::Fd(fd.as_raw_fd());
         let entry = opcode::Fadvise::new(target, bytes.into(), ADVICE_WILL_NEED).offset(position).build();
-        let finished = self.run([entry], fd, Held::Nothing, false).await;
-        to_result(finished.results[0]).map(drop)
+        drop(self.start([entry], fd, Held::Nothing, false));
     }
 
     /// Submits `entries`, linked if there are two, and waits for their completion. If the future is dropped
@@ -211,9 +210,20 @@ impl Ring {
         held: Held,
         urgent: bool,
     ) -> Operation {
-        const { assert!(N == 1 || N == 2) };
         let permit = self.shared.permits.acquire().await.expect("the semaphore is never closed");
         permit.forget();
+        self.start(entries, fd, held, urgent).await
+    }
+
+    /// Submits for somebody who has a permit.
+    fn start<const N: usize>(
+        &self,
+        entries: [squeue::Entry; N],
+        fd: &Arc<OwnedFd>,
+        held: Held,
+        urgent: bool,
+    ) -> Completion<'_> {
+        const { assert!(N == 1 || N == 2) };
         let operation = Operation {
             held,
             results: [0; 2],
@@ -224,7 +234,7 @@ impl Ring {
             _fd: fd.clone(),
         };
         let key = self.shared.start(entries, operation);
-        Completion { shared: &self.shared, key: Some(key) }.await
+        Completion { shared: &self.shared, key: Some(key) }
     }
 
     /// Operations in the kernel.

@@ -537,11 +537,20 @@ impl<E: Env> Recovery<'_, E> {
         Ok((scanned, beyond.zero))
     }
 
+    /// Removes a file that the survey found. It may be gone: an index that was built anew took the name of one
+    /// that a crash left half written.
+    async fn remove_leftover(&self, path: &Path) -> Result<(), LogError> {
+        match self.disk.remove(path).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_error(path, "removed", &error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     /// Removes what nobody needs, and gives unnamed segments their lasting names.
     async fn tidy(&mut self, found: &Survey) -> Result<(), LogError> {
         let mut changed = false;
         for path in &found.spares {
-            self.disk.remove(path).await.map_err(|error| io_error(path, "removed", &error))?;
+            self.remove_leftover(path).await?;
             changed = true;
         }
         for segment in &self.segments {
@@ -554,7 +563,7 @@ impl<E: Env> Recovery<'_, E> {
         }
         for (path, _) in &found.indexes {
             if !self.segments.iter().any(|segment| segment.index_path() == *path) {
-                self.disk.remove(path).await.map_err(|error| io_error(path, "removed", &error))?;
+                self.remove_leftover(path).await?;
                 changed = true;
             }
         }

@@ -327,8 +327,8 @@ impl<E: Env> Shard<E> {
     }
 
     /// Committed records from a start on; waits for a first one as long as asked. Without one `next_offset` is the start, which
-    /// for `Timestamp` is the high watermark when all committed records are older. `bytes_max` is cut to
-    /// `consume::BYTES_MAX`. Dropping the future leaves nothing behind.
+    /// for `Timestamp` is the high watermark when all committed records are older. `bytes_max` is cut to a little less
+    /// than 4 MiB, which stock gRPC clients accept. Dropping the future leaves nothing behind.
     ///
     /// # Errors
     /// `OutOfRange`, also when a trim overtakes a consumer that waits; `Failed` when the shard has stopped or what it would

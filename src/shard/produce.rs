@@ -62,6 +62,9 @@ pub(super) struct State {
     next: Offset,
     /// An entry did not land where it was predicted: nothing is proposed until all in flight have landed.
     stalled: bool,
+    /// Refused requests were added to an entry in flight: no more are until it, or one before it, has landed. So
+    /// what is kept in memory beside the queue is bounded.
+    refused_held: bool,
     /// Requests to be proposed again after that.
     void: Vec<Waiting>,
     estimate: AppendEstimate,
@@ -77,6 +80,7 @@ impl State {
             in_flight: VecDeque::new(),
             next: log_end,
             stalled: false,
+            refused_held: false,
             void: Vec::new(),
             estimate: AppendEstimate::default(),
             segment: SegmentSequence::default(),
@@ -90,7 +94,7 @@ impl State {
 
     /// Whether an entry is to be proposed now.
     fn is_due(&self) -> bool {
-        let room = self.in_flight.len() < ENTRIES_IN_FLIGHT_MAX;
+        let room = self.in_flight.len() < ENTRIES_IN_FLIGHT_MAX && !self.refused_held;
         let eager = room && self.queue.bytes() >= PROPOSE_BYTES_EAGER;
         !self.queue.is_empty() && !self.stalled && (self.in_flight.is_empty() || eager)
     }
@@ -103,7 +107,10 @@ impl State {
         if gathered.records == 0 {
             let requests = std::mem::take(&mut gathered.requests);
             match self.in_flight.back_mut() {
-                Some(entry) => entry.requests.extend(requests),
+                Some(entry) => {
+                    self.refused_held = !requests.is_empty();
+                    entry.requests.extend(requests);
+                }
                 None => refused = requests,
             }
         }
@@ -151,20 +158,18 @@ impl<E: Env> Inner<E> {
     /// Proposes what is due.
     fn propose_due(&self) {
         loop {
+            let mut state = self.state.borrow_mut();
+            if !state.is_due() {
+                return;
+            }
             let now_us = E::monotonic_us();
-            let (gathered, refused, base_offset) = {
-                let mut state = self.state.borrow_mut();
-                if !state.is_due() {
-                    return;
-                }
-                if state.in_flight.is_empty() {
-                    // Another leader may have written meanwhile: the log knows.
-                    state.next = self.group.log().log_end();
-                }
-                let base_offset = state.next;
-                let (gathered, refused) = state.gather(now_us);
-                (gathered, refused, base_offset)
-            };
+            if state.in_flight.is_empty() {
+                // Another leader may have written meanwhile: the log knows.
+                state.next = self.group.log().log_end();
+            }
+            let base_offset = state.next;
+            let (gathered, refused) = state.gather(now_us);
+            drop(state);
             self.refuse(refused);
             for waiting in gathered.expired {
                 self.metrics.refused_deadline.increment(1);
@@ -215,6 +220,7 @@ impl<E: Env> Inner<E> {
         let applied_us = E::monotonic_us();
         let mut state = self.state.borrow_mut();
         let Some(entry) = state.in_flight.pop_front() else { return };
+        state.refused_held = false;
         let rolled = match &result {
             Ok(applied) if applied.answer == ShardAnswer::Appended => {
                 assert_eq!(applied.header.base_offset, entry.base_offset, "a batch lands where it was encoded for");

@@ -9,6 +9,9 @@ use crate::{
     limits::{ENTRY_BYTES_MAX, ENTRY_BYTES_TARGET, PRODUCE_QUEUE_BYTES_MAX, PRODUCE_QUEUE_REQUESTS_MAX},
 };
 
+/// Room made at once for the requests of an entry; more grow as they come.
+const GATHER_RESERVE_MAX: usize = 256;
+
 /// Where a request's answer goes.
 pub(super) type Reply = OneshotSender<Result<Produced, ShardError>>;
 
@@ -115,16 +118,17 @@ impl Queue {
     }
 
     /// Takes requests for one entry whose first record would get `next`: as many as fit into `ENTRY_BYTES_TARGET`, but at
-    /// least one with records, if there is one.
+    /// least one, if there is one. (Refused ones count too: they are kept as long as the entry.)
     pub(super) fn gather(&mut self, next: Offset, now_us: u64, estimate: &AppendEstimate) -> Gathered {
         let mut gathered = Gathered::default();
+        gathered.requests.reserve(self.waiting.len().min(GATHER_RESERVE_MAX));
         let mut next = next;
+        let mut taken_bytes = 0;
         while let Some(waiting) = self.waiting.front() {
             let bytes = waiting.bytes();
             let (expected, count) = (waiting.produce.expected_offset, waiting.produce.records.count());
             let expired = waiting.reply.is_some() && !estimate.can_meet(waiting.produce.deadline_us, now_us);
-            let refused = expected.is_some_and(|expected| expected != next);
-            if !expired && !refused && gathered.records > 0 && gathered.bytes + bytes > ENTRY_BYTES_TARGET {
+            if !expired && !gathered.requests.is_empty() && taken_bytes + bytes > ENTRY_BYTES_TARGET {
                 break;
             }
             let Some(waiting) = self.waiting.pop_front() else { break };
@@ -133,6 +137,8 @@ impl Queue {
                 gathered.expired.push(waiting);
                 continue;
             }
+            taken_bytes += bytes;
+            let refused = expected.is_some_and(|expected| expected != next);
             gathered.requests.push(Placed { waiting, base_offset: next, refused });
             if !refused {
                 gathered.bytes += bytes;

@@ -119,11 +119,14 @@ impl Run {
     }
 
     /// Counts an ack that came at `now` for a request of `started`. Those sent before the measurement do not
-    /// count as latencies; those that come after its end do not count as records.
+    /// count as latencies (nor as records, when a number of records was asked for); those that come after its end do
+    /// not count as records.
     pub(super) fn acknowledged(&self, started: Instant, now: Instant, records: u64) {
         let Some(since) = self.measured_since.get() else { return };
         if started >= since {
             self.latencies.borrow_mut().record(now.saturating_duration_since(started));
+        } else if self.left.get() != u64::MAX {
+            return;
         }
         if self.measured_until.get().is_none_or(|until| now <= until) {
             self.records.set(self.records.get() + records);
@@ -300,6 +303,9 @@ mod tests {
         let before = Instant::now();
         run.acknowledged(before, before, 10);
         assert_eq!(run.take(5, 10), 5);
+        run.measure(u64::MAX);
+        run.acknowledged(before, Instant::now(), 10);
+        assert_eq!((run.records(), run.latencies().count()), (10, 0));
         run.measure(25);
         run.acknowledged(before, Instant::now(), 10);
         assert_eq!((run.records(), run.latencies().count()), (10, 0));

@@ -69,7 +69,8 @@ fn appends_are_read_back() {
         // A block that was cached by a read is seen anew after it was written again.
         file.append_durable(4096, vec![blocks(9, 1)]).await.unwrap();
         assert_eq!(other.read_at(4096, 4097).await.unwrap(), [&[9; 4096][..], &[2]].concat());
-        file.read_ahead(0, 16_384).await.unwrap();
+        file.will_need(0, 16_384);
+        file.will_need(1 << 40, u64::MAX);
     });
 }
 

@@ -1,0 +1,180 @@
+//! Consuming: every start, every limit, waiting, and being overtaken.
+
+use std::pin::pin;
+
+use super::*;
+
+fn stamped(timestamp_us: i64) -> Produce {
+    let records = encode(vec![Record { timestamp_us, ..Record::default() }]);
+    Produce { records, ..value("") }
+}
+
+fn waiting(start: Start) -> Consume {
+    Consume { wait: Duration::from_secs(3600), ..from(start) }
+}
+
+async fn offsets(shard: &TestShard, consume: Consume) -> Vec<u64> {
+    let consumed = shard.consume(consume).await.unwrap();
+    decode(&consumed).iter().map(|record| record.offset).collect()
+}
+
+fn assert_out_of_range(answer: Result<Consumed, ShardError>, expected: (u64, u64, u64)) {
+    match answer {
+        Err(ShardError::OutOfRange { offset, log_start, high_watermark }) => {
+            assert_eq!((offset.0, log_start.0, high_watermark.0), expected);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Every start means what it says; the high watermark itself is in range, beyond is not.
+#[test]
+fn starts() {
+    with_shard(|shard, _disk| async move {
+        for timestamp_us in [10, 20, 15, 30] {
+            shard.produce(stamped(timestamp_us)).await.unwrap();
+        }
+        assert_eq!(offsets(&shard, from(Start::Earliest)).await, [0, 1, 2, 3]);
+        assert_eq!(offsets(&shard, from(Start::Latest)).await, Vec::<u64>::new());
+        assert_eq!(offsets(&shard, at(2)).await, [2, 3]);
+        assert_eq!(offsets(&shard, at(4)).await, Vec::<u64>::new());
+        assert_out_of_range(shard.consume(at(5)).await, (5, 0, 4));
+        assert_out_of_range(shard.consume(at(u64::MAX)).await, (u64::MAX, 0, 4));
+        for (timestamp_us, first) in [(i64::MIN, 0), (10, 0), (11, 1), (16, 1), (21, 3), (30, 3)] {
+            assert_eq!(offsets(&shard, from(Start::Timestamp(timestamp_us))).await[0], first, "{timestamp_us}");
+        }
+        let after = shard.consume(from(Start::Timestamp(31))).await.unwrap();
+        assert_eq!((after.count, after.next_offset), (0, Offset(4)));
+    });
+}
+
+/// An empty shard has nothing, and says where to go on.
+#[test]
+fn empty() {
+    with_shard(|shard, _disk| async move {
+        for start in [Start::Earliest, Start::Latest, Start::Offset(Offset(0)), Start::Timestamp(0)] {
+            let consumed = shard.consume(from(start)).await.unwrap();
+            assert_eq!((consumed.count, consumed.next_offset), (0, Offset(0)), "{start:?}");
+        }
+        assert_out_of_range(shard.consume(at(1)).await, (1, 0, 0));
+        assert_eq!(shard.trim(Offset(0)).await.unwrap(), Offset(0));
+    });
+}
+
+/// However it is cut, the records are the same, and a reader that goes on does not search for its place.
+#[test]
+fn limits() {
+    with_shard(|shard, _disk| async move {
+        let mut acks = vec![];
+        for n in 0..40 {
+            acks.push(shard.produce(values((0..n % 7 + 1).map(|k| format!("{n}.{k}").repeat(n)))));
+            if n % 5 == 0 {
+                acks.pop().unwrap().await.unwrap();
+            }
+        }
+        for ack in acks {
+            ack.await.unwrap();
+        }
+        let whole = read_all(&shard, Start::Earliest, u64::MAX, 1 << 20).await;
+        for (records_max, bytes_max) in [(1, 1 << 20), (3, 1 << 20), (u64::MAX, 1), (u64::MAX, 1000), (4, 300)] {
+            assert_eq!(read_all(&shard, Start::Earliest, records_max, bytes_max).await, whole);
+        }
+        let none = shard.consume(Consume { records_max: 0, ..at(3) }).await.unwrap();
+        assert_eq!((none.count, none.next_offset), (0, Offset(3)));
+        for start in [0, 1, 7, 50] {
+            let limited = shard.consume(Consume { records_max: 5, bytes_max: 400, ..at(start) }).await.unwrap();
+            let bytes: usize = limited.chunks.iter().map(Bytes::len).sum();
+            assert!(limited.count <= 5 && (bytes <= 400 || limited.count == 1));
+        }
+    });
+}
+
+/// A consumer at the end is woken by the next commit; without one it answers with nothing when its time is over.
+#[test]
+fn waits() {
+    with_shard(|shard, _disk| async move {
+        shard.produce(value("a")).await.unwrap();
+        for start in [Start::Latest, Start::Offset(Offset(1)), Start::Timestamp(i64::MAX)] {
+            let end = shard.status().high_watermark;
+            let start = if start == Start::Offset(Offset(1)) { Start::Offset(end) } else { start };
+            let mut consumer = pin!(shard.consume(waiting(start)));
+            assert!(settled(&mut consumer).await.is_none());
+            shard.produce(value("b")).await.unwrap();
+            let consumed = consumer.await.unwrap();
+            assert_eq!((consumed.count, consumed.next_offset), (1, end.plus(1)));
+        }
+        let end = shard.status().high_watermark;
+        let consumed = shard.consume(Consume { wait: Duration::from_millis(2), ..from(Start::Latest) }).await.unwrap();
+        assert_eq!((consumed.count, consumed.next_offset), (0, end));
+    });
+}
+
+/// Nothing is seen before it is durable.
+#[test]
+fn uncommitted_records_are_not_seen() {
+    with_shard(|shard, disk| async move {
+        disk.hold();
+        let ack = shard.produce(value("a"));
+        let mut consumer = pin!(shard.consume(waiting(Start::Earliest)));
+        assert!(settled(&mut consumer).await.is_none());
+        assert_eq!(shard.consume(at(0)).await.unwrap().count, 0);
+        disk.release();
+        assert_eq!(consumer.await.unwrap().count, 1);
+        ack.await.unwrap();
+    });
+}
+
+/// Trimmed records are gone for consumers at once; one that waits below the new log start is told.
+#[test]
+fn trims() {
+    with_shard(|shard, _disk| async move {
+        shard.produce(values(["0", "1", "2", "3"])).await.unwrap();
+        assert_out_of_range(shard.trim(Offset(5)).await.map(|_| unreachable!()), (5, 0, 4));
+        assert_eq!(shard.trim(Offset(2)).await.unwrap(), Offset(2));
+        assert_eq!(shard.trim(Offset(1)).await.unwrap(), Offset(2), "never down");
+        assert_eq!(offsets(&shard, from(Start::Earliest)).await, [2, 3]);
+        assert_out_of_range(shard.consume(at(1)).await, (1, 2, 4));
+
+        let mut consumer = pin!(shard.consume(waiting(Start::Latest)));
+        assert!(settled(&mut consumer).await.is_none());
+        // Both happen before the consumer runs again.
+        let produced = shard.produce(value("4"));
+        shard.inner.group.wait_above(Offset(4)).await;
+        let overtaken = shard.trim(Offset(5));
+        let (consumed, log_start) = futures_util::future::join(consumer, overtaken).await;
+        assert_eq!(log_start.unwrap(), Offset(5));
+        if let Err(error) = consumed {
+            assert!(matches!(error, ShardError::OutOfRange { .. }), "{error:?}");
+        }
+        produced.await.unwrap();
+        assert_out_of_range(shard.consume(at(4)).await, (4, 5, 5));
+        let status = shard.status();
+        assert_eq!((status.log_start, status.high_watermark), (Offset(5), Offset(5)));
+        assert_eq!(shard.produce(value("5")).await.unwrap().base_offset, Offset(5));
+    });
+}
+
+/// A start by timestamp is right also when newer timestamps were below the log start.
+#[test]
+fn timestamps_after_a_trim() {
+    with_shard(|shard, _disk| async move {
+        for timestamp_us in [100, 1, 2, 50, 3] {
+            shard.produce(stamped(timestamp_us)).await.unwrap();
+        }
+        shard.trim(Offset(1)).await.unwrap();
+        assert_eq!(offsets(&shard, from(Start::Timestamp(40))).await, [3, 4]);
+        assert_eq!(offsets(&shard, from(Start::Timestamp(0))).await[0], 1);
+        assert_eq!(offsets(&shard, from(Start::Timestamp(60))).await, Vec::<u64>::new());
+    });
+}
+
+/// A shard that closes lets its waiting consumers go.
+#[test]
+fn close_ends_waiting() {
+    with_shard(|shard, _disk| async move {
+        let mut consumer = pin!(shard.consume(waiting(Start::Latest)));
+        assert!(settled(&mut consumer).await.is_none());
+        shard.close().await.unwrap();
+        assert!(matches!(consumer.await, Err(ShardError::Closing { maybe_written: false })));
+    });
+}

@@ -1,0 +1,290 @@
+//! Producing: order, gathering, refusals, failures.
+
+use std::{io, pin::pin};
+
+use super::*;
+use crate::{
+    limits::{ENTRIES_IN_FLIGHT_MAX, PRODUCE_QUEUE_BYTES_MAX, PROPOSE_BYTES_EAGER},
+    sim::{Fault, Operation},
+};
+
+/// Calls get dense, ascending offsets, in their order; what is read back is what was sent.
+#[test]
+fn offsets_are_dense_and_in_order() {
+    with_shard(|shard, _disk| async move {
+        let mut acks = vec![];
+        for n in 0..50u32 {
+            acks.push(shard.produce(values((0..=n % 3).map(|k| format!("{n}.{k}")))));
+        }
+        let mut next = 0;
+        for (n, ack) in acks.into_iter().enumerate() {
+            let produced = ack.await.unwrap();
+            assert_eq!(produced.base_offset, Offset(next));
+            assert_eq!(produced.count, n as u32 % 3 + 1);
+            assert_eq!(produced.durability, Durability::QuorumFlushed);
+            next += u64::from(produced.count);
+        }
+        let expected = (0..50).flat_map(|n| (0..=n % 3).map(move |k| format!("{n}.{k}")));
+        let read = read_all(&shard, Start::Earliest, u64::MAX, 1 << 20).await;
+        assert!(read.iter().map(|record| record.value.clone()).eq(expected));
+        assert!(read.iter().map(|record| record.offset).eq(0..next));
+        assert!(read.iter().all(|record| record.timestamp_us > 0));
+        let status = shard.status();
+        assert_eq!((status.log_start, status.high_watermark, status.log_end), (Offset(0), Offset(next), Offset(next)));
+        assert_eq!((status.leader, status.fault), (Some(NodeId(1)), None));
+    });
+}
+
+/// With nothing in flight a request is proposed within the call; those that come meanwhile go as one entry.
+#[test]
+fn arrivals_gather() {
+    with_shard(|shard, disk| async move {
+        disk.hold();
+        let before = shard.inner.group.applied_end();
+        let acks: Vec<_> = (0..10).map(|n| shard.produce(value(&n.to_string()))).collect();
+        assert_eq!(shard.inner.state.borrow().in_flight_bases(), [0]);
+        settle().await;
+        assert_eq!(shard.status().high_watermark, Offset(0), "nothing is committed before it is durable");
+        disk.release();
+        for (n, ack) in acks.into_iter().enumerate() {
+            assert_eq!(ack.await.unwrap().base_offset, Offset(n as u64));
+        }
+        assert_eq!(shard.inner.group.applied_end().0 - before.0, 2, "ten requests made two entries");
+    });
+}
+
+/// When much waits, more entries go beside the one in flight, but never more than the limit.
+#[test]
+fn eager_when_much_waits() {
+    with_shard(|shard, disk| async move {
+        disk.hold();
+        let mut acks = vec![shard.produce(value("first"))];
+        acks.push(shard.produce(large(PROPOSE_BYTES_EAGER / 2)));
+        assert_eq!(shard.inner.state.borrow().in_flight_bases(), [0]);
+        acks.push(shard.produce(large(PROPOSE_BYTES_EAGER / 2)));
+        assert_eq!(shard.inner.state.borrow().in_flight_bases(), [0, 1]);
+        for _ in 0..20 {
+            acks.push(shard.produce(large(PROPOSE_BYTES_EAGER)));
+        }
+        assert_eq!(shard.inner.state.borrow().in_flight_bases().len(), ENTRIES_IN_FLIGHT_MAX);
+        disk.release();
+        for (n, ack) in acks.into_iter().enumerate() {
+            assert_eq!(ack.await.unwrap().base_offset, Offset(n as u64));
+        }
+    });
+}
+
+/// A full queue refuses at once; what had been accepted is written.
+#[test]
+fn busy() {
+    with_shard(|shard, disk| async move {
+        disk.hold();
+        let bytes = RECORD_BYTES_MAX - 100;
+        let limit = PRODUCE_QUEUE_BYTES_MAX / bytes + ENTRIES_IN_FLIGHT_MAX + 1;
+        let mut accepted = 0;
+        let mut last = None;
+        for _ in 0..=limit {
+            let mut ack = Box::pin(shard.produce(large(bytes)));
+            match futures_util::FutureExt::now_or_never(&mut ack) {
+                None => last = Some(ack),
+                Some(answer) => {
+                    assert!(matches!(answer, Err(ShardError::Busy { what: "too many bytes wait" })));
+                    break;
+                }
+            }
+            accepted += 1;
+        }
+        assert!(accepted > PRODUCE_QUEUE_BYTES_MAX / bytes - 1 && accepted < limit);
+        disk.release();
+        assert_eq!(last.unwrap().await.unwrap().base_offset, Offset(accepted as u64 - 1));
+        assert_eq!(shard.status().log_end, Offset(accepted as u64));
+        shard.produce(value("fits again")).await.unwrap();
+    });
+}
+
+/// A deadline that cannot be met is refused before anything is written: when it has passed, when the
+/// device is too slow for it, and when it passes in the queue.
+#[test]
+fn deadlines() {
+    with_shard(|shard, disk| async move {
+        let due = |in_us: u64| Some(TestEnv::monotonic_us() + in_us);
+        let passed = Produce { deadline_us: Some(TestEnv::monotonic_us()), ..value("passed") };
+        assert!(matches!(shard.produce(passed).await, Err(ShardError::Deadline)));
+
+        disk.hold();
+        let first = shard.produce(Produce { deadline_us: due(1_000_000), ..value("in flight") });
+        let queued = shard.produce(Produce { deadline_us: due(1_000_000), ..value("queued") });
+        let patient = shard.produce(value("patient"));
+        settle().await;
+        TestEnv::advance_us(2_000_000);
+        disk.release();
+        assert_eq!(first.await.unwrap().base_offset, Offset(0), "what is proposed is never cancelled");
+        assert!(matches!(queued.await, Err(ShardError::Deadline)));
+        assert_eq!(patient.await.unwrap().base_offset, Offset(1), "no hole");
+
+        // That append took 2 s: a second is not enough now, an hour is, and after a while a second is again.
+        let short = shard.produce(Produce { deadline_us: due(100_000), ..value("short") }).await;
+        assert!(matches!(short, Err(ShardError::Deadline)));
+        shard.produce(Produce { deadline_us: due(3_600_000_000), ..value("long") }).await.unwrap();
+        TestEnv::advance_us(10_000_000);
+        shard.produce(Produce { deadline_us: due(100_000), ..value("again") }).await.unwrap();
+        assert_eq!(shard.status().log_end, Offset(4));
+    });
+}
+
+/// Conditional appends: the right offset passes, also pipelined; a wrong one is refused, and when that depends on
+/// what is not durable yet the refusal waits for it.
+#[test]
+fn expected_offsets() {
+    with_shard(|shard, disk| async move {
+        let expecting = |offset| Produce { expected_offset: Some(Offset(offset)), ..values(["a", "b"]) };
+        let mismatch = |answer: Result<Produced, ShardError>, expected, actual| match answer {
+            Err(ShardError::OffsetMismatch { expected: e, actual: a }) => {
+                assert_eq!((e, a), (Offset(expected), Offset(actual)));
+            }
+            other => panic!("{other:?}"),
+        };
+        mismatch(shard.produce(expecting(7)).await, 7, 0);
+        assert_eq!(shard.produce(expecting(0)).await.unwrap().base_offset, Offset(0));
+
+        disk.hold();
+        let in_flight = shard.produce(expecting(2));
+        let mut stale = pin!(shard.produce(expecting(2)));
+        let mut next = pin!(shard.produce(expecting(4)));
+        let mut ahead = pin!(shard.produce(expecting(8)));
+        assert!(settled(&mut stale).await.is_none(), "the record that it lost against is not durable yet");
+        disk.release();
+        assert_eq!(in_flight.await.unwrap().base_offset, Offset(2));
+        mismatch(stale.as_mut().await, 2, 4);
+        assert_eq!(next.as_mut().await.unwrap().base_offset, Offset(4));
+        mismatch(ahead.as_mut().await, 8, 6);
+
+        // Refused alone, with an entry in flight.
+        disk.hold();
+        let in_flight = shard.produce(large(PROPOSE_BYTES_EAGER));
+        let mut stale = pin!(shard.produce(Produce { expected_offset: Some(Offset(6)), ..large(PROPOSE_BYTES_EAGER) }));
+        assert!(settled(&mut stale).await.is_none());
+        disk.release();
+        mismatch(stale.as_mut().await, 6, 7);
+        in_flight.await.unwrap();
+        assert_eq!(shard.status().log_end, Offset(7));
+    });
+}
+
+/// Leader-memory acks come before the flush, and say what they are.
+#[test]
+fn leader_memory() {
+    with_shard(|shard, disk| async move {
+        disk.hold();
+        let produce = |text| Produce { durability: Durability::LeaderMemory, ..value(text) };
+        let produced = shard.produce(produce("a")).await.unwrap();
+        assert_eq!((produced.base_offset, produced.durability), (Offset(0), Durability::LeaderMemory));
+        assert_eq!(shard.status().high_watermark, Offset(0));
+        disk.release();
+        settle().await;
+        assert_eq!(contents(&shard).await[&0], "a");
+    });
+}
+
+/// An entry that lands elsewhere than predicted is void: its requests go again by themselves, in order.
+#[test]
+fn void_entries_go_again() {
+    with_shard(|shard, disk| async move {
+        disk.hold();
+        let first = shard.produce(value("first"));
+        // As if another leader's records had been expected and did not come.
+        shard.inner.state.borrow_mut().mispredict(Offset(6));
+        let second = shard.produce(large(PROPOSE_BYTES_EAGER));
+        let conditional = shard.produce(Produce { expected_offset: Some(Offset(2)), ..large(PROPOSE_BYTES_EAGER) });
+        let fourth = shard.produce(value("fourth"));
+        assert_eq!(shard.inner.state.borrow().in_flight_bases(), [0, 6]);
+        disk.release();
+        assert_eq!(first.await.unwrap().base_offset, Offset(0));
+        assert_eq!(second.await.unwrap().base_offset, Offset(1));
+        assert_eq!(conditional.await.unwrap().base_offset, Offset(2), "it is looked at again");
+        assert_eq!(fourth.await.unwrap().base_offset, Offset(3));
+        assert_eq!(contents(&shard).await.len(), 4);
+    });
+}
+
+/// A full disk refuses, definitely; reads go on; when space returns so do writes, without a hole.
+#[test]
+fn full_disk() {
+    with_shard(|shard, disk| async move {
+        shard.produce(value("before")).await.unwrap();
+        disk.set_capacity(Some(disk.used_bytes()));
+        let mut written = 1;
+        let refusal = loop {
+            match shard.produce(large(100_000)).await {
+                Ok(_) => written += 1,
+                Err(error) => break error,
+            }
+            assert!(written < 1000, "the disk never filled up");
+        };
+        assert!(matches!(refusal, ShardError::Full(_)), "{refusal:?}");
+        let memory = Produce { durability: Durability::LeaderMemory, ..large(100_000) };
+        assert!(matches!(shard.produce(memory).await, Err(ShardError::Full(_))), "not even by this");
+        assert_eq!(contents(&shard).await.len(), written);
+        assert_eq!(shard.status().fault, None);
+
+        disk.set_capacity(None);
+        let produced = loop {
+            // Space is asked for ahead of need, by the log itself.
+            settle().await;
+            if let Ok(produced) = shard.produce(value("after")).await {
+                break produced;
+            }
+        };
+        assert_eq!(produced.base_offset, Offset(written as u64));
+    });
+}
+
+/// A failed write stops the shard: what was proposed may be written, what waited is not, nothing is served any more.
+#[test]
+fn fail_stop() {
+    with_shard(|shard, disk| async move {
+        shard.produce(value("safe")).await.unwrap();
+        disk.hold();
+        for operation in [Operation::AppendDurable, Operation::Write, Operation::Sync] {
+            let path_contains = "/data/shards/1".to_owned();
+            disk.plant(Fault { operation, path_contains, skip: 0, times: u64::MAX, error: io::ErrorKind::Other });
+        }
+        let proposed = shard.produce(value("proposed"));
+        let waiting = shard.produce(value("waiting"));
+        settle().await;
+        disk.release();
+        match proposed.await {
+            Err(ShardError::Failed { maybe_written: true, cause }) => assert!(cause.contains(".store"), "{cause}"),
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(waiting.await, Err(ShardError::Failed { maybe_written: false, .. })));
+        assert!(matches!(shard.produce(value("later")).await, Err(ShardError::Failed { maybe_written: false, .. })));
+        assert!(matches!(shard.consume(at(0)).await, Err(ShardError::Failed { .. })));
+        assert!(matches!(shard.trim(Offset(1)).await, Err(ShardError::Failed { .. })));
+        assert!(shard.status().fault.unwrap().contains(".store"));
+    });
+}
+
+/// Closing finishes what is in flight and waiting, refuses what comes, and leaves a log that opens again.
+#[test]
+fn close() {
+    with_shard(|shard, disk| async move {
+        disk.hold();
+        let acks: Vec<_> = (0..5).map(|n| shard.produce(value(&n.to_string()))).collect();
+        let mut closing = pin!(shard.close());
+        assert!(settled(&mut closing).await.is_none());
+        let refused = shard.produce(value("late")).await;
+        assert!(matches!(refused, Err(ShardError::Closing { maybe_written: false })));
+        disk.release();
+        closing.await.unwrap();
+        for (n, ack) in acks.into_iter().enumerate() {
+            assert_eq!(ack.await.unwrap().base_offset, Offset(n as u64));
+        }
+        shard.close().await.unwrap();
+
+        let shard = open(&disk).await;
+        assert!(shard.recovered().clean);
+        assert_eq!(contents(&shard).await.into_values().collect::<Vec<_>>(), ["0", "1", "2", "3", "4"]);
+        assert_eq!(shard.produce(value("5")).await.unwrap().base_offset, Offset(5));
+    });
+}

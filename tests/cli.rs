@@ -1,0 +1,385 @@
+//! The real binary, client and server, as a person uses them.
+
+#![allow(clippy::disallowed_methods, reason = "tests use real processes, files and sockets")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod node;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use node::{Node, RINGLOG, free_address};
+use serde_json::Value;
+
+fn node(flags: &[&str]) -> (tempfile::TempDir, Node) {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), flags);
+    (dir, node)
+}
+
+fn ringlog(args: &[&str]) -> Output {
+    Command::new(RINGLOG).args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// A text file comes back line by line as it was: empty lines, odd bytes, and a last line without a newline; also after
+/// a restart, and from a topic that was made by the produce itself.
+#[test]
+fn a_file_there_and_back() {
+    let (dir, node) = node(&["--reactors", "2"]);
+    let file: &[u8] = b"first\n\n  spaces \r\n\xff\xfe\0binary\n\xc3\xbcml\xc3\xa4ut\nlast without newline";
+    let acks = node.run_input(&["produce", "--topic", "t", "--acks"], file);
+    assert!(acks.contains("offsets 0 to"), "{acks}");
+    assert!(acks.contains("quorum_flushed"), "{acks}");
+    let expected = [file, b"\n"].concat();
+    assert_eq!(node.run_bytes(&["consume", "--topic", "t", "--from", "earliest"], b""), expected);
+    assert!(node.stop().success());
+    let node = Node::start(dir.path(), &["--reactors", "2"]);
+    assert_eq!(node.run_bytes(&["consume", "--topic", "t"], b""), expected);
+}
+
+/// Many lines through a topic of several shards come back in order, from one shard; a second run goes on behind.
+#[test]
+fn many_lines_in_order() {
+    let (dir, node) = node(&["--reactors", "2"]);
+    node.run(&["topic", "create", "many", "--shards", "5"]);
+    let lines: String = (0..100_000).map(|n| format!("line number {n}\n")).collect();
+    let path = dir.path().join("lines.txt");
+    fs::write(&path, &lines).unwrap();
+    let summary = node.run(&["produce", "--topic", "many", "-o", "json", path.to_str().unwrap()]);
+    let summary: Value = serde_json::from_str(&summary).unwrap();
+    assert_eq!(summary["records"], 100_000);
+    assert_eq!(summary["shards"].as_array().unwrap().len(), 1, "{summary}");
+    assert_eq!(node.run(&["consume", "--topic", "many"]), lines);
+    let some = node.run(&["consume", "--topic", "many", "-n", "3"]);
+    assert_eq!(some, "line number 0\nline number 1\nline number 2\n");
+}
+
+/// Keyed lines go to the shard of their key's hash, each key in order; nothing is lost between the shards.
+#[test]
+fn keyed_lines() {
+    let (_dir, node) = node(&["--reactors", "2"]);
+    node.run(&["topic", "create", "k", "--shards", "4"]);
+    let lines: String = (0..2_000).map(|n| format!("key{}:{n}\n", n % 37)).collect();
+    node.run_input(&["produce", "--topic", "k", "--key-separator", ":"], lines.as_bytes());
+    let records = json_lines(&node.run(&["consume", "--topic", "k", "--format", "json"]));
+    assert_eq!(records.len(), 2_000);
+    let mut last: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for record in &records {
+        let key = record["key"].as_str().unwrap();
+        let shard = record["shard"].as_u64().unwrap();
+        assert_eq!(shard, twox_hash::XxHash3_64::oneshot(key.as_bytes()) % 4, "{key}");
+        let number: u64 = record["value"].as_str().unwrap().parse().unwrap();
+        let offset = record["offset"].as_u64().unwrap();
+        if let Some((number_before, offset_before)) = last.insert(key.to_owned(), (number, offset)) {
+            assert!(number_before < number && offset_before < offset, "{key}");
+        }
+    }
+    let shards: std::collections::BTreeSet<_> = records.iter().map(|record| record["shard"].as_u64()).collect();
+    assert!(shards.len() > 1, "37 keys in 4 shards");
+    let pairs = node.run(&["consume", "--topic", "k", "--format", "key-value", "--key-separator", ":"]);
+    let (mut got, mut sent): (Vec<_>, Vec<_>) = (pairs.lines().collect(), lines.lines().collect());
+    got.sort_unstable();
+    sent.sort_unstable();
+    assert_eq!(got, sent);
+}
+
+/// Length-delimited records hold newlines and zeros, and come back byte for byte.
+#[test]
+fn delimited_records() {
+    let (_dir, node) = node(&["--reactors", "1"]);
+    let mut input = Vec::new();
+    for value in [&b"a\nb"[..], b"", &[0; 300], b"\xff"] {
+        prost::encode_length_delimiter(value.len(), &mut input).unwrap();
+        input.extend_from_slice(value);
+    }
+    node.run_bytes(&["produce", "--topic", "d", "--delimited"], &input);
+    assert_eq!(node.run_bytes(&["consume", "--topic", "d", "--format", "delimited"], b""), input);
+}
+
+/// All the places at which a consumer can start, and what it sees there.
+#[test]
+fn starts() {
+    let (_dir, node) = node(&["--reactors", "1"]);
+    node.run_input(&["produce", "--topic", "s"], b"0\n1\n2\n");
+    let consume = |args: &[&str]| node.run(&[&["consume", "--topic", "s"], args].concat());
+    assert_eq!(consume(&["--from", "1"]), "1\n2\n");
+    assert_eq!(consume(&["--from", "3"]), "");
+    assert_eq!(consume(&["--from", "latest"]), "");
+    assert_eq!(consume(&["--from", "-1h"]), "0\n1\n2\n");
+    assert_eq!(consume(&["--from", "2026-01-01T00:00:00Z", "-n", "1"]), "0\n");
+    assert_eq!(consume(&["--from", "9999-01-01T00:00:00Z"]), "");
+    let record = &json_lines(&consume(&["--from", "2", "--format", "json"]))[0];
+    assert_eq!((&record["offset"], &record["value"]), (&2.into(), &"2".into()));
+    let refusal = node.refusal(&["consume", "--topic", "s", "--shard", "0", "--from", "4"], b"");
+    assert!(refusal.contains("offset 4") && refusal.contains("OutOfRange"), "{refusal}");
+}
+
+/// A follower sees records as they come; so does one that starts at the end.
+#[test]
+fn follows() {
+    let (_dir, node) = node(&["--reactors", "1"]);
+    node.run_input(&["produce", "--topic", "f"], b"before\n");
+    let mut follower =
+        node.command(&["consume", "--topic", "f", "--follow", "-n", "3"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "before");
+    node.run_input(&["produce", "--topic", "f"], b"after\n");
+    assert_eq!(lines.next().unwrap().unwrap(), "after");
+    node.run_input(&["produce", "--topic", "f"], b"later\n");
+    assert_eq!(lines.next().unwrap().unwrap(), "later");
+    assert!(lines.next().is_none());
+    assert!(follower.wait().unwrap().success());
+}
+
+/// A slow pipe is not held back: a line is acknowledged although the pipe stays open.
+#[test]
+fn slow_input() {
+    let (_dir, node) = node(&["--reactors", "1"]);
+    let mut producer = node
+        .command(&["produce", "--topic", "slow", "--acks"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdin = producer.stdin.take().unwrap();
+    let mut acks = BufReader::new(producer.stdout.take().unwrap()).lines();
+    for number in 0..3 {
+        writeln!(stdin, "line {number}").unwrap();
+        let ack = acks.next().unwrap().unwrap();
+        assert!(ack.contains(&format!("offsets {number} to {number}")), "{ack}");
+    }
+    drop(stdin);
+    assert!(producer.wait().unwrap().success());
+}
+
+/// Topics are made, shown, trimmed and removed, for people and for programs.
+#[test]
+fn topics() {
+    let (_dir, node) = node(&["--reactors", "2"]);
+    node.run(&["topic", "create", "a", "--shards", "3", "--retention-bytes", "1GiB", "--retention-age", "7d"]);
+    let table = node.run(&["topic", "list"]);
+    assert!(table.lines().any(|line| line.starts_with("a ") && line.contains("7days")), "{table}");
+    let topics: Value = serde_json::from_str(&node.run(&["topic", "list", "-o", "json"])).unwrap();
+    let a = topics.as_array().unwrap().iter().find(|topic| topic["name"] == "a").unwrap();
+    assert_eq!((&a["shards"], &a["retention_bytes_max"]), (&3.into(), &(1u64 << 30).into()));
+    node.run_input(&["produce", "--topic", "a", "--shard", "1"], b"0\n1\n2\n");
+    let shown: Value = serde_json::from_str(&node.run(&["topic", "describe", "a", "-o", "json"])).unwrap();
+    assert_eq!(shown["shard_status"][1]["high_watermark"], 3);
+    assert!(node.run(&["topic", "describe", "a"]).contains("serving"));
+    assert!(node.run(&["topic", "trim", "a", "--shard", "1", "--before", "2"]).contains("starts at offset 2"));
+    assert_eq!(node.run(&["consume", "--topic", "a"]), "2\n");
+    let refusal = node.refusal(&["topic", "create", "a"], b"");
+    assert!(refusal.contains("AlreadyExists"), "{refusal}");
+    node.run(&["topic", "delete", "a"]);
+    let refusal = node.refusal(&["topic", "describe", "a"], b"");
+    assert!(refusal.contains("NotFound"), "{refusal}");
+    let refusal = node.refusal(&["topic", "delete", "a"], b"");
+    assert!(refusal.contains("NotFound"), "{refusal}");
+}
+
+/// Wrong input is one clear sentence, and leaves the server well.
+#[test]
+fn wrong_input() {
+    let (_dir, node) = node(&["--reactors", "1"]);
+    for name in ["a/b", "..", "", "with space", &"x".repeat(1_024)] {
+        let refusal = node.refusal(&["topic", "create", name], b"");
+        assert!(refusal.contains("InvalidArgument"), "{name}: {refusal}");
+    }
+    node.run_input(&["produce", "--topic", "t"], b"ok\n");
+    let refusal = node.refusal(&["produce", "--topic", "t", "--shard", "99"], b"x\n");
+    assert!(refusal.contains("99") && refusal.contains("0 records are acknowledged"), "{refusal}");
+    let refusal = node.refusal(&["consume", "--topic", "t", "--shard", "99"], b"");
+    assert!(refusal.contains("99"), "{refusal}");
+    let refusal = node.refusal(&["consume", "--topic", "unknown"], b"");
+    assert!(refusal.contains("unknown") && refusal.contains("NotFound"), "{refusal}");
+    // What comes before an over-long line is written, and the message says where it stopped.
+    let long = [&b"good\n"[..], &[b'x'; 1 << 20], b"\nnever\n"].concat();
+    let refusal = node.refusal(&["produce", "--topic", "t"], &long);
+    assert!(refusal.contains("line 2 has") && refusal.contains("1 records are acknowledged"), "{refusal}");
+    let refusal = node.refusal(&["produce", "--topic", "t", "--delimited"], b"\x05abc");
+    assert!(refusal.contains("record 1 of the input is cut off"), "{refusal}");
+    assert_eq!(node.run(&["consume", "--topic", "t"]), "ok\ngood\n");
+    assert_eq!(node.run_input(&["produce", "--topic", "t"], b""), "");
+    let refusal = node.refusal(&["produce", "/nowhere/at/all"], b"");
+    assert!(refusal.contains("cannot read /nowhere/at/all"), "{refusal}");
+}
+
+/// Without a server, commands say whom they could not reach; a bad configuration does not start one.
+#[test]
+fn no_server() {
+    let address = free_address();
+    for args in [&["produce"][..], &["consume"], &["topic", "list"], &["bench", "produce"]] {
+        let output = ringlog(&[args, &["--server", &address]].concat());
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let stderr = text(&output.stderr);
+        assert!(stderr.contains(&format!("cannot reach a Ringlog server at {address}")), "{stderr}");
+    }
+    let output = ringlog(&["serve", "--grpc", "0.0.0.0:7400"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("--insecure"), "{}", text(&output.stderr));
+    let output = ringlog(&["serve", "--bogus"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+/// `config check` prints the effective configuration, which is itself a file that loads; unknown keys are errors.
+#[test]
+fn configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ringlog.toml");
+    fs::write(&file, "reactors = 3\nsegment_bytes = \"64MiB\"\n").unwrap();
+    let check = |args: &[&str], variables: &[(&str, &str)]| {
+        let mut command = Command::new(RINGLOG);
+        command.args(["config", "check"]).args(args).envs(variables.iter().copied());
+        command.output().unwrap()
+    };
+    let file_flags = ["--config", file.to_str().unwrap(), "--data", "elsewhere"];
+    let output = check(&file_flags, &[("RINGLOG_PIN", "false")]);
+    let printed = text(&output.stdout);
+    assert!(output.status.success() && printed.contains("reactors = 3"), "{printed}");
+    assert!(printed.contains("# environment variable RINGLOG_PIN"), "{printed}");
+    assert!(printed.contains("segment_bytes = 67108864"), "{printed}");
+    let again = dir.path().join("again.toml");
+    fs::write(&again, &printed).unwrap();
+    let output = check(&[], &[("RINGLOG_CONFIG", again.to_str().unwrap())]);
+    let values = |text: &str| text.lines().map(|line| line.split("  #").next().unwrap().trim().to_owned()).collect();
+    let (first, second): (Vec<String>, Vec<String>) = (values(&printed), values(&text(&output.stdout)));
+    assert_eq!(first, second);
+    fs::write(&file, "reactorz = 3\n").unwrap();
+    let output = check(&file_flags, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("did you mean `reactors`?"), "{}", text(&output.stderr));
+}
+
+/// Help, version and completions go to stdout; no command at all is wrong usage.
+#[test]
+fn help() {
+    for args in
+        [&["--help"][..], &["--version"], &["completions", "bash"], &["completions", "zsh"], &["bench", "--help"]]
+    {
+        let output = ringlog(args);
+        assert!(output.status.success() && !output.stdout.is_empty(), "{args:?}");
+    }
+    assert_eq!(ringlog(&[]).status.code(), Some(2));
+}
+
+/// A reader that goes away ends a command quietly.
+#[test]
+fn broken_pipe() {
+    let (_dir, node) = node(&["--reactors", "1"]);
+    let lines: String = (0..200_000).map(|n| format!("{n}\n")).collect();
+    node.run_input(&["produce", "--topic", "p"], lines.as_bytes());
+    let mut consumer =
+        node.command(&["consume", "--topic", "p"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = [0; 2];
+    consumer.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let output = consumer.wait_with_output().unwrap();
+    assert_eq!((&first, output.status.code(), text(&output.stderr).as_str()), (b"0\n", Some(0), ""));
+}
+
+/// All files below `dir` whose names end in `suffix`, with their sizes.
+fn files(dir: &Path, suffix: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path, suffix));
+        } else if path.to_str().unwrap().ends_with(suffix) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// `verify` is content with a clean directory and with a killed one, and names file and position of one changed byte.
+#[test]
+fn verifies() {
+    let (dir, node) = node(&["--reactors", "2"]);
+    let lines: String = (0..5_000).map(|n| format!("record {n} with a body\n")).collect();
+    node.run_input(&["produce", "--topic", "v"], lines.as_bytes());
+    let data = dir.path().join("data");
+    let data_text = data.to_str().unwrap();
+    assert!(node.stop().success());
+    let output = ringlog(&["verify", data_text]);
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    let output = ringlog(&["verify", data_text, "-o", "json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["ok"], &report["records"]), (&true.into(), &5_000.into()), "{report}");
+
+    let node = Node::start(dir.path(), &["--reactors", "2"]);
+    node.run_input(&["produce", "--topic", "v"], b"one more\n");
+    node.kill();
+    let output = ringlog(&["verify", data_text]);
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+
+    let stores = files(&data, ".store");
+    let damaged = stores.iter().find(|path| {
+        let bytes = fs::read(path).unwrap();
+        bytes.windows(16).any(|window| window == b"record 2500 with")
+    });
+    let damaged = damaged.unwrap();
+    let mut bytes = fs::read(damaged).unwrap();
+    let at = bytes.windows(16).position(|window| window == b"record 2500 with").unwrap();
+    bytes[at] ^= 1;
+    fs::write(damaged, bytes).unwrap();
+    let output = ringlog(&["verify", data_text]);
+    assert_eq!(output.status.code(), Some(1));
+    let report = text(&output.stdout);
+    assert!(report.contains(damaged.file_name().unwrap().to_str().unwrap()), "{report}");
+    let output = ringlog(&["verify", "/nowhere/at/all"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("/nowhere/at/all"));
+}
+
+/// The load generator runs in all its forms, and its JSON has what the README promises.
+#[test]
+fn bench() {
+    let (dir, node) = node(&["--reactors", "2"]);
+    let floor_dir = dir.path().to_str().unwrap();
+    let common = ["--warmup", "0.2", "-o", "json"];
+    for args in [
+        &["--seconds", "0.7", "--floor", "--floor-dir", floor_dir][..],
+        &["--seconds", "0.5", "--in-flight", "32", "--connections", "2"],
+        &["--seconds", "0.5", "--batch", "100", "--in-flight", "8"],
+        &["--seconds", "0.5", "--rate", "500"],
+        &["--seconds", "0.5", "--rate", "300", "--unary"],
+        &["--seconds", "0.5", "--unary", "--in-flight", "8", "--connections", "3"],
+        &["--records", "3000", "--batch", "10", "--in-flight", "4"],
+    ] {
+        let result = node.run(&[&["bench", "produce"], args, &common].concat());
+        let result: Value = serde_json::from_str(&result).unwrap();
+        for name in ["records", "records_per_s", "mb_per_s", "p50_us", "p99_us", "p999_us", "max_us"] {
+            assert!(result[name].as_f64().unwrap() > 0.0, "{args:?}: {name} in {result}");
+        }
+        assert_eq!(result["errors"], 0, "{args:?}: {result}");
+        if args.contains(&"--floor") {
+            assert!(result["floor_p50_us"].as_f64().unwrap() > 0.0 && result["floor_p99_us"].is_number(), "{result}");
+        }
+        if args.contains(&"--records") {
+            assert_eq!(result["records"], 3_000, "{result}");
+        }
+    }
+    let replay = ["bench", "consume", "--topic", "replay", "--shards", "3", "--records", "20000", "-o", "json"];
+    for _ in 0..2 {
+        let result: Value = serde_json::from_str(&node.run(&replay)).unwrap();
+        assert_eq!((&result["records"], &result["bytes"]), (&20_000.into(), &(20_000 * 1_024).into()), "{result}");
+        assert_eq!(result["shards"], 3, "{result}");
+    }
+    let refusal = node.refusal(&["bench", "produce", "--batch", "100000"], b"");
+    assert!(refusal.contains("lower --batch"), "{refusal}");
+    let refusal = node.refusal(&["bench", "produce", "--topic", "replay", "--shards", "2"], b"");
+    assert!(refusal.contains("has 3 shards, not 2"), "{refusal}");
+}
