@@ -181,7 +181,19 @@ impl From<ReactorError> for CallError {
         let message = error.to_string();
         match error {
             ReactorError::Shard(error) => error.into(),
-            ReactorError::NotOpen { cause: _ } => CallError::new(Code::DataLoss, "SHARD_NOT_OPEN", message),
+            ReactorError::NotOpen { error, cause: _ } => match error {
+                // With a single copy, what cannot be opened is lost until somebody restores it.
+                ShardError::Failed { cause: _, maybe_written: _ } => {
+                    CallError::new(Code::DataLoss, "SHARD_NOT_OPEN", message)
+                }
+                ShardError::Full(_) => CallError::retry(Code::ResourceExhausted, "DISK_FULL", message),
+                ShardError::Busy { .. }
+                | ShardError::NotLeader { .. }
+                | ShardError::Deadline
+                | ShardError::OffsetMismatch { .. }
+                | ShardError::OutOfRange { .. }
+                | ShardError::Closing { .. } => CallError::retry(Code::Unavailable, "SHARD_NOT_OPEN", message),
+            },
             ReactorError::Gone => CallError::new(Code::NotFound, "SHARD_NOT_FOUND", message),
             ReactorError::MailboxFull => CallError::retry(Code::ResourceExhausted, "REACTOR_BUSY", message),
             ReactorError::Stopped { maybe_written } => CallError::stopping(maybe_written),
@@ -286,7 +298,10 @@ mod tests {
         assert_eq!(row(lost), ("INTERNAL", "ENTRY_NOT_FOUND", true, false));
         assert_eq!(row(ReactorError::MailboxFull), ("RESOURCE_EXHAUSTED", "REACTOR_BUSY", true, true));
         assert_eq!(row(ReactorError::Gone), ("NOT_FOUND", "SHARD_NOT_FOUND", true, false));
-        assert_eq!(row(ReactorError::NotOpen { cause: "x".into() }), ("DATA_LOSS", "SHARD_NOT_OPEN", true, false));
+        let not_open = |error| ReactorError::NotOpen { error, cause: "x".into() };
+        assert_eq!(row(not_open(failed(false))), ("DATA_LOSS", "SHARD_NOT_OPEN", true, false));
+        assert_eq!(row(not_open(ShardError::Full(full()))), ("RESOURCE_EXHAUSTED", "DISK_FULL", true, true));
+        assert_eq!(row(not_open(ShardError::Closing { maybe_written: false })), ("UNAVAILABLE", "SHARD_NOT_OPEN", true, true));
         assert_eq!(row(ReactorError::Stopped { maybe_written: true }), ("UNAVAILABLE", "SHUTTING_DOWN", false, true));
         assert_eq!(row(ReactorError::Shard(ShardError::Deadline)), row(ShardError::Deadline));
         let missing = ControlError::Refused(CatalogError::NotFound("t".into()));

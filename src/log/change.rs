@@ -39,11 +39,13 @@ impl<E: Env> Inner<E> {
     async fn truncate_to(self: &Rc<Self>, next: Index) -> Result<(), LogError> {
         self.drained().await?;
         let end = self.point_at(next).await?;
+        let start = self.state.borrow().start.next;
         self.settled().await?;
         loop {
             let last = self.state.borrow().segments.back().cloned();
             let Some(last) = last.filter(|last| last.end().next > next) else { break };
-            if last.base.next >= next {
+            // All that it would keep is purged, or there is nothing.
+            if next <= last.base.next.max(start) {
                 self.state.borrow_mut().segments.pop_back();
                 self.remove_segment(&last).await?;
                 let dir = &self.options.dir;
@@ -118,17 +120,12 @@ impl<E: Env> Inner<E> {
         }
         // Recovery tells a recycled file from a segment by its name.
         self.settled().await?;
-        let timestamp_max_us = end.timestamp_max_us;
-        let mut to = LogPoint { next: id.index.next(), term: id.term, offset: log_end, chain, timestamp_max_us };
-        if to.next > end.next {
+        if id.index >= end.next {
+            let timestamp_max_us = end.timestamp_max_us;
+            let to = LogPoint { next: id.index.next(), term: id.term, offset: log_end, chain, timestamp_max_us };
             return self.start_over(to).await;
         }
-        if id.index.next() == end.next {
-            to = end;
-        } else {
-            let next = self.header(id.index.next()).await?;
-            to.offset = next.base_offset;
-        }
+        let to = super::point_after(&self.header(id.index).await?);
         // What is purged was committed, so it is durable, or will be when this write is reached in the queue.
         self.save(Change::Start(to)).await?;
         self.state.borrow_mut().start = to;

@@ -41,8 +41,8 @@ const SYNC_EVERY_BYTES: u64 = 16 << 20;
 /// Pause after each chunk while there is no hurry.
 const PACE: Duration = Duration::from_millis(1);
 
-/// How often a full disk is looked at while entries wait for it.
-const RETRY: Duration = Duration::from_millis(200);
+/// How often a full disk is looked at while entries wait for it (tests do not wait that long).
+const RETRY: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_millis(200) };
 
 /// A segment that fills in less than this is followed by one four times its size ...
 const FILL_FAST_US: u64 = 10_000_000;
@@ -255,8 +255,11 @@ impl<E: Env> Inner<E> {
         };
         let spare = match ready {
             Some(spare) => spare,
-            None => match self.make(bytes).await {
-                Err(error) if is_full(&error) => self.make(least_capacity(segment, error)?).await?,
+            None => match self.make(bytes, bytes).await {
+                Err(error) if is_full(&error) => {
+                    let least = least_capacity(segment, error)?;
+                    self.make(least, least).await?
+                }
                 made => made?,
             },
         };
@@ -268,20 +271,22 @@ impl<E: Env> Inner<E> {
     }
 
     async fn make_ahead(self: &Rc<Self>, bytes: u64) -> io::Result<()> {
-        let made = match self.make(bytes).await {
+        let made = match self.make(bytes, bytes / 2).await {
             // Less than planned is better than none.
-            Err(error) if is_full(&error) && bytes > SEGMENT_BYTES_MIN => self.make(SEGMENT_BYTES_MIN).await,
+            Err(error) if is_full(&error) && bytes > SEGMENT_BYTES_MIN => {
+                self.make(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MIN).await
+            }
             made => made,
         }?;
         self.state.borrow_mut().supply.ready = Some(made);
         Ok(())
     }
 
-    /// Makes a file of `bytes`, or takes the recycled one.
-    async fn make(self: &Rc<Self>, bytes: u64) -> io::Result<Spare<FileOf<E>>> {
+    /// Makes a file of `bytes`, or takes the recycled one if it has `least`.
+    async fn make(self: &Rc<Self>, bytes: u64, least: u64) -> io::Result<Spare<FileOf<E>>> {
         let (recycled, path) = {
             let state = &mut *self.state.borrow_mut();
-            let recycled = state.supply.recycled.take_if(|(_, recycled)| *recycled >= bytes);
+            let recycled = state.supply.recycled.take_if(|(_, recycled)| *recycled >= least);
             (recycled, self.spare_path(state))
         };
         if let Some((path, bytes)) = recycled {

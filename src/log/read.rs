@@ -58,7 +58,7 @@ impl Streams {
             let from = stream.hinted_to.max(end);
             let to = (end + READ_AHEAD_BYTES).min(data_end);
             *stream = Stream { segment, position: end, hinted_to: from.max(to), age: youngest + 1 };
-            return (from < to).then_some((from, to - from));
+            return (from < to).then(|| (from, to - from));
         }
         let oldest = recent.iter_mut().min_by_key(|stream| stream.age).expect("there are some");
         *oldest = Stream { segment, position: end, hinted_to: end, age: youngest + 1 };

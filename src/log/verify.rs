@@ -197,7 +197,6 @@ impl<D: Disk> Check<'_, D> {
                 (None, Some(expected)) if expected.next > point.next => {
                     Some(format!("entry {} follows", expected.next))
                 }
-                (None, _) if file.named && point.next == base.next => Some("the segment is named".into()),
                 (None, _) => None,
             };
             match durable {
@@ -211,6 +210,10 @@ impl<D: Disk> Check<'_, D> {
                 position,
                 format!("it ends before entry {}, the next begins at {}", point.next, next.next),
             );
+        }
+        if file.named && point.next == base.next && next.is_none() {
+            let what = "it has no entries, but a segment is named after its first entry is durable";
+            self.problem(&file.path, position, what.into());
         }
         self.report.clean = footer.is_some();
         if let Some(footer) = footer.filter(|footer| footer.end == point) {

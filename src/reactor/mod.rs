@@ -23,6 +23,7 @@ use std::{
     future::Future,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
 use futures_util::{StreamExt, future::Either, stream};
@@ -43,16 +44,21 @@ use crate::{
 /// more only queue in the device.
 const OPEN_AT_ONCE: usize = 16;
 
+/// How often a shard that found the disk full is tried again.
+const REOPEN_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Why a reactor does not do what it is asked.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ReactorError {
     /// The shard's own answer.
     #[error(transparent)]
     Shard(#[from] ShardError),
-    /// The shard could not be opened when the node started. Nothing was written.
+    /// The shard could not be opened. Nothing was written.
     #[error("{cause}")]
     NotOpen {
         /// What was wrong with it.
+        error: ShardError,
+        /// The same with its name and place, for people.
         cause: String,
     },
     /// No such shard here (any more): its topic was deleted. Nothing was written.
@@ -71,7 +77,17 @@ pub enum ReactorError {
 
 enum Slot<E: Env> {
     Serving(Shard<E>),
-    NotOpen { cause: String },
+    NotOpen { error: ShardError, cause: String },
+}
+
+impl<E: Env> Slot<E> {
+    /// What a shard is that could not be opened; noted for readiness and for the log.
+    fn not_open(node: &Node, options: &ShardOptions, error: ShardError) -> Slot<E> {
+        let (uid, dir) = (options.uid, options.dir.display());
+        let cause = format!("shard {uid} could not be opened: {error}; `ringlog verify {dir}` checks its files");
+        node.note_fault(uid, &cause);
+        Slot::NotOpen { error, cause }
+    }
 }
 
 /// One reactor's shards. Stays on its thread.
@@ -180,27 +196,30 @@ impl<E: Env> Reactor<E> {
         let shards = self.shards.borrow();
         let status = |uid| match shards.get(uid) {
             Some(Slot::Serving(shard)) => shard.status(),
-            Some(Slot::NotOpen { cause }) => absent(cause.clone()),
+            Some(Slot::NotOpen { cause, error: _ }) => absent(cause.clone()),
             None => absent(ReactorError::Gone.to_string()),
         };
         uids.iter().map(status).collect()
     }
 
-    /// Opens shards, making those that are not there. One that fails is kept with its reason.
+    /// Opens shards, making those that are not there. One that fails is kept with its reason; if the
+    /// disk is full, it is tried again until space returns.
     ///
     /// # Errors
     /// The first one; all were tried.
-    pub async fn open(&self, shards: Vec<ShardOptions>) -> Result<(), ReactorError> {
+    pub async fn open(self: &Rc<Self>, shards: Vec<ShardOptions>) -> Result<(), ReactorError> {
         let opened = stream::iter(shards).map(|options| async move {
             let uid = options.uid;
-            let dir = options.dir.clone();
-            let shard = Shard::open(self.disk.clone(), self.tail.clone(), options).await;
+            let shard = Shard::open(self.disk.clone(), self.tail.clone(), options.clone()).await;
             let (slot, result) = match shard {
                 Ok(shard) => (Slot::Serving(shard), Ok(())),
                 Err(error) => {
-                    let cause = format!("shard {uid} in {} could not be opened: {error}", dir.display());
-                    self.node.note_fault(uid, &cause);
-                    (Slot::NotOpen { cause }, Err(ReactorError::from(error)))
+                    let is_full = matches!(error, ShardError::Full(_));
+                    let slot = Slot::not_open(&self.node, &options, error.clone());
+                    if is_full {
+                        env::spawn::<E>(Rc::clone(self).reopen(options));
+                    }
+                    (slot, Err(ReactorError::from(error)))
                 }
             };
             let replaced = self.shards.borrow_mut().insert(uid, slot);
@@ -214,6 +233,40 @@ impl<E: Env> Reactor<E> {
         }
         self.count_shards();
         first
+    }
+
+    /// Tries a shard that found the disk full again, until it opens, fails otherwise, or is removed.
+    async fn reopen(self: Rc<Self>, options: ShardOptions) {
+        let uid = options.uid;
+        let waits = || matches!(self.shards.borrow().get(&uid), Some(Slot::NotOpen { .. }));
+        loop {
+            env::sleep::<E>(REOPEN_INTERVAL).await;
+            if !waits() {
+                return;
+            }
+            let opened = Shard::open(self.disk.clone(), self.tail.clone(), options.clone()).await;
+            match opened {
+                Ok(shard) if waits() => {
+                    self.shards.borrow_mut().insert(uid, Slot::Serving(shard));
+                    self.node.forget_fault(uid);
+                    tracing::info!(shard_uid = uid.0, "shard serves again");
+                    return;
+                }
+                // Removed meanwhile, or the node is closing.
+                Ok(shard) => {
+                    drop(shard.close().await);
+                    return;
+                }
+                Err(ShardError::Full(_)) => {}
+                Err(error) => {
+                    if waits() {
+                        let slot = Slot::not_open(&self.node, &options, error);
+                        self.shards.borrow_mut().insert(uid, slot);
+                    }
+                    return;
+                }
+            }
+        }
     }
 
     /// Closes shards and removes their directories. What cannot be removed now is removed when the
@@ -314,14 +367,17 @@ impl<E: Env> Reactor<E> {
             dir.display()
         );
         self.node.note_fault(uid, &cause);
-        self.shards.borrow_mut().insert(uid, Slot::NotOpen { cause });
+        let error = ShardError::Failed { cause: cause.clone(), maybe_written: false };
+        self.shards.borrow_mut().insert(uid, Slot::NotOpen { error, cause });
         self.count_shards();
     }
 
     fn serving(&self, uid: ShardUid) -> Result<Shard<E>, ReactorError> {
         match self.shards.borrow().get(&uid) {
             Some(Slot::Serving(shard)) => Ok(shard.clone()),
-            Some(Slot::NotOpen { cause }) => Err(ReactorError::NotOpen { cause: cause.clone() }),
+            Some(Slot::NotOpen { error, cause }) => {
+                Err(ReactorError::NotOpen { error: error.clone(), cause: cause.clone() })
+            }
             None => Err(ReactorError::Gone),
         }
     }

@@ -225,10 +225,25 @@ async fn upkeep() -> Infallible {
 pub fn run(config: Config) -> Result<(), String> {
     let logs = observe::start_logs(config.log_format, &config.log_filter)?;
     observe::end_on_panic(logs);
+    raise_open_files();
+    // The allocator asks for huge pages: an idle node then holds 91 MiB instead of 57 (two reactors, debug). A
+    // kernel that refuses this only costs memory.
+    rustix::thread::disable_transparent_huge_pages(true).ok();
     // Until the node serves, a signal just ends the process: a start can be cut off anywhere.
     let result = Node::start(config).and_then(run_until_signal);
     logs.flush();
     result
+}
+
+/// A shard has about six files open: the soft limit that most systems begin with, 1,024, is there for
+/// programs that still use `select`.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    if let Err(error) = raised {
+        tracing::warn!(%error, limit = limit.current, "the limit of open files could not be raised");
+    }
 }
 
 fn run_until_signal(node: Node) -> Result<(), String> {

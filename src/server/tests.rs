@@ -299,19 +299,31 @@ fn damaged_shard() {
     let uid = uids(&node, "default")[1];
     node.shutdown().unwrap();
     let dir = shard_path(data.path(), uid);
-    // Not closed cleanly, so that it is scanned, and damaged in the middle.
     let store = dir.join("00000000000000000000.store");
     let mut bytes = fs::read(&store).unwrap();
     let at = bytes.windows(8).position(|window| window == b"record 5").expect("records are stored as they are");
     bytes[at] ^= 1;
     fs::write(&store, &bytes).unwrap();
+    // After a clean stop nothing is scanned: the damage shows when it is read.
     let node = start(data.path());
-    let (_, answer) = get(&node, "/v1/topics/default/shards/1/records");
-    let shown = answer.to_string();
-    let whole = answer["records"].as_array().is_some_and(|records| records.len() >= 20);
-    assert!(!whole, "damage was served: {shown}");
+    let (status, answer) = get(&node, "/v1/topics/default/shards/1/records?offset=5");
+    assert!(status >= 500 && answer["message"].as_str().unwrap().contains("damaged at byte"), "{answer}");
+    assert_eq!(get(&node, "/readyz").1["faults"][0]["shard_uid"], uid);
+    node.shutdown().unwrap();
+    // After any other stop it shows at once, and is not cut: valid entries come after it.
+    fs::remove_file(dir.join("00000000000000000000.index")).unwrap();
+    let before = fs::read(&store).unwrap();
+    let node = start(data.path());
+    for (status, answer) in [produce(&node, "default", &say("x", 1)), get(&node, "/v1/topics/default/shards/1/records")]
+    {
+        assert_eq!((status, &answer["code"], &answer["definite"]), (500, &json!("DATA_LOSS"), &json!(true)));
+        let message = answer["message"].as_str().unwrap();
+        assert!(message.contains("damaged at byte") && message.contains("ringlog verify"), "{message}");
+    }
+    assert_eq!(get(&node, "/readyz").1["faults"][0]["shard_uid"], uid);
     assert_eq!(produce(&node, "default", &say("x", 0)).0, 200, "the other shard serves");
     node.shutdown().unwrap();
+    assert!(fs::read(&store).unwrap() == before, "nothing was cut");
 }
 
 /// Topics are made by their first produce, once, if that is on; and not by a consume.

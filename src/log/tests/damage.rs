@@ -1,0 +1,405 @@
+//! Damaged files: whatever is torn, flipped, cut or missing, the log either comes back to what was acknowledged or
+//! says what is damaged and where. It never serves a byte that was not appended.
+
+use super::support::*;
+use crate::{
+    env::{Disk, File, OpenMode, runtime::block_on},
+    format::entry::ENTRY_HEADER_BYTES,
+    ids::{Index, LogId, Term},
+    limits::BLOCK_BYTES,
+    log::{HardState, LogError, verify::verify_dir},
+    sim::{SimDisk, disk::SECTOR_BYTES},
+};
+
+const STORE: &str = "00000000000000000000.store";
+const INDEX: &str = "00000000000000000000.index";
+
+/// A log of `count` entries of about 5,000 bytes, each acknowledged, on a disk whose power has failed.
+async fn crashed(count: u64) -> SimDisk {
+    let disk = SimDisk::new();
+    let log = open(&disk).await;
+    for _ in 0..count {
+        append_one(&log, 1, 5_000).await;
+    }
+    settle().await;
+    let crashed = disk.crash(7);
+    disk.power_off();
+    crashed
+}
+
+/// A copy to damage.
+fn copy(disk: &SimDisk) -> SimDisk {
+    disk.crash(0)
+}
+
+/// Number of entries found, all of them right; or the position of the damage.
+async fn outcome(disk: &SimDisk) -> Result<u64, (String, u64)> {
+    let report = verify_dir(disk, DIR.as_ref()).await.unwrap();
+    let reread = |log: TestLog| async move {
+        let entries = read_all(&log, 1 << 20).await?;
+        for (index, entry) in entries.iter().enumerate() {
+            assert_eq!(entry.header.id.index, Index(index as u64));
+            assert_eq!(entry.payload(), payload(index as u64, 1, 5_000), "wrong bytes were served");
+        }
+        Ok(entries.len() as u64)
+    };
+    let result = match open_with(disk, 64 << 10, 0).await {
+        Ok((log, _)) => reread(log).await,
+        Err(error) => Err(error),
+    };
+    match result {
+        Ok(entries) => {
+            assert_eq!(report.entries, entries, "the offline check counts the same");
+            Ok(entries)
+        }
+        Err(LogError::Corrupt { file, position, .. }) => {
+            assert!(!report.problems.is_empty(), "the offline check finds it, too");
+            Err((file.file_name().unwrap().to_string_lossy().into(), position))
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn entry_at(number: u64) -> u64 {
+    BLOCK_BYTES as u64 + number * 2 * BLOCK_BYTES as u64
+}
+
+/// The file cut at every sector and at odd places: entries that end before the cut are there, nothing else.
+#[test]
+fn every_prefix() {
+    block_on(async {
+        let good = crashed(3).await;
+        let content = good.content(path(STORE));
+        for length in (BLOCK_BYTES..entry_at(3) as usize + 1).step_by(SECTOR_BYTES / 2 + 1) {
+            let disk = copy(&good);
+            disk.set_content(path(STORE), content[..length].to_vec());
+            let padding = 2 * BLOCK_BYTES - ENTRY_HEADER_BYTES - 5_000;
+            let whole = ((length - BLOCK_BYTES + padding) / (2 * BLOCK_BYTES)) as u64;
+            if whole == 0 {
+                // Its first entry was durable when it got its name.
+                assert_eq!(outcome(&disk).await, Err((STORE.into(), BLOCK_BYTES as u64)), "{length}");
+            } else {
+                assert_eq!(outcome(&disk).await, Ok(whole), "{length}");
+            }
+        }
+    });
+}
+
+/// Every bit of the headers of a middle and of the last entry, and a sample of their payloads: the middle one is
+/// corruption, because the one behind it says that it was durable; the last one may be a torn write.
+#[test]
+fn every_bit_flip() {
+    block_on(async {
+        let good = crashed(3).await;
+        let header = 0..ENTRY_HEADER_BYTES as u64 * 8;
+        let sampled = (0..5_000 * 8).step_by(997).map(|bit| ENTRY_HEADER_BYTES as u64 * 8 + bit);
+        for bit in header.chain(sampled) {
+            for (number, expected) in [(1, Err((STORE.into(), entry_at(1)))), (2, Ok(2))] {
+                let disk = copy(&good);
+                disk.flip_bit(path(STORE), entry_at(number) + bit / 8, (bit % 8) as u32);
+                assert_eq!(outcome(&disk).await, expected, "entry {number}, bit {bit}");
+            }
+        }
+    });
+}
+
+/// A committed entry is never taken for a torn write.
+#[test]
+fn damaged_committed_tail_is_corruption() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        for _ in 0..3 {
+            append_one(&log, 1, 5_000).await;
+        }
+        let committed = Some(LogId { term: Term(1), index: Index(2) });
+        log.save_hard_state(HardState { vote: None, committed }).await.unwrap();
+        settle().await;
+        let after = disk.crash(1);
+        disk.power_off();
+        assert_eq!(outcome(&copy(&after)).await, Ok(3));
+        after.flip_bit(path(STORE), entry_at(2) + 200, 0);
+        assert_eq!(outcome(&after).await, Err((STORE.into(), entry_at(2))));
+        // Not even when nothing of it is left.
+        let content = after.content(path(STORE));
+        after.set_content(path(STORE), content[..entry_at(2) as usize].to_vec());
+        assert_eq!(outcome(&after).await, Err((STORE.into(), entry_at(2))));
+    });
+}
+
+/// Any subset of the last write's sectors (it has two entries): at least what was acknowledged, at most what was
+/// written, and the log goes on from there.
+#[test]
+fn every_tear_of_the_last_write() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        append_one(&log, 1, 5_000).await;
+        settle().await;
+        disk.hold();
+        let batches = vec![batch(&log, 0, 1, 5_000), batch(&log, 1, 1, 5_000)];
+        let pending = append(&log, batches);
+        settle().await;
+        let whole = disk.content(path(STORE));
+        let mut before = whole.clone();
+        let (start, sectors) = (entry_at(1) as usize, 4 * BLOCK_BYTES / SECTOR_BYTES);
+        before[start..start + sectors * SECTOR_BYTES].fill(0);
+        let mut seen = [0; 4];
+        for seed in 0..400u64 {
+            let torn = copy(&disk);
+            let mut content = before.clone();
+            for sector in 0..sectors {
+                // The first seeds leave out exactly one sector, the others keep any subset.
+                let kept = if (seed as usize) < sectors {
+                    sector != seed as usize
+                } else {
+                    (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (sector % 64)) & 1 == 1
+                };
+                let at = start + sector * SECTOR_BYTES;
+                if kept {
+                    content[at..at + SECTOR_BYTES].copy_from_slice(&whole[at..at + SECTOR_BYTES]);
+                }
+            }
+            torn.set_content(path(STORE), content);
+            let found = outcome(&torn).await.unwrap();
+            seen[found as usize] += 1;
+            let (log, _) = open_with(&torn, 64 << 10, 0).await.unwrap();
+            append_one(&log, 1, 5_000).await;
+            assert_eq!(read_all(&log, 1 << 20).await.unwrap().len() as u64, found + 1);
+        }
+        assert!(seen[1] > 0 && seen[2] > 0 && seen[3] > 0, "{seen:?}");
+        drop(pending);
+    });
+}
+
+/// A torn write in front of a whole one of the same write is cut with it; in front of a later write it is corruption.
+#[test]
+fn durable_end_tells_torn_from_corrupt() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        append_one(&log, 1, 5_000).await;
+        disk.hold();
+        let first = append(&log, vec![batch(&log, 0, 1, 5_000)]);
+        // These two were assigned while the first was in flight, and are written when it is durable.
+        let second = append(&log, vec![batch(&log, 0, 1, 5_000)]);
+        let third = append(&log, vec![batch(&log, 0, 1, 5_000)]);
+        settle().await;
+        disk.release();
+        for done in [first, second, third] {
+            done.await.unwrap().unwrap();
+        }
+        settle().await;
+        for (number, expected) in [(1, Err((STORE.to_string(), entry_at(1)))), (2, Ok(2)), (3, Ok(3))] {
+            let damaged = disk.crash(1);
+            damaged.flip_bit(path(STORE), entry_at(number) + 300, 3);
+            assert_eq!(outcome(&damaged).await, expected, "entry {number}");
+        }
+    });
+}
+
+/// Damage in a sealed segment is found when it is read, and by the offline check, with its place; the rest is served.
+#[test]
+fn damage_in_a_sealed_segment() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        for _ in 0..30 {
+            append_one(&log, 1, 5_000).await;
+        }
+        log.close().await.unwrap();
+        disk.flip_bit(path(STORE), entry_at(2) + 1_000, 5);
+        let (log, recovered) = open_with(&disk, 64 << 10, 0).await.unwrap();
+        assert!(recovered.clean, "sealed segments are not scanned");
+        let error = log.read(Index(2), Index(3), 1).await.unwrap_err();
+        assert!(matches!(error, LogError::Corrupt { position, .. } if position == entry_at(2)), "{error}");
+        assert_eq!(log.read(Index(1), Index(2), 1).await.unwrap()[0].payload(), payload(1, 1, 5_000));
+        let report = verify_dir(&disk, DIR.as_ref()).await.unwrap();
+        assert_eq!(report.problems.len(), 1);
+        assert_eq!((&report.problems[0].file, report.problems[0].position.0), (&path(STORE), entry_at(2)));
+    });
+}
+
+/// An index that is missing, short, long or garbled is rebuilt, of sealed segments and of the last one.
+#[test]
+fn index_is_a_cache() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        for _ in 0..20 {
+            append_one(&log, 1, 5_000).await;
+        }
+        log.close().await.unwrap();
+        let indexes: Vec<_> = names(&disk).into_iter().filter(|name| name.ends_with(".index")).collect();
+        assert!(indexes.len() > 2);
+        for name in indexes {
+            let good = disk.content(path(&name));
+            for damage in 0..4 {
+                let disk = copy(&disk);
+                match damage {
+                    0 => disk.delete(path(&name)),
+                    1 => disk.set_content(path(&name), good[..good.len() - 3].to_vec()),
+                    2 => disk.set_content(path(&name), [&good[..], &good[..8]].concat()),
+                    _ => disk.flip_bit(path(&name), good.len() as u64 / 2, 4),
+                }
+                let (log, _) = open_with(&disk, 64 << 10, 0).await.unwrap();
+                let entries = read_all(&log, 1 << 20).await.unwrap();
+                assert_eq!(entries.len(), 20);
+                for entry in &entries {
+                    let found = log.find_offset(entry.header.base_offset).await.unwrap();
+                    assert_eq!(found, Some(entry.header.id.index));
+                }
+                log.close().await.unwrap();
+                assert_eq!(disk.content(path(&name)), good, "{name}, damage {damage}");
+            }
+        }
+    });
+}
+
+/// A segment between two others that is cut, gone, or not the one that belongs there is corruption.
+#[test]
+fn gaps_are_corruption() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        for _ in 0..30 {
+            append_one(&log, 1, 5_000).await;
+        }
+        log.close().await.unwrap();
+        let stores: Vec<_> = names(&disk).into_iter().filter(|name| name.ends_with(".store")).collect();
+        let middle = path(&stores[1]);
+        let good = disk.content(&middle);
+        for damage in 0..4 {
+            let disk = copy(&disk);
+            match damage {
+                0 => disk.delete(&middle),
+                1 => disk.set_content(&middle, good[..good.len() - 3 * BLOCK_BYTES].to_vec()),
+                2 => disk.flip_bit(&middle, 40, 0),
+                _ => disk.set_content(&middle, disk.content(path(&stores[0]))),
+            }
+            let error = open_with(&disk, 64 << 10, 0).await.map(|_| ()).unwrap_err();
+            assert!(matches!(error, LogError::Corrupt { .. }), "damage {damage}: {error}");
+            assert!(!verify_dir(&disk, DIR.as_ref()).await.unwrap().problems.is_empty(), "damage {damage}");
+        }
+        // The first one gone is a gap as well: nothing says that it was purged.
+        disk.delete(path(STORE));
+        assert!(matches!(open_with(&disk, 64 << 10, 0).await.map(|_| ()), Err(LogError::Corrupt { .. })));
+    });
+}
+
+/// One bad slot of the hard state is a torn write; two, or none at all beside segments, lose a vote.
+#[test]
+fn hard_state_slots() {
+    block_on(async {
+        let disk = crashed(2).await;
+        let lost = copy(&disk);
+        lost.delete(path("hard_state"));
+        assert!(matches!(open_with(&lost, 64 << 10, 0).await.map(|_| ()), Err(LogError::Corrupt { .. })));
+        disk.flip_bit(path("hard_state"), 4096, 0);
+        assert_eq!(outcome(&copy(&disk)).await, Ok(2));
+        disk.flip_bit(path("hard_state"), 10, 0);
+        assert_eq!(outcome(&disk).await, Err(("hard_state".into(), 0)));
+    });
+}
+
+/// Another shard's directory, or another version's, is refused with words on what to do.
+#[test]
+fn foreign_directories() {
+    block_on(async {
+        let disk = crashed(2).await;
+        let other = crate::log::LogOptions { shard: crate::ids::ShardUid(7), ..options(64 << 10) };
+        let opened = TestLog::open(disk.clone(), crate::log::TailBudget::new(0), other).await;
+        let error = opened.map(|_| ()).unwrap_err();
+        assert!(matches!(&error, LogError::Foreign { what, .. } if what.contains("shard 42")), "{error}");
+        for name in ["hard_state", STORE] {
+            let disk = copy(&disk);
+            let mut content = disk.content(path(name));
+            for block in content.chunks_mut(4096).take(2) {
+                block[3] = b'9';
+                let crc = crc32c::crc32c(&block[..124]).to_le_bytes();
+                block[124..128].copy_from_slice(&crc);
+            }
+            disk.set_content(path(name), content);
+            let error = open_with(&disk, 64 << 10, 0).await.map(|_| ()).unwrap_err();
+            assert!(matches!(&error, LogError::Foreign { what, .. } if what.contains("'9'")), "{error}");
+        }
+    });
+}
+
+/// The bytes that a recycled file had before never come back: not while it is filled, not after a crash.
+#[test]
+fn recycled_segment() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let (log, _) = open_with(&disk, 64 << 10, 0).await.unwrap();
+        let (mut next, mut recycled) = (0, false);
+        for round in 0..6 {
+            for _ in 0..20 {
+                append_one(&log, 1, 5_000).await;
+                next += 1;
+                settle().await;
+                recycled |= names(&disk)
+                    .iter()
+                    .any(|name| name.ends_with(".store") && stale_blocks(&disk.content(path(name)), SHARD));
+                let crashed = disk.crash(round * 100 + next);
+                let (log, _) = open_with(&crashed, 64 << 10, 0).await.unwrap();
+                assert_eq!(log.last().unwrap().index, Index(next - 1));
+                let entries = read_all(&log, 1 << 20).await.unwrap();
+                assert!(entries.iter().all(|entry| entry.payload() == payload(entry.header.id.index.0, 1, 5_000)));
+            }
+            settle().await;
+            let last = log.last().unwrap();
+            log.purge(last, log.log_end(), log.chain()).await.unwrap();
+        }
+        assert!(recycled, "the test has seen a recycled file in use: {:?}", names(&disk));
+    });
+}
+
+/// Whether a store holds entries of an earlier life.
+fn stale_blocks(content: &[u8], shard: crate::ids::ShardUid) -> bool {
+    let header = crate::format::segment::SegmentHeader::parse(content).unwrap();
+    content.chunks(BLOCK_BYTES).skip(1).any(|block| {
+        crate::format::entry::EntryHeader::parse(block)
+            .is_ok_and(|entry| entry.shard == shard && entry.segment < header.sequence)
+    })
+}
+
+/// A crash in the middle of a clean shutdown, at every turn of it, is recovered.
+#[test]
+fn crash_while_closing() {
+    block_on(async {
+        for turns in 0..40 {
+            let disk = SimDisk::new().with_latency(turns);
+            let log = open(&disk).await;
+            for _ in 0..12 {
+                append_one(&log, 1, 5_000).await;
+            }
+            tokio::select! {
+                biased;
+                closed = log.close() => closed.unwrap(),
+                () = async { for _ in 0..turns { tokio::task::yield_now().await; } } => {}
+            }
+            for seed in 0..10 {
+                assert_eq!(outcome(&disk.crash(seed)).await, Ok(12), "turns {turns}, seed {seed}");
+            }
+        }
+    });
+}
+
+/// What was written to the index file is what DESIGN.md says: offset and position, one slot per entry.
+#[test]
+fn index_file() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        append_one(&log, 3, 10).await;
+        append_one(&log, 2, 5_000).await;
+        append_one(&log, 1, 10).await;
+        log.close().await.unwrap();
+        let expected = [0u32, 4096, 3, 8192, 5, 16384];
+        let bytes: Vec<u8> = expected.iter().flat_map(|number| number.to_le_bytes()).collect();
+        assert_eq!(disk.content(path(INDEX)), bytes);
+        let file = disk.open(&path(STORE), OpenMode::Read).await.unwrap();
+        assert_eq!(&file.read_at(4096, 4).await.unwrap()[..], b"RLE1");
+    });
+}

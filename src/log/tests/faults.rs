@@ -1,0 +1,217 @@
+//! A disk that refuses: errors stop the log for good, a full disk only makes it wait.
+
+use std::io;
+
+use super::support::*;
+use crate::{
+    env::runtime::block_on,
+    format::entry::EntryKind,
+    ids::{Index, Offset},
+    log::{HardState, LogError},
+    sim::{Fault, Operation, SimDisk, TestEnv},
+};
+
+fn fault(operation: Operation, path_contains: &str, error: io::ErrorKind) -> Fault {
+    Fault { operation, path_contains: path_contains.into(), skip: 0, times: 1, error }
+}
+
+/// One failed append stops the log: those in flight and those behind it get the error, later ones are refused, nothing is
+/// retried, what was durable is still read.
+#[test]
+fn failed_append_stops_the_log() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        append_one(&log, 1, 5_000).await;
+        settle().await;
+        disk.hold();
+        disk.plant(fault(Operation::AppendDurable, "", io::ErrorKind::Other));
+        let first = append(&log, vec![batch(&log, 0, 1, 10)]);
+        let second = append(&log, vec![batch(&log, 0, 1, 10)]);
+        settle().await;
+        let writes = disk.count(Operation::AppendDurable);
+        disk.release();
+        assert!(matches!(first.await.unwrap(), Err(LogError::Stopped { action: "written", .. })));
+        assert!(matches!(second.await.unwrap(), Err(LogError::Stopped { .. })));
+        assert!(matches!(log.append(vec![batch(&log, 0, 1, 10)], Box::new(|_| ())), Err(LogError::Stopped { .. })));
+        assert!(log.save_hard_state(HardState::default()).await.is_err());
+        assert!(log.truncate_after(None).await.is_err());
+        assert!(log.has_room(1).is_err());
+        assert!(log.close().await.is_err());
+        assert!(log.fault().is_some());
+        settle().await;
+        assert_eq!(disk.count(Operation::AppendDurable), writes, "nothing is written after a failure");
+        assert_eq!(log.flushed().unwrap().index, Index(0));
+        assert_eq!(log.read(Index(0), Index(1), 1).await.unwrap()[0].payload(), payload(0, 1, 5_000));
+        // What failed may or may not be there after a restart; what was acknowledged is.
+        let (log, _) = open_with(&disk.crash(1), 64 << 10, 0).await.unwrap();
+        assert!(log.last().unwrap().index >= Index(0));
+    });
+}
+
+/// A failed sync while a segment is sealed or made ahead stops the log as well, and is not tried again.
+#[test]
+fn failed_sync_stops_the_log() {
+    block_on(async {
+        for (operation, path) in [
+            (Operation::Sync, ".tmp"),
+            (Operation::Sync, ""),
+            (Operation::Write, ""),
+            (Operation::Truncate, ""),
+            (Operation::AppendDurable, "hard_state"),
+            (Operation::SyncDir, "/"),
+            (Operation::Rename, ".spare"),
+        ] {
+            let disk = SimDisk::new();
+            let log = open(&disk).await;
+            append_one(&log, 1, 10).await;
+            settle().await;
+            disk.plant(fault(operation, path, io::ErrorKind::Other));
+            for _ in 0..30 {
+                if log.fault().is_some() {
+                    break;
+                }
+                drop(log.append(vec![batch(&log, 0, 1, 5_000)], Box::new(|_| ())));
+                drop(log.save_hard_state(HardState::default()).await);
+                settle().await;
+            }
+            assert!(matches!(log.fault(), Some(LogError::Stopped { .. })), "{operation:?} {path}");
+            let (log, _) = open_with(&disk.crash(1), 64 << 10, 0).await.unwrap();
+            read_all(&log, 1 << 20).await.unwrap();
+        }
+    });
+}
+
+/// A read error is an error of that read.
+#[test]
+fn failed_read() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let (log, _) = open_with(&disk, 64 << 10, 0).await.unwrap();
+        append_one(&log, 1, 10).await;
+        append_one(&log, 1, 10).await;
+        settle().await;
+        disk.plant(Fault { times: u64::MAX, ..fault(Operation::Read, "", io::ErrorKind::Other) });
+        assert!(matches!(log.read(Index(0), Index(1), 1).await, Err(LogError::Io { .. })));
+        disk.heal();
+        assert_eq!(log.read(Index(0), Index(1), 1).await.unwrap().len(), 1);
+        append_one(&log, 1, 10).await;
+    });
+}
+
+/// A disk that fills up: `has_room` says so in time, everything admitted becomes durable, Raft's own entries still fit,
+/// reads go on, and it recovers when space returns.
+#[test]
+fn full_disk() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let (log, _) = open_with(&disk, 1 << 20, 0).await.unwrap();
+        append_one(&log, 1, 10).await;
+        settle().await;
+        disk.set_capacity(Some(disk.used_bytes() + (1 << 20) + 5_000));
+        let mut admitted = 1;
+        let refused = loop {
+            let entry = batch(&log, 0, 1, 50_000);
+            match log.has_room(entry.buffer.padded_len()) {
+                Ok(()) => append(&log, vec![entry]).await.unwrap().unwrap(),
+                Err(error) => break error,
+            }
+            admitted += 1;
+            settle().await;
+            assert!(admitted < 1_000);
+        };
+        assert!(matches!(refused, LogError::Full { .. }), "{refused}");
+        assert!(admitted > 20, "{admitted}");
+        for _ in 0..4 {
+            let blank = entry(EntryKind::Blank, admitted, 1, Offset(0), 0, 0);
+            append(&log, vec![blank]).await.unwrap().unwrap();
+            admitted += 1;
+        }
+        assert!(log.has_room(50_000).is_err());
+        assert_eq!(read_all(&log, 1 << 20).await.unwrap().len() as u64, admitted);
+        assert!(log.fault().is_none());
+        disk.set_capacity(None);
+        TestEnv::advance_us(1_000_000);
+        drop(log.has_room(50_000));
+        settle().await;
+        assert!(log.has_room(50_000).is_ok());
+        for _ in 0..50 {
+            append_one(&log, 1, 50_000).await;
+        }
+    });
+}
+
+/// Entries that were admitted on credit wait for space and are written when it returns; close does not wait for ever.
+#[test]
+fn admitted_entries_wait_for_space() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        disk.set_capacity(Some(disk.used_bytes() + 10_000));
+        let waiting = append(&log, vec![batch(&log, 0, 1, 10)]);
+        for _ in 0..20 {
+            settle().await;
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(log.has_room(1), Err(LogError::Full { .. })));
+        assert!(log.fault().is_none());
+        assert_eq!(log.read(Index(0), Index(1), 1).await.unwrap().len(), 1);
+        assert!(matches!(log.close().await, Err(LogError::Full { .. })));
+        disk.set_capacity(None);
+        waiting.await.unwrap().unwrap();
+        log.close().await.unwrap();
+        assert_eq!(read_all(&open(&disk).await, 1).await.unwrap().len(), 1);
+    });
+}
+
+/// Callbacks may use the log: append from within a callback, look at it, drop it.
+#[test]
+fn callbacks_may_append() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        let events = Events::default();
+        let (inner, seen) = (log.clone(), events.clone());
+        let done = Box::new(move |result: Result<(), LogError>| {
+            result.unwrap();
+            assert_eq!(inner.flushed(), inner.last());
+            seen.borrow_mut().push("outer");
+            inner.append(vec![batch(&inner, 0, 1, 10)], event(&seen, "inner")).unwrap();
+        });
+        log.append(vec![batch(&log, 0, 1, 10)], done).unwrap();
+        settle().await;
+        assert_eq!(*events.borrow(), ["outer", "inner"]);
+    });
+}
+
+/// The tail's budget is shared and kept, except for what is not durable yet; a dropped log gives its part back.
+#[test]
+fn tail_budget() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let budget = crate::log::TailBudget::new(50_000);
+        let first = TestLog::open(disk.clone(), budget.clone(), options(64 << 10)).await.unwrap().0;
+        let elsewhere = crate::log::LogOptions { dir: "/data/shards/43".into(), ..options(64 << 10) };
+        let second = TestLog::open(disk.clone(), budget.clone(), elsewhere).await.unwrap().0;
+        for _ in 0..20 {
+            append_one(&first, 1, 5_000).await;
+            append_one(&second, 1, 5_000).await;
+            assert!(budget.bytes() <= 50_000 + 9_000);
+        }
+        disk.hold();
+        let pending: Vec<_> = (0..20).map(|_| append(&first, vec![batch(&first, 0, 1, 5_000)])).collect();
+        assert!(budget.bytes() > 150_000, "what is in flight is never forgotten");
+        assert_eq!(first.read(Index(20), Index(40), usize::MAX).await.unwrap().len(), 20);
+        disk.release();
+        for done in pending {
+            done.await.unwrap().unwrap();
+        }
+        append_one(&second, 1, 10).await;
+        assert!(budget.bytes() <= 50_000 + 9_000, "{}", budget.bytes());
+        assert_eq!(read_all(&first, 1 << 20).await.unwrap().len(), 40);
+        settle().await;
+        drop((first, second));
+        settle().await;
+        assert_eq!(budget.bytes(), 0);
+    });
+}
