@@ -42,6 +42,9 @@ impl ProduceReport<'_> {
         add_common(&mut object, &args.common, self.busy_poll);
         if let Some(floor) = self.floor {
             add_floor(&mut object, floor, &latencies, payload.stored_bytes());
+            if let Some(warning) = floor_warning(latencies.quantile_us(0.5), floor.quantile_us(0.5)) {
+                drop(writeln!(io::stderr(), "warning: {warning}"));
+            }
         }
         print(object, args.common.output, "acked")
     }
@@ -108,6 +111,17 @@ fn add_floor(object: &mut Map<String, Value>, floor: &Latencies, latencies: &Lat
     object.insert("floor_bytes".into(), bytes.into());
     let ratio = if p50 > 0.0 { round(latencies.quantile_us(0.5) / p50, 3) } else { Value::Null };
     object.insert("ratio_p50".into(), ratio);
+}
+
+/// An ack that waits for the device cannot be quicker than the device: then something else was measured, and the ratio
+/// means nothing.
+fn floor_warning(p50_us: f64, floor_us: f64) -> Option<String> {
+    (p50_us < floor_us).then(|| {
+        format!(
+            "the bare device (p50 {floor_us:.0} µs) was slower than the server's acks (p50 {p50_us:.0} µs), so this \
+             result says nothing: other work has the processors or the device, or --floor-dir is on another device"
+        )
+    })
 }
 
 fn round(value: f64, digits: i32) -> Value {
@@ -187,6 +201,13 @@ mod tests {
         for name in ["p50_us", "p99_us", "p999_us", "floor_p50_us", "floor_p99_us"] {
             assert!(object[name].is_number(), "{name}");
         }
+    }
+
+    /// A ratio that cannot be true is called so.
+    #[test]
+    fn implausible_floor() {
+        assert_eq!(floor_warning(120.0, 80.0), None);
+        assert!(floor_warning(250.0, 7_880.0).unwrap().contains("says nothing"));
     }
 
     /// The text says what the object says, and a run without a floor does not speak of one.

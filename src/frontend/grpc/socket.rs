@@ -224,3 +224,98 @@ impl AsyncWrite for Socket {
         Pin::new(&mut inner.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::env::runtime::block_on;
+    use crate::frontend::grpc::tests::pair;
+
+    /// Sizes around every threshold, and far above what the kernel takes at once.
+    const SIZES: [usize; 11] = [1, 17, 1_000, DIRECT_BYTES - 1, DIRECT_BYTES, 3, 70_000, 300_000, 9, 2_000_000, 5];
+
+    fn pattern(bytes: usize, seed: usize) -> Vec<u8> {
+        (0..bytes).map(|i| ((i + seed) * 31 % 251) as u8).collect()
+    }
+
+    /// Bytes leave in the order in which they were written, in whatever pieces and however slowly they are read;
+    /// afterwards no buffer is kept.
+    #[test]
+    fn writes_stay_in_order() {
+        block_on(async {
+            let (mut reader, stream) = pair().await;
+            let mut socket = Socket::new(stream);
+            let sent: Vec<u8> = SIZES.iter().enumerate().flat_map(|(i, size)| pattern(*size, i)).collect();
+            let write = async {
+                for (i, size) in SIZES.iter().enumerate() {
+                    let bytes = pattern(*size, i);
+                    let (mut first, mut second) = bytes.split_at(size / 3);
+                    while !(first.is_empty() && second.is_empty()) {
+                        let slices = [IoSlice::new(first), IoSlice::new(second)];
+                        let wrote = poll_fn(|cx| Pin::new(&mut socket).poll_write_vectored(cx, &slices)).await.unwrap();
+                        assert!(socket.0.borrow().gathered() <= WRITE_BYTES_MAX);
+                        let of_first = wrote.min(first.len());
+                        (first, second) = (&first[of_first..], &second[wrote - of_first..]);
+                    }
+                    if i % 4 == 0 {
+                        poll_fn(|cx| socket.poll_write_out(cx)).await.unwrap();
+                    }
+                }
+                poll_fn(|cx| socket.poll_write_out(cx)).await.unwrap();
+                assert_eq!(socket.0.borrow().output.capacity(), 0);
+                socket.shutdown().await.unwrap();
+            };
+            let read = async {
+                let mut received = Vec::new();
+                let mut piece = [0; 3_000];
+                loop {
+                    let bytes = reader.read(&mut piece).await.unwrap();
+                    if bytes == 0 {
+                        return received;
+                    }
+                    received.extend_from_slice(&piece[..bytes]);
+                }
+            };
+            let ((), received) = tokio::join!(write, read);
+            assert_eq!(received.len(), sent.len());
+            assert!(received == sent);
+        });
+    }
+
+    /// Bytes arrive in order, whatever is asked for; a socket that waits holds no buffer.
+    #[test]
+    fn reads_stay_in_order() {
+        block_on(async {
+            let (mut writer, stream) = pair().await;
+            let mut socket = Socket::new(stream);
+            let sent = pattern(3_000_000, 7);
+            let write = async {
+                for piece in sent.chunks(12_345) {
+                    writer.write_all(piece).await.unwrap();
+                }
+                writer.shutdown().await.unwrap();
+            };
+            let read = async {
+                let mut received = Vec::new();
+                for size in SIZES.iter().cycle() {
+                    let mut piece = vec![0; *size];
+                    let bytes = socket.read(&mut piece).await.unwrap();
+                    if bytes == 0 {
+                        break;
+                    }
+                    received.extend_from_slice(&piece[..bytes]);
+                }
+                assert_eq!(socket.received(), received.len() as u64);
+                assert!(socket.0.borrow().input.is_empty());
+                received
+            };
+            let ((), received) = tokio::join!(write, read);
+            assert!(received == sent);
+        });
+    }
+}
