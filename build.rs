@@ -1,6 +1,8 @@
 //! Compiles `proto/` to Rust with protox, so that no `protoc` is needed, and keeps the
 //! descriptor set for gRPC reflection.
 
+#![allow(clippy::disallowed_methods, reason = "a build script has no shard and no simulator")]
+
 use std::{env, fs, path::PathBuf};
 
 const FILES: &[&str] = &[
