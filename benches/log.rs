@@ -12,6 +12,7 @@ use ringlog::{
     env::{buffer::Buffer, channel::Notify, runtime::LocalRuntime},
     format::entry::{ENTRY_HEADER_BYTES, EntryHeader, EntryKind, NewEntry, StoredEntry},
     ids::{Index, LogId, Offset, SegmentSequence, ShardUid, Term},
+    limits::BLOCK_BYTES,
     log::{Log, LogOptions, TailBudget},
     sim::{SimDisk, TestEnv},
 };
@@ -108,9 +109,12 @@ async fn crashed(payload: &[u8]) -> SimDisk {
     }
     let first = log.segments().last().expect("one was just rolled into").first.index;
     log.purge(log.log_id(Index(first.0 - 1)).await.expect("it is there"), Offset(0), 0).await.expect("a good disk");
-    while log.segments().len() == 1 {
+    let padded = (ENTRY_HEADER_BYTES + payload.len()).next_multiple_of(BLOCK_BYTES) as u64;
+    let entries = SEGMENT_BYTES / padded - 32;
+    while log.last().is_some_and(|last| last.index.0 < first.0 + entries) {
         append(&log, payload, 16).await;
     }
+    assert_eq!(log.segments().len(), 1, "it is not sealed");
     disk.crash(1)
 }
 
