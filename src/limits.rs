@@ -56,8 +56,9 @@ pub const SEGMENT_BYTES_DEFAULT: u64 = 256 << 20;
 /// Largest segment size that can be configured: positions in an index are 32 bits.
 pub const SEGMENT_BYTES_LIMIT: u64 = 2 << 30;
 
-/// Bytes of one read from a segment.
-pub const READ_BYTES: usize = 1 << 20;
+/// Bytes of one read from a segment. Small enough that a piece stays in the core's own cache from the read over the
+/// checksum to the socket: 256 KiB replayed 1.5 GB/s where 1 MiB replayed 1.2.
+pub const READ_BYTES: usize = 256 << 10;
 
 /// Bytes of records in one consume response unless the request says less.
 pub const CONSUME_BYTES_DEFAULT: usize = 1 << 20;
@@ -100,6 +101,10 @@ pub const RING_OPERATIONS_MAX: usize = 256;
 
 /// How long a reactor looks for the completion of a durable write before it parks.
 pub const RING_SPIN: Duration = Duration::from_micros(150);
+
+/// How long a reactor looks for the next request after a durable write, before it parks: the round trip of a client
+/// that answers each ack with a request. In vain it is left out, like the spin.
+pub const RING_LINGER: Duration = Duration::from_micros(50);
 
 /// A spinning reactor that is kept from its core for longer than this shares it with others, and parks.
 pub const RING_YIELD_MAX: Duration = Duration::from_micros(100);

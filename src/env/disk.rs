@@ -8,6 +8,7 @@
 //! What the machine refuses (io_uring, O_DIRECT) is replaced, never silently: `storage_report` words it.
 
 use std::{
+    cell::RefCell,
     fmt::Debug,
     io,
     num::NonZeroU64,
@@ -21,9 +22,12 @@ use bytes::{Buf, Bytes};
 use rustix::fs::{Advice, Mode, OFlags};
 
 use super::{
-    DirEntry, Disk, File, Map, OpenMode,
+    DirEntry, Disk, Env, File, Map, OpenMode,
     buffer::Buffer,
-    mmap, namespace, storage_report,
+    durable_form::FormChooser,
+    mmap, namespace,
+    real::RealEnv,
+    storage_report,
     storage_thread::{StorageThread, read_blocking, write_blocking},
     uring::{Durability, Ring},
 };
@@ -66,8 +70,9 @@ struct Shared {
     ring: Option<Ring>,
     thread: StorageThread,
     direct: bool,
-    /// Of an append.
-    durability: Durability,
+    /// Of an append; `None`: whichever form is faster.
+    durability: Option<Durability>,
+    chooser: RefCell<FormChooser>,
 }
 
 impl RealDisk {
@@ -90,10 +95,12 @@ impl RealDisk {
         let direct = options.direct_io && storage_report::takes_direct_writes(root)?;
         let report = storage_report::describe(root, options, ring.is_some(), refused, direct);
         let durability = match report.durable_form {
-            DurableForm::Dsync => Durability::Dsync,
-            DurableForm::Auto | DurableForm::Linked => Durability::Linked,
+            DurableForm::Dsync => Some(Durability::Dsync),
+            DurableForm::Linked => Some(Durability::Linked),
+            DurableForm::Auto => None,
         };
-        let shared = Shared { root: root.to_owned(), ring, thread, direct, durability };
+        let chooser = RefCell::new(FormChooser::default());
+        let shared = Shared { root: root.to_owned(), ring, thread, direct, durability, chooser };
         Ok((RealDisk { shared: Rc::new(shared) }, report))
     }
 
@@ -245,7 +252,16 @@ impl File for RealFile {
 
     async fn append_durable(&self, position: u64, buffers: Vec<Bytes>) -> io::Result<()> {
         let bytes = buffers.iter().map(Bytes::len).sum();
-        let written = self.write(position, buffers, self.disk().durability).await?;
+        let disk = self.disk();
+        let form = match disk.durability {
+            Some(form) => form,
+            None => disk.chooser.borrow_mut().choose(bytes),
+        };
+        let started_us = RealEnv::monotonic_us();
+        let written = self.write(position, buffers, form).await?;
+        if disk.durability.is_none() {
+            disk.chooser.borrow_mut().observe(form, bytes, RealEnv::monotonic_us() - started_us);
+        }
         check_written(written, bytes, position)
     }
 

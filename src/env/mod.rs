@@ -7,6 +7,7 @@
 pub mod buffer;
 pub mod channel;
 pub mod disk;
+mod durable_form;
 pub mod floor;
 pub mod mmap;
 mod namespace;

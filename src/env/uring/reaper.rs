@@ -12,14 +12,16 @@ use std::{
 use tokio::io::unix::AsyncFd;
 
 use super::Shared;
-use crate::limits::{RING_SPIN_BACKOFF_MAX, RING_YIELD_MAX};
+use crate::limits::{RING_LINGER, RING_SPIN_BACKOFF_MAX, RING_YIELD_MAX};
 
 /// The reaper: one task per ring, ends with the ring.
 pub(super) async fn reap(shared: Weak<Shared>, eventfd: AsyncFd<OwnedFd>, spin: Duration) {
     let mut patience = Patience::default();
+    let mut lingering = Patience::default();
     while parked(&shared, &eventfd).await {
         let mut since = now();
         let mut spinning = None;
+        let mut lingers = None;
         loop {
             let Some(ring) = shared.upgrade() else { return };
             let turn = ring.turn();
@@ -29,10 +31,28 @@ pub(super) async fn reap(shared: Weak<Shared>, eventfd: AsyncFd<OwnedFd>, spin: 
                 continue;
             }
             if !turn.urgent {
-                if spinning.is_some() {
+                if spinning.take().is_some() {
                     patience.hit();
+                    since = now();
                 }
-                break;
+                // Whoever got the ack may send the next request at once: a look at the sockets is cheaper than a wake.
+                if !*lingers.get_or_insert_with(|| !spin.is_zero() && lingering.allows()) {
+                    break;
+                }
+                if since.elapsed() > RING_LINGER {
+                    lingering.missed();
+                    break;
+                }
+                tokio::task::yield_now().await;
+                if stays_away() {
+                    lingering.missed();
+                    break;
+                }
+                continue;
+            }
+            if lingers.take() == Some(true) {
+                lingering.hit();
+                since = now();
             }
             if !*spinning.get_or_insert_with(|| !spin.is_zero() && patience.allows()) {
                 break;
