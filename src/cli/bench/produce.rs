@@ -30,6 +30,9 @@ const IN_FLIGHT_DEFAULT: u32 = 1;
 /// The same for an open loop, where it is only a bound.
 const IN_FLIGHT_OPEN_DEFAULT: u32 = 16_384;
 
+/// The same for unary calls, each of which in flight is a task with its own timer.
+const IN_FLIGHT_OPEN_UNARY_DEFAULT: u32 = 256;
+
 /// Load between two looks at the bare device.
 const LOAD_SLICE: Duration = Duration::from_millis(100);
 
@@ -50,8 +53,11 @@ const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// Runs the command.
 pub(super) async fn produce(args: ProduceArgs) -> Result<(), Failure> {
-    let in_flight =
-        args.in_flight.unwrap_or(if args.rate.is_some() { IN_FLIGHT_OPEN_DEFAULT } else { IN_FLIGHT_DEFAULT });
+    let in_flight = args.in_flight.unwrap_or(match (args.rate, args.unary) {
+        (None, _) => IN_FLIGHT_DEFAULT,
+        (Some(_), false) => IN_FLIGHT_OPEN_DEFAULT,
+        (Some(_), true) => IN_FLIGHT_OPEN_UNARY_DEFAULT,
+    });
     let (in_flight, connections) = (in_flight as usize, args.common.connections as usize);
     if in_flight < connections {
         return Err(format!("{connections} connections need at least {connections} requests --in-flight").into());
