@@ -11,7 +11,7 @@
 //!
 //! ```text
 //! 8  cli        the binary's commands: serve, produce, consume, topic, verify, bench, config
-//! 8  sim        simulated disk (the second implementation of the `env::Disk` seam)
+//! 8  sim        simulated disk (the second implementation of the `env::Disk` seam), for tests
 //! 7  server     assembles a node for an Env; start and stop order
 //! 7  client     Rust client: produce, consume, topics (CLI, bench and tests use it)
 //! 6  frontend   mod: route, error → status; grpc: h2 → calls; http: JSON, health, metrics
@@ -27,10 +27,36 @@
 //! 0  ids, limits, proto
 //! ```
 //!
-//! ## Where to start reading
-//! A record's way from the socket to the disk to the ack, top to bottom:
-//! [`frontend::grpc`] → [`frontend`] → [`reactor`] → [`shard`]`/produce` → [`raft`]`/store` →
-//! [`log`] → [`env`]`/uring`.
+//! ## A record's way
+//! From the socket to the disk to the ack, in six files, top to bottom:
+//!
+//! 1. `frontend/grpc/produce.rs`: messages of a stream, acks in order
+//! 2. `frontend/mod.rs`: topic and shard; a shard of this reactor is a function call away
+//! 3. `shard/produce.rs`: admit, gather while an append is in flight, encode, propose, ack
+//! 4. `raft/store.rs`: openraft's log storage, which is our log
+//! 5. `log/writer.rs`: header, checksum, chain; one durable write in flight
+//! 6. `env/uring.rs`: submit, and find the completion
+//!
+//! What it costs, as designed and as counted (`strace -c -f`, `/proc/diskstats`; 1 KiB records on one
+//! ProduceStream, 2 cores):
+//!
+//! | per record | 1 in flight | 256 in flight |
+//! |---|---|---|
+//! | flushes of the device | 1.00 | 0.010 |
+//! | socket reads, writes | 1.0, 1.0 | 0.020, 0.010 |
+//! | io_uring_enter | 3.0 | 0.027 |
+//! | epoll_wait (most of them looks, not sleeps) | 3.3 | 0.024 |
+//!
+//! Its bytes are copied twice: by the kernel into the connection's buffer, and from there, in the form in
+//! which consumers will get them, into the entry's aligned buffer. That buffer goes to the device by O_DIRECT, stays
+//! as the in-memory tail, and is sliced for consumers. (A message that comes in several DATA frames is put
+//! together first: one copy more.)
+//!
+//! ## Where this departs from the design page, and why
+//! - *Durable form.* Neither RWF_DSYNC nor write + fdatasync is faster everywhere: see
+//!   `env/durable_form.rs`, which measures both while it runs.
+//! - *Index.* One slot per entry instead of one per batch, so that an entry is found by its Raft index, too.
+//! - *Segment header.* Goes in the same write as a segment's first entry: a roll costs no write of its own.
 
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
