@@ -201,7 +201,7 @@ fn wrong_input() {
     }
     node.run_input(&["produce", "--topic", "t"], b"ok\n");
     let refusal = node.refusal(&["produce", "--topic", "t", "--shard", "99"], b"x\n");
-    assert!(refusal.contains("99") && refusal.contains("0 records are acknowledged"), "{refusal}");
+    assert!(refusal.contains("99") && refusal.contains("no record is acknowledged"), "{refusal}");
     let refusal = node.refusal(&["consume", "--topic", "t", "--shard", "99"], b"");
     assert!(refusal.contains("99"), "{refusal}");
     let refusal = node.refusal(&["consume", "--topic", "unknown"], b"");
@@ -233,6 +233,21 @@ fn no_server() {
     assert!(text(&output.stderr).contains("--insecure"), "{}", text(&output.stderr));
     let output = ringlog(&["serve", "--bogus"]);
     assert_eq!(output.status.code(), Some(2));
+}
+
+/// A server that accepts and never answers: every command gives up when its time is over, and says what is not known.
+#[test]
+fn silent_server() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let input = tempfile::NamedTempFile::new().unwrap();
+    fs::write(input.path(), "one\ntwo\n").unwrap();
+    let output = ringlog(&["produce", input.path().to_str().unwrap(), "--server", &address, "--timeout", "300ms"]);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("300 ms") && stderr.contains("no record is acknowledged"), "{stderr}");
+    let output = ringlog(&["topic", "list", "--server", &address, "--timeout", "300ms"]);
+    assert!(text(&output.stderr).contains("300 ms"), "{}", text(&output.stderr));
 }
 
 /// `config check` prints the effective configuration, which is itself a file that loads; unknown keys are errors.

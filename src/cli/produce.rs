@@ -96,10 +96,20 @@ pub(super) async fn produce(args: ProduceArgs) -> Result<(), Failure> {
         Err(Failure::Message(message)) => {
             let Totals { records, .. } = producer.totals;
             let first = producer.first_unacknowledged();
-            Err(Failure::Message(format!("{message}; {records} records are acknowledged, up to number {}", first - 1)))
+            let acknowledged = match records {
+                0 => "no record is acknowledged".to_owned(),
+                _ => format!("{records} records are acknowledged, up to number {}", first - 1),
+            };
+            Err(Failure::Message(format!("{message}; {acknowledged}")))
         }
         Err(other) => Err(other),
     }
+}
+
+/// Resolves when `timeout` has passed since `since`.
+#[allow(clippy::disallowed_methods, reason = "the CLI is not part of the simulated world")]
+async fn silence(since: Instant, timeout: Duration) {
+    tokio::time::sleep_until((since + timeout).into()).await;
 }
 
 #[allow(clippy::disallowed_methods, reason = "the CLI reads a file that a person names")]
@@ -251,6 +261,10 @@ struct Producer {
     totals: Totals,
     progress: ProgressBar,
     started: Instant,
+    /// Longest time without an ack while one is owed.
+    timeout: Duration,
+    /// Since then none has come, or none was owed.
+    silent_since: Instant,
 }
 
 #[allow(clippy::disallowed_methods, reason = "the CLI is not part of the simulated world")]
@@ -259,6 +273,7 @@ impl Producer {
         let (sender, acks) = client.produce_stream().await?;
         Ok(Producer {
             client,
+            timeout: args.server.timeout,
             routing: args.shard.map_or(Routing::Unknown, Routing::Fixed),
             args,
             sender,
@@ -270,6 +285,7 @@ impl Producer {
             totals: Totals::default(),
             progress,
             started: Instant::now(),
+            silent_since: Instant::now(),
         })
     }
 
@@ -278,6 +294,10 @@ impl Producer {
         let mut open = true;
         while open || !self.in_flight.is_empty() || self.sender.queued_bytes() > 0 {
             let room = self.sender.queued_bytes() < QUEUED_BYTES_MAX && self.in_flight.len() < IN_FLIGHT_MAX;
+            let waits = !self.in_flight.is_empty();
+            if !waits {
+                self.silent_since = Instant::now();
+            }
             let linger = self.linger_until;
             let lingered = async {
                 match linger {
@@ -287,7 +307,10 @@ impl Producer {
             };
             tokio::select! {
                 biased;
-                ack = self.acks.next(), if !self.in_flight.is_empty() => self.acknowledge(ack)?,
+                ack = self.acks.next(), if !self.in_flight.is_empty() => {
+                    self.silent_since = Instant::now();
+                    self.acknowledge(ack)?;
+                }
                 flushed = self.sender.flush(), if self.sender.queued_bytes() > 0 => {
                     if let Err(error) = flushed {
                         return Err(self.reason(error).await);
@@ -302,12 +325,23 @@ impl Producer {
                     }
                 },
                 () = lingered => self.send_all(),
+                () = silence(self.silent_since, self.timeout), if waits => return Err(self.silent()),
             }
         }
         match problem {
             Some(message) => Err(Failure::Message(message)),
             None => Ok(self.finish().await?),
         }
+    }
+
+    /// The server owes acks and has sent none for too long.
+    fn silent(&self) -> Failure {
+        format!(
+            "the server sent no ack for {} ms; what was sent and not acknowledged may or may not have been written \
+             (--timeout sets how long to wait)",
+            self.timeout.as_millis()
+        )
+        .into()
     }
 
     /// Tells the server that it was all, and waits for its OK.
@@ -358,7 +392,10 @@ impl Producer {
         if let Err(error) = self.sender.flush().await {
             return Err(self.reason(error).await);
         }
-        let ack = self.acks.next().await;
+        let ack = match tokio::time::timeout(self.timeout, self.acks.next()).await {
+            Ok(ack) => ack,
+            Err(_) => return Err(self.silent()),
+        };
         let shard = ack.as_ref().and_then(|ack| ack.as_ref().ok()).map(|ack| ack.shard);
         self.acknowledge(ack)?;
         let shard = shard.expect("an ack that was accepted has a shard");

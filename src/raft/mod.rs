@@ -19,8 +19,10 @@ use std::{
     collections::BTreeMap,
     future::Future,
     path::PathBuf,
+    pin::pin,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -30,7 +32,7 @@ use openraft::{
     errors::{ClientWriteError, Fatal, ForwardToLeader},
     metrics::RaftServerMetrics,
     raft::ClientWriteResult,
-    rt::WatchReceiver,
+    rt::{AsyncRuntime, WatchReceiver},
     type_config::alias,
 };
 
@@ -137,6 +139,12 @@ pub enum GroupError {
     },
 }
 
+/// Pause between two looks whether a group that is being opened waits for space.
+const FULL_LOOK: Duration = Duration::from_millis(50);
+
+/// Longest wait for openraft to end after a failed start.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(1);
+
 /// One Raft group on this node. Clones are handles; all stay on one reactor. To be ended by `close`: openraft's tasks
 /// do not end with the last handle.
 pub struct Group<E: Env, M: Machine> {
@@ -175,7 +183,7 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// everything committed.
     ///
     /// # Errors
-    /// `Full` when there is no room for the entry with which a leader begins; `Stopped` for everything else.
+    /// `Full` when there is no room for a new group; `Stopped` for everything else.
     pub async fn open(
         disk: E::Disk,
         tail: TailBudget,
@@ -185,15 +193,16 @@ impl<E: Env, M: Machine> Group<E, M> {
         let GroupOptions { dir, shard, node, segment_bytes_max } = options;
         let (log, recovered) =
             Log::open(disk, tail, LogOptions { dir, shard, segment_bytes_max }).await.map_err(refused)?;
-        // A new leader's entry, and a new group's first membership.
-        log.has_room(2 * BLOCK_BYTES).map_err(refused)?;
         let shared = Shared::new(machine);
         shared.restore(&log).await.map_err(unusable)?;
         let group = Group { inner: Rc::new(Inner::build(log, shared, node).await?) };
         if let Err(error) = group.start(node).await {
             // Else openraft's tasks would go on without a handle.
             group.inner.state.closing.set(true);
-            drop(group.inner.raft.shutdown().await);
+            // It does not end while an entry of its own waits for space.
+            drop(E::Runtime::timeout(SHUTDOWN_WAIT, group.inner.raft.shutdown()).await);
+            // And the log would write its waiting entries when space returns, beside whoever opens it next.
+            drop(E::Runtime::timeout(SHUTDOWN_WAIT, group.inner.log.close()).await);
             return Err(error);
         }
         Ok((group, recovered))
@@ -210,9 +219,18 @@ impl<E: Env, M: Machine> Group<E, M> {
             self.inner.state.clone(),
         ));
         let log = &self.inner.log;
-        if log.last().is_none() && log.hard_state().vote.is_none() {
+        let is_new = log.last().is_none() && log.hard_state().vote.is_none();
+        if is_new {
+            // Its first membership, and the entry with which its leader begins.
+            log.has_room(2 * BLOCK_BYTES).map_err(refused)?;
             let voters = BTreeMap::from([(node.0, Node::default())]);
-            raft.initialize(voters).await.map_err(|error| self.stopped(&error.to_string()))?;
+            let mut initialized = pin!(raft.initialize(voters));
+            loop {
+                match E::Runtime::timeout(FULL_LOOK, initialized.as_mut()).await {
+                    Ok(result) => break result.map_err(|error| self.stopped(&error.to_string()))?,
+                    Err(_) => log.has_room(0).map_err(refused)?,
+                }
+            }
         }
         let only_voter = raft
             .with_raft_state(move |state| state.membership_state.effective().voter_ids().eq([node.0]))
@@ -224,11 +242,14 @@ impl<E: Env, M: Machine> Group<E, M> {
         // Nobody to hear a heartbeat, nobody to wait for: a timer would only cost.
         raft.runtime_config().tick(false);
         raft.trigger().elect(false).await.map_err(|error| self.stopped(&error.to_string()))?;
-        self.wait_until_caught_up().await
+        self.wait_until_caught_up(is_new).await
     }
 
     /// Waits until this node leads and has applied the entry with which its term begins, and so all before it.
-    async fn wait_until_caught_up(&self) -> Result<(), GroupError> {
+    ///
+    /// On a full disk that entry waits for space. A new group is refused then; another one is opened as it is: what
+    /// was committed when it was closed can be read, proposals are refused as `Full`, and it leads when space returns.
+    async fn wait_until_caught_up(&self, is_new: bool) -> Result<(), GroupError> {
         loop {
             let changed = self.inner.shared.changed.notified();
             if let Some(cause) = self.fault() {
@@ -239,7 +260,14 @@ impl<E: Env, M: Machine> Group<E, M> {
             if self.inner.state.leading.get() && applied {
                 return Ok(());
             }
-            changed.await;
+            if let Err(error) = self.inner.log.has_room(0) {
+                if is_new {
+                    return Err(refused(error));
+                }
+                tracing::warn!(%error, "opened for reading only, until space returns");
+                return Ok(());
+            }
+            drop(E::Runtime::timeout(FULL_LOOK, changed).await);
         }
     }
 
@@ -399,7 +427,10 @@ impl<E: Env, M: Machine> Group<E, M> {
         if let Err(error) = shared.save_now(log).await {
             tracing::warn!(%error, "no checkpoint could be kept at close; the next start replays more");
         }
-        log.save_hard_state(store::hard_state(log, shared.committed.get())).await.map_err(refused)?;
+        // It would wait behind entries that wait for space; the next start learns the committed index without it.
+        if log.has_room(0).is_ok() {
+            log.save_hard_state(store::hard_state(log, shared.committed.get())).await.map_err(refused)?;
+        }
         log.close().await.map_err(refused)
     }
 

@@ -17,11 +17,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     catalog::{Catalog, CatalogAnswer, CatalogCommand, CatalogError, CreateTopic, DeleteTopic, InitCluster, TopicView},
-    env::{self, Env, buffer::Buffer},
+    env::{self, Disk, Env, buffer::Buffer},
     format::entry::ENTRY_HEADER_BYTES,
     ids::{ReactorNumber, ShardUid},
     limits,
-    log::Recovered,
+    log::{LogError, Recovered},
     proto::ringlog::state::v1::catalog_command::Command,
     raft::{Group, GroupError, GroupOptions, Proposal, ProposalKind},
     reactor::{Reactor, ReactorError, mailbox::Reply, mailbox::Request, topics::PlacedTopic},
@@ -217,6 +217,7 @@ impl<E: Env> Control<E> {
         let create = CreateTopic { created_us: E::wall_us(), ..create };
         // Refused without an entry: a flood of wrong requests must not fill the catalog's log.
         self.catalog.with_machine(|catalog| catalog.check_create(&create))?;
+        self.check_space(create.shards).await?;
         let topic = match self.propose(Command::CreateTopic(create)).await? {
             CatalogAnswer::Created(view) => self.placed(view),
             CatalogAnswer::Cluster { .. } | CatalogAnswer::Deleted(_) => {
@@ -239,6 +240,17 @@ impl<E: Env> Control<E> {
         self.reactor.node().topics.publish([Arc::clone(&topic)]);
         tracing::info!(topic = %name, topic_id = topic.view.id.0, shards, "topic created");
         Ok(topic)
+    }
+
+    /// A topic that would wait for space is refused before anything is written. Not a promise: others write, too.
+    async fn check_space(&self, shards: u32) -> Result<(), ControlError> {
+        let data = &self.reactor.node().config.data;
+        let needed = u64::from(shards) * limits::SEGMENT_BYTES_MIN;
+        match self.reactor.disk().free_bytes(data).await {
+            Ok(free) if free < needed => Err(GroupError::Full(LogError::Full { dir: data.clone() }).into()),
+            // If it cannot be told, the first write will.
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// Removes a topic and all its records: committed, withdrawn, closed, files removed.

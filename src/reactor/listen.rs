@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 
@@ -149,6 +150,11 @@ pub async fn accept<F: Future<Output = ()> + 'static>(
                 }
             },
         };
+        // It may have waited for the node to recover, longer than its client did: what it sent must not be carried
+        // out when nobody waits for the answer.
+        if has_hung_up(&socket) {
+            continue;
+        }
         let Some(counted) = connections.enter(max) else {
             tracing::debug!(max, "connection closed at once: too many are open");
             continue;
@@ -165,6 +171,13 @@ pub async fn accept<F: Future<Output = ()> + 'static>(
             drop(counted);
         });
     }
+}
+
+/// Whether the client has closed its end already. No HTTP/2 client does so while it waits for an answer.
+fn has_hung_up(socket: &TcpStream) -> bool {
+    let mut polled = [PollFd::new(socket, PollFlags::RDHUP)];
+    let looked = rustix::event::poll(&mut polled, Some(&Timespec::default()));
+    looked.is_ok() && polled[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
 }
 
 /// A connection that failed before it was accepted is its own problem; a want of descriptors or
@@ -244,5 +257,31 @@ mod tests {
             stop.send(()).unwrap();
             task.await.unwrap().unwrap();
         });
+    }
+
+    /// A connection whose client went away while it waited to be accepted is not served; one that still waits is.
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "plays the clients")]
+    fn clients_that_are_gone_are_not_served() {
+        use std::io::Write;
+        let listener = bind(([127, 0, 0, 1], 0).into(), 1).unwrap().remove(0);
+        let address = listener.local_addr().unwrap();
+        let mut gone = std::net::TcpStream::connect(address).unwrap();
+        gone.write_all(b"do this").unwrap();
+        drop(gone);
+        let waits = std::net::TcpStream::connect(address).unwrap();
+        let waits_address = waits.local_addr().unwrap();
+        let served = crate::env::runtime::block_on(async move {
+            let (send, mut receive) = tokio::sync::mpsc::unbounded_channel();
+            let served = |socket: TcpStream| {
+                send.send(socket.peer_addr().unwrap()).unwrap();
+                async {}
+            };
+            tokio::select! {
+                ended = accept(listener, Arc::default(), 10, std::future::pending(), served) => panic!("{ended:?}"),
+                address = receive.recv() => address,
+            }
+        });
+        assert_eq!(served, Some(waits_address));
     }
 }

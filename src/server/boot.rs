@@ -1,7 +1,7 @@
 //! What reactor 0 does before the front doors open: identity, catalog, then every shard of every
 //! topic, each on its reactor. A node that cannot tell what it holds does not start.
 
-use std::{collections::BTreeSet, rc::Rc, sync::Arc};
+use std::{collections::BTreeSet, path::Path, rc::Rc, sync::Arc};
 
 use crate::{
     catalog::CreateTopic,
@@ -90,6 +90,16 @@ async fn shards_on_disk<E: Env>(reactor: &Reactor<E>) -> Result<BTreeSet<ShardUi
     Ok(found)
 }
 
+/// Whether a shard's directory has lost both its votes and its records: opened as it is, it would begin anew at offset 0, and
+/// nobody would know that there had been others.
+async fn is_emptied<E: Env>(reactor: &Reactor<E>, uid: ShardUid) -> Result<bool, String> {
+    let dir = shard_dir(&reactor.node().config.data, uid);
+    let explain = |error: std::io::Error| format!("{} could not be read: {error}", dir.display());
+    let entries = reactor.disk().list(&dir).await.map_err(explain)?;
+    let is_kept = |name: &Path| name == "hard_state" || name.extension().is_some_and(|end| end == "store");
+    Ok(!entries.iter().any(|entry| is_kept(&entry.name)))
+}
+
 /// Removes what a deletion, or the taking back of a topic, left behind when the node died in it.
 async fn remove_orphans<E: Env>(
     reactor: &Rc<Reactor<E>>,
@@ -128,8 +138,12 @@ async fn open_all<E: Env>(
     // missing directory means that records are gone.
     let newest = topics.iter().map(|topic| topic.view.id).max();
     let older = topics.iter().filter(|topic| Some(topic.view.id) != newest);
-    let lost: Vec<ShardUid> =
-        older.flat_map(|topic| &topic.view.shards).filter(|uid| !found.contains(uid)).copied().collect();
+    let mut lost: Vec<ShardUid> = Vec::new();
+    for uid in older.flat_map(|topic| &topic.view.shards).copied() {
+        if !found.contains(&uid) || is_emptied(reactor, uid).await? {
+            lost.push(uid);
+        }
+    }
     control.note_lost(topics, &lost).await.map_err(|error| error.to_string())?;
     let mut shards = control.shards_to_open(topics);
     for (_, shards) in &mut shards {

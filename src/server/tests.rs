@@ -265,15 +265,30 @@ fn foreign_directories() {
     refused("catalog");
 }
 
-/// A shard whose files are gone says so; the others, and the node, serve.
+/// A shard whose files are gone says so, whether its directory went with them, or was emptied, or holds a lone checkpoint;
+/// the others, and the node, serve.
 #[test]
 fn lost_shard() {
+    shard_is_lost(|dir| fs::remove_dir_all(dir).unwrap());
+    let empty = |dir: &Path, keep: &str| {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != keep) {
+                fs::remove_file(path).unwrap();
+            }
+        }
+    };
+    shard_is_lost(|dir| empty(dir, "nothing"));
+    shard_is_lost(|dir| empty(dir, "checkpoint"));
+}
+
+fn shard_is_lost(lose: impl Fn(&Path)) {
     let data = tempfile::tempdir().unwrap();
     let node = start(data.path());
     assert_eq!(call(&node, "PUT", "/v1/topics/newer", &Value::Null).0, 201);
     let lost = uids(&node, "default")[1];
     node.shutdown().unwrap();
-    fs::remove_dir_all(shard_path(data.path(), lost)).unwrap();
+    lose(&shard_path(data.path(), lost));
     let node = start(data.path());
     assert_eq!(produce(&node, "default", &say("x", 0)).0, 200);
     let (status, answer) = produce(&node, "default", &say("x", 1));
@@ -281,7 +296,7 @@ fn lost_shard() {
     assert!(answer["message"].as_str().unwrap().contains("backup"), "{answer}");
     let (status, ready) = get(&node, "/readyz");
     assert_eq!((status, &ready["faults"][0]["shard_uid"]), (200, &json!(lost)));
-    assert!(!shard_path(data.path(), lost).exists(), "it was not made anew");
+    assert!(!shard_path(data.path(), lost).join("hard_state").exists(), "it was not made anew");
     // Deleting the topic is the way out.
     assert_eq!(call(&node, "DELETE", "/v1/topics/default", &Value::Null).0, 200);
     assert_eq!(get(&node, "/readyz").1["shards_faulted"], 0);

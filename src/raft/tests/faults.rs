@@ -133,3 +133,36 @@ fn damaged_checkpoint() {
         }
     });
 }
+
+/// A start on a full disk: what was committed can be read, proposals are refused as `Full`, nobody waits for ever, closing
+/// included; the group leads when space returns.
+#[test]
+fn start_on_a_full_disk() {
+    let disk = SimDisk::new();
+    block_on(async {
+        let (group, _) = open(&disk).await;
+        for _ in 0..5 {
+            produce(&group, 2, 10).await.unwrap();
+        }
+        group.close().await.unwrap();
+    });
+    disk.set_capacity(Some(disk.used_bytes()));
+    block_on(async {
+        let (group, _) = open(&disk).await;
+        assert_eq!((state(&group).records, group.high_watermark(), group.fault()), (10, Offset(10), None));
+        assert_eq!(headers(&group).await.iter().map(|header| header.record_count).sum::<u32>(), 10);
+        assert!(matches!(produce(&group, 1, 10).await, Err(GroupError::Full(_))));
+        // What it waits for is in no file, so that the next start loses nothing by an error here.
+        drop(group.close().await);
+    });
+    block_on(async {
+        let (group, _) = open(&disk).await;
+        disk.set_capacity(None);
+        while let Err(error) = produce(&group, 1, 10).await {
+            assert!(matches!(error, GroupError::Full(_) | GroupError::NotLeader { .. }), "{error:?}");
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((state(&group).records, group.high_watermark()), (11, Offset(11)));
+        group.close().await.unwrap();
+    });
+}
