@@ -162,17 +162,23 @@ impl<E: Env> Inner<E> {
 
     /// Sees to it that `segment` gets its file, and the next one its own in time.
     pub(super) fn supply_for(self: &Rc<Self>, state: &mut State<E>, segment: &SegmentOf<E>) {
-        let used = {
+        {
             let now = &mut *segment.now.borrow_mut();
             if now.appender.is_none() && !std::mem::replace(&mut now.requested, true) {
                 state.supply.waiting.push_back(segment.clone());
             }
-            now.data_end
-        };
-        let ahead = state.supply.ready.is_none() && used >= PREPARE_AFTER_BYTES.min(self.options.segment_bytes_max / 4);
-        if !state.supply.waiting.is_empty() || (ahead && !state.supply.full) {
+        }
+        if !state.supply.waiting.is_empty() || (!state.supply.full && self.wants_ahead(state)) {
             self.start_supply(state);
         }
+    }
+
+    /// Whether a spare is to be made: not before the open segment is in use, so that idle shards cost one file each; and
+    /// always while the disk is full, since making one tells when space has returned.
+    fn wants_ahead(&self, state: &State<E>) -> bool {
+        let used = state.segments.back().map_or(0, |segment| segment.now.borrow().data_end);
+        let in_use = used >= PREPARE_AFTER_BYTES.min(self.options.segment_bytes_max / 4);
+        state.supply.ready.is_none() && (in_use || state.supply.full)
     }
 
     /// Answers `has_room`.
@@ -236,7 +242,7 @@ impl<E: Env> Inner<E> {
             }
             match state.supply.waiting.front() {
                 Some(segment) => (Some(segment.clone()), segment.now.borrow().capacity),
-                None if state.supply.ready.is_none() => (None, self.planned_bytes(&state)),
+                None if self.wants_ahead(&state) => (None, self.planned_bytes(&state)),
                 None => return None,
             }
         };
