@@ -1,19 +1,24 @@
 //! Cost of the log itself, on a disk in memory: what is left when the device is free.
 //!
 //! `cargo bench --bench log`. Appends are durable one by one (one in flight) and in groups; the recovery scan reads and
-//! checks a segment of 64 MiB; lookups go through the index; encoding is the header and both checksums.
+//! checks a segment of 64 MiB; lookups go through the index; encoding is the header, both checksums, and a batch's records.
 
 #![allow(missing_docs, reason = "criterion's macros make public items")]
 
 use std::{cell::Cell, hint::black_box, path::PathBuf, rc::Rc};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use prost::Message;
 use ringlog::{
     env::{buffer::Buffer, channel::Notify, runtime::LocalRuntime},
-    format::entry::{ENTRY_HEADER_BYTES, EntryHeader, EntryKind, NewEntry, StoredEntry},
+    format::{
+        entry::{ENTRY_HEADER_BYTES, EntryHeader, EntryKind, NewEntry, StoredEntry},
+        records::Records,
+    },
     ids::{Index, LogId, Offset, SegmentSequence, ShardUid, Term},
-    limits::BLOCK_BYTES,
+    limits::{BLOCK_BYTES, RECORD_BYTES_MAX},
     log::{Log, LogOptions, TailBudget},
+    proto::ringlog::v1::{ProduceRequest, Record},
     sim::{SimDisk, TestEnv},
 };
 
@@ -199,5 +204,28 @@ fn encoding(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, appends, recovery, lookups, encoding);
+/// What a produce request costs between the socket's bytes and the entry's: checked once, copied once.
+fn batches(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("batch");
+    for (name, count, bytes) in [("100 records of 1 KiB", 100, 1024), ("1000 records of 64 B", 1000, 64)] {
+        let record = Record { value: vec![7; bytes].into(), ..Record::default() };
+        let request = ProduceRequest { records: vec![record; count], ..ProduceRequest::default() };
+        let message = bytes::Bytes::from(request.encode_to_vec());
+        group.throughput(Throughput::Bytes((count * bytes) as u64));
+        group.bench_function(format!("check, {name}"), |bencher| {
+            bencher.iter(|| Records::parse(black_box(message.clone()), RECORD_BYTES_MAX).expect("it is well made"));
+        });
+        let (_, records) = Records::parse(message, RECORD_BYTES_MAX).expect("it is well made");
+        group.bench_function(format!("encode, {name}"), |bencher| {
+            bencher.iter(|| {
+                let mut buffer = Buffer::with_capacity(records.encoded_bytes_max());
+                records.encode_into(&mut buffer, black_box(Offset(1 << 40)), 1_700_000_000_000_000);
+                buffer
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, appends, recovery, lookups, encoding, batches);
 criterion_main!(benches);
