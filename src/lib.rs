@@ -72,6 +72,7 @@ pub mod ids;
 pub mod limits;
 pub mod log;
 pub mod observe;
+pub mod peer;
 pub mod proto;
 pub mod raft;
 pub mod reactor;

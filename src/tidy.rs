@@ -21,6 +21,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("catalog", 4),
     ("raft", 3),
     ("log", 2),
+    ("peer", 2),
     ("env", 1),
     ("format", 1),
     ("config", 1),

@@ -11,6 +11,8 @@ mod durable_form;
 pub mod floor;
 pub mod mmap;
 mod namespace;
+pub mod net;
+pub mod quic;
 pub mod real;
 pub mod runtime;
 mod storage_report;
@@ -33,6 +35,9 @@ use bytes::Bytes;
 pub trait Env: Debug + Clone + Copy + Default + PartialEq + Eq + PartialOrd + Ord + 'static {
     /// Files.
     type Disk: Disk;
+
+    /// Connections to other nodes.
+    type Net: net::Net;
 
     /// Tasks, timers and channels. Tasks are local: they never leave their reactor.
     type Runtime: openraft::AsyncRuntime;

@@ -14,6 +14,7 @@ pub struct RealEnv;
 #[allow(clippy::disallowed_methods, reason = "this is what hides them from the others")]
 impl Env for RealEnv {
     type Disk = RealDisk;
+    type Net = super::quic::QuicNet;
     type Runtime = LocalRuntime;
 
     fn monotonic_us() -> u64 {

@@ -5,10 +5,12 @@
 //! counters, so that what a test does with them is the same in every run.
 
 pub mod disk;
+pub mod net;
 
 use std::cell::Cell;
 
 pub use disk::{Fault, Operation, SimDisk, SimFile};
+pub use net::SimNet;
 
 use crate::env::{Env, runtime::LocalRuntime};
 
@@ -39,6 +41,7 @@ impl TestEnv {
 
 impl Env for TestEnv {
     type Disk = SimDisk;
+    type Net = SimNet;
     type Runtime = LocalRuntime;
 
     /// Goes on by a microsecond with each look at it.
