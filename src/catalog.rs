@@ -17,7 +17,7 @@ use prost::Message;
 
 use crate::{
     format::entry::{EntryKind, StoredEntry},
-    ids::{ReactorNumber, ShardNumber, ShardUid, TopicId},
+    ids::{NodeId, ReactorNumber, ShardNumber, ShardUid, TopicId},
     limits::{NODE_SHARDS_MAX, SEGMENT_BYTES_LIMIT, SEGMENT_BYTES_MIN, TOPIC_NAME_BYTES_MAX, TOPIC_SHARDS_MAX},
     proto::ringlog::state::v1::{self as state, catalog_command::Command},
     raft::Machine,
@@ -34,6 +34,10 @@ pub struct TopicView {
     pub id: TopicId,
     /// Its shards' identities; the place in here is the shard's number.
     pub shards: Vec<ShardUid>,
+    /// Wanted number of replicas; there are fewer while the cluster is smaller.
+    pub replication_factor: u32,
+    /// Where each shard's replicas are; as long as `shards`.
+    pub replicas: Vec<Replicas>,
     /// Bytes of segment files kept in each shard; 0: no limit.
     pub retention_bytes_max: u64,
     /// Age of the newest record of a segment, ms; 0: no limit.
@@ -42,6 +46,22 @@ pub struct TopicView {
     pub segment_bytes: u64,
     /// When it was created, µs since the epoch.
     pub created_us: i64,
+}
+
+/// Where the replicas of a shard are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replicas {
+    /// Nodes that hold one; the first is to lead. Never empty.
+    pub nodes: Vec<NodeId>,
+    /// Where they are moving to, the first to lead; empty: they stay.
+    pub target: Vec<NodeId>,
+}
+
+impl Replicas {
+    /// Whether the node holds one now, or is to hold one.
+    pub fn has(&self, node: NodeId) -> bool {
+        self.nodes.contains(&node) || self.target.contains(&node)
+    }
 }
 
 impl TopicView {
@@ -70,7 +90,12 @@ impl TopicView {
 /// When there are no reactors.
 pub fn reactor_of(topic: TopicId, shard: ShardNumber, reactors: u32) -> ReactorNumber {
     assert!(reactors > 0, "a node has a reactor");
-    ReactorNumber((topic.0.wrapping_add(u64::from(shard.0)) % u64::from(reactors)) as u32)
+    ReactorNumber((slot_of(topic, shard) % u64::from(reactors)) as u32)
+}
+
+/// What decides a shard's reactor on every node, however many reactors it has.
+pub fn slot_of(topic: TopicId, shard: ShardNumber) -> u64 {
+    topic.0.wrapping_add(u64::from(shard.0))
 }
 
 /// A topic's name that is refused.
@@ -253,6 +278,8 @@ impl Catalog {
                     name: create.name.into(),
                     id: TopicId(self.topic_id_next),
                     shards: (0..u64::from(create.shards)).map(|n| ShardUid(self.shard_uid_next + n)).collect(),
+                    replication_factor: 1,
+                    replicas: vec![Replicas { nodes: vec![NodeId(1)], target: vec![] }; create.shards as usize],
                     retention_bytes_max: create.retention_bytes_max,
                     retention_age_ms_max: create.retention_age_ms_max,
                     segment_bytes: create.segment_bytes,
@@ -271,6 +298,7 @@ impl Catalog {
                 }
                 None => Err(CatalogError::NotFound(shown(&delete.name))),
             },
+            _ => Err(CatalogError::UnknownCommand),
         }
     }
 
@@ -290,6 +318,8 @@ impl Catalog {
             let view = TopicView {
                 name: name.clone(),
                 id: TopicId(topic.topic_id),
+                replication_factor: 1,
+                replicas: vec![Replicas { nodes: vec![NodeId(1)], target: vec![] }; topic.shard_uids.len()],
                 shards: topic.shard_uids.into_iter().map(ShardUid).collect(),
                 retention_bytes_max: topic.retention_bytes_max,
                 retention_age_ms_max: topic.retention_age_ms_max,
@@ -327,12 +357,14 @@ impl Machine for Catalog {
             retention_age_ms_max: topic.retention_age_ms_max,
             segment_bytes: topic.segment_bytes,
             created_us: topic.created_us,
+            ..Default::default()
         });
         state::Catalog {
             cluster_id: self.cluster_id.as_deref().unwrap_or_default().to_owned(),
             topic_id_next: self.topic_id_next,
             shard_uid_next: self.shard_uid_next,
             topics: topics.collect(),
+            ..Default::default()
         }
         .encode_to_vec()
         .into()
@@ -390,7 +422,7 @@ mod tests {
         let mut catalog = Catalog::new();
         assert_eq!(catalog.cluster_id(), None);
         for id in ["one", "two"] {
-            let answer = catalog.run(Command::InitCluster(InitCluster { cluster_id: id.into() }));
+            let answer = catalog.run(Command::InitCluster(InitCluster { cluster_id: id.into(), ..Default::default() }));
             assert_eq!(answer, Ok(CatalogAnswer::Cluster { cluster_id: "one".into() }));
         }
     }

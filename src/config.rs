@@ -60,6 +60,23 @@ pub struct Config {
     pub grpc: SocketAddr,
     /// HTTP listener.
     pub http: SocketAddr,
+    /// UDP listener for other nodes: this port and the following ones, one per reactor; port 0: any free ones.
+    pub peer: SocketAddr,
+    /// What other nodes and clients are told instead of the listeners' addresses: `host` or an IP address; empty: the
+    /// listeners' own.
+    pub advertise: String,
+    /// A new node joins the cluster that one of these belongs to (`host:port` of their peer listeners); empty: it begins one.
+    pub join: Vec<String>,
+    /// Lets it; made by `ringlog cluster token`.
+    pub join_token: String,
+    /// PEM file of the cluster's CA certificate; empty: `<data>/tls/ca.crt`.
+    pub peer_ca: PathBuf,
+    /// PEM file of this node's certificate, which names cluster and node; empty: `<data>/tls/node.crt`.
+    pub peer_cert: PathBuf,
+    /// PEM file of its key; empty: `<data>/tls/node.key`.
+    pub peer_key: PathBuf,
+    /// Default number of replicas of a new topic.
+    pub replication_factor: u32,
     /// Reactors; 0: one per available core.
     pub reactors: usize,
     /// Whether reactors are pinned to cores.
@@ -100,6 +117,14 @@ impl Default for Config {
             data: "ringlog-data".into(),
             grpc: ([127, 0, 0, 1], 7400).into(),
             http: ([127, 0, 0, 1], 7401).into(),
+            peer: ([127, 0, 0, 1], 7500).into(),
+            advertise: String::new(),
+            join: Vec::new(),
+            join_token: String::new(),
+            peer_ca: PathBuf::new(),
+            peer_cert: PathBuf::new(),
+            peer_key: PathBuf::new(),
+            replication_factor: limits::REPLICATION_FACTOR_DEFAULT,
             reactors: 0,
             pin: true,
             insecure: false,
@@ -143,6 +168,7 @@ impl Config {
             return Err(("data", "a data directory is needed".to_owned()));
         }
         range("reactors", self.reactors as u64, 0, limits::REACTORS_MAX as u64)?;
+        range("replication_factor", self.replication_factor.into(), 1, limits::REPLICATION_FACTOR_MAX.into())?;
         range("segment_bytes", self.segment_bytes, limits::SEGMENT_BYTES_MIN, limits::SEGMENT_BYTES_LIMIT)?;
         if !self.segment_bytes.is_multiple_of(limits::BLOCK_BYTES as u64) {
             let what = format!("{} bytes are not a multiple of {}", self.segment_bytes, limits::BLOCK_BYTES);

@@ -72,6 +72,18 @@ pub const TOPIC_NAME_BYTES_MAX: usize = 249;
 /// Most shards in one topic; `INVALID_ARGUMENT` above it.
 pub const TOPIC_SHARDS_MAX: u32 = 1_024;
 
+/// Replicas of a shard unless its topic says otherwise: it survives the loss of one of three nodes.
+pub const REPLICATION_FACTOR_DEFAULT: u32 = 3;
+
+/// Most replicas of one shard.
+pub const REPLICATION_FACTOR_MAX: u32 = 9;
+
+/// Most nodes that vote in the catalog; the others follow it without a vote.
+pub const CATALOG_VOTERS_MAX: usize = 5;
+
+/// Most nodes of a cluster, those included that were removed.
+pub const CLUSTER_NODES_MAX: usize = 1_024;
+
 /// Most shards of one node; topic creation is `RESOURCE_EXHAUSTED` above it.
 pub const NODE_SHARDS_MAX: usize = 10_000;
 

@@ -119,7 +119,7 @@ fn acknowledged_records_survive() {
         runtime.block_on(async {
             let client = Client::connect(&node.grpc).await.unwrap();
             if round == 0 {
-                let request = CreateTopicRequest { name: "t".into(), shards: SHARDS, config: None };
+                let request = CreateTopicRequest { name: "t".into(), shards: SHARDS, ..Default::default() };
                 client.create_topic(&request).await.unwrap();
             }
             for status in client.describe_topic("t").await.unwrap().shards {

@@ -119,6 +119,7 @@ async fn open_shards(client: &Client, args: &ConsumeArgs, now: SystemTime) -> Re
             start: Some(args.from.stream_start(now)),
             max_records: args.records.unwrap_or(0),
             max_bytes: 0,
+            ..Default::default()
         };
         if !args.follow {
             let Some((start, count)) = what_is_there(client, args, shard, now).await? else { continue };

@@ -179,6 +179,7 @@ mod tests {
             shutdown_grace_ms: 1_000,
             log_format: crate::config::LogFormat::Json,
             log_filter: "debug".into(),
+            ..Config::default()
         };
         assert_eq!(config, expected);
     }

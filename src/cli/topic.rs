@@ -80,7 +80,7 @@ impl CreateArgs {
             .then(|| Retention { bytes_max: limits.0.unwrap_or(0), age_ms_max: limits.1.unwrap_or(0) });
         let config = (retention.is_some() || self.segment_bytes.is_some())
             .then(|| TopicConfig { retention, segment_bytes: self.segment_bytes.unwrap_or(0) });
-        CreateTopicRequest { name: self.name, shards: self.shards, config }
+        CreateTopicRequest { name: self.name, shards: self.shards, config, ..Default::default() }
     }
 }
 

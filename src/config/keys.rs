@@ -32,6 +32,14 @@ pub(super) const KEYS: &[Key] = &[
     key!(data, path, |value: &PathBuf| value.display().to_string()),
     key!(grpc, address, SocketAddr::to_string),
     key!(http, address, SocketAddr::to_string),
+    key!(peer, address, SocketAddr::to_string),
+    key!(advertise, text, String::clone),
+    key!(join, list, |value: &Vec<String>| value.join(",")),
+    key!(join_token, text, String::clone),
+    key!(peer_ca, path_or_none, |value: &PathBuf| value.display().to_string()),
+    key!(peer_cert, path_or_none, |value: &PathBuf| value.display().to_string()),
+    key!(peer_key, path_or_none, |value: &PathBuf| value.display().to_string()),
+    key!(replication_factor, replicas, |value: &u32| i64::from(*value)),
     key!(reactors, reactors, |value: &usize| whole(*value)),
     key!(pin, truth, |value: &bool| *value),
     key!(insecure, truth, |value: &bool| *value),
@@ -74,6 +82,19 @@ fn whole(value: impl TryInto<i64>) -> i64 {
 
 fn text(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
+}
+
+/// Texts with commas between them.
+fn list(text: &str) -> Result<Vec<String>, String> {
+    Ok(text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect())
+}
+
+fn path_or_none(text: &str) -> Result<PathBuf, String> {
+    Ok(text.into())
+}
+
+fn replicas(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| "a number of replicas is expected, such as 3".to_owned())
 }
 
 fn path(text: &str) -> Result<PathBuf, String> {

@@ -204,6 +204,8 @@ impl Remote {
             grpc_address: grpc.to_string(),
             http_address: http.to_string(),
             reactors: u32::try_from(self.node.reactors.len()).expect("at most REACTORS_MAX"),
+            alive: true,
+            draining: false,
         };
         Ok(proto::GetServersResponse { cluster_id: identity.cluster_id.clone(), servers: vec![server], topics })
     }
@@ -234,7 +236,7 @@ impl Remote {
     }
 
     fn create_command(&self, request: proto::CreateTopicRequest) -> Result<CreateTopic, CallError> {
-        let proto::CreateTopicRequest { name, shards, config } = request;
+        let proto::CreateTopicRequest { name, shards, config, replication_factor } = request;
         let shards = if shards == 0 { self.node.reactors.len() as u32 } else { shards };
         let proto::TopicConfig { retention, segment_bytes } = config.unwrap_or_default();
         let block = limits::BLOCK_BYTES as u64;
@@ -256,6 +258,7 @@ impl Remote {
             segment_bytes,
             // Reactor 0's clock, when it proposes.
             created_us: 0,
+            replication_factor,
         })
     }
 
@@ -347,6 +350,7 @@ fn topic_message(placed: &PlacedTopic) -> proto::Topic {
             segment_bytes: view.segment_bytes,
         }),
         created_us: view.created_us,
+        replication_factor: view.replication_factor,
     }
 }
 
@@ -364,6 +368,8 @@ pub fn shard_status_message(shard: u32, place: ShardPlace, status: &ShardStatus)
         size_bytes: status.size_bytes,
         segments: status.segments,
         fault: status.fault.clone().unwrap_or_default(),
+        replica_node_ids: Vec::new(),
+        replicas: Vec::new(),
     }
 }
 

@@ -78,12 +78,14 @@ mod tests {
             name: "t".into(),
             id: TopicId(0),
             shards: (10..10 + shards).map(ShardUid).collect(),
+            replication_factor: 1,
+            replicas: vec![],
             retention_bytes_max: 0,
             retention_age_ms_max: 0,
             segment_bytes: 0,
             created_us: 0,
         };
-        PlacedTopic::new(view.into(), reactors)
+        PlacedTopic::new(view.into(), reactors, crate::ids::NodeId(1))
     }
 
     /// A named shard is obeyed, even against the key and the reactor; one that is not there is refused.

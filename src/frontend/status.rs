@@ -138,6 +138,9 @@ impl From<ShardError> for CallError {
             ShardError::Busy { what: _ } => CallError::retry(Code::ResourceExhausted, "SHARD_BUSY", message),
             // With one copy the leader is this node, between two terms.
             ShardError::NotLeader { leader: _ } => CallError::retry(Code::Unavailable, "NOT_LEADER", message),
+            ShardError::Deposed { leader: _ } => {
+                CallError::retry(Code::Unavailable, "LEADER_CHANGED", message).maybe_written(true)
+            }
             ShardError::Deadline => CallError::new(Code::DeadlineExceeded, "DEADLINE_TOO_SHORT", message),
             ShardError::OffsetMismatch { expected: _, actual: _ } => {
                 CallError::new(Code::FailedPrecondition, "OFFSET_MISMATCH", message)
@@ -189,6 +192,7 @@ impl From<ReactorError> for CallError {
                 ShardError::Full(_) => CallError::retry(Code::ResourceExhausted, "DISK_FULL", message),
                 ShardError::Busy { .. }
                 | ShardError::NotLeader { .. }
+                | ShardError::Deposed { .. }
                 | ShardError::Deadline
                 | ShardError::OffsetMismatch { .. }
                 | ShardError::OutOfRange { .. }
@@ -205,6 +209,9 @@ impl From<GroupError> for CallError {
     fn from(error: GroupError) -> CallError {
         let message = error.to_string();
         match error {
+            GroupError::Deposed { leader: _ } => {
+                CallError::retry(Code::Unavailable, "LEADER_CHANGED", message).maybe_written(true)
+            }
             GroupError::NotLeader { leader: _ } => CallError::retry(Code::Unavailable, "NOT_LEADER", message),
             GroupError::Full(error) => error.into(),
             GroupError::Stopped { cause: _, maybe_written } => {

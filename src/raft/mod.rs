@@ -16,7 +16,7 @@ mod types;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     path::PathBuf,
     pin::pin,
@@ -38,16 +38,17 @@ use openraft::{
 
 use self::{
     machine::{Shared, StateMachine},
-    network::Peers,
+    network::Network,
     store::Store,
     types::{Handed, Node, Reply, TypeConfig},
 };
 use crate::{
     env::{self, Env, buffer::Buffer, channel},
     format::entry::{EntryHeader, StoredEntry},
-    ids::{Index, NodeId, Offset, ShardUid, Term},
+    ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
     limits::{BLOCK_BYTES, RAFT_QUEUE_MAX},
     log::{Log, LogError, LogOptions, Recovered, TailBudget},
+    peer::{Peers, frame::FrameStream, frame::Received},
 };
 
 /// The deterministic state that a group's entries build.
@@ -80,6 +81,31 @@ pub struct GroupOptions {
     pub node: NodeId,
     /// Largest segment file.
     pub segment_bytes_max: u64,
+    /// Decides the reactor on each node where its replica is (`peer::Destination`).
+    pub slot: u64,
+    /// A new group begins with these voters; each of them may be the one that initialises it, with the same result.
+    /// `None`, or a list without this node: a new replica waits until the group's leader adds it.
+    pub founders: Option<BTreeSet<NodeId>>,
+}
+
+/// Who belongs to a group, as this replica knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// Those that vote; during a change those of both the old and the new configuration.
+    pub voters: BTreeSet<NodeId>,
+    /// Those that follow without a vote.
+    pub learners: BTreeSet<NodeId>,
+    /// A change is under way (joint configuration), or not committed yet.
+    pub changing: bool,
+}
+
+/// How far a follower is, as the leader knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Which.
+    pub node: NodeId,
+    /// Last entry that it has on stable storage, if any.
+    pub matched: Option<LogId>,
 }
 
 /// What a proposal is.
@@ -124,6 +150,13 @@ pub enum GroupError {
     #[error("this node does not lead the group")]
     NotLeader {
         /// Who does, if known.
+        leader: Option<NodeId>,
+    },
+    /// This node led the group when it took the proposal, and another one does now: the entry may have been replaced, or it may
+    /// still be committed.
+    #[error("the leader of the group changed before the proposal was committed")]
+    Deposed {
+        /// Who leads, if known.
         leader: Option<NodeId>,
     },
     /// The disk is full: nothing was written; the group goes on when space returns.
@@ -187,10 +220,12 @@ impl<E: Env, M: Machine> Group<E, M> {
     pub async fn open(
         disk: E::Disk,
         tail: TailBudget,
+        peers: Peers<E>,
         options: GroupOptions,
         machine: M,
     ) -> Result<(Group<E, M>, Recovered), GroupError> {
-        let GroupOptions { dir, shard, node, segment_bytes_max } = options;
+        let _ = peers;
+        let GroupOptions { dir, shard, node, segment_bytes_max, slot: _, founders: _ } = options;
         let (log, recovered) =
             Log::open(disk, tail, LogOptions { dir, shard, segment_bytes_max }).await.map_err(refused)?;
         let shared = Shared::new(machine);
@@ -362,6 +397,77 @@ impl<E: Env, M: Machine> Group<E, M> {
         self.inner.state.leader.get()
     }
 
+    /// Whether this node leads and has applied the entry with which its term begins: it takes proposals.
+    pub fn leads(&self) -> bool {
+        self.inner.state.leading.get()
+    }
+
+    /// Suspends until leader, term, membership or `leads` may have changed, or the group stops or closes.
+    pub fn wait_changed(&self) -> impl Future<Output = ()> + 'static {
+        let group = self.clone();
+        async move { group.inner.shared.changed.notified().await }
+    }
+
+    /// Who belongs to it, as known here.
+    pub fn members(&self) -> Members {
+        todo!()
+    }
+
+    /// How far each follower is; empty unless this node leads.
+    pub fn progress(&self) -> Vec<Progress> {
+        todo!()
+    }
+
+    /// Chain hash at the last applied entry: equal on replicas that have applied the same.
+    pub fn applied_chain(&self) -> u64 {
+        todo!()
+    }
+
+    /// ReadIndex (Raft dissertation 6.4): when it returns, everything that was committed anywhere before the call is applied
+    /// here. Asks the leader, wherever it is; waits through an election as long as `within`.
+    ///
+    /// # Errors
+    /// `NotLeader` when no leader confirmed itself in time; `Stopped`.
+    pub async fn linearize(&self, within: Duration) -> Result<(), GroupError> {
+        let _ = within;
+        todo!()
+    }
+
+    /// Has `to`, or the most advanced other voter that is alive, lead instead of this node; returns when this node does not lead
+    /// any more, at once if it does not. Proposals in flight land first; proposals made meanwhile are `NotLeader`.
+    ///
+    /// # Errors
+    /// `NotLeader` with no leader known when nobody could take over within `within`: this node leads on.
+    pub async fn transfer(&self, to: Option<NodeId>, within: Duration) -> Result<(), GroupError> {
+        let _ = (to, within);
+        todo!()
+    }
+
+    /// Makes `voters` the members: adds those that are missing as learners, waits until they have caught up, then changes by
+    /// a joint configuration. Safe to call again after any failure, by any later leader. Only the leader can.
+    ///
+    /// # Errors
+    /// `NotLeader`; `Stopped`. What is under way goes on.
+    pub async fn change_members(&self, voters: BTreeSet<NodeId>) -> Result<(), GroupError> {
+        let _ = voters;
+        todo!()
+    }
+
+    /// Adds a member without a vote, if it is none yet. Only the leader can.
+    ///
+    /// # Errors
+    /// As `change_members`.
+    pub async fn add_learner(&self, node: NodeId) -> Result<(), GroupError> {
+        let _ = node;
+        todo!()
+    }
+
+    /// Answers a peer's stream that is for this group (`group_of`), until it ends. Spawns what takes time.
+    pub fn serve(&self, from: NodeId, first: Received, stream: FrameStream<E>) {
+        let _ = (from, first, stream);
+        todo!()
+    }
+
     /// Retention: lets the log forget everything up to the largest checkpoint at or below `index`; returns when it has.
     ///
     /// # Errors
@@ -445,6 +551,12 @@ impl<E: Env, M: Machine> Group<E, M> {
     }
 }
 
+/// Which group a stream is for, by its first frame; `None` when that is none of Raft's.
+pub fn group_of(first: &Received) -> Option<ShardUid> {
+    let _ = first;
+    todo!()
+}
+
 /// What openraft answers a proposal.
 type Answer<E, M> = channel::OneshotReceiver<ClientWriteResult<TypeConfig<E, M>>>;
 
@@ -454,7 +566,7 @@ impl<E: Env, M: Machine> Inner<E, M> {
         let store = Store::new(log.clone(), shared.clone(), headers_only.clone());
         let machine = StateMachine::new(log.clone(), shared.clone());
         let config = config().map_err(unusable)?;
-        let raft = Raft::build(node.0, config, Peers, store, machine)
+        let raft = Raft::build(node.0, config, Network, store, machine)
             .await
             .map_err(|error| log.fault().map_or_else(|| unusable(error.to_string()), refused))?;
         headers_only.set(false);

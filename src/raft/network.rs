@@ -21,7 +21,7 @@ use crate::env::Env;
 
 /// Makes connections to peers.
 #[derive(Clone, Copy, Debug)]
-pub struct Peers;
+pub struct Network;
 
 /// A peer.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ impl Peer {
     }
 }
 
-impl<E: Env, M: Machine> RaftNetworkFactory<TypeConfig<E, M>> for Peers {
+impl<E: Env, M: Machine> RaftNetworkFactory<TypeConfig<E, M>> for Network {
     type Network = PeerOf<E, M>;
 
     async fn new_client(&mut self, target: u64, node: &Node) -> Self::Network {

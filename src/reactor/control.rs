@@ -111,9 +111,11 @@ impl<E: Env> Control<E> {
             shard: ShardUid::CATALOG,
             node,
             segment_bytes_max: limits::SEGMENT_BYTES_MIN,
+            slot: 0,
+            founders: Some([node].into()),
         };
         let (disk, tail) = (reactor.disk().clone(), reactor.tail().clone());
-        let (catalog, recovered) = Group::open(disk, tail, options, Catalog::new()).await?;
+        let (catalog, recovered) = Group::open(disk, tail, reactor.peers().clone(), options, Catalog::new()).await?;
         Ok((Control { reactor, catalog }, recovered))
     }
 
@@ -138,7 +140,7 @@ impl<E: Env> Control<E> {
     /// # Errors
     /// When the catalog cannot write.
     pub async fn init(&self, cluster_id: String) -> Result<Arc<str>, ControlError> {
-        match self.propose(Command::InitCluster(InitCluster { cluster_id })).await? {
+        match self.propose(Command::InitCluster(InitCluster { cluster_id, ..Default::default() })).await? {
             CatalogAnswer::Cluster { cluster_id } => Ok(cluster_id),
             CatalogAnswer::Created(_) | CatalogAnswer::Deleted(_) => unreachable!("not the answer to InitCluster"),
         }
@@ -157,6 +159,8 @@ impl<E: Env> Control<E> {
                     uid: place.uid,
                     node: node.identity().expect("the catalog is open").node,
                     segment_bytes_max: segment_bytes,
+                    slot: place.slot,
+                    founders: Some([node.identity().expect("the catalog is open").node].into()),
                     retention_bytes_max: view.retention_bytes_max,
                     retention_age_ms_max: view.retention_age_ms_max,
                 });
@@ -344,6 +348,8 @@ impl<E: Env> Control<E> {
     }
 
     fn placed(&self, view: Arc<TopicView>) -> Arc<PlacedTopic> {
-        Arc::new(PlacedTopic::new(view, self.reactor.node().reactors.len()))
+        let node = self.reactor.node();
+        let me = node.identity().expect("the catalog is open").node;
+        Arc::new(PlacedTopic::new(view, node.reactors.len(), me))
     }
 }

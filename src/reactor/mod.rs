@@ -32,6 +32,7 @@ use crate::{
     env::{self, Disk, Env},
     ids::{NodeId, Offset, ReactorNumber, ShardUid, Term},
     log::TailBudget,
+    peer::Peers,
     reactor::{
         control::ControlQueue,
         mailbox::{Mailbox, Reply, Request},
@@ -96,6 +97,7 @@ pub struct Reactor<E: Env> {
     node: Arc<Node>,
     disk: E::Disk,
     tail: TailBudget,
+    peers: OnceCell<Peers<E>>,
     shards: RefCell<HashMap<ShardUid, Slot<E>>>,
     control: OnceCell<ControlQueue>,
 }
@@ -104,7 +106,8 @@ impl<E: Env> Reactor<E> {
     /// A reactor without shards.
     pub fn new(number: ReactorNumber, node: Arc<Node>, disk: E::Disk) -> Rc<Reactor<E>> {
         let tail = TailBudget::new(node.config.tail_bytes);
-        Rc::new(Reactor { number, node, disk, tail, shards: RefCell::default(), control: OnceCell::new() })
+        let (peers, shards, control) = (OnceCell::new(), RefCell::default(), OnceCell::new());
+        Rc::new(Reactor { number, node, disk, tail, peers, shards, control })
     }
 
     /// Its number.
@@ -125,6 +128,19 @@ impl<E: Env> Reactor<E> {
     /// Its budget of recent entries.
     pub fn tail(&self) -> &TailBudget {
         &self.tail
+    }
+
+    /// Its connections to other nodes; none before `set_peers`.
+    ///
+    /// # Panics
+    /// Before the node knows who it is.
+    pub fn peers(&self) -> &Peers<E> {
+        self.peers.get_or_init(|| Peers::alone(self.node.identity().expect("the identity is read first").node))
+    }
+
+    /// Gives the reactor its connections to other nodes, once, when the node's identity is known.
+    pub fn set_peers(&self, peers: Peers<E>) {
+        assert!(self.peers.set(peers).is_ok(), "a reactor's connections are made once");
     }
 
     /// Its mailbox.
@@ -210,7 +226,7 @@ impl<E: Env> Reactor<E> {
     pub async fn open(self: &Rc<Self>, shards: Vec<ShardOptions>) -> Result<(), ReactorError> {
         let opened = stream::iter(shards).map(|options| async move {
             let uid = options.uid;
-            let shard = Shard::open(self.disk.clone(), self.tail.clone(), options.clone()).await;
+            let shard = Shard::open(self.disk.clone(), self.tail.clone(), self.peers().clone(), options.clone()).await;
             let (slot, result) = match shard {
                 Ok(shard) => (Slot::Serving(shard), Ok(())),
                 Err(error) => {
@@ -244,7 +260,7 @@ impl<E: Env> Reactor<E> {
             if !waits() {
                 return;
             }
-            let opened = Shard::open(self.disk.clone(), self.tail.clone(), options.clone()).await;
+            let opened = Shard::open(self.disk.clone(), self.tail.clone(), self.peers().clone(), options.clone()).await;
             match opened {
                 Ok(shard) if waits() => {
                     self.shards.borrow_mut().insert(uid, Slot::Serving(shard));

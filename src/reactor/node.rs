@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use crate::{
     config::Config,
     ids::{NodeId, ReactorNumber, ShardUid},
+    peer::{book::AddressBook, liveness::Liveness},
     reactor::{ReactorError, listen::Connections, mailbox::Mailbox, mailbox::Request, topics::Topics},
 };
 
@@ -63,6 +64,10 @@ pub struct Node {
     pub reactors: Vec<ReactorView>,
     /// The published topics.
     pub topics: Arc<Topics>,
+    /// Who the other nodes are.
+    pub book: Arc<AddressBook>,
+    /// Which of them were heard of lately.
+    pub liveness: Arc<Liveness>,
     identity: OnceLock<Identity>,
     phase: watch::Sender<Phase>,
     faults: Mutex<BTreeMap<ShardUid, String>>,
@@ -78,6 +83,8 @@ impl Node {
             addresses,
             reactors: (0..reactors).map(|_| ReactorView::default()).collect(),
             topics: Arc::default(),
+            book: Arc::default(),
+            liveness: Arc::default(),
             identity: OnceLock::new(),
             phase: watch::Sender::new(Phase::Starting),
             faults: Mutex::default(),

@@ -15,7 +15,7 @@ use std::{
 
 use crate::{
     catalog::{self, TopicView},
-    ids::{ReactorNumber, ShardUid},
+    ids::{NodeId, ReactorNumber, ShardNumber, ShardUid},
 };
 
 /// Where a shard is.
@@ -23,8 +23,12 @@ use crate::{
 pub struct ShardPlace {
     /// Which shard.
     pub uid: ShardUid,
-    /// The reactor that owns it.
+    /// The reactor of this node that owns its replica here, if there is one, and else is the first to look for its leader.
     pub reactor: ReactorNumber,
+    /// Decides the reactor on each node (`peer::Destination`).
+    pub slot: u64,
+    /// Whether this node is to hold a replica (for now, or soon).
+    pub here: bool,
 }
 
 /// One topic, with the places of its shards on this node.
@@ -43,9 +47,14 @@ impl PlacedTopic {
     ///
     /// # Panics
     /// When there are no reactors.
-    pub fn new(view: Arc<TopicView>, reactors: usize) -> PlacedTopic {
+    pub fn new(view: Arc<TopicView>, reactors: usize, me: NodeId) -> PlacedTopic {
         let count = u32::try_from(reactors).expect("at most REACTORS_MAX");
-        let place = |(number, uid)| ShardPlace { uid, reactor: catalog::reactor_of(view.id, number, count) };
+        let place = |(number, uid): (ShardNumber, ShardUid)| ShardPlace {
+            uid,
+            reactor: catalog::reactor_of(view.id, number, count),
+            slot: catalog::slot_of(view.id, number),
+            here: view.replicas.get(number.0 as usize).is_some_and(|replicas| replicas.has(me)),
+        };
         let shards: Vec<_> = view.numbered_shards().map(place).collect();
         assert!(!shards.is_empty(), "a topic has at least one shard");
         let mut by_reactor = vec![Vec::new(); reactors];
@@ -128,12 +137,14 @@ mod tests {
             name: name.into(),
             id: TopicId(id),
             shards: vec![ShardUid(5), ShardUid(6), ShardUid(7)],
+            replication_factor: 1,
+            replicas: vec![],
             retention_bytes_max: 0,
             retention_age_ms_max: 0,
             segment_bytes: 0,
             created_us: 0,
         };
-        Arc::new(PlacedTopic::new(Arc::new(view), 2))
+        Arc::new(PlacedTopic::new(Arc::new(view), 2, NodeId(1)))
     }
 
     /// A reader sees each change at its next look-up, and a snapshot taken before does not move.

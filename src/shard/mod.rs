@@ -30,6 +30,7 @@ mod tests;
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeSet,
     path::PathBuf,
     rc::Rc,
     time::Duration,
@@ -42,6 +43,7 @@ use crate::{
     format::records::Records,
     ids::{NodeId, Offset, ShardUid, Term},
     log::{LogError, Recovered, TailBudget},
+    peer::Peers,
     raft::{Group, GroupError, GroupOptions},
 };
 
@@ -58,6 +60,10 @@ pub struct ShardOptions {
     pub node: NodeId,
     /// Largest segment file.
     pub segment_bytes_max: u64,
+    /// Decides the reactor of each node where its replica is.
+    pub slot: u64,
+    /// See `raft::GroupOptions`.
+    pub founders: Option<BTreeSet<NodeId>>,
     /// Retention, 0: none.
     pub retention_bytes_max: u64,
     /// Retention, 0: none.
@@ -197,6 +203,12 @@ pub enum ShardError {
         /// First not committed.
         high_watermark: Offset,
     },
+    /// The leader changed while the record was on its way: it may still appear.
+    #[error("the shard's leader changed before the record was committed: it may still appear")]
+    Deposed {
+        /// Who leads, if known.
+        leader: Option<NodeId>,
+    },
     /// Disk full: nothing was written, reads go on.
     #[error("{0}")]
     Full(LogError),
@@ -220,6 +232,7 @@ impl From<GroupError> for ShardError {
     fn from(error: GroupError) -> ShardError {
         match error {
             GroupError::NotLeader { leader } => ShardError::NotLeader { leader },
+            GroupError::Deposed { leader } => ShardError::Deposed { leader },
             GroupError::Full(error) => ShardError::Full(error),
             GroupError::Stopped { cause, maybe_written } => ShardError::Failed { cause, maybe_written },
         }
@@ -277,14 +290,21 @@ impl<E: Env> Shard<E> {
     ///
     /// # Errors
     /// `Failed` with the log's own words when the directory is damaged, foreign or cannot be read; `Full`.
-    pub async fn open(disk: E::Disk, tail: TailBudget, options: ShardOptions) -> Result<Shard<E>, ShardError> {
+    pub async fn open(
+        disk: E::Disk,
+        tail: TailBudget,
+        peers: Peers<E>,
+        options: ShardOptions,
+    ) -> Result<Shard<E>, ShardError> {
         let group_options = GroupOptions {
             dir: options.dir.clone(),
             shard: options.uid,
             node: options.node,
             segment_bytes_max: retention::segment_bytes(options.segment_bytes_max, options.retention_bytes_max),
+            slot: options.slot,
+            founders: options.founders.clone(),
         };
-        let (group, recovered) = Group::open(disk, tail, group_options, ShardMachine::default()).await?;
+        let (group, recovered) = Group::open(disk, tail, peers, group_options, ShardMachine::default()).await?;
         let state = produce::State::new(group.log().log_end());
         let inner = Rc::new(Inner {
             group,

@@ -290,11 +290,14 @@ impl<E: Env> Inner<E> {
                     self.metrics.refused_full.increment(1);
                     waiting.answer(Err(ShardError::Full(error.clone())));
                 }
+                Some(GroupError::Deposed { leader }) if !refused => {
+                    waiting.answer(Err(ShardError::Deposed { leader: *leader }));
+                }
                 Some(GroupError::NotLeader { leader }) if !refused => {
                     waiting.answer(Err(ShardError::NotLeader { leader: *leader }));
                 }
                 // What it was refused for, or predicted from, has not come about: it is looked at again.
-                None | Some(GroupError::Full(_) | GroupError::NotLeader { .. }) => {
+                None | Some(GroupError::Full(_) | GroupError::NotLeader { .. } | GroupError::Deposed { .. }) => {
                     waiting.attempts += 1;
                     if waiting.attempts < ATTEMPTS_MAX {
                         self.state.borrow_mut().void.push(waiting);

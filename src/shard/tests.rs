@@ -27,6 +27,8 @@ fn options() -> ShardOptions {
         uid: ShardUid(1),
         node: NodeId(1),
         segment_bytes_max: SEGMENT_BYTES_MIN,
+        slot: 0,
+        founders: Some([NodeId(1)].into()),
         retention_bytes_max: 0,
         retention_age_ms_max: 0,
     }
@@ -37,7 +39,9 @@ async fn open(disk: &SimDisk) -> TestShard {
 }
 
 async fn open_with(disk: &SimDisk, options: ShardOptions) -> TestShard {
-    Shard::open(disk.clone(), TailBudget::new(TAIL_BYTES_MAX), options).await.unwrap()
+    Shard::open(disk.clone(), TailBudget::new(TAIL_BYTES_MAX), crate::peer::Peers::alone(options.node), options)
+        .await
+        .unwrap()
 }
 
 /// Runs a test on a new shard.

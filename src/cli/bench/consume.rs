@@ -90,6 +90,7 @@ async fn replay(
         start: Some(consume_stream_request::Start::Offset(part.start)),
         max_records: part.count,
         max_bytes: u32::try_from(args.response_bytes).unwrap_or(u32::MAX),
+        ..Default::default()
     };
     let mut asked = Instant::now();
     let mut responses = client.consume_stream(&request).await?;

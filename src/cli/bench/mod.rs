@@ -169,7 +169,8 @@ impl CommonArgs {
         let description = match client.describe_topic(&self.topic).await {
             Err(error) if error.code() == Some(Code::NotFound) => {
                 let shards = self.shards.unwrap_or(0);
-                let request = CreateTopicRequest { name: self.topic.clone(), shards, config: None };
+                let request =
+                    CreateTopicRequest { name: self.topic.clone(), shards, config: None, ..Default::default() };
                 client.create_topic(&request).await?;
                 client.describe_topic(&self.topic).await?
             }

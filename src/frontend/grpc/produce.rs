@@ -266,6 +266,7 @@ mod tests {
                 timestamp_us,
                 durability: super::durability(durability) as i32,
                 topic,
+                ..Default::default()
             };
             prop_assert_eq!(out.len(), ack_len(&ack));
             prop_assert_eq!(&out[..grpc::PREFIX_BYTES], &grpc::prefix(expected.encoded_len()));

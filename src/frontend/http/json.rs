@@ -240,7 +240,7 @@ impl CreateTopicBody {
                 .map(|retention| proto::Retention { bytes_max: retention.bytes_max, age_ms_max: retention.age_ms_max }),
             segment_bytes: config.segment_bytes,
         });
-        proto::CreateTopicRequest { name, shards: self.shards, config }
+        proto::CreateTopicRequest { name, shards: self.shards, config, ..Default::default() }
     }
 }
 

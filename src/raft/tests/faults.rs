@@ -64,7 +64,9 @@ fn panic_in_the_machine() {
     }
     let disk = SimDisk::new();
     block_on(async {
-        let opened = Group::<TestEnv, _>::open(disk.clone(), TailBudget::new(4096), options(), Fragile).await;
+        let opened =
+            Group::<TestEnv, _>::open(disk.clone(), TailBudget::new(4096), Peers::alone(NodeId(3)), options(), Fragile)
+                .await;
         let (group, _) = opened.unwrap();
         let answer = group.propose(command(1)).await;
         assert!(matches!(answer, Err(GroupError::Stopped { maybe_written: true, .. })), "{answer:?}");

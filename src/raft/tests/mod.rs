@@ -70,7 +70,14 @@ impl Machine for Tally {
 type TestGroup = Group<TestEnv, Tally>;
 
 fn options() -> GroupOptions {
-    GroupOptions { dir: "/shards/7".into(), shard: ShardUid(7), node: NodeId(3), segment_bytes_max: SEGMENT_BYTES_MIN }
+    GroupOptions {
+        dir: "/shards/7".into(),
+        shard: ShardUid(7),
+        node: NodeId(3),
+        segment_bytes_max: SEGMENT_BYTES_MIN,
+        slot: 0,
+        founders: Some([NodeId(3)].into()),
+    }
 }
 
 async fn open(disk: &SimDisk) -> (TestGroup, Recovered) {
@@ -78,7 +85,7 @@ async fn open(disk: &SimDisk) -> (TestGroup, Recovered) {
 }
 
 async fn try_open(disk: &SimDisk) -> Result<(TestGroup, Recovered), GroupError> {
-    Group::open(disk.clone(), TailBudget::new(256 << 10), options(), Tally::default()).await
+    Group::open(disk.clone(), TailBudget::new(256 << 10), Peers::alone(NodeId(3)), options(), Tally::default()).await
 }
 
 /// A batch of `count` records for `base_offset`, with `bytes` of payload.
