@@ -34,6 +34,7 @@ fn with_node<F: Future<Output = ()>>(test: impl FnOnce(SocketAddr) -> F) {
         data: data.path().to_owned(),
         grpc: ([127, 0, 0, 1], 0).into(),
         http: ([127, 0, 0, 1], 0).into(),
+        peer: ([127, 0, 0, 1], 0).into(),
         reactors: 1,
         pin: false,
         ..Default::default()
