@@ -387,6 +387,20 @@ impl<E: Env, M: Machine> Group<E, M> {
         }
     }
 
+    /// Suspends until an entry at or above `index` is applied here, or the group stops or closes.
+    pub fn wait_applied(&self, index: Index) -> impl Future<Output = ()> + 'static {
+        let group = self.clone();
+        async move {
+            loop {
+                let changed = group.inner.shared.changed.notified();
+                if group.applied_end() > index || group.inner.state.closing.get() || group.fault().is_some() {
+                    return;
+                }
+                changed.await;
+            }
+        }
+    }
+
     /// When the last append became durable here, on `Env::monotonic_us`; 0: none yet.
     pub fn flushed_us(&self) -> u64 {
         self.inner.shared.flushed_us.get()
@@ -459,6 +473,15 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// As `change_members`.
     pub async fn add_learner(&self, node: NodeId) -> Result<(), GroupError> {
         let _ = node;
+        todo!()
+    }
+
+    /// Takes members out that do not vote (any more). Only the leader can.
+    ///
+    /// # Errors
+    /// As `change_members`.
+    pub async fn remove_learners(&self, nodes: BTreeSet<NodeId>) -> Result<(), GroupError> {
+        let _ = nodes;
         todo!()
     }
 

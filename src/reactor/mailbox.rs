@@ -14,9 +14,14 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::{
     catalog::CreateTopic,
-    ids::{Offset, ShardUid},
+    ids::{NodeId, Offset, ShardUid},
     limits,
-    reactor::{ReactorError, control::ControlError, topics::PlacedTopic},
+    proto::ringlog::state::v1::{catalog_command::Command, control_reply},
+    reactor::{
+        ReactorError,
+        control::{ControlError, Proposed, admin::AdminJob},
+        topics::PlacedTopic,
+    },
     shard::{Consume, Consumed, Produce, Produced, ShardOptions, ShardStatus},
 };
 
@@ -91,6 +96,29 @@ pub enum Request {
         /// For the topic as it is published.
         reply: oneshot::Sender<Result<Arc<PlacedTopic>, ControlError>>,
     },
+    /// Have a command committed to the catalog. Only reactor 0 answers it.
+    Propose {
+        /// The command.
+        command: Command,
+        /// For its place.
+        reply: oneshot::Sender<Result<Proposed, ControlError>>,
+    },
+    /// What a person asks of the cluster. Only reactor 0 answers it.
+    Admin(AdminJob),
+    /// See everything that the catalog had committed. Only reactor 0 answers it.
+    CatchUp {
+        /// When it is published.
+        reply: oneshot::Sender<Result<(), ControlError>>,
+    },
+    /// Let go of the leadership of a shard.
+    MoveLeader {
+        /// Which shard.
+        uid: ShardUid,
+        /// To whom; `None`: any.
+        to: Option<NodeId>,
+        /// For the answer.
+        reply: Reply<control_reply::Reply>,
+    },
     /// Remove a topic. Only reactor 0 answers it.
     DeleteTopic {
         /// Its name.
@@ -157,6 +185,11 @@ impl Mailbox {
     /// Requests waiting now.
     pub fn len(&self) -> usize {
         self.queue.len()
+    }
+
+    /// Whether the reactor has ended.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(SeqCst)
     }
 
     /// Whether none waits now.

@@ -27,16 +27,20 @@ use std::{
 };
 
 use futures_util::{StreamExt, future::Either, stream};
+use tokio::sync::oneshot;
 
 use crate::{
     env::{self, Disk, Env},
     ids::{NodeId, Offset, ReactorNumber, ShardUid, Term},
+    limits,
     log::TailBudget,
     peer::Peers,
+    proto::ringlog::state::v1::{LeaderMoved, PeerRefusal, control_reply},
     reactor::{
         control::ControlQueue,
         mailbox::{Mailbox, Reply, Request},
         node::Node,
+        topics::ShardPlace,
     },
     shard::{Consume, Consumed, Produce, Produced, Shard, ShardError, ShardOptions, ShardStatus},
 };
@@ -47,6 +51,12 @@ const OPEN_AT_ONCE: usize = 16;
 
 /// How often a shard that found the disk full is tried again.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Longest wait for another replica to take over.
+const MOVE_LEADER_MAX: Duration = Duration::from_secs(3);
+
+/// google.rpc.Code of a refusal that time cures.
+const CODE_UNAVAILABLE: i32 = 14;
 
 /// Why a reactor does not do what it is asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -367,6 +377,25 @@ impl<E: Env> Reactor<E> {
                     control.create(create, reply);
                 }
             }
+            Request::Propose { command, reply } => {
+                if let Some(control) = self.control.get() {
+                    control.propose(command, reply);
+                }
+            }
+            Request::Admin(job) => {
+                if let Some(control) = self.control.get() {
+                    control.admin(job);
+                }
+            }
+            Request::CatchUp { reply } => {
+                if let Some(control) = self.control.get() {
+                    control.catch_up(reply);
+                }
+            }
+            Request::MoveLeader { uid, to, reply } => {
+                let reactor = Rc::clone(self);
+                answer::<E, _>(reply, async move { Ok(reactor.move_leader(uid, to).await) });
+            }
             Request::DeleteTopic { name, reply } => {
                 if let Some(control) = self.control.get() {
                     control.delete(name, reply);
@@ -386,6 +415,80 @@ impl<E: Env> Reactor<E> {
         let error = ShardError::Failed { cause: cause.clone(), maybe_written: false };
         self.shards.borrow_mut().insert(uid, Slot::NotOpen { error, cause });
         self.count_shards();
+    }
+
+    /// The shard, if it serves here.
+    pub fn shard(&self, uid: ShardUid) -> Option<Shard<E>> {
+        match self.shards.borrow().get(&uid) {
+            Some(Slot::Serving(shard)) => Some(shard.clone()),
+            Some(Slot::NotOpen { .. }) | None => None,
+        }
+    }
+
+    /// All shards that serve here, by uid.
+    pub fn open_shards(&self) -> Vec<(ShardUid, Shard<E>)> {
+        let shards = self.shards.borrow();
+        let serving = shards.iter().filter_map(|(uid, slot)| match slot {
+            Slot::Serving(shard) => Some((*uid, shard.clone())),
+            Slot::NotOpen { .. } => None,
+        });
+        let mut serving: Vec<_> = serving.collect();
+        serving.sort_by_key(|(uid, _)| *uid);
+        serving
+    }
+
+    /// Lets go of the leadership of a shard of this reactor.
+    pub async fn move_leader(&self, uid: ShardUid, to: Option<NodeId>) -> control_reply::Reply {
+        let refused = |reason: &str, message: String, leader: Option<NodeId>| {
+            control_reply::Reply::Refused(PeerRefusal {
+                code: CODE_UNAVAILABLE,
+                reason: reason.to_owned(),
+                message,
+                definite: true,
+                leader_node_id: leader.map_or(0, |leader| leader.0),
+                retry_after_ms: limits::RETRY_AFTER.as_millis() as u64,
+            })
+        };
+        let Some(shard) = self.shard(uid) else {
+            return refused(control::NOT_LEADER, format!("shard {uid} is not open here"), None);
+        };
+        let me = self.node.identity().map(|identity| identity.node);
+        if shard.leads() && to.is_some() && to == me {
+            return control_reply::Reply::MovedLeader(LeaderMoved { leader_node_id: me.map_or(0, |me| me.0) });
+        }
+        if !shard.leads() {
+            let leader = shard.status().leader;
+            return refused(control::NOT_LEADER, "this node does not lead the shard".to_owned(), leader);
+        }
+        match shard.transfer(to, MOVE_LEADER_MAX).await {
+            Ok(()) => {
+                let leader = shard.status().leader.filter(|leader| Some(*leader) != me);
+                control_reply::Reply::MovedLeader(LeaderMoved { leader_node_id: leader.map_or(0, |leader| leader.0) })
+            }
+            Err(error) => refused("NOT_MOVED", format!("nobody took over: {error}"), me),
+        }
+    }
+
+    /// As `move_leader`, for a shard of any reactor of this node.
+    pub async fn move_leader_anywhere(&self, place: ShardPlace, to: Option<NodeId>) -> control_reply::Reply {
+        if place.reactor == self.number {
+            return self.move_leader(place.uid, to).await;
+        }
+        let (reply, answer) = oneshot::channel();
+        let sent = self.node.send(place.reactor, Request::MoveLeader { uid: place.uid, to, reply });
+        let answer = match sent {
+            Ok(()) => answer.await.unwrap_or(Err(ReactorError::Stopped { maybe_written: false })),
+            Err(error) => Err(error),
+        };
+        answer.unwrap_or_else(|error| {
+            control_reply::Reply::Refused(PeerRefusal {
+                code: CODE_UNAVAILABLE,
+                reason: "NOT_MOVED".to_owned(),
+                message: error.to_string(),
+                definite: true,
+                ..PeerRefusal::default()
+            })
+        })
     }
 
     fn serving(&self, uid: ShardUid) -> Result<Shard<E>, ReactorError> {

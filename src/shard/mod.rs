@@ -44,7 +44,7 @@ use crate::{
     ids::{NodeId, Offset, ShardUid, Term},
     log::{LogError, Recovered, TailBudget},
     peer::Peers,
-    raft::{Group, GroupError, GroupOptions},
+    raft::{Group, GroupError, GroupOptions, Members},
 };
 
 use self::{consume::Cursors, machine::ShardMachine, metrics::Metrics};
@@ -392,6 +392,39 @@ impl<E: Env> Shard<E> {
             segments: u32::try_from(segments.len()).unwrap_or(u32::MAX),
             fault: self.inner.group.fault(),
         }
+    }
+
+    /// Whether this replica leads and takes records.
+    pub fn leads(&self) -> bool {
+        self.inner.group.leads()
+    }
+
+    /// Who belongs to the shard's group, as known here.
+    pub fn members(&self) -> Members {
+        self.inner.group.members()
+    }
+
+    /// Entries that a follower is behind, as the leader knows it; `None` on a replica that does not lead, and for strangers.
+    pub fn lag_of(&self, node: NodeId) -> Option<u64> {
+        let progress = self.inner.group.progress().into_iter().find(|progress| progress.node == node)?;
+        let end = self.inner.group.log().last().map_or(0, |last| last.index.0 + 1);
+        Some(end - progress.matched.map_or(0, |matched| matched.index.0 + 1).min(end))
+    }
+
+    /// See `raft::Group::change_members`.
+    ///
+    /// # Errors
+    /// Those of it.
+    pub async fn change_members(&self, voters: BTreeSet<NodeId>) -> Result<(), ShardError> {
+        Ok(self.inner.group.change_members(voters).await?)
+    }
+
+    /// See `raft::Group::transfer`.
+    ///
+    /// # Errors
+    /// Those of it.
+    pub async fn transfer(&self, to: Option<NodeId>, within: Duration) -> Result<(), ShardError> {
+        Ok(self.inner.group.transfer(to, within).await?)
     }
 
     /// Refuses new requests, finishes those in flight, closes the log cleanly. A second call waits for the first.
