@@ -233,6 +233,14 @@ impl From<ControlError> for CallError {
             ControlError::Busy => CallError::retry(Code::ResourceExhausted, "CATALOG_BUSY", message),
             ControlError::Catalog(error) => error.into(),
             ControlError::Shards(error) => error.into(),
+            ControlError::RefusedThere { message: _, definite } => {
+                CallError::new(Code::FailedPrecondition, "CATALOG_REFUSED", message).maybe_written(!definite)
+            }
+            ControlError::NoLeader { cause: _, maybe_written } => {
+                CallError::retry(Code::Unavailable, "CATALOG_UNAVAILABLE", message).maybe_written(maybe_written)
+            }
+            ControlError::Precondition(_) => CallError::new(Code::FailedPrecondition, "PRECONDITION", message),
+            ControlError::NotFound(_) => CallError::new(Code::NotFound, "NOT_FOUND", message),
         }
     }
 }

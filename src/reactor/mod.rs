@@ -11,6 +11,7 @@
 //! `control` (topics are made and removed; on reactor 0), `listen` (sockets), `thread` (pinning).
 
 pub mod control;
+pub mod inbound;
 pub mod listen;
 pub mod mailbox;
 pub mod node;
@@ -26,7 +27,9 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::{StreamExt, future::Either, stream};
+use prost::Message;
 use tokio::sync::oneshot;
 
 use crate::{
@@ -34,8 +37,8 @@ use crate::{
     ids::{NodeId, Offset, ReactorNumber, ShardUid, Term},
     limits,
     log::TailBudget,
-    peer::Peers,
-    proto::ringlog::state::v1::{LeaderMoved, PeerRefusal, control_reply},
+    peer::{Peers, frame::FrameStream, frame::Received},
+    proto::ringlog::state::v1::{ControlReply, ControlRequest, LeaderMoved, PeerRefusal, control_reply, control_request},
     reactor::{
         control::ControlQueue,
         mailbox::{Mailbox, Reply, Request},
@@ -54,6 +57,9 @@ const REOPEN_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Longest wait for another replica to take over.
 const MOVE_LEADER_MAX: Duration = Duration::from_secs(3);
+
+/// google.rpc.Code of a request that is wrong.
+const CODE_INVALID_ARGUMENT: i32 = 3;
 
 /// google.rpc.Code of a refusal that time cures.
 const CODE_UNAVAILABLE: i32 = 14;
@@ -110,14 +116,18 @@ pub struct Reactor<E: Env> {
     peers: OnceCell<Peers<E>>,
     shards: RefCell<HashMap<ShardUid, Slot<E>>>,
     control: OnceCell<ControlQueue>,
+    catalog: OnceCell<CatalogStreams<E>>,
 }
+
+/// Takes peers' streams for the catalog's group.
+pub type CatalogStreams<E> = Box<dyn Fn(NodeId, Received, FrameStream<E>)>;
 
 impl<E: Env> Reactor<E> {
     /// A reactor without shards.
     pub fn new(number: ReactorNumber, node: Arc<Node>, disk: E::Disk) -> Rc<Reactor<E>> {
         let tail = TailBudget::new(node.config.tail_bytes);
-        let (peers, shards, control) = (OnceCell::new(), RefCell::default(), OnceCell::new());
-        Rc::new(Reactor { number, node, disk, tail, peers, shards, control })
+        let (peers, shards, control, catalog) = (OnceCell::new(), RefCell::default(), OnceCell::new(), OnceCell::new());
+        Rc::new(Reactor { number, node, disk, tail, peers, shards, control, catalog })
     }
 
     /// Its number.
@@ -415,6 +425,63 @@ impl<E: Env> Reactor<E> {
         let error = ShardError::Failed { cause: cause.clone(), maybe_written: false };
         self.shards.borrow_mut().insert(uid, Slot::NotOpen { error, cause });
         self.count_shards();
+    }
+
+    /// From now on peers' streams for the catalog's group go there: this reactor holds it.
+    pub fn set_catalog(&self, serve: CatalogStreams<E>) {
+        assert!(self.catalog.set(serve).is_ok(), "there is one catalog");
+    }
+
+    /// Hands a peer's stream to the catalog's group.
+    pub fn serve_catalog(&self, from: NodeId, first: Received, stream: FrameStream<E>) {
+        match self.catalog.get() {
+            Some(serve) => serve(from, first, stream),
+            None => inbound::refuse(stream, "NOT_OPEN", "the catalog is not open (yet) here".to_owned()),
+        }
+    }
+
+    /// Answers a control request of another node (`from`), or of somebody who wants to become one (`None`).
+    pub async fn control_request(
+        &self,
+        from: Option<NodeId>,
+        request: control_request::Request,
+    ) -> control_reply::Reply {
+        if let (control_request::Request::MoveLeader(asked), Some(_)) = (&request, from) {
+            let to = (asked.to_node_id != 0).then_some(NodeId(asked.to_node_id));
+            return self.move_leader(ShardUid(asked.shard_uid), to).await;
+        }
+        let (reply, answer) = oneshot::channel();
+        let starting = || {
+            control_reply::Reply::Refused(PeerRefusal {
+                code: CODE_UNAVAILABLE,
+                reason: control::NOT_LEADER.to_owned(),
+                message: "the node is starting, or shutting down".to_owned(),
+                definite: true,
+                leader_node_id: 0,
+                retry_after_ms: limits::RETRY_AFTER.as_millis() as u64,
+            })
+        };
+        match self.control.get() {
+            Some(control) => control.peer(from, request, reply),
+            None => return starting(),
+        }
+        answer.await.unwrap_or_else(|_| starting())
+    }
+
+    /// Answers the bytes of a join request: always a `ControlReply`.
+    pub async fn answer_join(&self, request: &Bytes) -> Bytes {
+        let decoded = ControlRequest::decode(request.clone()).ok().and_then(|request| request.request);
+        let reply = match decoded {
+            Some(request @ control_request::Request::Join(_)) => self.control_request(None, request).await,
+            _ => control_reply::Reply::Refused(PeerRefusal {
+                code: CODE_INVALID_ARGUMENT,
+                reason: "NOT_A_JOIN".to_owned(),
+                message: "this is not a request to join: both nodes should run the same version of ringlog".to_owned(),
+                definite: true,
+                ..PeerRefusal::default()
+            }),
+        };
+        ControlReply { reply: Some(reply) }.encode_to_vec().into()
     }
 
     /// The shard, if it serves here.

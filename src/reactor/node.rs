@@ -2,7 +2,7 @@
 //! shards do not serve. All of it is messages and small flags; no log is touched through it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     net::SocketAddr,
     sync::{
@@ -90,6 +90,7 @@ pub struct Node {
     pub advertised: Advertised,
     identity: OnceLock<Identity>,
     phase: watch::Sender<Phase>,
+    leaving: Mutex<BTreeSet<NodeId>>,
     faults: Mutex<BTreeMap<ShardUid, String>>,
     fault_count: AtomicUsize,
 }
@@ -108,6 +109,7 @@ impl Node {
             advertised,
             identity: OnceLock::new(),
             phase: watch::Sender::new(Phase::Starting),
+            leaving: Mutex::default(),
             faults: Mutex::default(),
             fault_count: AtomicUsize::new(0),
         }
@@ -149,6 +151,16 @@ impl Node {
             http_address: http,
             incarnation: identity.incarnation,
         }
+    }
+
+    /// Notes which nodes are about to leave, as they say themselves.
+    pub fn note_leaving(&self, nodes: BTreeSet<NodeId>) {
+        *self.leaving.lock().unwrap_or_else(PoisonError::into_inner) = nodes;
+    }
+
+    /// Whether a node says that it is about to leave: it is not to be given anything to lead.
+    pub fn is_leaving(&self, node: NodeId) -> bool {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).contains(&node)
     }
 
     /// What the node does now.

@@ -25,7 +25,6 @@ use crate::{
     reactor::{
         Reactor,
         control::{Control, duties},
-        gossip,
         inbound::Inbound,
         listen,
         node::{Node, Phase},
@@ -155,19 +154,17 @@ async fn start_node(reactor: &Rc<Reactor<RealEnv>>, membership: &Membership) -> 
     let node = reactor.node();
     let members = membership.members.iter().chain([&node.own_entry()]).map(to_peer_node).collect::<Vec<_>>();
     node.book.publish(members);
-    reactor.peers().watch_life();
-    gossip::start(reactor);
+    reactor.peers().watch_liveness();
     boot(Rc::clone(reactor), membership::trust(&node.config, membership)?).await
 }
 
 /// Answers nodes that want to join, for ever.
 async fn let_in(reactor: Rc<Reactor<RealEnv>>, net: QuicNet) {
-    while let Some(mut asked) = net.accept_join().await {
+    while let Some(asked) = net.accept_join().await {
         let reactor = Rc::clone(&reactor);
         env::spawn::<RealEnv>(async move {
-            let Ok(request) = asked.request().await else { return };
-            let reply = reactor.answer_join(&request).await;
-            if let Err(error) = asked.answer(reply).await {
+            let reply = reactor.answer_join(asked.request()).await;
+            if let Err(error) = asked.reply(reply).await {
                 tracing::debug!(%error, "a node that wanted to join has gone");
             }
         });

@@ -26,7 +26,7 @@ use crate::{
     env::{
         Env,
         net::{Endpoint, Net, NetError},
-        quic::{QuicNet, QuicOptions, join_call},
+        quic::{JoinError, QuicNet, QuicOptions, join_call},
         real::RealEnv,
         runtime,
     },
@@ -50,6 +50,9 @@ use crate::{
 
 /// How long a node tries to join before it gives up.
 const JOIN_MAX: Duration = Duration::from_secs(120);
+
+/// How long one node has to answer: it may have to wait for a leader of the catalog.
+const ASK_MAX: Duration = Duration::from_secs(15);
 
 /// Pause between two rounds over the addresses given.
 const JOIN_INTERVAL: Duration = Duration::from_secs(1);
@@ -163,7 +166,7 @@ fn begin_cluster(config: &Config, keys: &Keys) -> Result<Membership, String> {
     let identity = Identity {
         cluster_id: credentials.cluster().to_owned(),
         node: FOUNDER,
-        incarnation: RealEnv::random_u64(),
+        incarnation: RealEnv::random_u64().max(1),
     };
     identity::save(&config.data, &identity)?;
     Ok(Membership { identity, credentials, members: Vec::new() })
@@ -232,7 +235,7 @@ fn begin_joining(config: &Config, keys: &Keys) -> Result<(u64, String), String> 
             format!("{} is damaged: remove it, and the node joins as another one", path.display())
         });
     }
-    let incarnation = RealEnv::random_u64();
+    let incarnation = RealEnv::random_u64().max(1);
     let csr = if keys.given {
         String::new()
     } else {
@@ -252,13 +255,14 @@ fn ask_to_join(config: &Config, token: &JoinToken, request: &JoinRequest) -> Res
     loop {
         let mut last = String::new();
         for (host, port) in &addresses {
-            let asked = runtime::block_on(join_call(host, *port, token.authority(), request.clone().into()));
+            let asked = runtime::block_on(join_call(host, *port, token, request.clone().into(), ASK_MAX));
             match asked {
-                Ok(bytes) => match answer_of(&bytes)? {
-                    Answered::Let(reply) => return Ok(*reply),
+                Ok(answer) => match answer_of(&answer.reply)? {
+                    Answered::Let(reply) => return Ok(JoinReply { ca_certificate: answer.authority, ..*reply }),
                     Answered::Later(message) => last = format!("{host}:{port}: {message}"),
                 },
-                Err(error) => last = error.to_string(),
+                Err(JoinError::Unreachable(cause)) => last = cause,
+                Err(JoinError::Refused(cause)) => return Err(cause),
             }
         }
         if waited >= JOIN_MAX {

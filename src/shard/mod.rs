@@ -43,7 +43,7 @@ use crate::{
     format::records::Records,
     ids::{NodeId, Offset, ShardUid, Term},
     log::{LogError, Recovered, TailBudget},
-    peer::Peers,
+    peer::{Peers, frame::FrameStream, frame::Received},
     raft::{Group, GroupError, GroupOptions, Members},
 };
 
@@ -409,6 +409,11 @@ impl<E: Env> Shard<E> {
         let progress = self.inner.group.progress().into_iter().find(|progress| progress.node == node)?;
         let end = self.inner.group.log().last().map_or(0, |last| last.index.0 + 1);
         Some(end - progress.matched.map_or(0, |matched| matched.index.0 + 1).min(end))
+    }
+
+    /// Answers a peer's stream that is for this shard's group.
+    pub fn serve(&self, from: NodeId, first: Received, stream: FrameStream<E>) {
+        self.inner.group.serve(from, first, stream);
     }
 
     /// See `raft::Group::change_members`.

@@ -134,8 +134,8 @@ impl<E: Env> Control<E> {
             (self.inner.trust.new_token)().map_err(ControlError::Precondition)?;
         let expires_us = E::wall_us().saturating_add(i64::try_from(valid.as_micros()).unwrap_or(i64::MAX));
         let uses_left = if uses == 0 { USES_UNLIMITED } else { uses };
-        let token = Some(JoinToken { secret_hash, expires_us, uses_left });
-        self.propose(Command::AddJoinToken(AddJoinToken { token })).await?;
+        let token = Some(JoinToken { secret_hash: secret_hash.into(), expires_us, uses_left });
+        self.propose(Command::AddJoinToken(AddJoinToken { token, now_us: E::wall_us() })).await?;
         Ok(AdminAnswer::Token { token: shown, expires_us })
     }
 

@@ -64,7 +64,7 @@ impl<E: Env> Control<E> {
         }
         let node = ClusterNode { node_id: proven.map_or(0, |proven| proven.0), ..node };
         let token_secret_hash = if proven.is_some() { Vec::new() } else { (self.inner.trust.hash)(&token_secret) };
-        let add = AddNode { node: Some(node), token_secret_hash, now_us: E::wall_us() };
+        let add = AddNode { node: Some(node), token_secret_hash: token_secret_hash.into(), now_us: E::wall_us() };
         let proposed = self.propose(Command::AddNode(add)).await?;
         let id = proposed.node.ok_or_else(|| ControlError::Precondition("the catalog gave no node id".to_owned()))?;
         let signed = match &self.inner.trust.sign {

@@ -35,7 +35,7 @@ use crate::{
     ids::{NodeId, ReactorNumber, ShardUid},
     limits,
     log::{LogError, Recovered},
-    proto::ringlog::state::v1::catalog_command::Command,
+    proto::ringlog::state::v1::{catalog_command::Command, control_reply, control_request},
     raft::{Group, GroupError, GroupOptions},
     reactor::{
         Reactor, ReactorError,
@@ -60,10 +60,6 @@ pub enum ControlError {
     /// The same, from another node.
     #[error("{message}")]
     RefusedThere {
-        /// As `frontend::status` names it.
-        code: i32,
-        /// Constant name of the cause.
-        reason: String,
         /// For people.
         message: String,
         /// Nothing was changed.
@@ -105,6 +101,7 @@ enum Job {
     Delete { name: String, reply: oneshot::Sender<Result<(), ControlError>> },
     Propose { command: Command, reply: oneshot::Sender<Result<Proposed, ControlError>> },
     Admin(AdminJob),
+    Peer { from: Option<NodeId>, request: control_request::Request, reply: oneshot::Sender<control_reply::Reply> },
     Catch { reply: oneshot::Sender<Result<(), ControlError>> },
 }
 
@@ -116,6 +113,7 @@ impl Job {
             Job::Propose { reply, .. } => drop(reply.send(Err(error))),
             Job::Catch { reply } => drop(reply.send(Err(error))),
             Job::Admin(job) => job.refuse(error),
+            Job::Peer { reply, .. } => drop(reply.send(propose::refusal(&error))),
         }
     }
 }
@@ -143,6 +141,16 @@ impl ControlQueue {
     /// Queues what a person asks for.
     pub fn admin(&self, job: AdminJob) {
         self.put(Job::Admin(job));
+    }
+
+    /// Queues what another node asks (`from`), or somebody who wants to become one (`None`).
+    pub fn peer(
+        &self,
+        from: Option<NodeId>,
+        request: control_request::Request,
+        reply: oneshot::Sender<control_reply::Reply>,
+    ) {
+        self.put(Job::Peer { from, request, reply });
     }
 
     /// Has this node see everything that the catalog had committed when it was asked.
@@ -213,6 +221,8 @@ impl<E: Env> Control<E> {
         };
         let (disk, tail) = (reactor.disk().clone(), reactor.tail().clone());
         let (catalog, recovered) = Group::open(disk, tail, reactor.peers().clone(), options, Catalog::new()).await?;
+        let served = catalog.clone();
+        reactor.set_catalog(Box::new(move |from, first, stream| served.serve(from, first, stream)));
         let inner = Inner {
             reactor,
             catalog,
@@ -291,6 +301,7 @@ impl<E: Env> Control<E> {
                 Job::Propose { command, reply } => drop(reply.send(control.propose(command).await)),
                 Job::Catch { reply } => drop(reply.send(control.catch_up().await)),
                 Job::Admin(job) => control.admin(job).await,
+                Job::Peer { from, request, reply } => drop(reply.send(control.answer(from, request).await)),
             }
             control.inner.running.set(control.inner.running.get() - 1);
         });

@@ -86,6 +86,26 @@ impl<E: Env> Control<E> {
         }
     }
 
+    /// Answers what another node asks of the catalog.
+    pub(super) async fn answer(
+        &self,
+        from: Option<NodeId>,
+        request: control_request::Request,
+    ) -> control_reply::Reply {
+        let answered = match request {
+            control_request::Request::Propose(CatalogCommand { command: Some(command) }) if from.is_some() => {
+                let proposed = self.propose_if_leader(command).await;
+                proposed.map(|Proposed { index, node }| {
+                    let node_id = node.map_or(0, |node| node.0);
+                    control_reply::Reply::Proposed(state::Proposed { index: index.0, node_id })
+                })
+            }
+            control_request::Request::Join(request) => self.join(request, from).await.map(control_reply::Reply::Join),
+            other => Err(ControlError::Precondition(format!("this node does not answer {other:?} here"))),
+        };
+        answered.unwrap_or_else(|error| refusal(&error))
+    }
+
     async fn propose_here(&self, command: Command) -> Tried {
         if !self.inner.catalog.leads() {
             return Tried::Again("this node does not lead it".to_owned());
@@ -123,6 +143,7 @@ impl<E: Env> Control<E> {
     }
 
     async fn propose_at(&self, leader: NodeId, command: Command) -> Tried {
+        let checked = command.clone();
         let request = control_request::Request::Propose(CatalogCommand { command: Some(command) });
         let lost = |cause: String| Tried::Failed(ControlError::NoLeader { cause, maybe_written: true });
         match self.request(leader, request).await {
@@ -133,6 +154,13 @@ impl<E: Env> Control<E> {
             Ok(control_reply::Reply::Refused(refused)) => {
                 if refused.definite && refused.reason == NOT_LEADER {
                     return Tried::Again(refused.message);
+                }
+                if refused.reason == CATALOG_REFUSED
+                    && self.inner.catalog.linearize(COMMAND_MAX).await.is_ok()
+                    && let Err(error) = self.inner.catalog.with_machine(|catalog| catalog.check(&checked))
+                {
+                    // The same refusal, with what it says about.
+                    return Tried::Failed(error.into());
                 }
                 Tried::Failed(refused_there(refused))
             }
@@ -171,6 +199,9 @@ impl<E: Env> Control<E> {
     }
 }
 
+/// Reason of a refusal by the catalog itself.
+const CATALOG_REFUSED: &str = "CATALOG_REFUSED";
+
 /// Reason of a refusal that another try at the leader cures.
 pub const NOT_LEADER: &str = "NOT_LEADER";
 
@@ -205,6 +236,46 @@ pub fn reply_of(frame: &Received) -> Result<control_reply::Reply, String> {
 
 /// Another node's refusal as ours.
 pub fn refused_there(refused: state::PeerRefusal) -> ControlError {
-    let state::PeerRefusal { code, reason, message, definite, .. } = refused;
-    ControlError::RefusedThere { code, reason, message, definite }
+    let state::PeerRefusal { message, definite, .. } = refused;
+    ControlError::RefusedThere { message, definite }
 }
+
+/// Our refusal for another node.
+pub fn refusal(error: &ControlError) -> control_reply::Reply {
+    let message = error.to_string();
+    let (code, reason, definite, retry) = match error {
+        ControlError::Refused(_) => (CODE_FAILED_PRECONDITION, CATALOG_REFUSED.to_owned(), true, false),
+        ControlError::RefusedThere { definite, .. } => {
+            (CODE_FAILED_PRECONDITION, CATALOG_REFUSED.to_owned(), *definite, false)
+        }
+        ControlError::Busy => (CODE_RESOURCE_EXHAUSTED, "CATALOG_BUSY".to_owned(), true, true),
+        ControlError::NoLeader { maybe_written, .. } => {
+            (CODE_UNAVAILABLE, NOT_LEADER.to_owned(), !maybe_written, true)
+        }
+        ControlError::Catalog(error) => {
+            let maybe = match error {
+                GroupError::Stopped { maybe_written, .. } => *maybe_written,
+                GroupError::Deposed { .. } => true,
+                GroupError::NotLeader { .. } | GroupError::Full(_) => false,
+            };
+            (CODE_UNAVAILABLE, "CATALOG_FAILED".to_owned(), !maybe, false)
+        }
+        ControlError::Shards(_) => (CODE_UNAVAILABLE, "SHARD_NOT_OPEN".to_owned(), false, false),
+        ControlError::Precondition(_) => (CODE_FAILED_PRECONDITION, "PRECONDITION".to_owned(), true, false),
+        ControlError::NotFound(_) => (CODE_NOT_FOUND, "NOT_FOUND".to_owned(), true, false),
+    };
+    let retry_after_ms = if retry { crate::limits::RETRY_AFTER.as_millis() as u64 } else { 0 };
+    control_reply::Reply::Refused(state::PeerRefusal {
+        code,
+        reason,
+        message,
+        definite,
+        leader_node_id: 0,
+        retry_after_ms,
+    })
+}
+
+const CODE_NOT_FOUND: i32 = 5;
+const CODE_RESOURCE_EXHAUSTED: i32 = 8;
+const CODE_FAILED_PRECONDITION: i32 = 9;
+const CODE_UNAVAILABLE: i32 = 14;
