@@ -41,11 +41,7 @@ use crate::{
         directory::{self, Mode},
         identity,
     },
-    tls::{
-        authority::{Authority, NODE_VALIDITY, Request},
-        credentials::{CredentialFiles, Credentials},
-        token::JoinToken,
-    },
+    tls::{Authority, CredentialFiles, Credentials, JoinToken, NODE_VALIDITY, Request},
 };
 
 /// How long a node tries to join before it gives up.
@@ -206,7 +202,7 @@ fn join_cluster(
         incarnation,
         ..ClusterNode::default()
     };
-    let request = JoinRequest { token_secret: token.secret().to_vec(), node: Some(node), csr };
+    let request = JoinRequest { token_secret: token.secret().to_vec().into(), node: Some(node), csr };
     let reply = ask_to_join(config, &token, &request)?;
     if reply.cluster_id != token.cluster() {
         return Err(format!("the node that answered is of cluster {:?}, the token of {:?}", reply.cluster_id, token.cluster()));
