@@ -67,6 +67,22 @@ impl Catalog {
     }
 }
 
+/// Places a new topic's shards, of these slots, on `count` nodes each; `None` if too few have room.
+pub(super) fn place_new(
+    mut load: Load,
+    slots: impl Iterator<Item = (ShardUid, u64)>,
+    count: usize,
+) -> Option<Vec<Vec<NodeId>>> {
+    let pieces = slots
+        .map(|(uid, slot)| load.place(slot, count).map(|nodes| Piece { uid, slot, before: nodes.clone(), nodes }))
+        .collect::<Option<Vec<_>>>()?;
+    // One by one they come out nearly even; nothing is written yet, so the rest costs nothing.
+    let mut balance = Balance { load, pieces, moves: 0 };
+    balance.even_leaders();
+    balance.even_reactors();
+    Some(balance.pieces.into_iter().map(|piece| piece.nodes).collect())
+}
+
 /// What brings about what a piece should be.
 fn command(piece: &Piece) -> Option<Command> {
     let (before, nodes): (BTreeSet<_>, BTreeSet<_>) = (piece.before.iter().collect(), piece.nodes.iter().collect());

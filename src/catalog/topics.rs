@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Catalog, CatalogAnswer, CatalogError, CreateTopic, DeleteTopic, placement::Load};
+use super::{Catalog, CatalogAnswer, CatalogError, CreateTopic, DeleteTopic, balance::place_new, placement::Load};
 use crate::{
     ids::{NodeId, ReactorNumber, ShardNumber, ShardUid, TopicId},
     limits::{
@@ -210,14 +210,12 @@ impl Catalog {
             return Err(CatalogError::NoCluster);
         }
         let count = active.min(replication_factor(create) as usize);
-        let mut load = Load::of(self);
-        let full = || CatalogError::TooManyShards { wanted: create.shards, present: self.shards };
-        (0..create.shards)
-            .map(|number| {
-                let slot = slot_of(TopicId(self.topic_id_next), ShardNumber(number));
-                load.place(slot, count).map(Replicas::on).ok_or_else(full)
-            })
-            .collect()
+        let topic = TopicId(self.topic_id_next);
+        let slots = (0..create.shards)
+            .map(|number| (ShardUid(self.shard_uid_next + u64::from(number)), slot_of(topic, ShardNumber(number))));
+        let placed = place_new(Load::of(self), slots, count);
+        let full = CatalogError::TooManyShards { wanted: create.shards, present: self.shards };
+        Ok(placed.ok_or(full)?.into_iter().map(Replicas::on).collect())
     }
 
     pub(super) fn create_topic(&mut self, create: CreateTopic) -> Result<CatalogAnswer, CatalogError> {

@@ -115,7 +115,7 @@ fn keys() {
 }
 
 /// A new topic has its replicas on distinct nodes; nodes have as many replicas and leaders as the others, and so have
-/// their reactors, nearly.
+/// their reactors, within the one that a swap cannot mend.
 #[test]
 fn new_topics_are_even() {
     for nodes in 1..7 {
