@@ -5,6 +5,7 @@
 //! told why, and so is the log. A peer that falls silent is noticed within `QuicOptions::idle` plus one keep-alive.
 //!
 //! - `accept`: handshakes of connections that others make, off the way of those that are made already
+//! - `congestion`: Cubic, made fit for closing
 //! - `connection`: streams and datagrams
 //! - `error`: what went wrong, in words
 //! - `join`: the one request of a node that has no certificate yet
@@ -14,6 +15,7 @@
 //! Everything here must run inside a reactor's runtime (`runtime::block_on`, or a reactor).
 
 mod accept;
+mod congestion;
 mod connection;
 mod error;
 mod join;
@@ -29,7 +31,10 @@ use std::{
     time::Duration,
 };
 
-use self::accept::{Acceptor, Queue};
+use self::{
+    accept::{Acceptor, Queue},
+    congestion::Ending,
+};
 pub use self::{
     connection::{QuicConnection, QuicReceive, QuicSend},
     join::{JOIN_BYTES_MAX, JoinConnection, JoinError, JoinReply, join_call},
@@ -79,6 +84,7 @@ struct Inner {
     members: Membership,
     /// Replaced as a whole when the node gets a new certificate.
     identity: RefCell<Rc<Identity>>,
+    ending: Ending,
     accepted: Queue<QuicConnection>,
     joins: Queue<JoinConnection>,
 }
@@ -97,6 +103,7 @@ impl fmt::Debug for QuicNet {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        self.ending.begin();
         self.endpoint.close(CODE_STOPPING.into(), b"");
     }
 }
@@ -117,13 +124,14 @@ impl QuicNet {
     ) -> io::Result<QuicNet> {
         let local = socket.local_addr()?;
         let socket = socket::wrap(socket)?;
+        let ending = Ending::default();
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
             options.endpoint_config(&credentials, local.port()),
-            Some(options.server_config(&credentials)),
+            Some(options.server_config(&credentials, &ending)),
             socket,
             Arc::new(quinn::TokioRuntime),
         )?;
-        let client = options.client_config(credentials.client_config());
+        let client = options.client_config(credentials.client_config(), &ending);
         let (accepted, joins) = (Queue::default(), Queue::default());
         let net = QuicNet(Rc::new(Inner {
             endpoint: endpoint.clone(),
@@ -131,6 +139,7 @@ impl QuicNet {
             options,
             members: members.clone(),
             identity: RefCell::new(Rc::new(Identity { credentials: credentials.clone(), client })),
+            ending,
             accepted: accepted.clone(),
             joins: joins.clone(),
         }));
@@ -145,8 +154,9 @@ impl QuicNet {
 
     /// Shows and trusts these from now on; connections that exist stay. They must be of the same node and cluster.
     pub fn set_credentials(&self, credentials: Arc<Credentials>) {
-        self.0.endpoint.set_server_config(Some(self.0.options.server_config(&credentials)));
-        let client = self.0.options.client_config(credentials.client_config());
+        let (options, ending) = (&self.0.options, &self.0.ending);
+        self.0.endpoint.set_server_config(Some(options.server_config(&credentials, ending)));
+        let client = options.client_config(credentials.client_config(), ending);
         *self.0.identity.borrow_mut() = Rc::new(Identity { credentials, client });
     }
 
@@ -223,6 +233,7 @@ impl Net for QuicNet {
     }
 
     async fn close(&self) {
+        self.0.ending.begin();
         self.0.endpoint.close(CODE_STOPPING.into(), b"the node stops");
         self.0.accepted.close();
         self.0.joins.close();

@@ -13,7 +13,7 @@ use quinn::{Incoming, crypto::rustls::HandshakeData};
 use rustls::pki_types::CertificateDer;
 
 use super::{
-    CODE_BUSY, CODE_REFUSED, Membership, QuicConnection, QuicOptions, WELCOME, error,
+    CODE_BUSY, CODE_REFUSED, Membership, QuicConnection, QuicOptions, WELCOME, congestion, error,
     join::{self, JoinConnection},
     options,
 };
@@ -202,7 +202,7 @@ impl Acceptor {
             return Err(format!("node {peer} was gone before it was welcomed"));
         }
         if self.accepted.push(QuicConnection::new(quic.clone(), peer)).is_some() {
-            quic.close(CODE_BUSY.into(), b"");
+            congestion::close(&quic, CODE_BUSY, "");
             return Err(format!("node {peer} has to wait: too many connect at the same time"));
         }
         Ok(())
@@ -227,7 +227,7 @@ impl Acceptor {
         // Those who gave up waiting make room.
         self.joins.retain(|waiting| !waiting.is_gone());
         if self.joining.get() >= join::JOINS_MAX {
-            quic.close(CODE_BUSY.into(), b"other nodes are joining at the moment");
+            congestion::close(&quic, CODE_BUSY, "other nodes are joining at the moment");
             return Err("it wants to join while many others do".to_owned());
         }
         let place = Place::take(&self.joining);
@@ -248,7 +248,7 @@ impl Acceptor {
 
 /// Tells the dialler why, and gives that back for the log.
 fn refuse(quic: &quinn::Connection, cause: String) -> String {
-    quic.close(CODE_REFUSED.into(), cause.as_bytes());
+    congestion::close(quic, CODE_REFUSED, &cause);
     cause
 }
 

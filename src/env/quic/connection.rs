@@ -4,7 +4,7 @@ use std::{cell::Cell, rc::Rc};
 
 use bytes::Bytes;
 
-use super::{CODE_BROKEN_OFF, CODE_CLOSED, error, options::STREAMS_AT_FIRST, options::STREAMS_MAX};
+use super::{CODE_BROKEN_OFF, CODE_CLOSED, congestion, error, options::STREAMS_AT_FIRST, options::STREAMS_MAX};
 use crate::{
     env::net::{Connection, NetError, Priority, ReceiveStream, SendStream},
     ids::NodeId,
@@ -119,7 +119,7 @@ impl Connection for QuicConnection {
     }
 
     fn close(&self, why: &str) {
-        self.quic.close(CODE_CLOSED.into(), why.as_bytes());
+        congestion::close(&self.quic, CODE_CLOSED, why);
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) fn lost(node: NodeId, error: &ConnectionError) -> NetError {
     let cause = match error {
         ConnectionError::ApplicationClosed(close) => close_words(close),
         ConnectionError::TimedOut => "nothing was heard any more".to_owned(),
-        ConnectionError::Reset => "it was restarted".to_owned(),
+        ConnectionError::Reset => "it was restarted, or has forgotten the connection".to_owned(),
         ConnectionError::LocallyClosed => "closed by this node".to_owned(),
         ConnectionError::TransportError(_)
         | ConnectionError::ConnectionClosed(_)

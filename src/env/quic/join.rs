@@ -13,6 +13,7 @@ use rustls::pki_types::CertificateDer;
 use super::{
     ADDRESSES_MAX, QuicOptions,
     accept::Place,
+    congestion::Ending,
     error,
     options::{self, dialling_endpoint_config},
     socket,
@@ -170,7 +171,7 @@ async fn dial(address: SocketAddr, token: &JoinToken) -> Result<(quinn::Endpoint
     };
     let endpoint = endpoint().map_err(|cause| (false, format!("no socket: {cause}")))?;
     // The asked node may have to wait for the catalog's leader: keep-alives show that it is there.
-    let config = QuicOptions::default().client_config(join_client_config(token));
+    let config = QuicOptions::default().client_config(join_client_config(token), &Ending::default());
     let connecting = endpoint.connect_with(config, address, ANY_NODE);
     let connecting = connecting.map_err(|cause| (false, cause.to_string()))?;
     match connecting.await {

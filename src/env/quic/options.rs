@@ -9,6 +9,7 @@ use quinn::{
 };
 use ring::hmac;
 
+use super::congestion::{Ending, Gates};
 use crate::tls::Credentials;
 
 /// Times that decide when a peer is given up. The defaults are for one data centre.
@@ -75,12 +76,12 @@ const _: () = assert!(10 * (PACKET_BYTES_MAX as usize) < 65_507);
 const _: () = assert!(CONNECTION_WINDOW_BYTES < 1 << 62);
 
 impl QuicOptions {
-    fn transport(&self) -> TransportConfig {
+    fn transport(&self, ending: &Ending) -> TransportConfig {
         let mut transport = TransportConfig::default();
         let mut probing = MtuDiscoveryConfig::default();
         probing.upper_bound(PACKET_BYTES_MAX);
-        let mut congestion = CubicConfig::default();
-        congestion.initial_window(FIRST_WINDOW_BYTES);
+        let mut cubic = CubicConfig::default();
+        cubic.initial_window(FIRST_WINDOW_BYTES);
         transport
             .max_concurrent_bidi_streams(STREAMS_AT_FIRST.into())
             .max_concurrent_uni_streams(1u32.into())
@@ -92,16 +93,16 @@ impl QuicOptions {
             .mtu_discovery_config(Some(probing))
             .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
             .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES)
-            .congestion_controller_factory(Arc::new(congestion));
+            .congestion_controller_factory(Arc::new(Gates { cubic: Arc::new(cubic), endpoint: ending.clone() }));
         transport
     }
 
     /// For connections that others make.
-    pub(super) fn server_config(&self, credentials: &Credentials) -> quinn::ServerConfig {
+    pub(super) fn server_config(&self, credentials: &Credentials, ending: &Ending) -> quinn::ServerConfig {
         let crypto = QuicServerConfig::try_from(credentials.server_config()).expect("the provider has AES-128");
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         config
-            .transport_config(Arc::new(self.transport()))
+            .transport_config(Arc::new(self.transport(ending)))
             // Nodes do not wander.
             .migration(false)
             .max_incoming(super::accept::HANDSHAKES_MAX)
@@ -111,8 +112,8 @@ impl QuicOptions {
     }
 
     /// For connections that this node makes.
-    pub(super) fn client_config(&self, crypto: rustls::ClientConfig) -> quinn::ClientConfig {
-        let mut transport = self.transport();
+    pub(super) fn client_config(&self, crypto: rustls::ClientConfig, ending: &Ending) -> quinn::ClientConfig {
+        let mut transport = self.transport(ending);
         // One side is enough, and the other notices by what it hears.
         transport.keep_alive_interval(Some(self.keep_alive));
         let crypto = QuicClientConfig::try_from(crypto).expect("the provider has AES-128");

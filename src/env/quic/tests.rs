@@ -364,7 +364,7 @@ fn wrong_peers() {
         let words = "two processes say that they are node 2: was a data directory copied?";
         let copied = to(&two, 2);
         // It dials as another node would: by who it is, not by its own guard.
-        let config = PATIENT.client_config(credentials(&ours, 2).client_config());
+        let config = PATIENT.client_config(credentials(&ours, 2).client_config(), &Ending::default());
         let name = credentials(&ours, 1).name_of_peer(NodeId(2));
         let quic = copy.0.endpoint.connect_with(config, two.local_address(), &name).unwrap().await.unwrap();
         let (is_refusal, cause) = error::handshake(&quic.closed().await);
@@ -409,7 +409,7 @@ fn wrong_diallers() {
             (client(&early), "the certificate of node 9 is valid from "),
         ] {
             let nine = net(&ours, 9);
-            let client = PATIENT.client_config(config);
+            let client = PATIENT.client_config(config, &Ending::default());
             *nine.0.identity.borrow_mut() = Rc::new(Identity { credentials: credentials(&ours, 9), client });
             let cause = refused(&nine, to(&two, 2)).await;
             assert!(cause.starts_with(words), "{cause}");
@@ -552,7 +552,8 @@ fn restart_is_noticed() {
         mortal.join().unwrap();
         let socket = bind_reactors(address, 1).unwrap().remove(0);
         let _two = QuicNet::new(socket, own, everybody(), options).unwrap();
-        let restarted = NetError::Lost { node: NodeId(2), cause: "it was restarted".to_owned() };
+        let restarted =
+            NetError::Lost { node: NodeId(2), cause: "it was restarted, or has forgotten the connection".to_owned() };
         assert_eq!(dialled.closed().await, restarted);
     });
 }
