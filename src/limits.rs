@@ -156,6 +156,10 @@ pub const STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX: usize = 16 << 20;
 /// Checkpoints of one group that wait to be written; the oldest is given up above it (a replay gets longer).
 pub const CHECKPOINTS_PENDING_MAX: usize = 16;
 
+/// Bytes of entries on their way to one follower, sent and not answered. As much as the fastest link and a slow flush (1 GB/s,
+/// 8 ms) can have under way; more would only wait in the follower's memory.
+pub const APPEND_BYTES_IN_FLIGHT_MAX: usize = 8 << 20;
+
 /// Proposals and calls waiting for one group's Raft; above it a proposal is refused, and nothing was written.
 pub const RAFT_QUEUE_MAX: usize = 1_024;
 

@@ -42,6 +42,12 @@ impl<E: Env, M: Machine> Group<E, M> {
                     return;
                 }
                 group.keep_ticking();
+                if group.needs_first_leader() {
+                    group.hold_first_election().await;
+                    drop(group);
+                    env::sleep::<E>(ROUND).await;
+                    continue;
+                }
                 let lost = group.lost_leader();
                 if let Some(leader) = lost {
                     group.hold_election(leader).await;
@@ -63,8 +69,8 @@ impl<E: Env, M: Machine> Group<E, M> {
     }
 
     /// A single voter has nobody to hear a heartbeat, nobody to wait for: a timer would only cost.
-    fn keep_ticking(&self) {
-        let wanted = self.members().voters.iter().any(|voter| *voter != self.inner.node) || !self.members().learners.is_empty();
+    pub(super) fn keep_ticking(&self) {
+        let wanted = self.members().voters.iter().any(|voter| *voter != self.inner.place.node) || !self.members().learners.is_empty();
         if self.inner.state.ticking.replace(wanted) != wanted {
             self.inner.raft.runtime_config().tick(wanted);
         }
@@ -73,14 +79,36 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// The leader, if it is another node that is taken for dead and this one may vote. Between two leaders: the one of the last
     /// term, as the vote names it.
     fn lost_leader(&self) -> Option<NodeId> {
-        if !self.members().voters.contains(&self.inner.node) || self.inner.state.leading.get() {
+        if !self.members().voters.contains(&self.inner.place.node) || self.inner.state.leading.get() {
             return None;
         }
         let metrics = self.inner.raft.server_metrics();
         let named = NodeId(metrics.borrow_watched().vote.leader_id.voted_for);
         let leader = self.leader().0.unwrap_or(named);
-        let is_dead = leader != self.inner.node && !self.inner.peers.liveness().is_alive(leader);
+        let is_dead = leader != self.inner.place.node && !self.inner.peers.liveness().is_alive(leader);
         is_dead.then_some(leader)
+    }
+
+    /// A new group with several founders: its first leader is not waited for.
+    fn needs_first_leader(&self) -> bool {
+        let metrics = self.inner.raft.server_metrics();
+        let now = metrics.borrow_watched();
+        let is_new = now.vote.leader_id.term == 0 && now.current_leader.is_none();
+        let voters = now.membership_config.membership().voter_ids().collect::<Vec<_>>();
+        is_new && voters.len() > 1 && voters.contains(&self.inner.place.node.0)
+    }
+
+    /// One try; who is to lead tries first.
+    async fn hold_first_election(&self) {
+        if !self.inner.place.preferred {
+            let later = STAGGER_MAX_US + E::random_u64() % (4 * STAGGER_MAX_US);
+            env::sleep::<E>(Duration::from_micros(later)).await;
+        }
+        if self.needs_first_leader()
+            && let Err(error) = self.inner.raft.trigger().elect(true).await
+        {
+            tracing::debug!(%error, "no election");
+        }
     }
 
     /// One try.

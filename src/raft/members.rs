@@ -55,7 +55,7 @@ impl<E: Env, M: Machine> Group<E, M> {
 
     /// How far each follower is; empty unless this node leads.
     pub fn progress(&self) -> Vec<Progress> {
-        let me = self.inner.node.0;
+        let me = self.inner.place.node.0;
         let metrics = self.inner.raft.data_metrics();
         let now = metrics.borrow_watched();
         let followers = now.replication.iter().flatten().filter(|(node, _)| **node != me);
@@ -83,7 +83,7 @@ impl<E: Env, M: Machine> Group<E, M> {
             }
             let leader = self.leader().0;
             let read_index = match leader {
-                Some(leader) if leader == self.inner.node => self.read_index().await,
+                Some(leader) if leader == self.inner.place.node => self.read_index().await,
                 Some(leader) => self.ask_read_index(leader, left().min(ASK_MAX)).await,
                 None => None,
             };
@@ -105,8 +105,7 @@ impl<E: Env, M: Machine> Group<E, M> {
     pub(super) async fn read_index(&self) -> Option<LogId> {
         match self.inner.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
             Ok(linearizer) => {
-                let log_id = linearizer.read_log_id().log_id().map(|id| types::from_raft(&id));
-                Some(log_id.unwrap_or_default())
+                Some(types::from_raft(linearizer.read_log_id().log_id()))
             }
             Err(RaftError::APIError(
                 LinearizableReadError::ForwardToLeader(_) | LinearizableReadError::QuorumNotEnough(_),
@@ -119,9 +118,9 @@ impl<E: Env, M: Machine> Group<E, M> {
     }
 
     async fn ask_read_index(&self, leader: NodeId, within: Duration) -> Option<LogId> {
-        let request = Envelope { group: self.inner.group, message: Message::ReadIndex };
+        let request = Envelope { group: self.inner.place.group, message: Message::ReadIndex };
         let frame = Frame { kind: FrameKind::Raft, envelope: request.encode(), parts: Vec::new() };
-        let to = Destination { node: leader, slot: self.inner.slot };
+        let to = Destination { node: leader, slot: self.inner.place.slot };
         let answer = self.inner.peers.call(to, frame, Priority::Urgent, within).await.ok()?;
         match Envelope::decode(&answer.envelope).ok()?.message {
             Message::ReadIndexAnswer { log_id } => Some(log_id),
@@ -239,7 +238,7 @@ impl<E: Env, M: Machine> Group<E, M> {
                 ChangeMembershipError::InProgress(_)
                 | ChangeMembershipError::LearnerNotFound(_)
                 | ChangeMembershipError::EmptyMembership(_),
-            ))) => Err(GroupError::NotLeader { leader: Some(self.inner.node) }),
+            ))) => Err(GroupError::NotLeader { leader: Some(self.inner.place.node) }),
             Err(error) => Err(self.stopped(&error.to_string())),
         }
     }

@@ -218,6 +218,7 @@ impl<E: Env> Control<E> {
             segment_bytes_max: limits::SEGMENT_BYTES_MIN,
             slot: 0,
             founders: founder.then(|| [me].into()),
+            preferred: founder,
         };
         let (disk, tail) = (reactor.disk().clone(), reactor.tail().clone());
         let (catalog, recovered) = Group::open(disk, tail, reactor.peers().clone(), options, Catalog::new()).await?;

@@ -176,7 +176,8 @@ impl<E: Env> Control<E> {
                     node: self.inner.me,
                     segment_bytes_max: segment_bytes,
                     slot: place.slot,
-                    founders: Some(replicas.nodes.iter().copied().collect()),
+                    founders: replicas.founders(self.inner.me),
+                    preferred: replicas.goal().first() == Some(&self.inner.me),
                     retention_bytes_max: view.retention_bytes_max,
                     retention_age_ms_max: view.retention_age_ms_max,
                 };
