@@ -4,6 +4,7 @@
 //! exit code 1; wrong usage is exit code 2. A reader of stdout that goes away ends a command quietly.
 
 mod bench;
+mod ca;
 mod consume;
 mod input;
 mod output;
@@ -45,6 +46,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Generate load and measure it
     Bench(bench::BenchArgs),
+    /// Make the certificates of a cluster's nodes
+    Ca(ca::CaArgs),
     /// Look at the configuration
     Config(serve::ConfigArgs),
     /// Print a completion script for a shell
@@ -149,6 +152,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Topic(args) => block_on(topic::topic(args)),
         Command::Verify(args) => block_on(verify::verify(args)),
         Command::Bench(args) => block_on(bench::bench(args)),
+        Command::Ca(args) => ca::ca(args),
         Command::Config(args) => serve::config(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -184,6 +188,8 @@ mod tests {
             "ringlog serve --data d --grpc 127.0.0.1:0 --http 127.0.0.1:0 --reactors 2 --config f --insecure \
              --auto-create --segment-bytes 8MiB --retention-bytes 1GiB --retention-age-ms 7d --no-io-uring --no-direct-io",
             "ringlog serve --auto-create=false",
+            "ringlog serve --peer 127.0.0.1:0 --advertise h --join a:7500,b:7500 --join-token t --peer-ca c --peer-cert c \
+             --peer-key k --replication-factor 3",
             "ringlog produce --topic t",
             "ringlog produce --topic t --shard 1 --key-separator : --acks --batch 10 --linger 5ms file",
             "ringlog produce --delimited -o json",
@@ -195,6 +201,8 @@ mod tests {
             "ringlog topic delete t",
             "ringlog topic trim t --shard 0 --before 10",
             "ringlog verify d -o json",
+            "ringlog ca init --out d --cluster-id 00112233445566778899aabbccddeeff --force",
+            "ringlog ca issue --node 1 --ca d --out e --days 30 --force",
             "ringlog config check --config f",
             "ringlog completions bash",
             "ringlog bench produce --topic t --record-bytes 1024 --batch 100 --in-flight 16 --connections 1 --rate 5 \
@@ -215,6 +223,7 @@ mod tests {
             "ringlog produce --timeout 0",
             "ringlog produce --batch 0",
             "ringlog topic trim t --shard 0",
+            "ringlog ca issue",
             "ringlog bench produce --record-bytes lots",
         ] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
