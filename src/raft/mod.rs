@@ -309,14 +309,6 @@ impl<E: Env, M: Machine> Group<E, M> {
                 }
             }
         }
-    }
-
-    async fn begin(&self, node: NodeId, is_new: bool) -> Result<(), GroupError> {
-        let raft = &self.inner.raft;
-        if is_new {
-            let voters = BTreeMap::from([(node.0, Node::default())]);
-            raft.initialize(voters).await.map_err(|error| self.stopped(&error.to_string()))?;
-        }
         let only_voter = raft
             .with_raft_state(move |state| state.membership_state.effective().voter_ids().eq([node.0]))
             .await
