@@ -8,6 +8,7 @@ use std::future::poll_fn;
 use std::io::Write;
 use std::net::SocketAddr;
 
+use base64::Engine;
 use bytes::Bytes;
 use h2::Reason;
 use h2::client::SendRequest;
@@ -34,6 +35,7 @@ fn with_node<F: Future<Output = ()>>(test: impl FnOnce(SocketAddr) -> F) {
         data: data.path().to_owned(),
         grpc: ([127, 0, 0, 1], 0).into(),
         http: ([127, 0, 0, 1], 0).into(),
+        peer: ([127, 0, 0, 1], 0).into(),
         reactors: 1,
         pin: false,
         ..Default::default()
@@ -168,6 +170,35 @@ fn headers_data_trailers() {
         assert_eq!(answer.code(), "12");
         assert!(answer.headers["grpc-message"].to_str().unwrap().contains("/ringlog.v1.Log/None"));
         assert!(answer.headers.contains_key("grpc-status-details-bin"));
+    });
+}
+
+/// Whether the error says that nothing behind the failed request is written.
+fn behind_definite(answer: &Answer) -> bool {
+    let details = answer.trailers.get("grpc-status-details-bin").or(answer.headers.get("grpc-status-details-bin"));
+    let details = base64::engine::general_purpose::STANDARD_NO_PAD.decode(details.unwrap()).unwrap();
+    let status = ringlog::proto::google::rpc::Status::decode(&details[..]).unwrap();
+    let info = ringlog::proto::google::rpc::ErrorInfo::decode(&status.details[0].value[..]).unwrap();
+    assert_eq!(info.metadata["definite"], "true");
+    info.metadata.get("behind_definite").is_some_and(|value| value == "true")
+}
+
+/// A stream that ends with a failed request says whether those behind it may have been written.
+#[test]
+fn what_is_behind_a_failed_request() {
+    with_node(async |address| {
+        let requests = &mut connect(address).await;
+        let at = |expected_offset| message(&v1::ProduceRequest { expected_offset, ..records(&[b"x"]) });
+        let refused = call(requests, post(PRODUCE_STREAM), [at(None), at(Some(99)), at(Some(98))], true).await;
+        assert_eq!((refused.code(), refused.messages::<v1::ProduceStreamResponse>().len()), ("9", 1), "{refused:?}");
+        assert!(behind_definite(&refused), "all behind it were refused, too");
+        let refused = call(requests, post(PRODUCE_STREAM), [at(Some(99)), at(None), at(Some(98))], true).await;
+        assert_eq!((refused.code(), refused.messages::<v1::ProduceStreamResponse>().len()), ("9", 0), "{refused:?}");
+        assert!(!behind_definite(&refused), "one behind it is written");
+        let refused = call(requests, post(PRODUCE_STREAM), [at(None), framed(1, b"x"), at(None)], true).await;
+        assert_eq!(refused.messages::<v1::ProduceStreamResponse>().len(), 1, "{refused:?}");
+        assert!(behind_definite(&refused), "nothing behind a message that cannot be read is looked at");
+        check(requests).await;
     });
 }
 

@@ -184,6 +184,8 @@ mod tests {
             "ringlog serve --data d --grpc 127.0.0.1:0 --http 127.0.0.1:0 --reactors 2 --config f --insecure \
              --auto-create --segment-bytes 8MiB --retention-bytes 1GiB --retention-age-ms 7d --no-io-uring --no-direct-io",
             "ringlog serve --auto-create=false",
+            "ringlog serve --peer 127.0.0.1:0 --advertise h --join a:7500,b:7500 --join-token t --peer-ca c --peer-cert c \
+             --peer-key k --replication-factor 3",
             "ringlog produce --topic t",
             "ringlog produce --topic t --shard 1 --key-separator : --acks --batch 10 --linger 5ms file",
             "ringlog produce --delimited -o json",

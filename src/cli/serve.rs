@@ -25,6 +25,32 @@ pub(super) struct ServeArgs {
     /// HTTP listener [default: 127.0.0.1:7401]
     #[arg(long, value_name = "ADDR")]
     http: Option<String>,
+    /// Listener for other nodes, UDP: this port and the following ones, one per reactor; port 0: any free
+    /// ones [default: 127.0.0.1:7500]
+    #[arg(long, value_name = "ADDR")]
+    peer: Option<String>,
+    /// Host name or IP address that other nodes and clients are told [default: what the listeners are bound to]
+    #[arg(long, value_name = "HOST")]
+    advertise: Option<String>,
+    /// Join the cluster of one of these nodes (their --peer addresses, with commas between them); a data
+    /// directory that has joined already does not need it
+    #[arg(long, value_name = "ADDR,...")]
+    join: Option<String>,
+    /// What lets it join; `ringlog cluster token` on a member makes one
+    #[arg(long, value_name = "TOKEN")]
+    join_token: Option<String>,
+    /// CA certificate of the cluster, PEM [default: <data>/tls/ca.crt]
+    #[arg(long, value_name = "FILE")]
+    peer_ca: Option<String>,
+    /// This node's certificate for other nodes, PEM [default: <data>/tls/node.crt]
+    #[arg(long, value_name = "FILE")]
+    peer_cert: Option<String>,
+    /// Its key, PEM [default: <data>/tls/node.key]
+    #[arg(long, value_name = "FILE")]
+    peer_key: Option<String>,
+    /// Replicas of a new topic's shards, fewer while the cluster is smaller [default: 3]
+    #[arg(long, value_name = "N")]
+    replication_factor: Option<String>,
     /// Reactors, each a pinned thread [default: one per core]
     #[arg(long, value_name = "N")]
     reactors: Option<String>,
@@ -102,6 +128,14 @@ impl ServeArgs {
             ("data", self.data.clone()),
             ("grpc", self.grpc.clone()),
             ("http", self.http.clone()),
+            ("peer", self.peer.clone()),
+            ("advertise", self.advertise.clone()),
+            ("join", self.join.clone()),
+            ("join_token", self.join_token.clone()),
+            ("peer_ca", self.peer_ca.clone()),
+            ("peer_cert", self.peer_cert.clone()),
+            ("peer_key", self.peer_key.clone()),
+            ("replication_factor", self.replication_factor.clone()),
             ("reactors", self.reactors.clone()),
             ("pin", switch(self.no_pin, "false")),
             ("insecure", switch(self.insecure, "true")),
@@ -153,7 +187,9 @@ mod tests {
     /// Every flag reaches its key, switches and units included.
     #[test]
     fn flags_reach_the_configuration() {
-        let line = "serve --data d --grpc localhost:1 --http 127.0.0.1:2 --reactors 3 --no-pin --insecure --auto-create \
+        let line = "serve --data d --grpc localhost:1 --http 127.0.0.1:2 --peer 127.0.0.1:3 --advertise host \
+                    --join a:1,b:2 --join-token secret --peer-ca ca --peer-cert cert --peer-key key \
+                    --replication-factor 5 --reactors 3 --no-pin --insecure --auto-create \
                     --segment-bytes 8MiB --retention-bytes 1GiB --retention-age-ms 1s --message-bytes-max 2MiB \
                     --record-bytes-max 64KiB --tail-bytes 1MiB --no-io-uring --no-direct-io --durable-form linked \
                     --shutdown-grace-ms 1s --log-format json --log-filter debug";
@@ -163,6 +199,14 @@ mod tests {
             data: "d".into(),
             grpc: ([127, 0, 0, 1], 1).into(),
             http: ([127, 0, 0, 1], 2).into(),
+            peer: ([127, 0, 0, 1], 3).into(),
+            advertise: "host".into(),
+            join: vec!["a:1".into(), "b:2".into()],
+            join_token: "secret".into(),
+            peer_ca: "ca".into(),
+            peer_cert: "cert".into(),
+            peer_key: "key".into(),
+            replication_factor: 5,
             reactors: 3,
             pin: false,
             insecure: true,

@@ -14,24 +14,13 @@ use tokio::{
 };
 
 use super::{chunks::Chunks, error::ClientError};
+use crate::format::grpc::{CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, STREAM_SEND_BYTES_MAX, STREAM_WINDOW_BYTES};
 
 /// Port of a server whose address names none.
 const PORT_DEFAULT: u16 = 7400;
 
-/// Bytes that a stream may receive before we take them.
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-
-/// The same for all streams of a connection together.
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-
-/// Largest frame that we accept.
-const FRAME_BYTES: u32 = 64 << 10;
-
 /// Bytes of one read from the socket; h2 alone reads 8 KiB.
 const READ_BYTES: usize = 64 << 10;
-
-/// Bytes of one stream given to h2 and not yet on the socket.
-const SEND_BUFFER_BYTES: usize = 1 << 20;
 
 /// h2 ends a connection on which too many small DATA frames are unread (its default allows some 200):
 /// acknowledgements are small, and a busy sender may leave a whole window of them unread.
@@ -54,8 +43,8 @@ pub(super) async fn connect(address: &str, patience: Duration) -> Result<SendReq
     let handshake = h2::client::Builder::new()
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_frame_size(FRAME_BYTES)
-        .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .max_send_buffer_size(STREAM_SEND_BYTES_MAX)
         .data_frame_budget(SMALL_FRAMES_BUDGET)
         .enable_push(false)
         .handshake(Socket::new(socket));

@@ -66,6 +66,9 @@ pub struct Status {
     pub retry_after: Option<Duration>,
     /// Address of the leader, if it is another node.
     pub leader: Option<String>,
+    /// In a stream of produces: it is certain, too, that nothing of the requests behind the failed one was or will
+    /// be written.
+    pub behind_definite: bool,
 }
 
 fn comma(reason: &str) -> String {
@@ -128,6 +131,7 @@ impl Status {
             definite: false,
             retry_after: None,
             leader: None,
+            behind_definite: false,
         };
         if let Some(details) = trailers.get("grpc-status-details-bin") {
             status.read_details(details.as_bytes());
@@ -147,7 +151,8 @@ impl Status {
             match detail.type_url.rsplit('/').next() {
                 Some("google.rpc.ErrorInfo") => {
                     let Ok(info) = rpc::ErrorInfo::decode(detail.value.as_ref()) else { continue };
-                    self.definite = info.metadata.get("definite").is_some_and(|value| value == "true");
+                    let says = |name| info.metadata.get(name).is_some_and(|value| value == "true");
+                    (self.definite, self.behind_definite) = (says("definite"), says("behind_definite"));
                     self.leader = info.metadata.get("leader").cloned();
                     self.reason = info.reason;
                 }

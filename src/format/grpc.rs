@@ -7,8 +7,8 @@
 //!   5          the message
 //! ```
 //! Promises: a length is checked before anything is kept for it, memory grows only with bytes that
-//! have really arrived, and inflating stops at the limit. Does no input or output and knows
-//! nothing of HTTP; client and server share it.
+//! have really arrived, and inflating stops at the limit. Does no input or output; client and server
+//! share it, and the settings of the HTTP/2 connections that carry the messages.
 
 use std::io::Read;
 
@@ -21,6 +21,19 @@ pub const PREFIX_BYTES: usize = 5;
 
 /// Buffer for a message that comes in pieces: at most this many times what has arrived.
 const GROWTH: usize = 4;
+
+/// Bytes that an HTTP/2 stream may receive before its reader takes them, on either side (MEASURED: less costs
+/// round trips on uploads).
+pub const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+
+/// The same for all streams of a connection together.
+pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// Largest DATA frame that either side accepts.
+pub const FRAME_BYTES_MAX: u32 = 64 << 10;
+
+/// What one stream may have waiting in h2, not yet on the socket; its sender waits above it.
+pub const STREAM_SEND_BYTES_MAX: usize = 1 << 20;
 
 /// Value of `grpc-accept-encoding`.
 pub const ENCODINGS: &str = "identity,gzip";

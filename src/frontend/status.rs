@@ -81,12 +81,16 @@ pub struct CallError {
     pub retry_after: Option<Duration>,
     /// Address of the leader, if it is another node (`metadata["leader"]`).
     pub leader: Option<String>,
+    /// In a stream of produces: it is certain, too, that nothing of the requests behind this one was or will be
+    /// written (`metadata["behind_definite"]`), so that all of them can be sent again in their order.
+    pub behind_definite: bool,
 }
 
 impl CallError {
     /// A definite error without a retry hint.
     pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> CallError {
-        CallError { code, reason, message: message.into(), definite: true, retry_after: None, leader: None }
+        let message = message.into();
+        CallError { code, reason, message, definite: true, retry_after: None, leader: None, behind_definite: false }
     }
 
     /// A definite error that a moment's patience may cure.

@@ -20,6 +20,7 @@ fn config(data: &Path) -> Config {
         data: data.to_owned(),
         grpc: anywhere,
         http: anywhere,
+        peer: anywhere,
         reactors: 2,
         pin: false,
         segment_bytes: 1 << 20,

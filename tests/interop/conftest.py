@@ -60,7 +60,8 @@ class Node:
             self.address = f"127.0.0.1:{free_port()}"
             http = f"127.0.0.1:{free_port()}"
             command = [os.environ["INTEROP_BIN"], "serve", "--data", str(self.directory / "data")]
-            command += ["--grpc", self.address, "--http", http, "--reactors", "2", "--no-pin"]
+            command += ["--grpc", self.address, "--http", http, "--peer", "127.0.0.1:0"]
+            command += ["--reactors", "2", "--no-pin"]
             # Settings of whoever runs the tests are not ours.
             environment = {name: value for name, value in os.environ.items() if not name.startswith("RINGLOG_")}
             with open(self.log, "ab") as log:

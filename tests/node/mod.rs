@@ -36,7 +36,8 @@ impl Node {
         let (grpc, http) = (free_address(), free_address());
         let log = dir.join("server.log");
         let child = Command::new(RINGLOG)
-            .args(["serve", "--log-format", "text", "--no-pin", "--grpc", &grpc, "--http", &http, "--data"])
+            .args(["serve", "--log-format", "text", "--no-pin", "--peer", "127.0.0.1:0"])
+            .args(["--grpc", &grpc, "--http", &http, "--data"])
             .arg(dir.join("data"))
             .args(flags)
             .stdin(Stdio::null())

@@ -21,6 +21,10 @@ use http::Request;
 
 use crate::env;
 use crate::env::Env;
+use crate::format::grpc::CONNECTION_WINDOW_BYTES;
+use crate::format::grpc::FRAME_BYTES_MAX;
+use crate::format::grpc::STREAM_SEND_BYTES_MAX;
+use crate::format::grpc::STREAM_WINDOW_BYTES;
 use crate::frontend::Frontend;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::call;
@@ -34,18 +38,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection that was silent for that long gets a PING; still silent after as long again, it is dead.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
-/// Receive windows (MEASURED: less costs round trips on uploads).
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-
-/// Largest DATA frame that we accept.
-const FRAME_BYTES_MAX: u32 = 64 << 10;
-
 /// Largest request header list.
 const HEADER_BYTES_MAX: u32 = 16 << 10;
-
-/// What one stream may have waiting in h2; its sender waits above it.
-const STREAM_SEND_BYTES_MAX: usize = 1 << 20;
 
 /// h2 charges every DATA frame below 256 bytes that waits to be read with what it lacks of 256, and
 /// closes the connection above this budget; a burst of pipelined small messages is legal.

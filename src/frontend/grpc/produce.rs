@@ -79,6 +79,9 @@ struct Pipeline<F> {
     ended: bool,
     /// What the stream ends with, after the acknowledgements of what is in flight.
     failure: Option<CallError>,
+    /// It is a request in flight that failed. Those behind it are not acknowledged any more, but waited for as long as
+    /// all of them fail definitely: then the client may send them again in their order.
+    broken: bool,
 }
 
 impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
@@ -90,12 +93,29 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
             sending: Body::default(),
             ended: false,
             failure: None,
+            broken: false,
         }
     }
 
+    /// Reads no more. What was not read is not written.
     fn end(&mut self, failure: Option<CallError>) {
         self.ended = true;
-        self.failure = failure;
+        self.failure = failure.map(|error| CallError { behind_definite: true, ..error });
+    }
+
+    /// The first request in flight has failed.
+    fn fail(&mut self, error: CallError) {
+        self.end(Some(error));
+        self.broken = true;
+    }
+
+    /// Of what is behind the failed request something may be, or is, written.
+    fn give_up(&mut self) {
+        self.in_flight.clear();
+        self.in_flight_bytes = 0;
+        if let Some(failure) = &mut self.failure {
+            failure.behind_definite = false;
+        }
     }
 
     fn poll<E: Env>(
@@ -161,13 +181,11 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
             self.in_flight_bytes -= *bytes;
             self.in_flight.pop_front();
             match result {
-                Ok(ack) => encode_ack(&ack, &mut self.acks),
-                Err(error) => {
-                    // What is behind it may or may not be written; nobody is told.
-                    self.in_flight.clear();
-                    self.in_flight_bytes = 0;
-                    self.end(Some(error));
-                }
+                Ok(ack) if !self.broken => encode_ack(&ack, &mut self.acks),
+                Ok(_) => self.give_up(),
+                Err(error) if !self.broken => self.fail(error),
+                Err(error) if error.definite => {}
+                Err(_) => self.give_up(),
             }
         }
         any

@@ -80,6 +80,9 @@ fn cut(text: &str) -> &str {
 fn details(error: &CallError) -> rpc::Status {
     let mut info = rpc::ErrorInfo { reason: error.reason.into(), domain: "ringlog".into(), ..Default::default() };
     info.metadata.insert("definite".into(), error.definite.to_string());
+    if error.behind_definite {
+        info.metadata.insert("behind_definite".into(), "true".into());
+    }
     if let Some(leader) = &error.leader {
         info.metadata.insert("leader".into(), cut(leader).into());
     }
@@ -145,6 +148,7 @@ mod tests {
             definite: false,
             retry_after: Some(Duration::from_millis(1_250)),
             leader: Some("10.0.0.1:7400".into()),
+            behind_definite: true,
         };
         let trailers = trailers(&error);
         let bytes = BASE64_STANDARD_NO_PAD.decode(&trailers[GRPC_STATUS_DETAILS]).unwrap();
@@ -154,6 +158,7 @@ mod tests {
         let info = rpc::ErrorInfo::decode(&status.details[0].value[..]).unwrap();
         assert_eq!((info.reason.as_str(), info.domain.as_str()), ("NOT_LEADER", "ringlog"));
         assert_eq!(info.metadata["definite"], "false");
+        assert_eq!(info.metadata["behind_definite"], "true");
         assert_eq!(info.metadata["leader"], "10.0.0.1:7400");
         assert_eq!(status.details[1].type_url, "type.googleapis.com/google.rpc.RetryInfo");
         let retry = rpc::RetryInfo::decode(&status.details[1].value[..]).unwrap();

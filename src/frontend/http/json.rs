@@ -414,7 +414,7 @@ pub struct ErrorOut {
 
 impl From<CallError> for ErrorOut {
     fn from(error: CallError) -> ErrorOut {
-        let CallError { code, reason, message, definite, retry_after, leader } = error;
+        let CallError { code, reason, message, definite, retry_after, leader, behind_definite: _ } = error;
         let retry_after_ms = retry_after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
         ErrorOut { code: code.name(), reason, message, definite, retry_after_ms, leader }
     }
