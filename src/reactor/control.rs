@@ -46,6 +46,9 @@ pub enum ControlError {
     /// The catalog could not write.
     #[error("the catalog could not be changed: {0}")]
     Catalog(#[from] GroupError),
+    /// This version does not do it yet.
+    #[error("this node cannot do that yet")]
+    Unimplemented,
     /// A shard could not be opened; the topic was taken back.
     #[error("a shard of the new topic could not be opened: {0}")]
     Shards(#[from] ReactorError),

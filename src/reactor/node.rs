@@ -17,7 +17,10 @@ use crate::{
     config::Config,
     ids::{NodeId, ReactorNumber, ShardUid},
     peer::{book::AddressBook, liveness::Liveness},
-    reactor::{ReactorError, listen::Connections, mailbox::Mailbox, mailbox::Request, topics::Topics},
+    reactor::{
+        ReactorError, forward::leaders::Leaders, listen::Connections, mailbox::Mailbox, mailbox::Request,
+        topics::Topics,
+    },
 };
 
 /// What a node is doing. It only moves down this list.
@@ -68,6 +71,8 @@ pub struct Node {
     pub book: Arc<AddressBook>,
     /// Which of them were heard of lately.
     pub liveness: Arc<Liveness>,
+    /// Who leads the shards, as far as this node has heard.
+    pub leaders: Arc<Leaders>,
     identity: OnceLock<Identity>,
     phase: watch::Sender<Phase>,
     faults: Mutex<BTreeMap<ShardUid, String>>,
@@ -85,6 +90,7 @@ impl Node {
             topics: Arc::default(),
             book: Arc::default(),
             liveness: Arc::default(),
+            leaders: Arc::default(),
             identity: OnceLock::new(),
             phase: watch::Sender::new(Phase::Starting),
             faults: Mutex::default(),
