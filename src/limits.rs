@@ -90,6 +90,41 @@ pub const CLUSTER_NODES_MAX: usize = 1_024;
 /// Most shards of one node; topic creation is `RESOURCE_EXHAUSTED` above it.
 pub const NODE_SHARDS_MAX: usize = 10_000;
 
+/// Connections that other nodes have made to one reactor; above it new ones are closed at once. One reactor of each
+/// node of the largest cluster, and those of before that have not yet been given up.
+pub const PEER_CONNECTIONS_MAX: usize = 2 * CLUSTER_NODES_MAX;
+
+/// Streams that a peer has open at once on one connection; no more are taken until one ends. Above the shards of a
+/// node, as each may have a stream of appends, so that calls always find room beside them.
+pub const PEER_STREAMS_MAX: usize = 16_384;
+
+/// Bytes of frames from peers that one reactor has received in part; above it a stream is broken off.
+pub const PEER_RECEIVE_BYTES_MAX: usize = 512 << 20;
+
+/// How long a dial may take: three lost packets in a row are made up for on any path within a continent.
+pub const PEER_DIAL_MAX: Duration = Duration::from_secs(2);
+
+/// Pause after the first failure to connect to a peer: what a restarting process needs at least.
+pub const PEER_BACKOFF_MIN: Duration = Duration::from_millis(20);
+
+/// Longest pause between attempts to connect to a peer.
+pub const PEER_BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// A connection that was lost within this time counts as one that could not be made: a peer may refuse a certificate
+/// after the dialler holds the handshake for done (TLS 1.3).
+pub const PEER_SETTLED_AFTER: Duration = Duration::from_secs(1);
+
+/// Time between two pings of a node: several may be lost within `PEER_SILENT_MAX`.
+pub const PEER_PING_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A node of which nothing was heard for this long is taken for dead, and its groups elect. Six pings; a third of
+/// what the loss of a leader may cost.
+pub const PEER_SILENT_MAX: Duration = Duration::from_millis(600);
+
+/// When the pinger itself was late by more than this (SIGSTOP, overload), the silence is our own: everybody gets
+/// `PEER_SILENT_MAX` again.
+pub const PEER_OWN_STALL_MAX: Duration = Duration::from_millis(300);
+
 /// Connections of one reactor; above it new ones are closed at once.
 pub const CONNECTIONS_MAX: usize = 4_096;
 
@@ -146,3 +181,6 @@ const _: () = assert!(SEGMENT_BYTES_MIN.is_multiple_of(BLOCK_BYTES as u64));
 const _: () = assert!(SEGMENT_BYTES_LIMIT <= u32::MAX as u64);
 const _: () = assert!(STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX >= MESSAGE_BYTES_MAX);
 const _: () = assert!(ENTRIES_IN_FLIGHT_MAX < RAFT_QUEUE_MAX);
+const _: () = assert!(NODE_SHARDS_MAX + RAFT_QUEUE_MAX <= PEER_STREAMS_MAX);
+const _: () = assert!(PEER_PING_INTERVAL.as_millis() * 3 <= PEER_SILENT_MAX.as_millis());
+const _: () = assert!(PEER_OWN_STALL_MAX.as_millis() < PEER_SILENT_MAX.as_millis());

@@ -9,18 +9,27 @@
 //!   8     4n   bytes of each part
 //!              envelope, then the parts
 //! ```
-//! Integers are little-endian. Integrity is the connection's business (AEAD).
+//! Integers are little-endian. Integrity is the connection's business (AEAD); what comes is still checked, each length
+//! before anything is allocated for it, and bytes that are not a frame end the stream as `Lost`.
+//!
+//! Sending copies nothing but the header. Receiving copies each byte once: from the network's piece to its place.
 
-use bytes::Bytes;
+mod assemble;
 
+use std::{cell::Cell, rc::Rc, sync::Arc};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use self::assemble::Assembler;
 use crate::{
     env::{
         Env,
         buffer::Buffer,
-        net::{Connection, Net},
+        net::{Connection, Net, Priority, ReceiveStream, SendStream},
     },
     ids::NodeId,
-    peer::PeerError,
+    limits,
+    peer::{PeerError, liveness::Pulse, peer_error},
 };
 
 /// What a frame is. The numbers are on the wire between versions.
@@ -56,6 +65,17 @@ pub struct Frame {
     pub parts: Vec<Bytes>,
 }
 
+impl FrameKind {
+    fn from_number(number: u8) -> Option<FrameKind> {
+        use FrameKind::{Append, Appended, Consume, Control, Produce, Raft, Refused, Snapshot};
+        let kinds = [Append, Appended, Raft, Snapshot, Produce, Consume, Control, Refused];
+        kinds.into_iter().find(|kind| *kind as u8 == number)
+    }
+}
+
+/// Bytes before the lengths of the parts.
+const HEADER_BYTES: usize = 8;
+
 /// Most parts of one frame.
 pub const FRAME_PARTS_MAX: usize = 4_096;
 
@@ -64,6 +84,30 @@ pub const ENVELOPE_BYTES_MAX: usize = 4 << 20;
 
 /// Most bytes of all parts of one frame: an entry of the largest size fits.
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
+
+const _: () = assert!(FRAME_PARTS_MAX <= u16::MAX as usize);
+const _: () = assert!(limits::ENTRY_BYTES_MAX < FRAME_BYTES_MAX && FRAME_BYTES_MAX <= limits::PEER_RECEIVE_BYTES_MAX);
+
+impl Frame {
+    /// Header, envelope and parts as they go out.
+    fn into_pieces(self) -> Result<Vec<Bytes>, String> {
+        let bytes = self.parts.iter().map(Bytes::len).sum::<usize>();
+        if self.parts.len() > FRAME_PARTS_MAX || bytes > FRAME_BYTES_MAX || self.envelope.len() > ENVELOPE_BYTES_MAX {
+            let (parts, envelope) = (self.parts.len(), self.envelope.len());
+            return Err(format!("a frame of {parts} parts, {bytes} bytes and an envelope of {envelope} is too large"));
+        }
+        let mut header = BytesMut::with_capacity(HEADER_BYTES + 4 * self.parts.len());
+        header.put_u8(self.kind as u8);
+        header.put_u8(0);
+        header.put_u16_le(self.parts.len() as u16);
+        header.put_u32_le(self.envelope.len() as u32);
+        for part in &self.parts {
+            header.put_u32_le(part.len() as u32);
+        }
+        let pieces = [header.freeze(), self.envelope].into_iter().chain(self.parts);
+        Ok(pieces.filter(|piece| !piece.is_empty()).collect())
+    }
+}
 
 /// A frame that was received: its parts are in aligned buffers of their own, so that an entry can go to the disk as it came.
 #[derive(Debug)]
@@ -84,10 +128,59 @@ pub struct FrameStream<E: Env> {
     pub receiver: FrameReceiver<E>,
 }
 
+/// What the streams of one reactor have in common, or of one connection.
+#[derive(Clone)]
+pub(super) struct Shared {
+    /// Who is there.
+    pub(super) peer: NodeId,
+    /// Beats with every frame.
+    pub(super) pulse: Arc<Pulse>,
+    /// Bytes of frames of which a part is still missing, of the whole reactor.
+    pub(super) receiving: Rc<Cell<usize>>,
+}
+
+impl<E: Env> FrameStream<E> {
+    /// Frames on a stream. `permit` is dropped with the later half.
+    pub(super) fn new(
+        (send, receive): (SendHalf<E>, ReceiveHalf<E>),
+        shared: &Shared,
+        permit: Option<Rc<Permit>>,
+    ) -> FrameStream<E> {
+        let sender = FrameSender { stream: send, peer: shared.peer, _permit: permit.clone() };
+        let assembler = Assembler::new(Rc::clone(&shared.receiving));
+        let (peer, pulse) = (shared.peer, Arc::clone(&shared.pulse));
+        let receiver = FrameReceiver {
+            stream: receive,
+            peer,
+            pulse,
+            assembler,
+            piece: Bytes::new(),
+            fault: None,
+            _permit: permit,
+        };
+        FrameStream { sender, receiver }
+    }
+}
+
+type SendHalf<E> = <<<E as Env>::Net as Net>::Connection as Connection>::Send;
+type ReceiveHalf<E> = <<<E as Env>::Net as Net>::Connection as Connection>::Receive;
+
+/// A place among the streams that a peer may have open; given back when dropped.
+pub(super) struct Permit {
+    pub(super) give_back: Box<dyn Fn()>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        (self.give_back)();
+    }
+}
+
 /// The sending half.
 pub struct FrameSender<E: Env> {
-    _stream: <<E::Net as Net>::Connection as Connection>::Send,
+    stream: SendHalf<E>,
     peer: NodeId,
+    _permit: Option<Rc<Permit>>,
 }
 
 impl<E: Env> FrameSender<E> {
@@ -96,25 +189,38 @@ impl<E: Env> FrameSender<E> {
         self.peer
     }
 
+    /// How urgent this stream's frames are, from now on.
+    pub fn set_priority(&self, priority: Priority) {
+        self.stream.set_priority(priority);
+    }
+
     /// Sends a frame; waits for the peer's window. Cancelled, the stream cannot be used any more.
     ///
     /// # Errors
-    /// `Lost`.
+    /// `Lost`; `Unreachable` for a frame above the bounds of this file: nothing was sent, and the stream goes on.
     pub async fn send(&mut self, frame: Frame) -> Result<(), PeerError> {
-        let _ = frame;
-        todo!()
+        let node = self.peer;
+        let pieces = frame.into_pieces().map_err(|cause| PeerError::Unreachable { node, cause })?;
+        self.stream.send(pieces).await.map_err(|error| peer_error(node, &error, true))
     }
 
     /// No more frames will come.
     pub fn finish(&mut self) {
-        todo!()
+        self.stream.finish();
     }
 }
 
 /// The receiving half.
 pub struct FrameReceiver<E: Env> {
-    _stream: <<E::Net as Net>::Connection as Connection>::Receive,
+    stream: ReceiveHalf<E>,
     peer: NodeId,
+    pulse: Arc<Pulse>,
+    assembler: Assembler,
+    /// Came, and belongs to later frames.
+    piece: Bytes,
+    /// What has come was not a frame: nothing more can be made of this stream.
+    fault: Option<String>,
+    _permit: Option<Rc<Permit>>,
 }
 
 impl<E: Env> FrameReceiver<E> {
@@ -126,8 +232,34 @@ impl<E: Env> FrameReceiver<E> {
     /// The next frame; `None` when the peer has finished. Dropping the future loses nothing.
     ///
     /// # Errors
-    /// `Lost`, also for bytes that are not a frame.
+    /// `Lost`, also for bytes that are not a frame, and for a frame that came while too much of other frames was half
+    /// received (`PEER_RECEIVE_BYTES_MAX`).
     pub async fn receive(&mut self) -> Result<Option<Received>, PeerError> {
-        todo!()
+        let node = self.peer;
+        loop {
+            if let Some(cause) = self.fault.clone() {
+                return Err(PeerError::Lost { node, cause });
+            }
+            match self.assembler.push(&mut self.piece) {
+                Ok(Some(frame)) => {
+                    self.pulse.beat();
+                    return Ok(Some(frame));
+                }
+                Ok(None) => {}
+                Err(fault) => {
+                    tracing::warn!(%node, %fault, "a stream of a peer does not hold frames");
+                    self.fault = Some(fault.to_string());
+                    continue;
+                }
+            }
+            match self.stream.receive().await.map_err(|error| peer_error(node, &error, true))? {
+                Some(piece) => self.piece = piece,
+                None if self.assembler.is_between_frames() => return Ok(None),
+                None => self.fault = Some("the stream was ended within a frame".to_owned()),
+            }
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

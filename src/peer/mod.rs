@@ -5,30 +5,59 @@
 //! a call that comes back as `PeerError` says whether the peer may have acted on it; urgent streams (votes, heartbeats)
 //! never wait behind bulk. It does not know what the frames mean: `raft` and `reactor` do.
 //!
+//! Each side dials for its own requests: a connection that was accepted is only answered on.
+//!
+//! A datagram's first byte says whose it is (`datagram`): pings are answered here, all others go to `Handler::datagram`
+//! as they came.
+//!
 //! - `book`: who the nodes are and where; shared by all reactors
 //! - `frame`: frames on a stream
 //! - `liveness`: who was heard of lately; shared by all reactors
+//! - `ping`: finds that out
+//! - `dial`: connections that this side makes
+//! - `serve`: connections that the others make
 
 pub mod book;
+mod dial;
 pub mod frame;
 pub mod liveness;
+mod ping;
+mod serve;
 
-use std::{marker::PhantomData, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
+use openraft::AsyncRuntime;
 
 use self::{
     book::AddressBook,
-    frame::{Frame, FrameStream, Received},
+    dial::Links,
+    frame::{Frame, FrameStream, Received, Shared},
     liveness::Liveness,
 };
 use crate::{
     env::{
-        Env,
-        net::{NetError, Priority},
+        self, Env,
+        channel::Notify,
+        net::{Connection, Net, NetError, Priority},
     },
     ids::{NodeId, ReactorNumber},
 };
+
+/// The first byte of each datagram between nodes. The numbers are on the wire between versions.
+pub mod datagram {
+    /// Is anybody there? Answered with the same bytes as a `PONG`.
+    pub const PING: u8 = 1;
+    /// The answer.
+    pub const PONG: u8 = 2;
+    /// The rest is gossip's.
+    pub const GOSSIP: u8 = 3;
+}
 
 /// Where on a peer: its reactor `slot % reactors` (the catalog's slot is 0, a shard's is topic id + shard number).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,10 +99,12 @@ pub enum PeerError {
 
 /// What becomes of what peers send. Called on the reactor; must not block, and spawns what takes time.
 pub trait Handler<E: Env> {
-    /// A peer has opened a stream; `first` is its first frame.
+    /// A peer has opened a stream; `first` is its first frame. The stream counts against the peer's limit
+    /// (`PEER_STREAMS_MAX`) until both halves are dropped.
     fn stream(&self, from: NodeId, first: Received, stream: FrameStream<E>);
 
-    /// A peer has sent a datagram.
+    /// A peer has sent a datagram that is not a ping or its answer; the first byte says what it is (`datagram`).
+    /// Unknown ones are to be ignored: they may be of a later version.
     fn datagram(&self, from: NodeId, datagram: Bytes);
 }
 
@@ -84,7 +115,19 @@ pub struct Peers<E: Env> {
 
 struct Inner<E: Env> {
     me: NodeId,
-    world: PhantomData<E>,
+    reactor: ReactorNumber,
+    /// None: alone.
+    net: Option<E::Net>,
+    book: Arc<AddressBook>,
+    liveness: Arc<Liveness>,
+    links: RefCell<Links<E>>,
+    /// Bytes of half-received frames, see `frame`.
+    receiving: Rc<Cell<usize>>,
+    /// Connections that others have made and that are not over.
+    accepted: Cell<usize>,
+    closed: Cell<bool>,
+    /// Told when `closed` is set.
+    ending: Notify,
 }
 
 impl<E: Env> Clone for Peers<E> {
@@ -94,7 +137,8 @@ impl<E: Env> Clone for Peers<E> {
 }
 
 impl<E: Env> Peers<E> {
-    /// The connections of reactor `reactor` of node `me`.
+    /// The connections of reactor `reactor` of node `me`. Nothing is dialled and nothing accepted yet. They hold
+    /// themselves until `close`.
     pub fn new(
         me: NodeId,
         reactor: ReactorNumber,
@@ -102,13 +146,12 @@ impl<E: Env> Peers<E> {
         book: Arc<AddressBook>,
         liveness: Arc<Liveness>,
     ) -> Peers<E> {
-        let _ = (reactor, net, book, liveness);
-        Peers { inner: Rc::new(Inner { me, world: PhantomData }) }
+        Peers { inner: Rc::new(Inner::new(me, reactor, Some(net), book, liveness)) }
     }
 
     /// No network: every peer is unreachable. For a group with a single voter in tests and benches.
     pub fn alone(me: NodeId) -> Peers<E> {
-        Peers { inner: Rc::new(Inner { me, world: PhantomData }) }
+        Peers { inner: Rc::new(Inner::new(me, ReactorNumber(0), None, Arc::default(), Arc::default())) }
     }
 
     /// This node.
@@ -118,15 +161,23 @@ impl<E: Env> Peers<E> {
 
     /// Takes what peers send from now on, until `close`. Called once.
     pub fn serve(&self, handler: Rc<dyn Handler<E>>) {
-        let _ = handler;
-        todo!()
+        if let Some(net) = self.inner.net.clone() {
+            env::spawn::<E>(serve::accept(Rc::clone(&self.inner), net, handler));
+        }
+    }
+
+    /// Pings all nodes of the book and keeps `liveness` true from now on, until `close`. For reactor 0, called once.
+    pub fn watch_liveness(&self) {
+        if self.inner.net.is_some() {
+            env::spawn::<E>(ping::run(self.clone()));
+        }
     }
 
     /// Sends one frame on a stream of its own and waits for the one that answers it, dialling first if needed.
     /// Dropping the future does not take the request back.
     ///
     /// # Errors
-    /// `PeerError`.
+    /// `Unreachable` while nothing was sent, also when that took all of `within`; then `Lost` and `Timeout`.
     pub async fn call(
         &self,
         to: Destination,
@@ -134,33 +185,99 @@ impl<E: Env> Peers<E> {
         priority: Priority,
         within: Duration,
     ) -> Result<Received, PeerError> {
-        let _ = (to, request, priority, within);
-        todo!()
+        let (node, sent) = (to.node, Cell::new(false));
+        let exchange = async {
+            let mut stream = self.open_stream(to, priority).await?;
+            sent.set(true);
+            stream.sender.send(request).await?;
+            stream.sender.finish();
+            let unanswered = || PeerError::Lost { node, cause: "the stream was ended without an answer".to_owned() };
+            stream.receiver.receive().await?.ok_or_else(unanswered)
+        };
+        match E::Runtime::timeout(within, exchange).await {
+            Ok(answer) => answer,
+            Err(_) if sent.get() => Err(PeerError::Timeout { node, within }),
+            Err(_) => Err(PeerError::Unreachable { node, cause: format!("there is no connection after {within:?}") }),
+        }
     }
 
-    /// Opens a stream of frames to a peer and sends the first one, dialling first if needed.
+    /// Opens a stream of frames to a peer and sends the first one, dialling first if needed. May wait as long as the
+    /// peer has no room for another stream or for its bytes. Dropping the future breaks the stream off.
     ///
     /// # Errors
-    /// `PeerError`.
+    /// `Unreachable` while nothing was sent; then `Lost`.
     pub async fn open(&self, to: Destination, first: Frame, priority: Priority) -> Result<FrameStream<E>, PeerError> {
-        let _ = (to, first, priority);
-        todo!()
+        let mut stream = self.open_stream(to, priority).await?;
+        stream.sender.send(first).await?;
+        Ok(stream)
     }
 
-    /// Sends a datagram if there is a connection; else it is lost, and one is dialled.
+    /// Sends a datagram of at most `DATAGRAM_BYTES_MAX` if there is a connection; else it is lost, and one is dialled.
     pub fn send_datagram(&self, to: Destination, datagram: Bytes) {
-        let _ = (to, datagram);
-        todo!()
+        if let Ok(dial::Look::Ready(connection, _)) = self.inner.look(to) {
+            connection.send_datagram(datagram);
+        }
     }
 
     /// Who was heard of lately, as all reactors of this node see it.
     pub fn liveness(&self) -> &Arc<Liveness> {
-        todo!()
+        &self.inner.liveness
     }
 
-    /// Closes all connections.
+    /// Who the nodes are and where, as all reactors of this node see it.
+    pub fn book(&self) -> &Arc<AddressBook> {
+        &self.inner.book
+    }
+
+    /// Whether `close` was called.
+    pub fn is_closed(&self) -> bool {
+        self.inner.closed.get()
+    }
+
+    /// Closes all connections, telling the peers. What is still asked for is `Unreachable` or `Lost`.
     pub async fn close(&self) {
-        todo!()
+        self.inner.closed.set(true);
+        self.inner.ending.notify_all();
+        self.inner.links.borrow_mut().forget_all();
+        if let Some(net) = &self.inner.net {
+            net.close().await;
+        }
+    }
+
+    async fn open_stream(&self, to: Destination, priority: Priority) -> Result<FrameStream<E>, PeerError> {
+        let (connection, shared) = self.inner.connection(to).await?;
+        let halves = connection.open().await.map_err(|error| peer_error(to.node, &error, false))?;
+        let stream = FrameStream::new(halves, &shared, None);
+        stream.sender.set_priority(priority);
+        Ok(stream)
+    }
+}
+
+impl<E: Env> Inner<E> {
+    fn new(
+        me: NodeId,
+        reactor: ReactorNumber,
+        net: Option<E::Net>,
+        book: Arc<AddressBook>,
+        liveness: Arc<Liveness>,
+    ) -> Inner<E> {
+        Inner {
+            me,
+            reactor,
+            net,
+            book,
+            liveness,
+            links: RefCell::default(),
+            receiving: Rc::default(),
+            accepted: Cell::new(0),
+            closed: Cell::new(false),
+            ending: Notify::new(),
+        }
+    }
+
+    /// What streams to and from that node have in common.
+    fn shared(&self, peer: NodeId) -> Shared {
+        Shared { peer, pulse: self.liveness.pulse(peer), receiving: Rc::clone(&self.receiving) }
     }
 }
 
@@ -169,3 +286,6 @@ pub(crate) fn peer_error(node: NodeId, error: &NetError, sent: bool) -> PeerErro
     let cause = error.to_string();
     if sent { PeerError::Lost { node, cause } } else { PeerError::Unreachable { node, cause } }
 }
+
+#[cfg(test)]
+mod tests;

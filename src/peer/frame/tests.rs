@@ -1,0 +1,230 @@
+//! Frames: the drawing, however they are cut, and bytes that are none.
+
+use std::{cell::Cell, future::Future, rc::Rc};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, future::join};
+
+use super::{assemble::FrameFault, *};
+use crate::{
+    env::{net::Endpoint, runtime::block_on},
+    limits::BLOCK_BYTES,
+    sim::{SimNet, TestEnv, net::SimNetwork},
+};
+
+fn frame() -> Frame {
+    let parts = vec![Bytes::from_static(b"xyz"), Bytes::new(), Bytes::from(vec![7; BLOCK_BYTES + 1])];
+    Frame { kind: FrameKind::Produce, envelope: Bytes::from_static(b"envelope"), parts }
+}
+
+fn encoded(frame: Frame) -> Bytes {
+    frame.into_pieces().unwrap().concat().into()
+}
+
+fn assembler() -> Assembler {
+    Assembler::new(Rc::default())
+}
+
+fn assert_same(received: &Received, sent: &Frame) {
+    assert_eq!((received.kind, &received.envelope), (sent.kind, &sent.envelope));
+    let parts: Vec<&[u8]> = received.parts.iter().map(Buffer::bytes).collect();
+    assert_eq!(parts, sent.parts);
+}
+
+/// The bytes are those of the drawing.
+#[test]
+fn fixed_bytes() {
+    let frame = Frame {
+        kind: FrameKind::Appended,
+        envelope: Bytes::from_static(b"en"),
+        parts: vec![Bytes::from_static(b"abc"), Bytes::from_static(b"d")],
+    };
+    assert_eq!(encoded(frame), &b"\x02\0\x02\0\x02\0\0\0\x03\0\0\0\x01\0\0\0enabcd"[..]);
+}
+
+/// What is sent are the caller's own bytes, not copies.
+#[test]
+fn sending_copies_nothing() {
+    let frame = frame();
+    let mine: Vec<*const u8> = [&frame.envelope, &frame.parts[0], &frame.parts[2]].map(|bytes| bytes.as_ptr()).to_vec();
+    let pieces = frame.into_pieces().unwrap();
+    assert_eq!(pieces[1..].iter().map(|bytes| bytes.as_ptr()).collect::<Vec<_>>(), mine);
+}
+
+/// Two frames in one row come out as they went in, wherever the row is cut, and byte by byte; parts are aligned.
+#[test]
+fn cut_anywhere() {
+    let (first, second) = (frame(), Frame { kind: FrameKind::Raft, envelope: Bytes::new(), parts: Vec::new() });
+    let row = Bytes::from([encoded(first.clone()), encoded(second.clone())].concat());
+    let cuts = (0..64).chain(row.len() - 64..=row.len()).map(|cut| vec![cut, row.len() - cut]);
+    for cut in cuts.chain([vec![1; row.len()]]) {
+        let (mut assembler, mut rest, mut out) = (assembler(), row.clone(), Vec::new());
+        for bytes in cut {
+            let mut piece = rest.split_to(bytes);
+            while let Some(received) = assembler.push(&mut piece).unwrap() {
+                out.push(received);
+            }
+            assert!(piece.is_empty());
+        }
+        assert!(assembler.is_between_frames());
+        assert_eq!(out.len(), 2);
+        assert_same(&out[0], &first);
+        assert_same(&out[1], &second);
+        let part = out.remove(0).parts.remove(2).freeze_padded();
+        assert_eq!((part.as_ptr() as usize % BLOCK_BYTES, part.len()), (0, 2 * BLOCK_BYTES));
+    }
+}
+
+/// A frame that ends too early is not one, wherever it ends.
+#[test]
+fn cut_off() {
+    let row = encoded(frame());
+    for bytes in 1..row.len() {
+        let mut assembler = assembler();
+        assert!(assembler.push(&mut row.slice(..bytes)).unwrap().is_none(), "{bytes} bytes");
+        assert!(!assembler.is_between_frames());
+    }
+}
+
+/// No bit of the header and of the lengths can be flipped so that we panic, or get more than was sent.
+#[test]
+fn flipped_bits() {
+    let sent = frame();
+    let row = encoded(sent.clone());
+    for bit in 0..8 * (HEADER_BYTES + 4 * sent.parts.len()) {
+        let mut bytes = row.to_vec();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let (mut assembler, mut piece) = (assembler(), Bytes::from(bytes));
+        if let Ok(Some(received)) = assembler.push(&mut piece) {
+            let held = received.envelope.len() + received.parts.iter().map(Buffer::len).sum::<usize>();
+            assert!(held < row.len());
+            assert!(received.kind != sent.kind || held != 8 + 3 + BLOCK_BYTES + 1 || !piece.is_empty());
+        }
+    }
+}
+
+/// Each length is checked before anything is allocated for it.
+#[test]
+fn bounds() {
+    let push = |bytes: &[u8]| assembler().push(&mut Bytes::copy_from_slice(bytes)).map(|frame| frame.is_some());
+    assert_eq!(push(b"\0\0\0\0\0\0\0\0"), Err(FrameFault::Kind(0)));
+    assert_eq!(push(b"\x09\0\0\0\0\0\0\0"), Err(FrameFault::Kind(9)));
+    assert_eq!(push(b"\x01\x01\0\0\0\0\0\0"), Err(FrameFault::Reserved(1)));
+    assert_eq!(push(b"\x01\0\x01\x10\0\0\0\0"), Err(FrameFault::Parts(4_097)));
+    assert_eq!(push(b"\x01\0\0\0\x01\0\x40\0"), Err(FrameFault::Envelope(ENVELOPE_BYTES_MAX + 1)));
+    let two = [&b"\x01\0\x02\0\0\0\0\0"[..], &u32::MAX.to_le_bytes(), &u32::MAX.to_le_bytes()].concat();
+    assert_eq!(push(&two), Err(FrameFault::Bytes(2 * u64::from(u32::MAX))));
+    let largest = [&b"\x01\0\x01\0\0\0\0\0"[..], &(FRAME_BYTES_MAX as u32).to_le_bytes()].concat();
+    assert_eq!(push(&largest), Ok(false));
+    for number in 0..=u8::MAX {
+        assert!(FrameKind::from_number(number).is_none_or(|kind| kind as u8 == number));
+    }
+    let many = Frame { kind: FrameKind::Raft, envelope: Bytes::new(), parts: vec![Bytes::new(); FRAME_PARTS_MAX + 1] };
+    assert!(many.into_pieces().unwrap_err().contains("4097 parts"));
+}
+
+/// Half-received frames are counted together, refused above the bound, and given back when complete or dropped.
+#[test]
+fn budget() {
+    let receiving = Rc::<Cell<usize>>::default();
+    let begin = |parts: u32| {
+        let mut assembler = Assembler::new(Rc::clone(&receiving));
+        let row = [&b"\x04\0\x01\0\0\0\0\0"[..], &parts.to_le_bytes()].concat();
+        assembler.push(&mut Bytes::from(row)).map(|_| assembler)
+    };
+    let held: Vec<Assembler> =
+        (0..limits::PEER_RECEIVE_BYTES_MAX / FRAME_BYTES_MAX).map(|_| begin(FRAME_BYTES_MAX as u32).unwrap()).collect();
+    assert_eq!(begin(1).err(), Some(FrameFault::Busy));
+    drop(held);
+    let mut one = begin(3).unwrap();
+    assert_eq!(receiving.get(), 3);
+    assert!(one.push(&mut Bytes::from_static(b"abc")).unwrap().is_some());
+    assert_eq!(receiving.get(), 0);
+}
+
+/// A stream of frames over the network, with each end's halves.
+async fn stream(network: &SimNetwork) -> [FrameStream<TestEnv>; 2] {
+    let (a, b) = (network.endpoint(NodeId(1), "a", 1), network.endpoint(NodeId(2), "b", 1));
+    let to = Endpoint { node: NodeId(2), host: "b".into(), port: 1 };
+    let (dialled, accepted) = join(SimNet::connect(&a, to), b.accept()).await;
+    let (dialled, accepted) = (dialled.unwrap(), accepted.unwrap());
+    let shared = |peer| Shared { peer, pulse: Arc::default(), receiving: Rc::default() };
+    let mine = FrameStream::new(dialled.open().await.unwrap(), &shared(NodeId(2)), None);
+    let theirs = async {
+        let halves = accepted.accept().await.unwrap();
+        FrameStream::new(halves, &shared(NodeId(1)), None)
+    };
+    let mut mine = mine;
+    let (theirs, sent) = join(theirs, mine.sender.send(frame())).await;
+    sent.unwrap();
+    [mine, theirs]
+}
+
+async fn is_stuck(future: impl Future) -> bool {
+    let mut future = Box::pin(future);
+    for _ in 0..50 {
+        if (&mut future).now_or_never().is_some() {
+            return false;
+        }
+        tokio::task::yield_now().await;
+    }
+    true
+}
+
+/// Frames cross the network whole and in order, beat the pulse, and end; giving up a receive loses nothing.
+#[test]
+fn over_the_network() {
+    block_on(async {
+        let network = SimNetwork::new();
+        network.set_piece(5);
+        let [mut mine, mut theirs] = stream(&network).await;
+        assert_same(&theirs.receiver.receive().await.unwrap().unwrap(), &frame());
+        assert!(theirs.receiver.pulse.take(), "a frame is a sign of life");
+        network.set_window(50);
+        let half = Frame { parts: vec![Bytes::from(vec![3; 60])], ..frame() };
+        let mut sending = Box::pin(mine.sender.send(half.clone()));
+        assert!(is_stuck(&mut sending).await, "the peer has not read");
+        let (sent, received) = join(sending, theirs.receiver.receive()).await;
+        sent.unwrap();
+        assert_same(&received.unwrap().unwrap(), &half);
+        mine.sender.finish();
+        assert!(theirs.receiver.receive().await.unwrap().is_none());
+    });
+}
+
+/// A receive that is given up in the middle of a frame loses nothing of it.
+#[test]
+fn giving_up_loses_nothing() {
+    block_on(async {
+        let network = SimNetwork::new();
+        network.set_piece(5);
+        let [mut mine, mut theirs] = stream(&network).await;
+        assert_same(&theirs.receiver.receive().await.unwrap().unwrap(), &frame());
+        let row = encoded(frame());
+        mine.sender.stream.send(vec![row.slice(..50)]).await.unwrap();
+        assert!(is_stuck(theirs.receiver.receive()).await);
+        mine.sender.stream.send(vec![row.slice(50..)]).await.unwrap();
+        mine.sender.finish();
+        assert_same(&theirs.receiver.receive().await.unwrap().unwrap(), &frame());
+        assert!(theirs.receiver.receive().await.unwrap().is_none());
+    });
+}
+
+/// What is not a frame, and half of one, is a lost stream, again and again.
+#[test]
+fn hostile_streams() {
+    block_on(async {
+        for (bytes, why) in [(&b"\xff\0\0\0\0\0\0\0"[..], "255 is no kind"), (b"\x01\0\0", "within a frame")] {
+            let [mut mine, mut theirs] = stream(&SimNetwork::new()).await;
+            assert!(theirs.receiver.receive().await.unwrap().is_some());
+            mine.sender.stream.send(vec![Bytes::from_static(bytes)]).await.unwrap();
+            mine.sender.finish();
+            for _ in 0..2 {
+                match theirs.receiver.receive().await {
+                    Err(PeerError::Lost { node: NodeId(1), cause }) => assert!(cause.contains(why), "{cause}"),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    });
+}
