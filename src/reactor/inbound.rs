@@ -3,7 +3,7 @@
 
 mod produce;
 
-use std::{cell::OnceCell, rc::Rc, time::Duration};
+use std::{cell::OnceCell, rc::Rc};
 
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
@@ -12,7 +12,7 @@ use prost::Message;
 use crate::{
     env::{self, Env},
     ids::{NodeId, Offset, ShardUid},
-    limits::LEADER_WAIT,
+    limits::{LEADER_WAIT, RETRY_AFTER},
     peer::{
         Handler,
         frame::{Frame, FrameKind, FrameStream, Received},
@@ -27,7 +27,7 @@ use crate::{
         forward::{ask, wire},
         mailbox::{AdminCall, AdminReply},
     },
-    shard::Shard,
+    shard::{Shard, ShardError},
 };
 
 /// A control request on its way to its reply.
@@ -242,9 +242,10 @@ fn refuse<E: Env>(stream: FrameStream<E>, refusal: PeerRefusal) {
     env::spawn::<E>(answer(stream, wire::refusal_frame(&refusal)));
 }
 
-fn not_filled<E: Env>(shard: &Shard<E>) -> ReactorError {
+/// A replica that cannot be read.
+pub(super) fn not_filled<E: Env>(shard: &Shard<E>) -> ReactorError {
     let cause = shard.fault().unwrap_or_else(|| "this replica has nothing of its shard yet".to_owned());
-    crate::shard::ShardError::Failed { cause, maybe_written: false }.into()
+    ShardError::Failed { cause, maybe_written: false }.into()
 }
 
 fn starting() -> PeerRefusal {
@@ -253,7 +254,7 @@ fn starting() -> PeerRefusal {
         reason: "STARTING".to_owned(),
         message: "the node is still recovering; retry after a moment".to_owned(),
         definite: true,
-        retry_after_ms: crate::limits::RETRY_AFTER.as_millis() as u64,
+        retry_after_ms: RETRY_AFTER.as_millis() as u64,
         ..PeerRefusal::default()
     }
 }
@@ -268,5 +269,3 @@ fn malformed(what: &str) -> PeerRefusal {
         ..PeerRefusal::default()
     }
 }
-
-const _: Duration = LEADER_WAIT;

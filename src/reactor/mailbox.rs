@@ -66,8 +66,8 @@ pub enum Request {
     Status {
         /// Which shards.
         uids: Vec<ShardUid>,
-        /// For the numbers; a shard that did not open has its error as its fault.
-        reply: Reply<Vec<ShardStatus>>,
+        /// For the numbers; a shard that did not open has its error as its fault, one without a replica here has none.
+        reply: Reply<Vec<Option<ShardStatus>>>,
     },
     /// Open shards, making those that are not there.
     Open {
@@ -103,6 +103,13 @@ pub enum Request {
         name: String,
         /// When it is gone.
         reply: oneshot::Sender<Result<(), ControlError>>,
+    },
+    /// Wait until this node knows a topic that exists, for a bounded time.
+    AwaitTopic {
+        /// Its name.
+        name: String,
+        /// When it does, or time is up.
+        reply: Reply<()>,
     },
     /// Something about the cluster. Only reactor 0 answers it.
     Admin {
@@ -315,7 +322,7 @@ impl Mailbox {
 mod tests {
     use super::*;
 
-    fn status(uid: u64) -> (Request, oneshot::Receiver<Result<Vec<ShardStatus>, ReactorError>>) {
+    fn status(uid: u64) -> (Request, oneshot::Receiver<Result<Vec<Option<ShardStatus>>, ReactorError>>) {
         let (reply, answer) = oneshot::channel();
         (Request::Status { uids: vec![ShardUid(uid)], reply }, answer)
     }

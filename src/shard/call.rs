@@ -63,7 +63,7 @@ pub enum Start {
 }
 
 /// One consume request.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Consume {
     /// Where.
     pub start: Start,
@@ -97,7 +97,7 @@ pub struct Consumed {
 }
 
 /// State of a shard, for reports.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ShardStatus {
     /// Leader, if known.
     pub leader: Option<NodeId>,

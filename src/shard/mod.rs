@@ -39,19 +39,15 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-
 use crate::{
     env::{
         Env,
         channel::{Notify, OneshotReceiver},
     },
-    format::records::Records,
     ids::{Index, NodeId, Offset, ShardUid, Term},
     log::{LogError, Recovered, TailBudget},
     peer::{Peers, frame::FrameStream, frame::Received},
-    proto::ringlog::state::v1::PeerRefusal,
-    raft::{Group, GroupError, GroupOptions, Members, Progress},
+    raft::{Group, GroupOptions, Members},
 };
 
 pub use self::{
@@ -253,12 +249,19 @@ impl<E: Env> Shard<E> {
 
     /// Suspends until the high watermark is above `offset`, or the shard stops or closes.
     pub fn wait_above(&self, offset: Offset) -> impl Future<Output = ()> + use<E> + 'static {
-        self.inner.group.wait_above(offset)
+        let group = self.inner.group.clone();
+        async move { group.wait_above(offset).await }
+    }
+
+    /// Neither closed nor closing.
+    pub fn is_open(&self) -> bool {
+        self.inner.life.get() == Life::Serving
     }
 
     /// Suspends until leader, term, membership or `leads` may have changed, or the shard stops or closes.
     pub fn wait_changed(&self) -> impl Future<Output = ()> + use<E> + 'static {
-        self.inner.group.wait_changed()
+        let group = self.inner.group.clone();
+        async move { group.wait_changed().await }
     }
 
     /// Why it does not serve, if so.

@@ -1,7 +1,7 @@
 //! Asking other nodes, and being asked: trims, the numbers of replicas, who leads.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     rc::Rc,
     time::Duration,
 };
@@ -194,7 +194,7 @@ pub async fn own_replicas(node: &Node, uids: Vec<ShardUid>) -> Result<Vec<Replic
 
 /// A replica's numbers between nodes.
 fn replica_message(uid: ShardUid, status: &ShardStatus) -> ReplicaStatus {
-    let ids = |nodes: &std::collections::BTreeSet<NodeId>| nodes.iter().map(|node| node.0).collect();
+    let ids = |nodes: &BTreeSet<NodeId>| nodes.iter().map(|node| node.0).collect();
     ReplicaStatus {
         shard_uid: uid.0,
         leader_node_id: status.leader.map_or(0, |leader| leader.0),

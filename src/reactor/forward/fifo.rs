@@ -84,11 +84,6 @@ impl<T> Fifo<T> {
         self.sent.len() + self.waiting.len()
     }
 
-    /// Whether some are sent and not answered.
-    pub(super) fn has_sent(&self) -> bool {
-        !self.sent.is_empty()
-    }
-
     /// Moves what goes into the next frame from `waiting` to `sent`: up to `requests_max` of them and about `bytes_max`
     /// bytes, but at least one, if the window has room. Returns them, in order.
     pub(super) fn send(&mut self, requests_max: usize, bytes_max: usize) -> impl Iterator<Item = &Item<T>> {
@@ -148,8 +143,8 @@ impl<T> Fifo<T> {
         if !self.waiting.iter().any(is_due) {
             return Vec::new();
         }
-        let (expired, waiting): (Vec<_>, VecDeque<_>) = std::mem::take(&mut self.waiting).into_iter().partition(is_due);
-        self.waiting = waiting;
+        let (expired, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting).into_iter().partition(is_due);
+        self.waiting = waiting.into();
         self.bytes -= expired.iter().map(|item| item.bytes).sum::<usize>();
         expired
     }
@@ -208,7 +203,7 @@ mod tests {
         let mut fifo = with(4, 10);
         assert_eq!(numbers(fifo.send(2, 1_000)), [0, 1]);
         assert_eq!(numbers(&fifo.lost()), [0, 1]);
-        assert!(!fifo.has_sent());
+        assert!(fifo.sent.is_empty());
         assert_eq!((waiting(&fifo), fifo.bytes), (vec![2, 3], 20));
         assert!(fifo.answered().is_none(), "an answer to nothing");
     }
@@ -305,7 +300,7 @@ mod tests {
                     Step::Answer => log.extend(fifo.answered().map(|item| item.request)),
                     Step::Refuse => fifo.refused(),
                     Step::Lose => lost.extend(numbers(&fifo.lost())),
-                    Step::Local(taken) if !fifo.has_sent() => {
+                    Step::Local(taken) if fifo.sent.is_empty() => {
                         let mut drained = fifo.drain();
                         let rest = drained.split_off(taken.min(drained.len()));
                         log.extend(numbers(&drained));

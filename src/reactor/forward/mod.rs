@@ -52,6 +52,7 @@ const DEADLINE_MARGIN_US: u64 = 20_000;
 /// `google.rpc.Code` of refusals that are looked at here.
 const CODE_NOT_FOUND: i32 = 5;
 const CODE_UNAVAILABLE: i32 = 14;
+const CODE_DATA_LOSS: i32 = 15;
 
 /// The requests of one shard that go elsewhere.
 #[derive(Default)]
@@ -93,7 +94,7 @@ pub(super) fn may_go_on(refusal: &PeerRefusal) -> bool {
 }
 
 /// The same of the own replica's answer to a produce.
-fn goes_elsewhere(error: &ShardError) -> bool {
+pub(super) fn goes_elsewhere(error: &ShardError) -> bool {
     match error {
         ShardError::NotLeader { .. }
         | ShardError::Failed { maybe_written: false, .. }
@@ -166,7 +167,8 @@ impl<E: Env> Reactor<E> {
         produce: Produce,
         error: ReactorError,
     ) -> Result<OneshotReceiver<Result<Produced, ShardError>>, ReactorError> {
-        if !self.is_elsewhere(uid) {
+        // While something is on its way, all go the same way, or they would overtake it.
+        if self.forwards.is_idle(uid) && !self.is_elsewhere(uid) {
             return Err(error);
         }
         let now_us = E::monotonic_us();

@@ -10,7 +10,7 @@ use openraft::AsyncRuntime;
 use super::{
     Queue, gone, goes_elsewhere, may_go_on,
     fifo::Item,
-    search::{Search, Step, View},
+    search::{Search, Step},
     wire,
 };
 use crate::{
@@ -57,13 +57,7 @@ pub(super) async fn drive<E: Env>(reactor: Rc<Reactor<E>>, uid: ShardUid, queue:
             waiting.into_iter().for_each(|item| item.request.answer(Err(gone())));
             continue;
         };
-        let step = {
-            let known = reactor.node().leaders.get(uid).and_then(|leader| leader.node);
-            let local = reactor.local_view(uid);
-            let view = View { me: reactor.me(), local, known, replicas: &holders.nodes };
-            search.next(&view, |node| reactor.node().liveness.is_alive(node), E::random_u64())
-        };
-        match step {
+        match reactor.look(&mut search, uid, &holders) {
             Step::Here => {
                 if let Ok(shard) = reactor.serving(uid) {
                     queue.submit_here(&shard);
@@ -97,7 +91,7 @@ pub(super) async fn drive<E: Env>(reactor: Rc<Reactor<E>>, uid: ShardUid, queue:
 }
 
 /// Resolves when the own replica has another leader, or takes proposals or none, or when a node died or came back.
-async fn news<E: Env>(reactor: &Rc<Reactor<E>>, uid: ShardUid) {
+pub(super) async fn news<E: Env>(reactor: &Rc<Reactor<E>>, uid: ShardUid) {
     let before = reactor.local_view(uid);
     let mut liveness = reactor.node().liveness.watch();
     loop {

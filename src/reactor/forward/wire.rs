@@ -66,7 +66,7 @@ pub(in crate::reactor) fn refusal(received: &Received) -> PeerRefusal {
 }
 
 /// A peer of another version, or a broken one: what it did is not known.
-fn unreadable(what: &str) -> PeerRefusal {
+pub(super) fn unreadable(what: &str) -> PeerRefusal {
     PeerRefusal {
         code: 13,
         reason: "PEER_UNREADABLE".to_owned(),

@@ -196,7 +196,7 @@ impl<E: Env> Stream<E> {
     /// Takes the answers that are there. True if none comes after them.
     fn poll_answers(&self, acks: &mut Vec<wire::Ack>, context: &mut std::task::Context<'_>) -> bool {
         while acks.len() < FRAME_ACKS_MAX {
-            let mut state = self.state.borrow_mut();
+            let state = &mut *self.state.borrow_mut();
             let ack = match state.pending.front_mut() {
                 None => return state.ended,
                 Some(Pending::Refused(refusal)) => Err(std::mem::take(refusal)),
