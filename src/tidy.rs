@@ -26,6 +26,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("format", 1),
     ("config", 1),
     ("observe", 1),
+    ("tls", 1),
     ("ids", 0),
     ("limits", 0),
     ("proto", 0),
