@@ -8,9 +8,11 @@
 //! - A shard that cannot be opened, or has stopped, is kept as such: its calls get the reason, the
 //!   other shards serve.
 //!
-//! `control` (topics are made and removed; on reactor 0), `listen` (sockets), `thread` (pinning).
+//! `control` (topics are made and removed; on reactor 0), `forward` (what another node has to do), `inbound` (what other
+//! nodes ask), `listen` (sockets), `thread` (pinning).
 
 pub mod control;
+pub mod forward;
 pub mod inbound;
 pub mod listen;
 pub mod mailbox;
@@ -19,7 +21,7 @@ pub mod thread;
 pub mod topics;
 
 use std::{
-    cell::{OnceCell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
     future::Future,
     rc::Rc,
@@ -27,25 +29,26 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use futures_util::{StreamExt, future::Either, stream};
-use prost::Message;
-use tokio::sync::oneshot;
+use futures_util::{StreamExt, stream};
+use openraft::AsyncRuntime;
 
 use crate::{
-    env::{self, Disk, Env},
-    ids::{NodeId, Offset, ReactorNumber, ShardUid, Term},
+    env::{
+        self, Disk, Env,
+        channel::{self, OneshotReceiver},
+    },
+    ids::{NodeId, Offset, ReactorNumber, ShardUid},
     limits,
     log::TailBudget,
-    peer::{Peers, frame::FrameStream, frame::Received},
-    proto::ringlog::state::v1::{ControlReply, ControlRequest, LeaderMoved, PeerRefusal, control_reply, control_request},
+    peer::Peers,
     reactor::{
-        control::ControlQueue,
+        control::{ControlError, ControlQueue},
+        forward::{Forwards, goes_elsewhere, leaders::Leader},
+        inbound::Hooks,
         mailbox::{Mailbox, Reply, Request},
         node::Node,
-        topics::ShardPlace,
     },
-    shard::{Consume, Consumed, Produce, Produced, Shard, ShardError, ShardOptions, ShardStatus},
+    shard::{Consume, Consumed, Owed, Produce, Produced, Shard, ShardError, ShardOptions, ShardStatus},
 };
 
 /// Shards of one reactor that open or close at the same time. Each reads and writes its own files;
@@ -54,15 +57,6 @@ const OPEN_AT_ONCE: usize = 16;
 
 /// How often a shard that found the disk full is tried again.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Longest wait for another replica to take over.
-const MOVE_LEADER_MAX: Duration = Duration::from_secs(3);
-
-/// google.rpc.Code of a request that is wrong.
-const CODE_INVALID_ARGUMENT: i32 = 3;
-
-/// google.rpc.Code of a refusal that time cures.
-const CODE_UNAVAILABLE: i32 = 14;
 
 /// Why a reactor does not do what it is asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -115,19 +109,31 @@ pub struct Reactor<E: Env> {
     tail: TailBudget,
     peers: OnceCell<Peers<E>>,
     shards: RefCell<HashMap<ShardUid, Slot<E>>>,
+    forwards: Forwards,
+    /// Leaders are asked for once at a time.
+    finding: channel::Mutex<()>,
+    closing: Cell<bool>,
     control: OnceCell<ControlQueue>,
-    catalog: OnceCell<CatalogStreams<E>>,
+    hooks: Hooks<E>,
 }
-
-/// Takes peers' streams for the catalog's group.
-pub type CatalogStreams<E> = Box<dyn Fn(NodeId, Received, FrameStream<E>)>;
 
 impl<E: Env> Reactor<E> {
     /// A reactor without shards.
     pub fn new(number: ReactorNumber, node: Arc<Node>, disk: E::Disk) -> Rc<Reactor<E>> {
         let tail = TailBudget::new(node.config.tail_bytes);
-        let (peers, shards, control, catalog) = (OnceCell::new(), RefCell::default(), OnceCell::new(), OnceCell::new());
-        Rc::new(Reactor { number, node, disk, tail, peers, shards, control, catalog })
+        Rc::new(Reactor {
+            number,
+            node,
+            disk,
+            tail,
+            peers: OnceCell::new(),
+            shards: RefCell::default(),
+            forwards: Forwards::default(),
+            finding: channel::Mutex::new(()),
+            closing: Cell::new(false),
+            control: OnceCell::new(),
+            hooks: Hooks::default(),
+        })
     }
 
     /// Its number.
@@ -163,6 +169,11 @@ impl<E: Env> Reactor<E> {
         assert!(self.peers.set(peers).is_ok(), "a reactor's connections are made once");
     }
 
+    /// Who answers what it cannot answer itself.
+    pub fn hooks(&self) -> &Hooks<E> {
+        &self.hooks
+    }
+
     /// Its mailbox.
     pub fn mailbox(&self) -> &Mailbox {
         &self.node.reactors[self.number.0 as usize].mailbox
@@ -172,6 +183,11 @@ impl<E: Env> Reactor<E> {
     pub fn set_control(&self, control: ControlQueue) {
         assert_eq!(self.number, ReactorNumber(0), "the catalog lives on reactor 0");
         assert!(self.control.set(control).is_ok(), "there is one catalog");
+    }
+
+    /// Where commands to the catalog go; `None` before it is open, and on all reactors but the first.
+    pub fn control(&self) -> Option<&ControlQueue> {
+        self.control.get()
     }
 
     /// Does what comes into the mailbox, for ever.
@@ -187,53 +203,119 @@ impl<E: Env> Reactor<E> {
         }
     }
 
-    /// Queues a produce at once; calls for one shard made one after the other keep their order.
-    /// Dropping the future does not take the request back.
+    /// Queues a produce at once, for the shard's leader, wherever it is; calls for one shard made one after the other keep
+    /// their order. Dropping the future does not take the request back.
     pub fn produce(
         self: &Rc<Self>,
         uid: ShardUid,
         produce: Produce,
     ) -> impl Future<Output = Result<Produced, ReactorError>> + use<E> + 'static {
-        match self.serving(uid) {
-            Ok(shard) => {
-                let (produced, reactor) = (shard.produce(produce), Rc::clone(self));
-                Either::Left(async move { note(&reactor.node, uid, produced.await) })
-            }
-            Err(error) => Either::Right(std::future::ready(Err(error))),
+        let (answer, reactor) = (self.submit(uid, produce), Rc::clone(self));
+        async move {
+            // A reply that is dropped unanswered means that the reactor's tasks are gone.
+            let answer = answer?.await.unwrap_or(Err(ShardError::Closing { maybe_written: true }));
+            reactor.noted(uid, answer)
         }
     }
 
-    /// Reads committed records; waits as long as the request says.
+    fn submit(
+        self: &Rc<Self>,
+        uid: ShardUid,
+        produce: Produce,
+    ) -> Result<OneshotReceiver<Result<Produced, ShardError>>, ReactorError> {
+        if !self.forwards.is_idle(uid) {
+            return self.forward(uid, produce, ReactorError::Gone);
+        }
+        match self.serving(uid) {
+            Ok(shard) => match shard.submit(produce) {
+                Ok(answer) => Ok(answer),
+                Err((error, produce)) => {
+                    let elsewhere = goes_elsewhere(&error);
+                    let error = self.noted::<()>(uid, Err(error)).expect_err("it was an error");
+                    if elsewhere { self.forward(uid, produce, error) } else { Err(error) }
+                }
+            },
+            Err(error) => self.forward(uid, produce, error),
+        }
+    }
+
+    /// Reads committed records, of the replica here if there is one that will do; waits as long as the request says.
     pub fn consume(
         self: &Rc<Self>,
         uid: ShardUid,
         consume: Consume,
     ) -> impl Future<Output = Result<Consumed, ReactorError>> + use<E> + 'static {
-        match self.serving(uid) {
-            Ok(shard) => {
-                let (consumed, reactor) = (shard.consume(consume), Rc::clone(self));
-                Either::Left(async move { note(&reactor.node, uid, consumed.await) })
+        let here = self.serving(uid).and_then(|shard| match shard.is_readable() || !self.is_elsewhere(uid) {
+            true => Ok(shard.consume(Self::near(&shard, consume))),
+            false => Err(inbound::not_filled(&shard)),
+        });
+        let reactor = Rc::clone(self);
+        async move {
+            let result = match here {
+                Ok(consumed) => reactor.noted(uid, consumed.await),
+                Err(error) => Err(error),
+            };
+            match result {
+                Err(error) if reactor.reads_elsewhere(uid, &error) => {
+                    Box::pin(reactor.consume_elsewhere(uid, consume, error)).await
+                }
+                result => result,
             }
-            Err(error) => Either::Right(std::future::ready(Err(error))),
         }
     }
 
-    /// Moves a shard's log start up; answers with the present one.
+    /// Moves a shard's log start up; answers with the present one. Only if this node leads.
     ///
     /// # Errors
     /// The shard's.
-    pub async fn trim(&self, uid: ShardUid, before: Offset) -> Result<Offset, ReactorError> {
+    pub async fn trim_here(&self, uid: ShardUid, before: Offset) -> Result<Offset, ReactorError> {
         let shard = self.serving(uid)?;
-        note(&self.node, uid, shard.trim(before).await)
+        self.noted(uid, shard.trim(before).await)
     }
 
-    /// Numbers of shards, in the order asked for.
-    pub fn status(&self, uids: &[ShardUid]) -> Vec<ShardStatus> {
+    /// Has another replica lead instead of this one.
+    ///
+    /// # Errors
+    /// `NotLeader`: this one does not lead; or, without a leader in it, nobody could take over in time.
+    pub async fn move_leader(&self, uid: ShardUid, to: Option<NodeId>, within: Duration) -> Result<(), ReactorError> {
+        let shard = self.serving(uid)?;
+        if !shard.leads() {
+            return Err(ShardError::NotLeader { leader: shard.leader().0 }.into());
+        }
+        self.noted(uid, shard.transfer(to, within).await)
+    }
+
+    /// Whether this node leads the shard, and its replica takes records.
+    pub fn leads(&self, uid: ShardUid) -> bool {
+        self.serving(uid).is_ok_and(|shard| shard.leads())
+    }
+
+    /// The replica here.
+    ///
+    /// # Errors
+    /// `NotOpen`, `Gone`.
+    pub fn shard(&self, uid: ShardUid) -> Result<Shard<E>, ReactorError> {
+        self.serving(uid)
+    }
+
+    /// All shards that serve here, by uid.
+    pub fn open_shards(&self) -> Vec<(ShardUid, Shard<E>)> {
         let shards = self.shards.borrow();
-        let status = |uid| match shards.get(uid) {
-            Some(Slot::Serving(shard)) => shard.status(),
-            Some(Slot::NotOpen { cause, error: _ }) => absent(cause.clone()),
-            None => absent(ReactorError::Gone.to_string()),
+        let serving = shards.iter().filter_map(|(uid, slot)| match slot {
+            Slot::Serving(shard) => Some((*uid, shard.clone())),
+            Slot::NotOpen { .. } => None,
+        });
+        let mut serving: Vec<_> = serving.collect();
+        serving.sort_by_key(|(uid, _)| *uid);
+        serving
+    }
+
+    /// Numbers of shards, in the order asked for; `None` for those without a replica here.
+    pub fn status(&self, uids: &[ShardUid]) -> Vec<Option<ShardStatus>> {
+        let shards = self.shards.borrow();
+        let status = |uid| match shards.get(uid)? {
+            Slot::Serving(shard) => Some(shard.status()),
+            Slot::NotOpen { cause, error: _ } => Some(ShardStatus { fault: Some(cause.clone()), ..Default::default() }),
         };
         uids.iter().map(status).collect()
     }
@@ -248,7 +330,7 @@ impl<E: Env> Reactor<E> {
             let uid = options.uid;
             let shard = Shard::open(self.disk.clone(), self.tail.clone(), self.peers().clone(), options.clone()).await;
             let (slot, result) = match shard {
-                Ok(shard) => (Slot::Serving(shard), Ok(())),
+                Ok(shard) => (self.opened(uid, shard), Ok(())),
                 Err(error) => {
                     let is_full = matches!(error, ShardError::Full(_));
                     let slot = Slot::not_open(&self.node, &options, error.clone());
@@ -283,7 +365,8 @@ impl<E: Env> Reactor<E> {
             let opened = Shard::open(self.disk.clone(), self.tail.clone(), self.peers().clone(), options.clone()).await;
             match opened {
                 Ok(shard) if waits() => {
-                    self.shards.borrow_mut().insert(uid, Slot::Serving(shard));
+                    let slot = self.opened(uid, shard);
+                    self.shards.borrow_mut().insert(uid, slot);
                     self.node.forget_fault(uid);
                     tracing::info!(shard_uid = uid.0, "shard serves again");
                     return;
@@ -305,12 +388,43 @@ impl<E: Env> Reactor<E> {
         }
     }
 
+    /// A shard that was just opened: what it cannot do goes elsewhere, and who leads it is told.
+    fn opened(self: &Rc<Self>, uid: ShardUid, shard: Shard<E>) -> Slot<E> {
+        let reactor = Rc::downgrade(self);
+        let hand_back = move |owed: Vec<Owed>, error: ShardError| match reactor.upgrade() {
+            Some(reactor) => reactor.take_back(uid, owed, &error),
+            None => owed.into_iter().for_each(|owed| owed.answer(Err(error.clone()))),
+        };
+        shard.set_elsewhere(Rc::new(hand_back));
+        self.tell_leader(uid, &shard);
+        env::spawn::<E>(Rc::clone(self).watch_leader(uid, shard.clone()));
+        Slot::Serving(shard)
+    }
+
+    /// Tells who leads a shard, each time it changes, until it closes.
+    async fn watch_leader(self: Rc<Self>, uid: ShardUid, shard: Shard<E>) {
+        while shard.is_open() {
+            let changed = shard.wait_changed();
+            self.tell_leader(uid, &shard);
+            changed.await;
+        }
+    }
+
+    fn tell_leader(&self, uid: ShardUid, shard: &Shard<E>) {
+        let (leader, term) = shard.leader();
+        let me = self.node.identity().map(|identity| identity.node);
+        // A replica at fault leads nothing, whatever it was before; and one that was just elected does not yet.
+        let node = leader.filter(|leader| Some(*leader) != me || shard.leads());
+        self.node.leaders.note_own(uid, Leader { node, term }, E::monotonic_us());
+    }
+
     /// Closes shards and removes their directories. What cannot be removed now is removed when the
     /// node starts again, as nothing refers to it any more.
     pub async fn remove(&self, uids: Vec<ShardUid>) {
         for uid in uids {
             let slot = self.shards.borrow_mut().remove(&uid);
             self.node.forget_fault(uid);
+            self.node.leaders.forget_own(uid);
             if let Some(Slot::Serving(shard)) = slot
                 && let Err(error) = shard.close().await
             {
@@ -333,6 +447,8 @@ impl<E: Env> Reactor<E> {
     /// reactor has stopped.
     pub async fn close(&self) {
         self.mailbox().close();
+        self.closing.set(true);
+        self.close_forwards();
         let shards = std::mem::take(&mut *self.shards.borrow_mut());
         let serving = shards.into_iter().filter_map(|(uid, slot)| match slot {
             Slot::Serving(shard) => Some((uid, shard)),
@@ -387,29 +503,47 @@ impl<E: Env> Reactor<E> {
                     control.create(create, reply);
                 }
             }
+            Request::MoveLeader { uid, to, reply } => {
+                let reactor = Rc::clone(self);
+                answer::<E, _>(reply, async move { reactor.move_leader(uid, to, limits::LEADER_WAIT).await });
+            }
             Request::Propose { command, reply } => {
                 if let Some(control) = self.control.get() {
                     control.propose(command, reply);
                 }
             }
-            Request::Admin(job) => {
-                if let Some(control) = self.control.get() {
-                    control.admin(job);
-                }
-            }
-            Request::CatchUp { reply } => {
-                if let Some(control) = self.control.get() {
-                    control.catch_up(reply);
-                }
-            }
-            Request::MoveLeader { uid, to, reply } => {
-                let reactor = Rc::clone(self);
-                answer::<E, _>(reply, async move { Ok(reactor.move_leader(uid, to).await) });
-            }
             Request::DeleteTopic { name, reply } => {
                 if let Some(control) = self.control.get() {
                     control.delete(name, reply);
                 }
+            }
+            Request::AwaitTopic { name, reply } => {
+                let topics = Arc::clone(&self.node.topics);
+                answer::<E, _>(reply, async move {
+                    let mut changes = topics.watch();
+                    let known = async {
+                        while !topics.snapshot().contains_key(name.as_str()) && changes.changed().await.is_ok() {}
+                    };
+                    // In vain: whoever asked looks for it, and finds that it is not there.
+                    drop(E::Runtime::timeout(limits::LEADER_WAIT, known).await);
+                    Ok(())
+                });
+            }
+            Request::Admin { call, reply } => {
+                if let Err(reply) = self.hooks.admin(call, reply) {
+                    drop(reply.send(Err(ControlError::Busy)));
+                }
+            }
+            Request::Ask { to, request, within, reply } => {
+                let reactor = Rc::clone(self);
+                answer::<E, _>(reply, async move { reactor.ask(to, request, within).await });
+            }
+            Request::FindLeaders { uids, reply } => {
+                let reactor = Rc::clone(self);
+                answer::<E, _>(reply, async move {
+                    reactor.find_leaders(&uids).await;
+                    Ok(())
+                });
             }
         }
     }
@@ -427,137 +561,6 @@ impl<E: Env> Reactor<E> {
         self.count_shards();
     }
 
-    /// From now on peers' streams for the catalog's group go there: this reactor holds it.
-    pub fn set_catalog(&self, serve: CatalogStreams<E>) {
-        assert!(self.catalog.set(serve).is_ok(), "there is one catalog");
-    }
-
-    /// Hands a peer's stream to the catalog's group.
-    pub fn serve_catalog(&self, from: NodeId, first: Received, stream: FrameStream<E>) {
-        match self.catalog.get() {
-            Some(serve) => serve(from, first, stream),
-            None => inbound::refuse(stream, "NOT_OPEN", "the catalog is not open (yet) here".to_owned()),
-        }
-    }
-
-    /// Answers a control request of another node (`from`), or of somebody who wants to become one (`None`).
-    pub async fn control_request(
-        &self,
-        from: Option<NodeId>,
-        request: control_request::Request,
-    ) -> control_reply::Reply {
-        if let (control_request::Request::MoveLeader(asked), Some(_)) = (&request, from) {
-            let to = (asked.to_node_id != 0).then_some(NodeId(asked.to_node_id));
-            return self.move_leader(ShardUid(asked.shard_uid), to).await;
-        }
-        let (reply, answer) = oneshot::channel();
-        let starting = || {
-            control_reply::Reply::Refused(PeerRefusal {
-                code: CODE_UNAVAILABLE,
-                reason: control::NOT_LEADER.to_owned(),
-                message: "the node is starting, or shutting down".to_owned(),
-                definite: true,
-                leader_node_id: 0,
-                retry_after_ms: limits::RETRY_AFTER.as_millis() as u64,
-            })
-        };
-        match self.control.get() {
-            Some(control) => control.peer(from, request, reply),
-            None => return starting(),
-        }
-        answer.await.unwrap_or_else(|_| starting())
-    }
-
-    /// Answers the bytes of a join request: always a `ControlReply`.
-    pub async fn answer_join(&self, request: &Bytes) -> Bytes {
-        let decoded = ControlRequest::decode(request.clone()).ok().and_then(|request| request.request);
-        let reply = match decoded {
-            Some(request @ control_request::Request::Join(_)) => self.control_request(None, request).await,
-            _ => control_reply::Reply::Refused(PeerRefusal {
-                code: CODE_INVALID_ARGUMENT,
-                reason: "NOT_A_JOIN".to_owned(),
-                message: "this is not a request to join: both nodes should run the same version of ringlog".to_owned(),
-                definite: true,
-                ..PeerRefusal::default()
-            }),
-        };
-        ControlReply { reply: Some(reply) }.encode_to_vec().into()
-    }
-
-    /// The shard, if it serves here.
-    pub fn shard(&self, uid: ShardUid) -> Option<Shard<E>> {
-        match self.shards.borrow().get(&uid) {
-            Some(Slot::Serving(shard)) => Some(shard.clone()),
-            Some(Slot::NotOpen { .. }) | None => None,
-        }
-    }
-
-    /// All shards that serve here, by uid.
-    pub fn open_shards(&self) -> Vec<(ShardUid, Shard<E>)> {
-        let shards = self.shards.borrow();
-        let serving = shards.iter().filter_map(|(uid, slot)| match slot {
-            Slot::Serving(shard) => Some((*uid, shard.clone())),
-            Slot::NotOpen { .. } => None,
-        });
-        let mut serving: Vec<_> = serving.collect();
-        serving.sort_by_key(|(uid, _)| *uid);
-        serving
-    }
-
-    /// Lets go of the leadership of a shard of this reactor.
-    pub async fn move_leader(&self, uid: ShardUid, to: Option<NodeId>) -> control_reply::Reply {
-        let refused = |reason: &str, message: String, leader: Option<NodeId>| {
-            control_reply::Reply::Refused(PeerRefusal {
-                code: CODE_UNAVAILABLE,
-                reason: reason.to_owned(),
-                message,
-                definite: true,
-                leader_node_id: leader.map_or(0, |leader| leader.0),
-                retry_after_ms: limits::RETRY_AFTER.as_millis() as u64,
-            })
-        };
-        let Some(shard) = self.shard(uid) else {
-            return refused(control::NOT_LEADER, format!("shard {uid} is not open here"), None);
-        };
-        let me = self.node.identity().map(|identity| identity.node);
-        if shard.leads() && to.is_some() && to == me {
-            return control_reply::Reply::MovedLeader(LeaderMoved { leader_node_id: me.map_or(0, |me| me.0) });
-        }
-        if !shard.leads() {
-            let leader = shard.status().leader;
-            return refused(control::NOT_LEADER, "this node does not lead the shard".to_owned(), leader);
-        }
-        match shard.transfer(to, MOVE_LEADER_MAX).await {
-            Ok(()) => {
-                let leader = shard.status().leader.filter(|leader| Some(*leader) != me);
-                control_reply::Reply::MovedLeader(LeaderMoved { leader_node_id: leader.map_or(0, |leader| leader.0) })
-            }
-            Err(error) => refused("NOT_MOVED", format!("nobody took over: {error}"), me),
-        }
-    }
-
-    /// As `move_leader`, for a shard of any reactor of this node.
-    pub async fn move_leader_anywhere(&self, place: ShardPlace, to: Option<NodeId>) -> control_reply::Reply {
-        if place.reactor == self.number {
-            return self.move_leader(place.uid, to).await;
-        }
-        let (reply, answer) = oneshot::channel();
-        let sent = self.node.send(place.reactor, Request::MoveLeader { uid: place.uid, to, reply });
-        let answer = match sent {
-            Ok(()) => answer.await.unwrap_or(Err(ReactorError::Stopped { maybe_written: false })),
-            Err(error) => Err(error),
-        };
-        answer.unwrap_or_else(|error| {
-            control_reply::Reply::Refused(PeerRefusal {
-                code: CODE_UNAVAILABLE,
-                reason: "NOT_MOVED".to_owned(),
-                message: error.to_string(),
-                definite: true,
-                ..PeerRefusal::default()
-            })
-        })
-    }
-
     fn serving(&self, uid: ShardUid) -> Result<Shard<E>, ReactorError> {
         match self.shards.borrow().get(&uid) {
             Some(Slot::Serving(shard)) => Ok(shard.clone()),
@@ -566,6 +569,19 @@ impl<E: Env> Reactor<E> {
             }
             None => Err(ReactorError::Gone),
         }
+    }
+
+    /// The reactor ends: nothing new is begun.
+    fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
+    /// Notes a shard that has stopped, for readiness and for the log.
+    fn noted<T>(&self, uid: ShardUid, result: Result<T, ShardError>) -> Result<T, ReactorError> {
+        if let Err(ShardError::Failed { cause, .. } | ShardError::Damaged { cause }) = &result {
+            self.node.note_fault(uid, cause);
+        }
+        Ok(result?)
     }
 
     fn count_shards(&self) {
@@ -577,26 +593,4 @@ impl<E: Env> Reactor<E> {
 /// Runs `work` and sends what it says.
 fn answer<E: Env, T: 'static>(reply: Reply<T>, work: impl Future<Output = Result<T, ReactorError>> + 'static) {
     env::spawn::<E>(async move { drop(reply.send(work.await)) });
-}
-
-/// Notes a shard that has stopped, for readiness and for the log.
-fn note<T>(node: &Node, uid: ShardUid, result: Result<T, ShardError>) -> Result<T, ReactorError> {
-    if let Err(ShardError::Failed { cause, .. }) = &result {
-        node.note_fault(uid, cause);
-    }
-    Ok(result?)
-}
-
-/// The numbers of a shard that is not open.
-fn absent(fault: String) -> ShardStatus {
-    ShardStatus {
-        leader: None::<NodeId>,
-        term: Term(0),
-        log_start: Offset(0),
-        high_watermark: Offset(0),
-        log_end: Offset(0),
-        size_bytes: 0,
-        segments: 0,
-        fault: Some(fault),
-    }
 }

@@ -18,7 +18,10 @@ use crate::{
     ids::{NodeId, ReactorNumber, ShardUid},
     peer::{book::AddressBook, liveness::Liveness},
     proto::ringlog::state::v1::{ClusterNode, NodeState},
-    reactor::{ReactorError, listen::Connections, mailbox::Mailbox, mailbox::Request, topics::Topics},
+    reactor::{
+        ReactorError, forward::leaders::Leaders, listen::Connections, mailbox::Mailbox, mailbox::Request,
+        topics::Topics,
+    },
 };
 
 /// What a node is doing. It only moves down this list.
@@ -88,6 +91,8 @@ pub struct Node {
     pub liveness: Arc<Liveness>,
     /// Where others reach it.
     pub advertised: Advertised,
+    /// Who leads the shards, as far as this node has heard.
+    pub leaders: Arc<Leaders>,
     identity: OnceLock<Identity>,
     phase: watch::Sender<Phase>,
     leaving: Mutex<BTreeSet<NodeId>>,
@@ -107,6 +112,7 @@ impl Node {
             book: Arc::default(),
             liveness: Arc::default(),
             advertised,
+            leaders: Arc::default(),
             identity: OnceLock::new(),
             phase: watch::Sender::new(Phase::Starting),
             leaving: Mutex::default(),

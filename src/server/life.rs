@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use crossbeam::channel::Sender;
+use prost::Message;
 
 use crate::{
     config::{Choice, Config},
@@ -18,10 +20,11 @@ use crate::{
         quic::{QuicNet, QuicOptions},
         real::RealEnv,
     },
-    frontend::{Frontend, grpc},
+    frontend::{Frontend, grpc, refusal},
     ids::{NodeId, ReactorNumber},
     limits,
     peer::{Peers, book::to_peer_node},
+    proto::ringlog::state::v1::{ControlReply, ControlRequest, PeerRefusal, control_reply, control_request},
     reactor::{
         Reactor,
         control::{Control, duties},
@@ -144,7 +147,7 @@ fn open(
     }
     let me = membership.identity.node;
     let peers = Peers::new(me, number, net, Arc::clone(&node.book), Arc::clone(&node.liveness));
-    peers.serve(Rc::new(Inbound::new(Rc::clone(&reactor))));
+    peers.serve(Inbound::new(Rc::clone(&reactor), refusal::refusal));
     reactor.set_peers(peers);
     Ok((reactor, storage))
 }
@@ -163,12 +166,35 @@ async fn let_in(reactor: Rc<Reactor<RealEnv>>, net: QuicNet) {
     while let Some(asked) = net.accept_join().await {
         let reactor = Rc::clone(&reactor);
         env::spawn::<RealEnv>(async move {
-            let reply = reactor.answer_join(asked.request()).await;
+            let reply = answer_join(&reactor, asked.request()).await;
             if let Err(error) = asked.reply(reply).await {
                 tracing::debug!(%error, "a node that wanted to join has gone");
             }
         });
     }
+}
+
+/// Answers the bytes of a request to join: always a `ControlReply`.
+async fn answer_join(reactor: &Rc<Reactor<RealEnv>>, request: &Bytes) -> Bytes {
+    let decoded = ControlRequest::decode(request.clone()).ok().and_then(|request| request.request);
+    let reply = match (decoded, reactor.control()) {
+        (Some(request @ control_request::Request::Join(_)), Some(control)) => control.answer(None, request).await,
+        (Some(_), None) => refuse_join("the node is still starting", true),
+        (_, _) => refuse_join("this is no request to join: both nodes should run the same version of ringlog", false),
+    };
+    reply.encode_to_vec().into()
+}
+
+fn refuse_join(message: &str, retry: bool) -> ControlReply {
+    let refused = PeerRefusal {
+        code: 14,
+        reason: "NOT_JOINED".to_owned(),
+        message: message.to_owned(),
+        definite: true,
+        retry_after_ms: if retry { limits::RETRY_AFTER.as_millis() as u64 } else { 0 },
+        ..PeerRefusal::default()
+    };
+    ControlReply { reply: Some(control_reply::Reply::Refused(refused)) }
 }
 
 /// Hands the leaderships of a reactor to other nodes when this one begins to leave.

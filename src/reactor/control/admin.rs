@@ -18,97 +18,19 @@ use crate::{
     proto::ringlog::state::v1::{
         self as state, JoinToken, MoveLeader, catalog_command::Command, control_reply, control_request,
     },
-    reactor::topics::ShardPlace,
+    proto::ringlog::v1::ShardMove,
+    reactor::{
+        ReactorError,
+        mailbox::{AdminAnswer, AdminCall, ClusterMembers, Request},
+        topics::ShardPlace,
+    },
 };
-
-/// A person's request.
-#[derive(Clone, Debug)]
-pub enum AdminCall {
-    /// Let new nodes join.
-    CreateToken {
-        /// How long.
-        valid: Duration,
-        /// How many nodes; 0: any number.
-        uses: u32,
-    },
-    /// Move the replicas of a node away, or take that back.
-    Drain {
-        /// Which.
-        node: NodeId,
-        /// Take it back.
-        undo: bool,
-    },
-    /// Take a node out for good.
-    Remove {
-        /// Which.
-        node: NodeId,
-        /// Also while it holds replicas: it is dead, and they are made anew elsewhere.
-        dead: bool,
-    },
-    /// Spread replicas and leaders evenly.
-    Rebalance {
-        /// Only say what would move.
-        dry_run: bool,
-    },
-    /// Have another replica lead a shard.
-    Transfer {
-        /// Topic.
-        topic: String,
-        /// Its shard.
-        shard: u32,
-        /// To whom; `None`: any.
-        to: Option<NodeId>,
-    },
-}
-
-/// Its answer.
-#[derive(Clone, Debug)]
-pub enum AdminAnswer {
-    /// A new token.
-    Token {
-        /// A secret.
-        token: String,
-        /// When it expires, µs since the epoch.
-        expires_us: i64,
-    },
-    /// Replicas that the node still holds.
-    Replicas(u32),
-    /// What moves.
-    Moves(Vec<Move>),
-    /// Who leads now.
-    Leader(NodeId),
-}
-
-/// A shard that moves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Move {
-    /// Topic.
-    pub topic: String,
-    /// Its shard.
-    pub shard: u32,
-    /// From these nodes.
-    pub from: Vec<NodeId>,
-    /// To these, the first to lead.
-    pub to: Vec<NodeId>,
-}
-
-/// A call and where its answer goes.
-#[derive(Debug)]
-pub struct AdminJob {
-    /// What is asked.
-    pub call: AdminCall,
-    /// For the answer.
-    pub reply: oneshot::Sender<Result<AdminAnswer, ControlError>>,
-}
-
-impl AdminJob {
-    pub(super) fn refuse(self, error: ControlError) {
-        drop(self.reply.send(Err(error)));
-    }
-}
 
 /// How long a transfer of leadership may take.
 const TRANSFER_MAX: Duration = Duration::from_secs(5);
+
+/// How long a token can be used unless somebody says otherwise.
+const TOKEN_VALID: Duration = Duration::from_secs(86_400);
 
 /// How often a transfer is tried at the next replica.
 const TRANSFER_ROUNDS: usize = 4;
@@ -118,32 +40,45 @@ const USES_UNLIMITED: u32 = u32::MAX;
 
 impl<E: Env> Control<E> {
     /// Does what a person asks.
-    pub(super) async fn admin(&self, job: AdminJob) {
-        let answer = match job.call {
-            AdminCall::CreateToken { valid, uses } => self.create_token(valid, uses).await,
-            AdminCall::Drain { node, undo } => self.drain(node, undo).await,
-            AdminCall::Remove { node, dead } => self.remove_node(node, dead).await,
+    pub(super) async fn admin(&self, call: AdminCall) -> Result<AdminAnswer, ControlError> {
+        match call {
+            AdminCall::CreateJoinToken { valid_s, uses } => self.create_token(valid_s, uses).await,
+            AdminCall::DrainNode { node, undo } => self.drain(node, undo).await,
+            AdminCall::RemoveNode { node, dead } => self.remove_node(node, dead).await,
             AdminCall::Rebalance { dry_run } => self.rebalance(dry_run).await,
-            AdminCall::Transfer { topic, shard, to } => self.transfer(&topic, shard, to).await.map(AdminAnswer::Leader),
-        };
-        drop(job.reply.send(answer));
+            AdminCall::TransferLeader { topic, shard, to } => {
+                self.transfer(&topic, shard, to).await.map(AdminAnswer::Leader)
+            }
+            AdminCall::Members => Ok(AdminAnswer::Members(self.cluster_members())),
+        }
     }
 
-    async fn create_token(&self, valid: Duration, uses: u32) -> Result<AdminAnswer, ControlError> {
+    /// Who belongs to the cluster, as this node's catalog has it.
+    fn cluster_members(&self) -> ClusterMembers {
+        let nodes: Vec<_> = self.inner.catalog.with_machine(|catalog| catalog.nodes().cloned().collect());
+        ClusterMembers {
+            nodes: nodes.iter().map(|node| node.to_entry()).collect(),
+            catalog_leader: self.inner.catalog.leader().0,
+            catalog_voters: self.inner.catalog.members().voters.into_iter().collect(),
+        }
+    }
+
+    async fn create_token(&self, valid_s: u32, uses: u32) -> Result<AdminAnswer, ControlError> {
+        let valid = if valid_s == 0 { TOKEN_VALID } else { Duration::from_secs(valid_s.into()) };
         let NewToken { token: shown, secret_hash } =
             (self.inner.trust.new_token)().map_err(ControlError::Precondition)?;
         let expires_us = E::wall_us().saturating_add(i64::try_from(valid.as_micros()).unwrap_or(i64::MAX));
         let uses_left = if uses == 0 { USES_UNLIMITED } else { uses };
         let token = Some(JoinToken { secret_hash: secret_hash.into(), expires_us, uses_left });
         self.propose(Command::AddJoinToken(AddJoinToken { token, now_us: E::wall_us() })).await?;
-        Ok(AdminAnswer::Token { token: shown, expires_us })
+        Ok(AdminAnswer::JoinToken { token: shown, expires_us })
     }
 
     async fn drain(&self, node: NodeId, undo: bool) -> Result<AdminAnswer, ControlError> {
         let state = if undo { NodeState::Active } else { NodeState::Draining };
         self.set_state(node, state).await?;
         tracing::info!(node = node.0, undo, "node drains");
-        Ok(AdminAnswer::Replicas(self.replicas_on(node)))
+        Ok(AdminAnswer::Draining { replicas: self.replicas_on(node) })
     }
 
     async fn remove_node(&self, node: NodeId, dead: bool) -> Result<AdminAnswer, ControlError> {
@@ -162,11 +97,11 @@ impl<E: Env> Control<E> {
                 )));
             }
             self.set_state(node, NodeState::Draining).await?;
-            return Ok(AdminAnswer::Replicas(self.replicas_on(node)));
+            return Ok(AdminAnswer::Removed { replicas: self.replicas_on(node) });
         }
         self.set_state(node, NodeState::Removed).await?;
         tracing::info!(node = node.0, "node removed from the cluster");
-        Ok(AdminAnswer::Replicas(0))
+        Ok(AdminAnswer::Removed { replicas: 0 })
     }
 
     async fn set_state(&self, node: NodeId, state: NodeState) -> Result<(), ControlError> {
@@ -227,19 +162,31 @@ impl<E: Env> Control<E> {
             to_node_id: to.map_or(0, |to| to.0),
         });
         let again = |cause: String| ControlError::NoLeader { cause, maybe_written: false };
-        let reply = if node == self.inner.me {
-            self.inner.reactor.move_leader_anywhere(place, to).await
-        } else {
-            let destination = Destination { node, slot: place.slot };
-            let peers = self.inner.reactor.peers();
-            let answer = peers.call(destination, control_frame(request), Priority::Normal, TRANSFER_MAX).await;
-            reply_of(&answer.map_err(|error| again(error.to_string()))?).map_err(again)?
-        };
+        if node == self.inner.me {
+            return self.move_here(place, to).await;
+        }
+        let destination = Destination { node, slot: place.slot };
+        let peers = self.inner.reactor.peers();
+        let answer = peers.call(destination, control_frame(request), Priority::Normal, TRANSFER_MAX).await;
+        let reply = reply_of(&answer.map_err(|error| again(error.to_string()))?).map_err(again)?;
         match reply {
-            control_reply::Reply::MovedLeader(state::LeaderMoved { leader_node_id }) => Ok(NodeId(leader_node_id)),
+            // Who it is without a wish is known when it has won.
+            control_reply::Reply::Done(_) => Ok(to.unwrap_or(NodeId(0))),
             control_reply::Reply::Refused(refused) if refused.reason == NOT_LEADER => Err(again(refused.message)),
             control_reply::Reply::Refused(refused) => Err(refused_there(refused)),
             other => Err(again(format!("node {node} gave another answer: {other:?}"))),
+        }
+    }
+
+    /// The same, if a reactor of this node leads.
+    async fn move_here(&self, place: ShardPlace, to: Option<NodeId>) -> Result<NodeId, ControlError> {
+        let again = |cause: String| ControlError::NoLeader { cause, maybe_written: false };
+        let (reply, answer) = oneshot::channel();
+        let request = Request::MoveLeader { uid: place.uid, to, reply };
+        self.inner.reactor.node().send(place.reactor, request)?;
+        match answer.await.unwrap_or(Err(ReactorError::Stopped { maybe_written: false })) {
+            Ok(()) => Ok(to.unwrap_or(NodeId(0))),
+            Err(error) => Err(again(error.to_string())),
         }
     }
 
@@ -259,7 +206,7 @@ impl<E: Env> Control<E> {
 }
 
 /// What a command of a rebalancing moves, for people.
-fn describe(catalog: &Catalog, command: &Command) -> Option<Move> {
+fn describe(catalog: &Catalog, command: &Command) -> Option<ShardMove> {
     let (uid, target) = match command {
         Command::MoveShard(state::MoveShard { shard_uid, target_node_ids }) => (*shard_uid, target_node_ids.clone()),
         Command::PreferLeader(state::PreferLeader { shard_uid, node_id }) => (*shard_uid, vec![*node_id]),
@@ -271,5 +218,6 @@ fn describe(catalog: &Catalog, command: &Command) -> Option<Move> {
     if matches!(command, Command::PreferLeader(_)) {
         to.extend(from.iter().filter(|node| Some(*node) != to.first()).copied().collect::<Vec<_>>());
     }
-    Some(Move { topic: topic.name.to_string(), shard, from, to })
+    let ids = |nodes: Vec<NodeId>| nodes.into_iter().map(|node| node.0).collect();
+    Some(ShardMove { topic: topic.name.to_string(), shard, from_node_ids: ids(from), to_node_ids: ids(to) })
 }

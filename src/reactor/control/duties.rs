@@ -49,7 +49,7 @@ pub async fn look_after<E: Env>(reactor: Rc<Reactor<E>>) {
                 if place.reactor != reactor.number() || !place.here {
                     continue;
                 }
-                let Some(shard) = reactor.shard(place.uid).filter(Shard::leads) else { continue };
+                let Some(shard) = reactor.shard(place.uid).ok().filter(Shard::leads) else { continue };
                 let since_us = led.get(&place.uid).copied().unwrap_or(now_us);
                 still_led.insert(place.uid, since_us);
                 if busy.borrow().len() >= CHANGES_AT_ONCE || busy.borrow().contains(&place.uid) {

@@ -35,12 +35,12 @@ use crate::{
     ids::{NodeId, ReactorNumber, ShardUid},
     limits,
     log::{LogError, Recovered},
-    proto::ringlog::state::v1::{catalog_command::Command, control_reply, control_request},
+    proto::ringlog::state::v1::{ControlReply, catalog_command::Command, control_reply, control_request},
     raft::{Group, GroupError, GroupOptions},
     reactor::{
         Reactor, ReactorError,
-        control::admin::AdminJob,
-        mailbox::{Reply, Request},
+        inbound::ControlFuture,
+        mailbox::{AdminCall, AdminReply, Reply, Request},
         topics::PlacedTopic,
     },
 };
@@ -100,9 +100,8 @@ enum Job {
     Create { create: CreateTopic, reply: oneshot::Sender<Result<Arc<PlacedTopic>, ControlError>> },
     Delete { name: String, reply: oneshot::Sender<Result<(), ControlError>> },
     Propose { command: Command, reply: oneshot::Sender<Result<Proposed, ControlError>> },
-    Admin(AdminJob),
+    Admin { call: AdminCall, reply: AdminReply },
     Peer { from: Option<NodeId>, request: control_request::Request, reply: oneshot::Sender<control_reply::Reply> },
-    Catch { reply: oneshot::Sender<Result<(), ControlError>> },
 }
 
 impl Job {
@@ -111,8 +110,7 @@ impl Job {
             Job::Create { reply, .. } => drop(reply.send(Err(error))),
             Job::Delete { reply, .. } => drop(reply.send(Err(error))),
             Job::Propose { reply, .. } => drop(reply.send(Err(error))),
-            Job::Catch { reply } => drop(reply.send(Err(error))),
-            Job::Admin(job) => job.refuse(error),
+            Job::Admin { reply, .. } => drop(reply.send(Err(error))),
             Job::Peer { reply, .. } => drop(reply.send(propose::refusal(&error))),
         }
     }
@@ -139,8 +137,8 @@ impl ControlQueue {
     }
 
     /// Queues what a person asks for.
-    pub fn admin(&self, job: AdminJob) {
-        self.put(Job::Admin(job));
+    pub fn admin(&self, call: AdminCall, reply: AdminReply) {
+        self.put(Job::Admin { call, reply });
     }
 
     /// Queues what another node asks (`from`), or somebody who wants to become one (`None`).
@@ -153,9 +151,17 @@ impl ControlQueue {
         self.put(Job::Peer { from, request, reply });
     }
 
-    /// Has this node see everything that the catalog had committed when it was asked.
-    pub fn catch_up(&self, reply: oneshot::Sender<Result<(), ControlError>>) {
-        self.put(Job::Catch { reply });
+    /// Answers another node (`from`), or somebody who wants to become one.
+    pub fn answer(&self, from: Option<NodeId>, request: control_request::Request) -> ControlFuture {
+        let (reply, answer) = oneshot::channel();
+        self.peer(from, request, reply);
+        Box::pin(async move {
+            let ended = || {
+                let cause = "this node is shutting down".to_owned();
+                propose::refusal(&ControlError::NoLeader { cause, maybe_written: true })
+            };
+            ControlReply { reply: Some(answer.await.unwrap_or_else(|_| ended())) }
+        })
     }
 
     fn put(&self, job: Job) {
@@ -223,7 +229,7 @@ impl<E: Env> Control<E> {
         let (disk, tail) = (reactor.disk().clone(), reactor.tail().clone());
         let (catalog, recovered) = Group::open(disk, tail, reactor.peers().clone(), options, Catalog::new()).await?;
         let served = catalog.clone();
-        reactor.set_catalog(Box::new(move |from, first, stream| served.serve(from, first, stream)));
+        reactor.hooks().set_catalog_streams(move |from, first, stream| served.serve(from, first, stream));
         let inner = Inner {
             reactor,
             catalog,
@@ -283,7 +289,13 @@ impl<E: Env> Control<E> {
         });
         env::spawn::<E>(self.clone().reconcile_for_ever());
         env::spawn::<E>(self.clone().lead_for_ever());
-        ControlQueue(queue)
+        let queue = ControlQueue(queue);
+        let hooks = self.inner.reactor.hooks();
+        let commands = queue.clone();
+        hooks.set_admin(move |call, reply| commands.admin(call, reply));
+        let requests = queue.clone();
+        hooks.set_control_requests(move |from, request| requests.answer(Some(from), request));
+        queue
     }
 
     /// Runs a job in a task of its own: one that waits for a leader must not keep the others waiting.
@@ -300,8 +312,7 @@ impl<E: Env> Control<E> {
                 Job::Create { create, reply } => drop(reply.send(control.create(create).await)),
                 Job::Delete { name, reply } => drop(reply.send(control.delete(name).await)),
                 Job::Propose { command, reply } => drop(reply.send(control.propose(command).await)),
-                Job::Catch { reply } => drop(reply.send(control.catch_up().await)),
-                Job::Admin(job) => control.admin(job).await,
+                Job::Admin { call, reply } => drop(reply.send(control.admin(call).await)),
                 Job::Peer { from, request, reply } => drop(reply.send(control.answer(from, request).await)),
             }
             control.inner.running.set(control.inner.running.get() - 1);
