@@ -84,7 +84,26 @@ pub const CATALOG_VOTERS_MAX: usize = 5;
 /// Most nodes of a cluster, those included that were removed.
 pub const CLUSTER_NODES_MAX: usize = 1_024;
 
-/// Most shards of one node; topic creation is `RESOURCE_EXHAUSTED` above it.
+/// Largest node id that a certificate made beforehand may claim: the ids after it must last.
+pub const NODE_ID_MAX: u64 = 1 << 32;
+
+/// Longest host name or address of a node, in bytes, as the catalog takes it (RFC 1035 2.3.4: 255 for a name, and a port).
+pub const NODE_ADDRESS_BYTES_MAX: usize = 261;
+
+/// Join tokens that can be used at the same time; the making of another one is refused above it.
+pub const JOIN_TOKENS_MAX: usize = 256;
+
+/// Shards that move to, or away from, one node at the same time when the catalog moves them of its own accord: a
+/// transfer fills a link by itself, some more hide the pauses between its steps.
+pub const MOVES_PER_NODE_MAX: usize = 4;
+
+/// Moves that the catalog's leader begins in one go.
+pub const PLAN_MOVES_MAX: usize = 64;
+
+/// Replica moves in one answer to a rebalance; another call goes on.
+pub const REBALANCE_MOVES_MAX: usize = 1_024;
+
+/// Most replicas of shards on one node; topic creation is `RESOURCE_EXHAUSTED` above it.
 pub const NODE_SHARDS_MAX: usize = 10_000;
 
 /// Connections that other nodes have made to one reactor; above it new ones are closed at once. One reactor of each

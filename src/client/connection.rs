@@ -2,7 +2,11 @@
 
 use std::{
     io,
-    pin::Pin,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -26,12 +30,25 @@ const READ_BYTES: usize = 64 << 10;
 /// acknowledgements are small, and a busy sender may leave a whole window of them unread.
 const SMALL_FRAMES_BUDGET: usize = 64 << 20;
 
-/// Connects and shakes hands; a task of the current runtime then drives the connection until it ends.
+/// A connection as its calls use it.
+#[derive(Clone)]
+pub(super) struct Connected {
+    pub(super) requests: SendRequest<Chunks>,
+    /// Set when it is over.
+    pub(super) ended: Arc<AtomicBool>,
+}
+
+/// Connects and shakes hands; a task of the current runtime then drives the connection until it ends. With `keepalive`
+/// it also ends, and its calls with it, when the server does not answer a PING within that time; one is sent as often.
 ///
 /// # Errors
 /// `Unreachable`, `Protocol`.
 #[allow(clippy::disallowed_methods, reason = "the client connects, and is not part of the simulated world")]
-pub(super) async fn connect(address: &str, patience: Duration) -> Result<SendRequest<Chunks>, ClientError> {
+pub(super) async fn connect(
+    address: &str,
+    patience: Duration,
+    keepalive: Option<Duration>,
+) -> Result<Connected, ClientError> {
     let unreachable = |cause: String| ClientError::Unreachable { address: address.to_owned(), cause };
     let target = with_port(address);
     let socket = tokio::time::timeout(patience, TcpStream::connect(&target))
@@ -52,9 +69,43 @@ pub(super) async fn connect(address: &str, patience: Duration) -> Result<SendReq
         .await
         .map_err(|_| unreachable("no HTTP/2 handshake in time".to_owned()))?
         .map_err(|error| ClientError::Protocol { address: address.to_owned(), what: error.to_string() })?;
-    // Its calls see the reason of its end; there is nobody else to tell.
-    tokio::spawn(async move { drop(connection.await) });
-    Ok(requests)
+    let ended = Arc::new(AtomicBool::new(false));
+    let end = Arc::clone(&ended);
+    tokio::spawn(async move {
+        drive(connection, keepalive).await;
+        end.store(true, Ordering::Release);
+    });
+    Ok(Connected { requests, ended })
+}
+
+/// Returns when the connection is over, or its server silent; calls that are left end with an error.
+async fn drive(mut connection: h2::client::Connection<Socket, Chunks>, keepalive: Option<Duration>) {
+    let pings = connection.ping_pong();
+    let silent = async {
+        match (pings, keepalive) {
+            (Some(pings), Some(every)) => silence(pings, every).await,
+            (None, _) | (_, None) => std::future::pending().await,
+        }
+    };
+    let mut silent = pin!(silent);
+    tokio::select! {
+        biased;
+        // Its calls see the reason of its end; there is nobody else to tell.
+        _ = &mut connection => {}
+        () = &mut silent => {}
+    }
+}
+
+/// Returns when a PING is not answered in time.
+#[allow(clippy::disallowed_methods, reason = "the client is not part of the simulated world")]
+async fn silence(mut pings: h2::PingPong, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        match tokio::time::timeout(every, pings.ping(h2::Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
 }
 
 /// `address` without a scheme and with a port.

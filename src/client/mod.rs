@@ -6,26 +6,42 @@
 //! It never retries by itself: an error says whether the call may still take effect, and only the caller
 //! knows what a second try would mean.
 
+mod admin;
 mod call;
 mod chunks;
+pub mod cluster;
 mod connection;
+mod consumer;
 mod error;
+mod producer;
 mod stream;
 mod walk;
 
 #[cfg(test)]
 mod tests;
 
-use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use prost::Message;
 
+use self::{call::MessageReceiver, connection::Connected};
 pub use self::{
     chunks::{Chunks, MESSAGE_PREFIX_BYTES, framed},
+    cluster::{Cluster, ClusterOptions},
+    consumer::{ConsumeError, Consumer, ConsumerBuilder, Fetched, Start},
     error::{ClientError, Status},
-    stream::{ConsumeResponses, ProduceAcks, ProduceSender},
+    producer::{Acked, Delivery, ProduceError, Producer, ProducerBuilder, Spread, TrySendError, shard_of_key},
+    stream::{ConsumeResponses, ProduceAcks, ProduceSender, Watched},
     walk::Walked,
 };
 use crate::proto::ringlog::v1;
@@ -41,16 +57,13 @@ const PRODUCE_STREAM: &str = "/ringlog.v1.Log/ProduceStream";
 const CONSUME: &str = "/ringlog.v1.Log/Consume";
 const CONSUME_STREAM: &str = "/ringlog.v1.Log/ConsumeStream";
 const GET_SERVERS: &str = "/ringlog.v1.Log/GetServers";
-const CREATE_TOPIC: &str = "/ringlog.v1.Admin/CreateTopic";
-const LIST_TOPICS: &str = "/ringlog.v1.Admin/ListTopics";
-const DESCRIBE_TOPIC: &str = "/ringlog.v1.Admin/DescribeTopic";
-const DELETE_TOPIC: &str = "/ringlog.v1.Admin/DeleteTopic";
-const TRIM_TOPIC: &str = "/ringlog.v1.Admin/TrimTopic";
+const WATCH_SERVERS: &str = "/ringlog.v1.Log/WatchServers";
 
 /// A connection to a server.
 #[derive(Clone)]
 pub struct Client {
     requests: SendRequest<Chunks>,
+    ended: Arc<AtomicBool>,
     address: Arc<str>,
     timeout: Duration,
 }
@@ -75,8 +88,30 @@ impl Client {
     /// # Errors
     /// `Unreachable`, `Protocol`.
     pub async fn connect_within(address: &str, timeout: Duration) -> Result<Client, ClientError> {
-        let requests = connection::connect(address, timeout).await?;
-        Ok(Client { requests, address: connection::with_port(address).into(), timeout })
+        Client::connect_watched(address, timeout, None).await
+    }
+
+    /// As `connect_within`; with `keepalive` the connection ends when the server does not answer PINGs.
+    async fn connect_watched(
+        address: &str,
+        timeout: Duration,
+        keepalive: Option<Duration>,
+    ) -> Result<Client, ClientError> {
+        let Connected { requests, ended } = connection::connect(address, timeout, keepalive).await?;
+        Ok(Client { requests, ended, address: connection::with_port(address).into(), timeout })
+    }
+
+    /// The server's address, `host:port`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Whether the connection can take new calls, as far as is known: it is not over, and the server has not said that
+    /// it goes away.
+    pub fn is_usable(&self) -> bool {
+        let mut requests = self.requests.clone();
+        let refused = matches!(requests.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)));
+        !refused && !self.ended.load(Ordering::Acquire)
     }
 
     /// The same connection with another deadline for its unary calls.
@@ -126,11 +161,7 @@ impl Client {
     /// # Errors
     /// `Lost`: nothing was sent.
     pub async fn consume_stream(&self, request: &v1::ConsumeStreamRequest) -> Result<ConsumeResponses, ClientError> {
-        let (mut sender, receiver) = call::open(&self.requests, &self.address, CONSUME_STREAM, None).await?;
-        sender.queue(framed(request));
-        // An error here has its reason in the receiving half.
-        drop(poll_fn(|cx| sender.poll_finish(cx)).await);
-        Ok(ConsumeResponses(receiver))
+        Ok(ConsumeResponses(self.open(CONSUME_STREAM, request).await?))
     }
 
     /// Nodes, addresses, and the leader of each shard.
@@ -141,52 +172,21 @@ impl Client {
         self.call(GET_SERVERS, &v1::GetServersRequest { topics }).await
     }
 
-    /// Makes a topic.
+    /// The same now, and again after every change.
     ///
     /// # Errors
-    /// `ClientError`; code `AlreadyExists` if there is one of that name.
-    pub async fn create_topic(&self, request: &v1::CreateTopicRequest) -> Result<v1::Topic, ClientError> {
-        let response: v1::CreateTopicResponse = self.call(CREATE_TOPIC, request).await?;
-        response.topic.ok_or_else(|| ClientError::Protocol {
-            address: self.address.to_string(),
-            what: "CreateTopic answered without a topic".to_owned(),
-        })
+    /// `Lost`: nothing was sent.
+    pub async fn watch_servers(&self, topics: Vec<String>) -> Result<Watched, ClientError> {
+        Ok(Watched(self.open(WATCH_SERVERS, &v1::WatchServersRequest { topics }).await?))
     }
 
-    /// All topics.
-    ///
-    /// # Errors
-    /// `ClientError`.
-    pub async fn list_topics(&self) -> Result<Vec<v1::Topic>, ClientError> {
-        let response: v1::ListTopicsResponse = self.call(LIST_TOPICS, &v1::ListTopicsRequest {}).await?;
-        Ok(response.topics)
-    }
-
-    /// A topic and the state of its shards.
-    ///
-    /// # Errors
-    /// `ClientError`; code `NotFound` if there is none.
-    pub async fn describe_topic(&self, name: &str) -> Result<v1::DescribeTopicResponse, ClientError> {
-        self.call(DESCRIBE_TOPIC, &v1::DescribeTopicRequest { name: name.to_owned() }).await
-    }
-
-    /// Removes a topic and all its records, for good.
-    ///
-    /// # Errors
-    /// `ClientError`; code `NotFound` if there is none.
-    pub async fn delete_topic(&self, name: &str) -> Result<(), ClientError> {
-        let v1::DeleteTopicResponse {} =
-            self.call(DELETE_TOPIC, &v1::DeleteTopicRequest { name: name.to_owned() }).await?;
-        Ok(())
-    }
-
-    /// Moves a shard's log start up, and answers with the present one.
-    ///
-    /// # Errors
-    /// `ClientError`.
-    pub async fn trim_topic(&self, request: &v1::TrimTopicRequest) -> Result<u64, ClientError> {
-        let response: v1::TrimTopicResponse = self.call(TRIM_TOPIC, request).await?;
-        Ok(response.log_start)
+    /// Opens a call of one request and many responses, without a deadline.
+    async fn open(&self, path: &'static str, request: &impl Message) -> Result<MessageReceiver, ClientError> {
+        let (mut sender, receiver) = call::open(&self.requests, &self.address, path, None).await?;
+        sender.queue(framed(request));
+        // An error here has its reason in the receiving half.
+        drop(poll_fn(|cx| sender.poll_finish(cx)).await);
+        Ok(receiver)
     }
 
     async fn call<A: Message + Default>(&self, path: &'static str, request: &impl Message) -> Result<A, ClientError> {

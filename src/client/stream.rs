@@ -101,6 +101,17 @@ impl ConsumeResponses {
     }
 }
 
+/// The topology, again after every change. Dropped, it cancels the call.
+pub struct Watched(pub(super) MessageReceiver);
+
+impl Watched {
+    /// The next state; `None` when the server ended the call well.
+    pub async fn next(&mut self) -> Option<Result<v1::WatchServersResponse, ClientError>> {
+        let message = self.0.next().await?;
+        Some(message.and_then(|message| decode(message, &self.0)))
+    }
+}
+
 fn decode<A: Message + Default>(message: Chunks, receiver: &MessageReceiver) -> Result<A, ClientError> {
     A::decode(message).map_err(|error| receiver.protocol(format!("a message cannot be decoded ({error})")))
 }

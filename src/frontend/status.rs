@@ -269,6 +269,35 @@ impl From<CatalogError> for CallError {
             CatalogError::TooManyShards { wanted: _, present: _ } => {
                 CallError::new(Code::ResourceExhausted, "TOO_MANY_SHARDS", message)
             }
+            CatalogError::ReplicationFactor(_) => CallError::invalid("REPLICATION_FACTOR_INVALID", message),
+            CatalogError::NoCluster => CallError::retry(Code::Unavailable, "CLUSTER_NOT_BEGUN", message),
+            CatalogError::ClusterId(_) => CallError::invalid("CLUSTER_ID_INVALID", message),
+            CatalogError::NodeInvalid { what: _ } => CallError::invalid("NODE_INVALID", message),
+            CatalogError::NodeUnknown(_) => CallError::new(Code::NotFound, "NODE_NOT_FOUND", message),
+            CatalogError::NodeRemoved(_) => CallError::new(Code::FailedPrecondition, "NODE_REMOVED", message),
+            CatalogError::NodeIdTaken(_) => CallError::new(Code::AlreadyExists, "NODE_ID_TAKEN", message),
+            CatalogError::IncarnationTaken(_) => CallError::new(Code::AlreadyExists, "DATA_DIRECTORY_COPIED", message),
+            CatalogError::WrongIncarnation(_) => {
+                CallError::new(Code::FailedPrecondition, "OTHER_DATA_DIRECTORY", message)
+            }
+            CatalogError::TooManyNodes => CallError::new(Code::ResourceExhausted, "TOO_MANY_NODES", message),
+            CatalogError::TokenMissing => CallError::new(Code::Unauthenticated, "JOIN_TOKEN_MISSING", message),
+            CatalogError::TokenUnknown => CallError::new(Code::PermissionDenied, "JOIN_TOKEN_UNKNOWN", message),
+            CatalogError::TokenUsedUp => CallError::new(Code::PermissionDenied, "JOIN_TOKEN_USED_UP", message),
+            CatalogError::TooManyTokens => CallError::new(Code::ResourceExhausted, "TOO_MANY_JOIN_TOKENS", message),
+            CatalogError::TokenInvalid { what: _ } => CallError::invalid("JOIN_TOKEN_INVALID", message),
+            CatalogError::LastActive(_) => CallError::new(Code::FailedPrecondition, "LAST_ACTIVE_NODE", message),
+            CatalogError::HoldsReplicas { node: _, replicas: _ } => {
+                CallError::new(Code::FailedPrecondition, "NODE_HOLDS_REPLICAS", message)
+            }
+            CatalogError::NodeNotActive(_) => CallError::new(Code::FailedPrecondition, "NODE_NOT_ACTIVE", message),
+            CatalogError::NodeFull(_) => CallError::new(Code::ResourceExhausted, "NODE_FULL", message),
+            CatalogError::ShardUnknown(_) => CallError::new(Code::NotFound, "SHARD_NOT_FOUND", message),
+            CatalogError::Target { shard: _, what: _ } => CallError::invalid("REPLICAS_INVALID", message),
+            CatalogError::MoveReplaced(_) => CallError::new(Code::Aborted, "MOVE_REPLACED", message),
+            CatalogError::NoReplica { shard: _, node: _ } => {
+                CallError::new(Code::FailedPrecondition, "NO_REPLICA", message)
+            }
             CatalogError::UnknownCommand => CallError::new(Code::Internal, "UNKNOWN_COMMAND", message),
         }
     }

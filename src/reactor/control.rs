@@ -22,7 +22,7 @@ use crate::{
     ids::{ReactorNumber, ShardUid},
     limits,
     log::{LogError, Recovered},
-    proto::ringlog::state::v1::catalog_command::Command,
+    proto::ringlog::state::v1::{ClusterNode, catalog_command::Command},
     raft::{Group, GroupError, GroupOptions, Proposal, ProposalKind},
     reactor::{Reactor, ReactorError, mailbox::Reply, mailbox::Request, topics::PlacedTopic},
     shard::ShardOptions,
@@ -140,9 +140,25 @@ impl<E: Env> Control<E> {
     /// # Errors
     /// When the catalog cannot write.
     pub async fn init(&self, cluster_id: String) -> Result<Arc<str>, ControlError> {
-        match self.propose(Command::InitCluster(InitCluster { cluster_id, ..Default::default() })).await? {
+        let node = Some(self.own_entry());
+        match self.propose(Command::InitCluster(InitCluster { cluster_id, node })).await? {
             CatalogAnswer::Cluster { cluster_id } => Ok(cluster_id),
-            CatalogAnswer::Created(_) | CatalogAnswer::Deleted(_) => unreachable!("not the answer to InitCluster"),
+            _ => unreachable!("not the answer to InitCluster"),
+        }
+    }
+
+    /// This node as the catalog is to know it.
+    fn own_entry(&self) -> ClusterNode {
+        let node = self.reactor.node();
+        ClusterNode {
+            peer_host: node.config.peer.ip().to_string(),
+            peer_port: node.config.peer.port().into(),
+            reactors: u32::try_from(node.reactors.len()).expect("at most REACTORS_MAX"),
+            grpc_address: node.addresses.0.to_string(),
+            http_address: node.addresses.1.to_string(),
+            // Any but 0, which means none.
+            incarnation: E::random_u64() | 1,
+            ..ClusterNode::default()
         }
     }
 
@@ -224,9 +240,7 @@ impl<E: Env> Control<E> {
         self.check_space(create.shards).await?;
         let topic = match self.propose(Command::CreateTopic(create)).await? {
             CatalogAnswer::Created(view) => self.placed(view),
-            CatalogAnswer::Cluster { .. } | CatalogAnswer::Deleted(_) => {
-                unreachable!("not the answer to CreateTopic")
-            }
+            _ => unreachable!("not the answer to CreateTopic"),
         };
         let (name, shards) = (&topic.view.name, topic.shards.len());
         if let Err(error) = self.open_shards(self.shards_to_open(std::slice::from_ref(&topic))).await {
@@ -267,9 +281,7 @@ impl<E: Env> Control<E> {
         }
         let topic = match self.propose(Command::DeleteTopic(DeleteTopic { name })).await? {
             CatalogAnswer::Deleted(view) => self.placed(view),
-            CatalogAnswer::Cluster { .. } | CatalogAnswer::Created(_) => {
-                unreachable!("not the answer to DeleteTopic")
-            }
+            _ => unreachable!("not the answer to DeleteTopic"),
         };
         self.reactor.node().topics.withdraw(&topic.view.name);
         self.remove_shards(&topic).await;

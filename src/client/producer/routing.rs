@@ -1,0 +1,264 @@
+//! Which lane a record goes to, and how a topic is found out that nobody knows yet.
+//!
+//! A server may make an unknown topic on the first produce: so the first record goes to any server as a call of its own,
+//! and the others wait in their order until it is known how many shards there are.
+
+#![allow(clippy::disallowed_methods, reason = "the client is not part of the simulated world")]
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::Instant,
+};
+
+use super::{
+    Acked, Context, ProduceError, Spread,
+    lane::{Lane, Pending},
+    refused, shard_of_key,
+};
+use crate::{
+    client::{
+        cluster::backoff,
+        producer::retry::{self, Fate},
+    },
+    proto::ringlog::v1::ProduceRequest,
+};
+
+/// A producer's way to its shards.
+pub(super) struct Routes {
+    context: Arc<Context>,
+    state: Mutex<State>,
+}
+
+struct State {
+    way: Way,
+    closed: bool,
+}
+
+enum Way {
+    /// The number of shards is not known. While it is being found out, records wait.
+    Unknown { waiting: VecDeque<Pending>, asking: bool },
+    /// One lane per shard, begun with its first record.
+    Known { lanes: Vec<Option<Arc<Lane>>>, turn: Turn },
+}
+
+/// The shard of records without a key.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    shard: u32,
+    spread: Spread,
+}
+
+impl Turn {
+    /// The shard for the next record: another one when the present one has no batch that could still grow.
+    fn next(&mut self, shards: u32, queued_bytes: impl Fn(u32) -> usize, batch_bytes: usize) -> u32 {
+        let queued = queued_bytes(self.shard);
+        if self.spread == Spread::Turns && (queued == 0 || queued >= batch_bytes) {
+            self.shard = (self.shard + 1) % shards.max(1);
+        }
+        self.shard
+    }
+}
+
+impl Way {
+    fn unknown() -> Way {
+        Way::Unknown { waiting: VecDeque::new(), asking: false }
+    }
+
+    fn known(context: &Context, shards: u32, unkeyed: Option<u32>) -> Way {
+        let shard = unkeyed.unwrap_or_else(|| fastrand::u32(..shards.max(1)));
+        Way::Known { lanes: vec![None; shards as usize], turn: Turn { shard, spread: context.options.spread } }
+    }
+}
+
+impl Routes {
+    pub(super) fn new(context: Arc<Context>) -> Routes {
+        Routes { context, state: Mutex::new(State { way: Way::unknown(), closed: false }) }
+    }
+
+    /// Puts a record on its way, behind all that went to the same shard before.
+    ///
+    /// # Errors
+    /// `Closed`, `NoShard`: it was not sent.
+    pub(super) fn send(self: &Arc<Self>, pending: Pending) -> Result<(), ProduceError> {
+        let mut state = self.state();
+        if state.closed {
+            return Err(ProduceError::Closed);
+        }
+        if self.context.is_stale.swap(false, Ordering::AcqRel) {
+            if let Way::Known { lanes, .. } = &state.way {
+                // What is in them still finishes.
+                lanes.iter().flatten().for_each(|lane| lane.close());
+                state.way = Way::unknown();
+            }
+        }
+        if let Way::Unknown { waiting, asking: false } = &state.way
+            && waiting.is_empty()
+            && let Some(shards) = self.context.cluster.topology().shards(&self.context.topic)
+        {
+            state.way = Way::known(&self.context, shards, None);
+        }
+        match &mut state.way {
+            Way::Unknown { waiting, asking } => {
+                waiting.push_back(pending);
+                if !*asking {
+                    *asking = true;
+                    tokio::spawn(Arc::clone(self).find_out());
+                }
+                Ok(())
+            }
+            Way::Known { lanes, turn } => push(&self.context, lanes, turn, pending).map_err(|(error, _)| error),
+        }
+    }
+
+    /// Nothing of what is there lingers.
+    pub(super) fn hurry(&self) {
+        if let Way::Known { lanes, .. } = &self.state().way {
+            lanes.iter().flatten().for_each(|lane| lane.hurry());
+        }
+    }
+
+    /// Takes no more; the lanes end with their last record.
+    pub(super) fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        if let Way::Known { lanes, .. } = &state.way {
+            lanes.iter().flatten().for_each(|lane| lane.close());
+        }
+    }
+
+    /// Sends waiting records one by one to any server, until the topic is known; then the rest go their way.
+    async fn find_out(self: Arc<Self>) {
+        let mut unkeyed = None;
+        loop {
+            let Context { cluster, topic, .. } = &*self.context;
+            let deadline = match &self.state().way {
+                Way::Unknown { waiting, .. } => waiting.front().map(|pending| pending.deadline),
+                Way::Known { .. } => None,
+            };
+            let until = deadline.unwrap_or_else(|| Instant::now() + cluster.options().timeout);
+            // Once a record has made the topic this finds it; a server that knows nothing of it yet is asked again.
+            if let Ok(Ok(shards)) = tokio::time::timeout_at(until.into(), cluster.shards(topic)).await {
+                return self.release(shards, unkeyed);
+            }
+            let first = match &mut self.state().way {
+                Way::Unknown { waiting, asking } => {
+                    let first = waiting.pop_front();
+                    *asking = first.is_some();
+                    first
+                }
+                Way::Known { .. } => None,
+            };
+            let Some(first) = first else { return };
+            unkeyed = self.produce(first).await.or(unkeyed);
+        }
+    }
+
+    /// Hands all that waits to the lanes, in order.
+    fn release(&self, shards: u32, unkeyed: Option<u32>) {
+        let mut state = self.state();
+        let known = Way::known(&self.context, shards, unkeyed);
+        let Way::Unknown { waiting, .. } = std::mem::replace(&mut state.way, known) else { return };
+        let closed = state.closed;
+        let Way::Known { lanes, turn } = &mut state.way else { return };
+        for pending in waiting {
+            if let Err((error, pending)) = push(&self.context, lanes, turn, pending) {
+                pending.done.tell(Err(error));
+            }
+        }
+        if closed {
+            lanes.iter().flatten().for_each(|lane| lane.close());
+        }
+    }
+
+    /// Produces one record by a call of its own; gives the shard that it went to.
+    async fn produce(&self, pending: Pending) -> Option<u32> {
+        let Context { cluster, topic, options, .. } = &*self.context;
+        let Pending { record, shard, deadline, done, .. } = pending;
+        let request = ProduceRequest {
+            topic: topic.clone(),
+            shard,
+            records: vec![record],
+            durability: options.durability.into(),
+            ..ProduceRequest::default()
+        };
+        let mut failures = 0;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let outcome = match cluster.any().await {
+                Ok(client) => {
+                    client.with_timeout(left.max(std::time::Duration::from_millis(1))).produce(&request).await
+                }
+                Err(error) => Err(error),
+            };
+            let cause = match outcome {
+                Ok(ack) => {
+                    let (offset, timestamp_us, durability) = (ack.base_offset, ack.timestamp_us, ack.durability());
+                    done.tell(Ok(Acked { shard: ack.shard, offset, timestamp_us, durability }));
+                    return Some(ack.shard);
+                }
+                Err(cause) => cause,
+            };
+            failures += 1;
+            let fates = retry::decide(&cause, options.at_least_once);
+            let wait = fates.wait.max(backoff::jittered(failures));
+            let error = match fates.first {
+                Fate::Again if Instant::now() + wait < deadline => {
+                    tokio::time::sleep(wait).await;
+                    continue;
+                }
+                Fate::Again if cause.is_definite() => {
+                    let place = format!("topic {topic}");
+                    ProduceError::Expired { place, after: options.delivery_timeout, cause: Some(cause) }
+                }
+                Fate::Refused => refused(topic, cause),
+                Fate::Again | Fate::Maybe => ProduceError::Maybe { place: format!("topic {topic}"), cause },
+            };
+            done.tell(Err(error));
+            return None;
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Puts a record into its lane.
+fn push(
+    context: &Arc<Context>,
+    lanes: &mut [Option<Arc<Lane>>],
+    turn: &mut Turn,
+    pending: Pending,
+) -> Result<(), (ProduceError, Pending)> {
+    let shards = u32::try_from(lanes.len()).expect("a topic has at most TOPIC_SHARDS_MAX shards");
+    let queued_bytes = |shard: u32| lanes[shard as usize].as_ref().map_or(0, |lane| lane.queued_bytes());
+    let shard = match pending.shard {
+        Some(shard) => shard,
+        None if pending.record.key.is_empty() => turn.next(shards, queued_bytes, context.options.batch_bytes),
+        None => shard_of_key(&pending.record.key, shards),
+    };
+    let Some(lane) = lanes.get_mut(shard as usize) else {
+        return Err((ProduceError::NoShard { topic: context.topic.clone(), shard, shards }, pending));
+    };
+    lane.get_or_insert_with(|| Lane::start(context, shard)).push(pending);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By turns: another shard for each batch, the same one while a batch can grow.
+    #[test]
+    fn turns() {
+        let mut turn = Turn { shard: 2, spread: Spread::Turns };
+        assert_eq!(turn.next(3, |_| 0, 100), 0);
+        assert_eq!(turn.next(3, |_| 10, 100), 0);
+        assert_eq!(turn.next(3, |_| 99, 100), 0);
+        assert_eq!(turn.next(3, |shard| if shard == 0 { 100 } else { 0 }, 100), 1);
+        assert_eq!(turn.next(3, |_| 0, 100), 2);
+        let mut one = Turn { shard: 2, spread: Spread::One };
+        assert!((0..9).all(|bytes| one.next(3, |_| bytes * 50, 100) == 2));
+    }
+}
