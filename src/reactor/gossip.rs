@@ -5,7 +5,8 @@
 //! - It tells routing, health and status (`table`), and the address book where a node is now (`AddressBook::hear`). It
 //!   never changes a Raft group's membership, and nobody is declared dead for Raft by it: that is `peer::liveness`.
 //! - Only members that the book knows are listened to.
-//! - Everybody is found from any one that is reached: whoever is in the book and not heard of is greeted again and again.
+//! - Everybody is found from any one that is reached: whoever is in the book and not heard of is greeted again and
+//!   again, and told where this node is, as it may not know how to answer.
 //!
 //! `codec`: bytes, and who speaks. `state`: what nodes say of themselves. `table`: what comes of it.
 
@@ -61,8 +62,7 @@ struct Pace {
 
 impl Default for Pace {
     fn default() -> Pace {
-        let periodic_gossip =
-            Some(PeriodicParams { frequency: Duration::from_millis(200), num_members: nonzero(3) });
+        let periodic_gossip = Some(PeriodicParams { frequency: Duration::from_millis(200), num_members: nonzero(3) });
         let foca = foca::Config {
             probe_period: Duration::from_secs(1),
             probe_rtt: Duration::from_millis(400),
@@ -149,20 +149,22 @@ impl<E: Env> Gossip<E> {
         let core = RefCell::new(Core { foca, outbox: Outbox::default(), stamp: 0, ticks_left: 0 });
         let began = <E::Runtime as AsyncRuntime>::Instant::now();
         let (wake, ended, address) = (Notify::new(), Cell::new(false), PeerNode::clone(&address));
-        let gossip =
-            Gossip { inner: Rc::new(Inner { node, peers, pace, address, heard, core, began, wake, ended }) };
+        let gossip = Gossip { inner: Rc::new(Inner { node, peers, pace, address, heard, core, began, wake, ended }) };
         env::spawn::<E>(run(gossip.clone()));
         gossip
     }
 
-    /// Takes a datagram of gossip from a peer, first byte included. Anything but a member's gossip is ignored.
+    /// Takes a datagram from a peer, first byte included. Anything but a member's gossip or greeting is ignored.
     pub fn feed(&self, from: NodeId, datagram: &[u8]) {
         let inner = &self.inner;
-        let Some((&datagram::GOSSIP, bytes)) = datagram.split_first() else { return };
         if inner.ended.get() || inner.peers.book().get(from).is_none() {
             return;
         }
-        inner.drive(|foca, outbox| foca.handle_data(bytes, outbox));
+        match datagram.split_first() {
+            Some((&datagram::GOSSIP, bytes)) => inner.take_gossip(from, bytes),
+            Some((&datagram::HELLO, bytes)) => inner.take_hello(from, bytes),
+            Some(_) | None => {}
+        }
     }
 
     /// Tells others that this node goes, and says nothing more. For the end, while there still are connections.
@@ -201,6 +203,24 @@ async fn run<E: Env>(gossip: Gossip<E>) {
 impl<E: Env> Inner<E> {
     fn now_us(&self) -> u64 {
         (<E::Runtime as AsyncRuntime>::Instant::now() - self.began).as_micros() as u64
+    }
+
+    fn take_gossip(&self, from: NodeId, bytes: &[u8]) {
+        // The connection has proven who sends: nobody speaks in another's name. What is told of others is hearsay.
+        let Ok(header) = foca::Codec::decode_header(&mut Layout, bytes) else { return };
+        let known = self.core.borrow().foca.iter_membership_state().len();
+        if header.src.node != from || known > limits::CLUSTER_NODES_MAX {
+            tracing::debug!(%from, claims = %header.src.node, known, "gossip is ignored");
+            return;
+        }
+        self.drive(|foca, outbox| foca.handle_data(bytes, outbox));
+    }
+
+    fn take_hello(&self, from: NodeId, item: &[u8]) {
+        let Ok(Some(said)) = state::decode(item) else { return };
+        if said.state.address.node == from && self.heard.borrow_mut().note(said) {
+            self.drive(|foca, _| foca.add_broadcast(item).map(|_| ()));
+        }
     }
 
     fn due(&self, now_us: u64) -> Option<Timer<Speaker>> {
@@ -253,11 +273,22 @@ impl<E: Env> Inner<E> {
     fn tick(&self) {
         self.say();
         for node in self.missing() {
+            self.peers.send_datagram(Destination { node, slot: 0 }, self.hello());
             // Its generation is not known; it takes a greeting under any.
             self.drive(|foca, outbox| foca.announce(Speaker::new(node, 0), outbox));
         }
         // Suspicions come without a notice.
         self.publish();
+    }
+
+    /// What this node says of itself, for one that may not know where it is.
+    fn hello(&self) -> Bytes {
+        let said = self.heard.borrow().get(self.peers.me()).cloned().expect("a tick says something first");
+        let item = state::encode(&said.state, said.stamp);
+        let mut bytes = BytesMut::with_capacity(1 + item.len());
+        bytes.put_u8(datagram::HELLO);
+        bytes.put_slice(&item);
+        bytes.freeze()
     }
 
     /// A few members of which nothing is heard, another few each time.

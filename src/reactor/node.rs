@@ -17,7 +17,10 @@ use crate::{
     config::Config,
     ids::{NodeId, ReactorNumber, ShardUid},
     peer::{book::AddressBook, liveness::Liveness},
-    reactor::{ReactorError, gossip::table::GossipTable, listen::Connections, mailbox::Mailbox, mailbox::Request, topics::Topics},
+    reactor::{
+        ReactorError, gossip::table::GossipTable, listen::Connections, mailbox::Mailbox, mailbox::Request,
+        topics::Topics,
+    },
 };
 
 /// What a node is doing. It only moves down this list.

@@ -153,7 +153,8 @@ fn crash_and_return() {
         TestEnv::reset(3);
         let again = World::start(&network, 3, 31, &[(1, 10), (2, 20)]);
         until("it is back", || all_see_all(&[&a, &b, &again])).await;
-        until("where it is now", || [&a, &b].iter().all(|seer| seer.node.book.get(NodeId(3)).unwrap().port == 31)).await;
+        until("where it is now", || [&a, &b].iter().all(|seer| seer.node.book.get(NodeId(3)).unwrap().port == 31))
+            .await;
         until("what it says now", || a.state_of(3).unwrap().address.port == 31).await;
         for world in [a, b, again] {
             world.stop().await;
@@ -194,7 +195,8 @@ fn cut_and_healed() {
         let [a, b, c] = three(&network);
         until("all see all", || all_see_all(&[&a, &b, &c])).await;
         network.isolate(NodeId(3));
-        let down = || a.sees(3) == Some(Alive::Down) && c.sees(1) == Some(Alive::Down) && c.sees(2) == Some(Alive::Down);
+        let down =
+            || a.sees(3) == Some(Alive::Down) && c.sees(1) == Some(Alive::Down) && c.sees(2) == Some(Alive::Down);
         until("both sides say so", down).await;
         network.expire();
         network.heal();
@@ -223,7 +225,7 @@ fn through_the_third() {
     });
 }
 
-/// Bytes that are no gossip, and gossip of strangers, change nothing.
+/// Bytes that are no gossip, and gossip of strangers or in a stranger's name, change nothing.
 #[test]
 fn strangers_and_noise() {
     block_on(async {
@@ -242,11 +244,18 @@ fn strangers_and_noise() {
         foca::Codec::encode_header(&mut Layout, &header, &mut greeting).unwrap();
         greeting.insert(0, datagram::GOSSIP);
         a.gossip.feed(NodeId(9), &greeting);
+        a.gossip.feed(NodeId(2), &greeting);
         for length in 0..greeting.len() {
             a.gossip.feed(NodeId(2), &greeting[..length]);
             a.gossip.feed(NodeId(2), &[&greeting[..length], &[0xff; 40]].concat());
         }
         a.gossip.feed(NodeId(2), &[datagram::GOSSIP; 2_000]);
+        let mut hello = a.gossip.inner.hello().to_vec();
+        for node in [9, 1] {
+            hello[2] = node;
+            (2..hello.len()).for_each(|length| a.gossip.feed(NodeId(2), &hello[..length]));
+            a.gossip.feed(NodeId(2), &hello);
+        }
         assert_eq!(a.node.gossip.snapshot(), before);
         a.stop().await;
     });
