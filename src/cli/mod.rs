@@ -4,6 +4,7 @@
 //! exit code 1; wrong usage is exit code 2. A reader of stdout that goes away ends a command quietly.
 
 mod bench;
+mod ca;
 mod consume;
 mod input;
 mod output;
@@ -45,6 +46,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Generate load and measure it
     Bench(bench::BenchArgs),
+    /// Make the certificates of a cluster's nodes
+    Ca(ca::CaArgs),
     /// Look at the configuration
     Config(serve::ConfigArgs),
     /// Print a completion script for a shell
@@ -149,6 +152,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Topic(args) => block_on(topic::topic(args)),
         Command::Verify(args) => block_on(verify::verify(args)),
         Command::Bench(args) => block_on(bench::bench(args)),
+        Command::Ca(args) => ca::ca(args),
         Command::Config(args) => serve::config(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -197,6 +201,8 @@ mod tests {
             "ringlog topic delete t",
             "ringlog topic trim t --shard 0 --before 10",
             "ringlog verify d -o json",
+            "ringlog ca init --out d --cluster-id 00112233445566778899aabbccddeeff --force",
+            "ringlog ca issue --node 1 --ca d --out e --days 30 --force",
             "ringlog config check --config f",
             "ringlog completions bash",
             "ringlog bench produce --topic t --record-bytes 1024 --batch 100 --in-flight 16 --connections 1 --rate 5 \
@@ -217,6 +223,7 @@ mod tests {
             "ringlog produce --timeout 0",
             "ringlog produce --batch 0",
             "ringlog topic trim t --shard 0",
+            "ringlog ca issue",
             "ringlog bench produce --record-bytes lots",
         ] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
