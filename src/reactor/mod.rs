@@ -9,10 +9,11 @@
 //!   other shards serve.
 //!
 //! `control` (topics are made and removed; on reactor 0), `forward` (what another node has to do), `inbound` (what other
-//! nodes ask), `listen` (sockets), `thread` (pinning).
+//! nodes ask), `gossip` (who is there; on reactor 0), `listen` (sockets), `thread` (pinning).
 
 pub mod control;
 pub mod forward;
+pub mod gossip;
 pub mod inbound;
 pub mod listen;
 pub mod mailbox;
@@ -44,6 +45,7 @@ use crate::{
     reactor::{
         control::{ControlError, ControlQueue},
         forward::{Forwards, goes_elsewhere, leaders::Leader},
+        gossip::Gossip,
         inbound::Hooks,
         mailbox::{Mailbox, Reply, Request},
         node::Node,
@@ -115,6 +117,7 @@ pub struct Reactor<E: Env> {
     closing: Cell<bool>,
     control: OnceCell<ControlQueue>,
     hooks: Hooks<E>,
+    gossip: OnceCell<Gossip<E>>,
 }
 
 impl<E: Env> Reactor<E> {
@@ -133,6 +136,7 @@ impl<E: Env> Reactor<E> {
             closing: Cell::new(false),
             control: OnceCell::new(),
             hooks: Hooks::default(),
+            gossip: OnceCell::new(),
         })
     }
 
@@ -172,6 +176,16 @@ impl<E: Env> Reactor<E> {
     /// Who answers what it cannot answer itself.
     pub fn hooks(&self) -> &Hooks<E> {
         &self.hooks
+    }
+
+    /// This node's part in the gossip, on reactor 0 once it has begun. Whoever handles datagrams feeds it.
+    pub fn gossip(&self) -> Option<&Gossip<E>> {
+        self.gossip.get()
+    }
+
+    fn set_gossip(&self, gossip: Gossip<E>) {
+        assert_eq!(self.number, ReactorNumber(0), "gossip runs on reactor 0");
+        assert!(self.gossip.set(gossip).is_ok(), "gossip begins once");
     }
 
     /// Its mailbox.

@@ -2,7 +2,7 @@
 //! shards do not serve. All of it is messages and small flags; no log is touched through it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     future::Future,
     net::SocketAddr,
     sync::{
@@ -19,7 +19,8 @@ use crate::{
     peer::{book::AddressBook, liveness::Liveness},
     proto::ringlog::state::v1::{ClusterNode, NodeState},
     reactor::{
-        ReactorError, forward::leaders::Leaders, listen::Connections, mailbox::Mailbox, mailbox::Request,
+        ReactorError, forward::leaders::Leaders, gossip::table::GossipTable, listen::Connections, mailbox::Mailbox,
+        mailbox::Request,
         topics::Topics,
     },
 };
@@ -93,9 +94,10 @@ pub struct Node {
     pub advertised: Advertised,
     /// Who leads the shards, as far as this node has heard.
     pub leaders: Arc<Leaders>,
+    /// What they say of themselves and of each other.
+    pub gossip: Arc<GossipTable>,
     identity: OnceLock<Identity>,
     phase: watch::Sender<Phase>,
-    leaving: Mutex<BTreeSet<NodeId>>,
     faults: Mutex<BTreeMap<ShardUid, String>>,
     fault_count: AtomicUsize,
 }
@@ -113,9 +115,9 @@ impl Node {
             liveness: Arc::default(),
             advertised,
             leaders: Arc::default(),
+            gossip: Arc::default(),
             identity: OnceLock::new(),
             phase: watch::Sender::new(Phase::Starting),
-            leaving: Mutex::default(),
             faults: Mutex::default(),
             fault_count: AtomicUsize::new(0),
         }
@@ -159,14 +161,9 @@ impl Node {
         }
     }
 
-    /// Notes which nodes are about to leave, as they say themselves.
-    pub fn note_leaving(&self, nodes: BTreeSet<NodeId>) {
-        *self.leaving.lock().unwrap_or_else(PoisonError::into_inner) = nodes;
-    }
-
     /// Whether a node says that it is about to leave: it is not to be given anything to lead.
     pub fn is_leaving(&self, node: NodeId) -> bool {
-        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).contains(&node)
+        self.gossip.get(node).and_then(|view| view.state).is_some_and(|state| state.is_leaving)
     }
 
     /// What the node does now.

@@ -28,6 +28,7 @@ use crate::{
     reactor::{
         Reactor,
         control::{Control, duties},
+        gossip,
         inbound::Inbound,
         listen,
         node::{Node, Phase},
@@ -158,6 +159,8 @@ async fn start_node(reactor: &Rc<Reactor<RealEnv>>, membership: &Membership) -> 
     let members = membership.members.iter().chain([&node.own_entry()]).map(to_peer_node).collect::<Vec<_>>();
     node.book.publish(members);
     reactor.peers().watch_liveness();
+    let gossip = gossip::start(reactor);
+    reactor.hooks().set_datagrams(move |from, datagram| gossip.feed(from, &datagram));
     boot(Rc::clone(reactor), membership::trust(&node.config, membership)?).await
 }
 
@@ -283,6 +286,9 @@ async fn close(reactor: &Rc<Reactor<RealEnv>>, control: Option<Control<RealEnv>>
         control.stop();
     }
     reactor.close().await;
+    if let Some(gossip) = reactor.gossip() {
+        gossip.leave();
+    }
     let closed = match control {
         Some(control) => control.close().await.map_err(|error| format!("the catalog did not close cleanly: {error}")),
         None => Ok(()),
