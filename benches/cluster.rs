@@ -51,10 +51,8 @@ impl Cluster {
         let nodes = (0..NODES).map(|_| Member { child: None, grpc: tcp(), http: tcp(), peer: udp() }).collect();
         let mut cluster = Cluster { dir: tempfile::tempdir().unwrap(), nodes, token: String::new() };
         cluster.launch(0);
-        let made = Command::new(RINGLOG)
-            .args(["cluster", "token", "--server", &cluster.nodes[0].grpc])
-            .output()
-            .unwrap();
+        let made =
+            Command::new(RINGLOG).args(["cluster", "token", "--server", &cluster.nodes[0].grpc]).output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let text = String::from_utf8(made.stdout).unwrap();
         let token = text.split_whitespace().find(|word| word.starts_with("ringlog-join-")).unwrap();
@@ -81,7 +79,10 @@ impl Cluster {
         }
         node.child = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
         let grpc = node.grpc.clone();
-        wait(|| block_on(async { Client::connect_within(&grpc, Duration::from_secs(1)).await.is_ok() }), "a node serves");
+        wait(
+            || block_on(async { Client::connect_within(&grpc, Duration::from_secs(1)).await.is_ok() }),
+            "a node serves",
+        );
     }
 
     fn kill(&mut self, number: usize) {
@@ -300,9 +301,8 @@ fn catch_up() {
                     let client = Client::connect_within(&follower_grpc, Duration::from_secs(5)).await.ok()?;
                     client.describe_topic("behind").await.ok()
                 });
-                let own = described.and_then(|described| {
-                    described.shards[0].replicas.iter().map(|replica| replica.log_end).min()
-                });
+                let own = described
+                    .and_then(|described| described.shards[0].replicas.iter().map(|replica| replica.log_end).min());
                 if own.is_some_and(|own| own >= goal) {
                     return since.elapsed();
                 }
@@ -333,7 +333,11 @@ fn idle() {
     thread::sleep(IDLE_WINDOW);
     for (number, before) in before.iter().enumerate() {
         let share = (cluster.cpu(number) - *before).as_secs_f64() / IDLE_WINDOW.as_secs_f64();
-        println!("idle: node {}: {:.1} % of a core with {IDLE_SHARDS} idle shards (bar 5 %)", number + 1, share * 100.0);
+        println!(
+            "idle: node {}: {:.1} % of a core with {IDLE_SHARDS} idle shards (bar 5 %)",
+            number + 1,
+            share * 100.0
+        );
     }
 }
 

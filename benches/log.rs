@@ -74,9 +74,7 @@ async fn append(log: &BenchLog, payload: &[u8], count: usize) {
 
 /// Keeps the log, and the memory of the disk, short.
 async fn forget(log: &BenchLog) {
-    if log.segments().len() > 2
-        && log.flushed() == log.last()
-    {
+    if log.segments().len() > 2 && log.flushed() == log.last() {
         log.purge(log.end()).await.expect("a good disk");
     }
 }

@@ -144,9 +144,12 @@ impl<E: Env> Inner<E> {
         };
         header.chain = header.chain_after(state.end.chain);
         match new.leader {
-            Some(leader) if leader.chain != header.chain => {
-                Err(LogError::Diverged { dir: self.options.dir.clone(), id, expected: leader.chain, found: header.chain })
-            }
+            Some(leader) if leader.chain != header.chain => Err(LogError::Diverged {
+                dir: self.options.dir.clone(),
+                id,
+                expected: leader.chain,
+                found: header.chain,
+            }),
             Some(_) | None => Ok(header),
         }
     }

@@ -10,10 +10,7 @@
 
 use std::{rc::Rc, time::Duration};
 
-use openraft::{
-    raft::TransferLeaderRequest,
-    rt::WatchReceiver,
-};
+use openraft::{raft::TransferLeaderRequest, rt::WatchReceiver};
 
 use super::{Group, Machine, types};
 use crate::{
@@ -70,7 +67,8 @@ impl<E: Env, M: Machine> Group<E, M> {
 
     /// A single voter has nobody to hear a heartbeat, nobody to wait for: a timer would only cost.
     pub(super) fn keep_ticking(&self) {
-        let wanted = self.members().voters.iter().any(|voter| *voter != self.inner.place.node) || !self.members().learners.is_empty();
+        let wanted = self.members().voters.iter().any(|voter| *voter != self.inner.place.node)
+            || !self.members().learners.is_empty();
         if self.inner.state.ticking.replace(wanted) != wanted {
             self.inner.raft.runtime_config().tick(wanted);
         }

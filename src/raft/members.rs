@@ -104,9 +104,7 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// How far a linearizable read has to wait, if this node leads and a majority says so now.
     pub(super) async fn read_index(&self) -> Option<LogId> {
         match self.inner.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-            Ok(linearizer) => {
-                Some(types::from_raft(linearizer.read_log_id().log_id()))
-            }
+            Ok(linearizer) => Some(types::from_raft(linearizer.read_log_id().log_id())),
             Err(RaftError::APIError(
                 LinearizableReadError::ForwardToLeader(_) | LinearizableReadError::QuorumNotEnough(_),
             )) => None,

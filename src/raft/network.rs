@@ -5,7 +5,9 @@
 //! - Heartbeats, votes, transfers: one short, urgent exchange each. They never wait behind entries.
 //! - A snapshot is small (the state, no records), and goes in one exchange.
 
-use std::{cell::RefCell, collections::VecDeque, future::Future, marker::PhantomData, pin::Pin, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell, collections::VecDeque, future::Future, marker::PhantomData, pin::Pin, rc::Rc, time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{
@@ -365,7 +367,8 @@ impl<E: Env, M: Machine> Answers<E, M> {
                     // What is waited for is only overdue while something is in flight.
                     let waiting = !self.in_flight.is_empty();
                     let both = select(receive, pump);
-                    let first = if waiting { E::Runtime::timeout(SILENT_MAX, both).await.ok() } else { Some(both.await) };
+                    let first =
+                        if waiting { E::Runtime::timeout(SILENT_MAX, both).await.ok() } else { Some(both.await) };
                     match first {
                         None => Err(silent()),
                         Some(Either::Left((received, pump))) => {

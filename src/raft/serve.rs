@@ -28,11 +28,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(30);
 pub fn group_of(first: &Received) -> Option<ShardUid> {
     match first.kind {
         FrameKind::Append | FrameKind::Raft | FrameKind::Snapshot => Envelope::group_of(&first.envelope),
-        FrameKind::Appended
-        | FrameKind::Produce
-        | FrameKind::Consume
-        | FrameKind::Control
-        | FrameKind::Refused => None,
+        FrameKind::Appended | FrameKind::Produce | FrameKind::Consume | FrameKind::Control | FrameKind::Refused => None,
     }
 }
 
@@ -92,7 +88,8 @@ impl<E: Env, M: Machine> Group<E, M> {
             Message::VoteRequest { vote, last, pre, transfer } => {
                 self.give_up_lease_of_the_dead().await;
                 let last = last.map(types::to_raft);
-                let request = VoteRequest { vote: types::to_raft_vote(vote), last_log_id: last, leadership_transfer: transfer };
+                let request =
+                    VoteRequest { vote: types::to_raft_vote(vote), last_log_id: last, leadership_transfer: transfer };
                 let answer = if pre { raft.pre_vote(request).await } else { raft.vote(request).await };
                 let answer = answer.map_err(|error| error.to_string())?;
                 Ok(Message::VoteAnswer {

@@ -79,7 +79,8 @@ impl<E: Env, M: Machine> Store<E, M> {
         }
         // Guessed offsets or hashes would show as divergence, much later.
         let point = self.shared.point_after(id);
-        point.ok_or_else(|| io::Error::other(format!("the log cannot begin after entry {id}: its snapshot is not here")))
+        point
+            .ok_or_else(|| io::Error::other(format!("the log cannot begin after entry {id}: its snapshot is not here")))
     }
 }
 

@@ -167,9 +167,7 @@ impl RaftPayload for Payload {
     fn get_membership(&self) -> Option<Membership> {
         match self {
             Payload::Membership(membership) => Some(membership.clone()),
-            Payload::Sealed { membership, .. } | Payload::Received { membership, .. } => {
-                membership.as_deref().cloned()
-            }
+            Payload::Sealed { membership, .. } | Payload::Received { membership, .. } => membership.as_deref().cloned(),
             Payload::Blank | Payload::Open(_) => None,
         }
     }

@@ -22,7 +22,11 @@ use crate::{
     peer::Destination,
     proto::ringlog::state::v1::{ClusterNode, catalog_command::Command, control_reply, control_request},
     proto::ringlog::v1::ShardMove,
-    reactor::{ReactorError, control::{ControlError, Proposed}, topics::PlacedTopic},
+    reactor::{
+        ReactorError,
+        control::{ControlError, Proposed},
+        topics::PlacedTopic,
+    },
     shard::{Consume, Consumed, Produce, Produced, ShardOptions, ShardStatus},
 };
 

@@ -20,8 +20,7 @@ use crate::{
     proto::ringlog::state::v1::{ClusterNode, NodeState},
     reactor::{
         ReactorError, forward::leaders::Leaders, gossip::table::GossipTable, listen::Connections, mailbox::Mailbox,
-        mailbox::Request,
-        topics::Topics,
+        mailbox::Request, topics::Topics,
     },
 };
 

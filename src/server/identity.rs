@@ -110,7 +110,8 @@ mod tests {
     #[test]
     fn fixed_bytes() {
         let text = encode(&identity());
-        let drawn = "ringlog 2\ncluster 00112233445566778899aabbccddeeff\nnode 1\nincarnation 0123456789abcdef\ncrc32c ";
+        let drawn =
+            "ringlog 2\ncluster 00112233445566778899aabbccddeeff\nnode 1\nincarnation 0123456789abcdef\ncrc32c ";
         assert!(text.starts_with(drawn), "{text}");
         assert_eq!(&text[drawn.len()..], "2f7c1b9e\n");
         assert_eq!(decode(text.as_bytes()), Ok(identity()));

@@ -138,11 +138,15 @@ fn open(
     let (disk, storage) = open_disk(&node.config)?;
     let reactor = Reactor::<RealEnv>::new(number, Arc::clone(node), disk);
     let book = Arc::clone(&node.book);
-    let members = Arc::new(move |id: NodeId| {
-        if book.is_removed(id) { Err("it was removed from the cluster".to_owned()) } else { Ok(()) }
-    });
-    let net = QuicNet::new(socket, Arc::clone(&membership.credentials), members, QuicOptions::default())
-        .map_err(|error| format!("connections between nodes cannot be made: {error}; choose another address with --peer"))?;
+    let members =
+        Arc::new(
+            move |id: NodeId| {
+                if book.is_removed(id) { Err("it was removed from the cluster".to_owned()) } else { Ok(()) }
+            },
+        );
+    let net = QuicNet::new(socket, Arc::clone(&membership.credentials), members, QuicOptions::default()).map_err(
+        |error| format!("connections between nodes cannot be made: {error}; choose another address with --peer"),
+    )?;
     if number == ReactorNumber(0) {
         env::spawn::<RealEnv>(let_in(Rc::clone(&reactor), net.clone()));
     }

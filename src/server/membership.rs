@@ -31,7 +31,9 @@ use crate::{
         runtime,
     },
     ids::NodeId,
-    proto::ringlog::state::v1::{ClusterNode, ControlReply, ControlRequest, JoinReply, JoinRequest, control_reply, control_request},
+    proto::ringlog::state::v1::{
+        ClusterNode, ControlReply, ControlRequest, JoinReply, JoinRequest, control_reply, control_request,
+    },
     reactor::{
         control::join::{NewToken, Signed, Trust},
         node::{Advertised, Identity},
@@ -86,7 +88,8 @@ impl Keys {
             return Err("--peer-ca, --peer-cert and --peer-key go together: give all three, or none".to_owned());
         }
         if count == 0 {
-            let [ca, ca_key, certificate, key] = ["ca.crt", "ca.key", "node.crt", "node.key"].map(|name| own.join(name));
+            let [ca, ca_key, certificate, key] =
+                ["ca.crt", "ca.key", "node.crt", "node.key"].map(|name| own.join(name));
             return Ok(Keys { ca, ca_key, certificate, key, given: false });
         }
         let [ca, certificate, key] = given.map(PathBuf::clone);
@@ -169,12 +172,7 @@ fn begin_cluster(config: &Config, keys: &Keys) -> Result<Membership, String> {
 }
 
 /// Asks the nodes that `--join` names to let this one in.
-fn join_cluster(
-    config: &Config,
-    advertised: &Advertised,
-    reactors: usize,
-    keys: &Keys,
-) -> Result<Membership, String> {
+fn join_cluster(config: &Config, advertised: &Advertised, reactors: usize, keys: &Keys) -> Result<Membership, String> {
     let missing = "a new node joins with a token: make one with `ringlog cluster token` and give it with --join-token";
     if config.join_token.is_empty() {
         return Err(missing.to_owned());
@@ -205,7 +203,11 @@ fn join_cluster(
     let request = JoinRequest { token_secret: token.secret().to_vec().into(), node: Some(node), csr };
     let reply = ask_to_join(config, &token, &request)?;
     if reply.cluster_id != token.cluster() {
-        return Err(format!("the node that answered is of cluster {:?}, the token of {:?}", reply.cluster_id, token.cluster()));
+        return Err(format!(
+            "the node that answered is of cluster {:?}, the token of {:?}",
+            reply.cluster_id,
+            token.cluster()
+        ));
     }
     if !keys.given {
         directory::write(&keys.ca, reply.ca_certificate.as_bytes(), Mode::Public)?;
@@ -227,9 +229,8 @@ fn begin_joining(config: &Config, keys: &Keys) -> Result<(u64, String), String> 
         let parsed = text.split_once('\n').and_then(|(number, csr)| {
             Some((u64::from_str_radix(number.strip_prefix("incarnation ")?, 16).ok()?, csr.to_owned()))
         });
-        return parsed.ok_or_else(|| {
-            format!("{} is damaged: remove it, and the node joins as another one", path.display())
-        });
+        return parsed
+            .ok_or_else(|| format!("{} is damaged: remove it, and the node joins as another one", path.display()));
     }
     let incarnation = RealEnv::random_u64().max(1);
     let csr = if keys.given {
@@ -296,7 +297,9 @@ pub fn parse_address(text: &str) -> Result<(String, u16), String> {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         (!host.is_empty()).then_some((host.to_owned(), port.parse().ok()?))
     });
-    parsed.ok_or_else(|| format!("--join takes the peer address of a node, host:port (such as 127.0.0.1:7500), not {text:?}"))
+    parsed.ok_or_else(|| {
+        format!("--join takes the peer address of a node, host:port (such as 127.0.0.1:7500), not {text:?}")
+    })
 }
 
 /// A copy of a data directory must not run beside the original: two nodes of one id would both vote.

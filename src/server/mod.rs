@@ -221,8 +221,10 @@ impl Node {
 /// The peers' sockets, and the port of the first one.
 fn bind_peers(address: SocketAddr, reactors: usize) -> Result<(u16, Vec<UdpSocket>), String> {
     let sockets = quic::bind_reactors(address, reactors).map_err(|error| {
-        format!("the peers' address {address} (and one port more for each reactor) cannot be listened on: {error}; choose \
-             another with --peer")
+        format!(
+            "the peers' address {address} (and one port more for each reactor) cannot be listened on: {error}; choose \
+             another with --peer"
+        )
     })?;
     let first = sockets.first().ok_or("a node has at least one reactor")?;
     let port = first.local_addr().map_err(|error| format!("a socket has no address: {error}"))?.port();

@@ -165,9 +165,7 @@ impl Message {
                 commit: commit.map(id_bytes),
                 ..none
             },
-            Message::Matched { log_id } => {
-                EnvelopeArgs { kind: kind::MATCHED, log_id: log_id.map(id_bytes), ..none }
-            }
+            Message::Matched { log_id } => EnvelopeArgs { kind: kind::MATCHED, log_id: log_id.map(id_bytes), ..none },
             Message::Conflict { log_id } => {
                 EnvelopeArgs { kind: kind::CONFLICT, log_id: Some(id_bytes(*log_id)), ..none }
             }
@@ -224,12 +222,9 @@ impl Message {
             kind::MATCHED => Message::Matched { log_id: last },
             kind::CONFLICT => Message::Conflict { log_id: id()? },
             kind::HIGHER_VOTE => Message::HigherVote { vote: vote()? },
-            pre @ (kind::VOTE_REQUEST | kind::PRE_VOTE_REQUEST) => Message::VoteRequest {
-                vote: vote()?,
-                last,
-                pre: pre == kind::PRE_VOTE_REQUEST,
-                transfer: table.flag(),
-            },
+            pre @ (kind::VOTE_REQUEST | kind::PRE_VOTE_REQUEST) => {
+                Message::VoteRequest { vote: vote()?, last, pre: pre == kind::PRE_VOTE_REQUEST, transfer: table.flag() }
+            }
             kind::VOTE_ANSWER => Message::VoteAnswer { vote: vote()?, last, granted: table.flag() },
             kind::TRANSFER => {
                 let to = Some(table.node()).filter(|node| *node != 0).map(NodeId);

@@ -189,7 +189,10 @@ fn new_group_on_a_full_disk() {
             let (group, _) = open(&disk).await;
             produce(&group, 1, 10).await.unwrap();
             let (entries, written) = (group.applied_end().0, disk.count(Operation::AppendDurable) - writes);
-            assert!(entries >= 3 && written <= entries + 3, "{written} writes for {entries} entries, and a hard state or two");
+            assert!(
+                entries >= 3 && written <= entries + 3,
+                "{written} writes for {entries} entries, and a hard state or two"
+            );
             group.close().await.unwrap();
         });
     }

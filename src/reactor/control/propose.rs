@@ -87,11 +87,7 @@ impl<E: Env> Control<E> {
     }
 
     /// Answers what another node asks of the catalog.
-    pub(super) async fn answer(
-        &self,
-        from: Option<NodeId>,
-        request: control_request::Request,
-    ) -> control_reply::Reply {
+    pub(super) async fn answer(&self, from: Option<NodeId>, request: control_request::Request) -> control_reply::Reply {
         let answered = match request {
             control_request::Request::Propose(CatalogCommand { command: Some(command) }) if from.is_some() => {
                 let proposed = self.propose_if_leader(command).await;
@@ -249,9 +245,7 @@ pub fn refusal(error: &ControlError) -> control_reply::Reply {
             (CODE_FAILED_PRECONDITION, CATALOG_REFUSED.to_owned(), *definite, false)
         }
         ControlError::Busy => (CODE_RESOURCE_EXHAUSTED, "CATALOG_BUSY".to_owned(), true, true),
-        ControlError::NoLeader { maybe_written, .. } => {
-            (CODE_UNAVAILABLE, NOT_LEADER.to_owned(), !maybe_written, true)
-        }
+        ControlError::NoLeader { maybe_written, .. } => (CODE_UNAVAILABLE, NOT_LEADER.to_owned(), !maybe_written, true),
         ControlError::Catalog(error) => {
             let maybe = match error {
                 GroupError::Stopped { maybe_written, .. } => *maybe_written,

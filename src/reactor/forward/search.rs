@@ -184,7 +184,10 @@ mod tests {
             Step::Pause(pause) => pause.as_micros(),
             other => panic!("{other:?}"),
         };
-        assert_eq!((0..7).map(|_| pause(&mut search, 0)).collect::<Vec<_>>(), [2500, 5000, 10_000, 20_000, 40_000, 50_000, 50_000]);
+        assert_eq!(
+            (0..7).map(|_| pause(&mut search, 0)).collect::<Vec<_>>(),
+            [2500, 5000, 10_000, 20_000, 40_000, 50_000, 50_000]
+        );
         assert_eq!(pause(&mut search, 50_000), 100_000);
         assert!((50_000..=100_000).contains(&pause(&mut search, u64::MAX)));
         search.found();
