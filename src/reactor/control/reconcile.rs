@@ -202,6 +202,7 @@ impl<E: Env> Control<E> {
 
     /// Closes and removes replicas that are not to be here any more.
     async fn remove_unwanted(&self, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>) -> bool {
+        let forgotten = self.forget_lost(wanted);
         let unwanted: Vec<_> = {
             let (held, on_disk) = (self.inner.held.borrow(), self.inner.on_disk.borrow());
             // Not held, but here: of a topic that was deleted, or moved away, while this node was down.
@@ -211,7 +212,6 @@ impl<E: Env> Control<E> {
             let is_unwanted = |uid: &ShardUid| !wanted.contains_key(uid) && !lost.contains(uid);
             held.chain(orphans).filter(|(uid, _)| is_unwanted(uid)).collect()
         };
-        let forgotten = self.forget_lost(wanted);
         let end = self.shard_uid_end();
         if let Some((uid, _)) = unwanted.iter().find(|(uid, _)| *uid >= end) {
             // Never handed out by this catalog: somebody else's records are not ours to delete.
