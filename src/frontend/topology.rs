@@ -256,16 +256,17 @@ impl Remote {
     /// A shard as its leader sees it, or who else knows most of it, and its replicas as each sees itself.
     fn shard_message(&self, topic: &PlacedTopic, shard: u32, place: &ShardPlace, said: &Said) -> proto::ShardStatus {
         let replicas = topic.view.replicas.get(shard as usize).cloned().unwrap_or_default();
-        let nodes: Vec<_> = replicas.nodes.iter().chain(replicas.target.iter().filter(|node| !replicas.nodes.contains(node))).collect();
+        let nodes: Vec<_> =
+            replicas.nodes.iter().chain(replicas.target.iter().filter(|node| !replicas.nodes.contains(node))).collect();
         let status = |node: &NodeId| said.get(node)?.as_ref().ok()?.get(&place.uid);
         let known = || nodes.iter().filter_map(|node| Some((**node, status(node)?)));
         let whole = || known().filter(|(_, status)| status.fault.is_empty());
         let latest = whole().filter(|(_, status)| status.leader_node_id != 0).max_by_key(|(_, status)| status.term);
         let term = known().map(|(_, status)| status.term).max().unwrap_or_default();
         // Whoever leads says so itself: the others may not have heard yet that it is gone.
-        let leader = latest.map(|(_, status)| NodeId(status.leader_node_id)).filter(|leader| {
-            !nodes.contains(&leader) || status(leader).is_some_and(|status| status.fault.is_empty())
-        });
+        let leader = latest
+            .map(|(_, status)| NodeId(status.leader_node_id))
+            .filter(|leader| !nodes.contains(&leader) || status(leader).is_some_and(|status| status.fault.is_empty()));
         let leading = leader.as_ref().and_then(status);
         let best = leading.or_else(|| whole().map(|(_, status)| status).max_by_key(|status| status.high_watermark));
         let best = best.or_else(|| known().map(|(_, status)| status).next()).cloned().unwrap_or_default();

@@ -210,10 +210,7 @@ async fn shard_status<E: Env>(
     Ok(control_reply::Reply::ShardStatus(ShardStatusReply { replicas }))
 }
 
-async fn trim_here<E: Env>(
-    reactor: &Rc<Reactor<E>>,
-    trim: TrimShard,
-) -> Result<control_reply::Reply, ReactorError> {
+async fn trim_here<E: Env>(reactor: &Rc<Reactor<E>>, trim: TrimShard) -> Result<control_reply::Reply, ReactorError> {
     let log_start = reactor.trim_here(ShardUid(trim.shard_uid), Offset(trim.before_offset)).await?;
     Ok(control_reply::Reply::Trimmed(TrimReply { log_start: log_start.0 }))
 }

@@ -60,13 +60,17 @@ pub enum ShardError {
         deadline: bool,
     },
     /// The node that led the shard is gone, or was cut off, and had the record: it may still appear.
-    #[error("the node that led the shard was lost while the record was on its way to it: it may still appear ({cause})")]
+    #[error(
+        "the node that led the shard was lost while the record was on its way to it: it may still appear ({cause})"
+    )]
     Lost {
         /// What happened.
         cause: String,
     },
     /// Retry: this replica does not have yet what the consumer has to see.
-    #[error("records below offset {min_offset} are wanted, but only those below {high_watermark} are committed here by now")]
+    #[error(
+        "records below offset {min_offset} are wanted, but only those below {high_watermark} are committed here by now"
+    )]
     Behind {
         /// In the request.
         min_offset: Offset,

@@ -29,10 +29,7 @@ use super::{
     queue::{Gathered, Owed, Placed, Queue, Waiting},
 };
 use crate::{
-    env::{
-        Env,
-        buffer::Buffer,
-    },
+    env::{Env, buffer::Buffer},
     format::entry::{ENTRY_HEADER_BYTES, EntryHeader},
     ids::{Offset, SegmentSequence},
     limits::{ENTRIES_IN_FLIGHT_MAX, PROPOSE_BYTES_EAGER},

@@ -24,12 +24,7 @@ use crate::{
     proto::ringlog::state::v1::{
         PeerRefusal, ReplicaStatus, ShardStatusRequest, TrimShard, control_reply, control_request,
     },
-    reactor::{
-        Reactor, ReactorError,
-        forward::leaders::Leader,
-        mailbox::Request,
-        node::Node,
-    },
+    reactor::{Reactor, ReactorError, forward::leaders::Leader, mailbox::Request, node::Node},
     shard::{ShardError, ShardStatus},
 };
 

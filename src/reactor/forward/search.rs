@@ -124,7 +124,7 @@ mod tests {
     fn in_turn() {
         let replicas = [NodeId(2), NodeId(3), NodeId(4)];
         let mut search = Search::default();
-        let mut next = |search: &mut Search| search.next(&view(None, &replicas), alive, 7);
+        let next = |search: &mut Search| search.next(&view(None, &replicas), alive, 7);
         assert_eq!(next(&mut search), Step::There(NodeId(2)));
         search.hint(Some(NodeId(4)));
         assert_eq!(next(&mut search), Step::There(NodeId(4)));
@@ -180,11 +180,14 @@ mod tests {
     #[test]
     fn pauses() {
         let mut search = Search::default();
-        let mut pause = |search: &mut Search, random| match search.next(&view(None, &[]), alive, random) {
+        let pause = |search: &mut Search, random| match search.next(&view(None, &[]), alive, random) {
             Step::Pause(pause) => pause.as_micros(),
             other => panic!("{other:?}"),
         };
-        assert_eq!((0..7).map(|_| pause(&mut search, 0)).collect::<Vec<_>>(), [2500, 5000, 10_000, 20_000, 40_000, 50_000, 50_000]);
+        assert_eq!(
+            (0..7).map(|_| pause(&mut search, 0)).collect::<Vec<_>>(),
+            [2500, 5000, 10_000, 20_000, 40_000, 50_000, 50_000]
+        );
         assert_eq!(pause(&mut search, 50_000), 100_000);
         assert!((50_000..=100_000).contains(&pause(&mut search, u64::MAX)));
         search.found();

@@ -8,8 +8,9 @@ use std::{future::pending, rc::Rc, time::Duration};
 use openraft::AsyncRuntime;
 
 use super::{
-    Queue, gone, goes_elsewhere, may_go_on,
+    Queue,
     fifo::Item,
+    goes_elsewhere, gone, may_go_on,
     search::{Search, Step},
     wire,
 };
@@ -65,8 +66,7 @@ pub(super) async fn drive<E: Env>(reactor: Rc<Reactor<E>>, uid: ShardUid, queue:
             }
             Step::There(node) => {
                 let to = Reactor::<E>::destination(&holders, node);
-                let mut session =
-                    Session { reactor: &reactor, uid, queue: &queue, to, searching_us, answered: false };
+                let mut session = Session { reactor: &reactor, uid, queue: &queue, to, searching_us, answered: false };
                 let ended = session.run().await;
                 if session.answered {
                     search.found();

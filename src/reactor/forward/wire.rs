@@ -140,7 +140,12 @@ pub(in crate::reactor) fn acks_frame(acks: Vec<Ack>) -> Frame {
     let ack = |ack| match ack {
         Ok(Produced { base_offset, count, timestamp_us, durability, leader: _ }) => {
             let durability = durability_number(durability);
-            forwarded_ack::Ack::Produced(ForwardedProduced { base_offset: base_offset.0, count, timestamp_us, durability })
+            forwarded_ack::Ack::Produced(ForwardedProduced {
+                base_offset: base_offset.0,
+                count,
+                timestamp_us,
+                durability,
+            })
         }
         Err(refusal) => forwarded_ack::Ack::Refused(refusal),
     };
