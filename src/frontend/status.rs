@@ -212,6 +212,9 @@ impl From<LogError> for CallError {
         match error {
             LogError::Full { dir: _ } => CallError::retry(Code::ResourceExhausted, "DISK_FULL", message),
             LogError::Corrupt { file: _, position: _, what: _ } => CallError::new(Code::DataLoss, "CORRUPT", message),
+            LogError::Diverged { dir: _, id: _, expected: _, found: _ } => {
+                CallError::new(Code::DataLoss, "DIVERGED", message)
+            }
             LogError::Foreign { file: _, what: _ } => CallError::new(Code::FailedPrecondition, "FOREIGN_DATA", message),
             LogError::NotFound { index: _, first: _, end: _ } => {
                 CallError::new(Code::Internal, "ENTRY_NOT_FOUND", message)
@@ -278,9 +281,16 @@ impl From<ControlError> for CallError {
         match error {
             ControlError::Refused(error) => error.into(),
             ControlError::Busy => CallError::retry(Code::ResourceExhausted, "CATALOG_BUSY", message),
-            ControlError::Unimplemented => CallError::new(Code::Unimplemented, "NOT_IMPLEMENTED", message),
             ControlError::Catalog(error) => error.into(),
             ControlError::Shards(error) => error.into(),
+            ControlError::RefusedThere { message: _, definite } => {
+                CallError::new(Code::FailedPrecondition, "CATALOG_REFUSED", message).maybe_written(!definite)
+            }
+            ControlError::NoLeader { cause: _, maybe_written } => {
+                CallError::retry(Code::Unavailable, "CATALOG_UNAVAILABLE", message).maybe_written(maybe_written)
+            }
+            ControlError::Precondition(_) => CallError::new(Code::FailedPrecondition, "PRECONDITION", message),
+            ControlError::NotFound(_) => CallError::new(Code::NotFound, "NOT_FOUND", message),
         }
     }
 }
@@ -384,7 +394,6 @@ mod tests {
         assert_eq!(row(ShardError::Lost { cause: "x".into() }), ("UNAVAILABLE", "LEADER_LOST", false, true));
         assert_eq!(row(ShardError::Behind { min_offset: expected, high_watermark: actual }), ("UNAVAILABLE", "REPLICA_BEHIND", true, true));
         assert_eq!(row(ShardError::Damaged { cause: "x".into() }), ("DATA_LOSS", "CORRUPT", true, false));
-        assert_eq!(row(ControlError::Unimplemented), ("UNIMPLEMENTED", "NOT_IMPLEMENTED", true, false));
         assert_eq!(row(ShardError::Full(full())), ("RESOURCE_EXHAUSTED", "DISK_FULL", true, true));
         assert_eq!(row(failed(true)), ("UNAVAILABLE", "SHARD_FAILED", false, false));
         assert_eq!(row(failed(false)), ("UNAVAILABLE", "SHARD_FAILED", true, false));

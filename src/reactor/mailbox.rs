@@ -20,9 +20,13 @@ use crate::{
     ids::{NodeId, Offset, ShardUid},
     limits,
     peer::Destination,
-    proto::ringlog::state::v1::{ClusterNode, control_reply, control_request},
+    proto::ringlog::state::v1::{ClusterNode, catalog_command::Command, control_reply, control_request},
     proto::ringlog::v1::ShardMove,
-    reactor::{ReactorError, control::ControlError, topics::PlacedTopic},
+    reactor::{
+        ReactorError,
+        control::{ControlError, Proposed},
+        topics::PlacedTopic,
+    },
     shard::{Consume, Consumed, Produce, Produced, ShardOptions, ShardStatus},
 };
 
@@ -96,6 +100,22 @@ pub enum Request {
         create: CreateTopic,
         /// For the topic as it is published.
         reply: oneshot::Sender<Result<Arc<PlacedTopic>, ControlError>>,
+    },
+    /// Have another replica lead instead of the one here.
+    MoveLeader {
+        /// Which shard.
+        uid: ShardUid,
+        /// To whom; `None`: any.
+        to: Option<NodeId>,
+        /// When it does.
+        reply: Reply<()>,
+    },
+    /// Have a command committed to the catalog. Only reactor 0 answers it.
+    Propose {
+        /// The command.
+        command: Command,
+        /// For its place.
+        reply: oneshot::Sender<Result<Proposed, ControlError>>,
     },
     /// Remove a topic. Only reactor 0 answers it.
     DeleteTopic {
@@ -279,6 +299,11 @@ impl Mailbox {
     /// Requests waiting now.
     pub fn len(&self) -> usize {
         self.queue.len()
+    }
+
+    /// Whether the reactor has ended.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(SeqCst)
     }
 
     /// Whether none waits now.

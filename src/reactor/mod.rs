@@ -9,10 +9,11 @@
 //!   other shards serve.
 //!
 //! `control` (topics are made and removed; on reactor 0), `forward` (what another node has to do), `inbound` (what other
-//! nodes ask), `listen` (sockets), `thread` (pinning).
+//! nodes ask), `gossip` (who is there; on reactor 0), `listen` (sockets), `thread` (pinning).
 
 pub mod control;
 pub mod forward;
+pub mod gossip;
 pub mod inbound;
 pub mod listen;
 pub mod mailbox;
@@ -46,6 +47,7 @@ use crate::{
     reactor::{
         control::{ControlError, ControlQueue},
         forward::{Forwards, goes_elsewhere, leaders::Leader},
+        gossip::Gossip,
         inbound::Hooks,
         mailbox::{Mailbox, Reply, Request},
         node::Node,
@@ -117,6 +119,7 @@ pub struct Reactor<E: Env> {
     closing: Cell<bool>,
     control: OnceCell<ControlQueue>,
     hooks: Hooks<E>,
+    gossip: OnceCell<Gossip<E>>,
 }
 
 impl<E: Env> Reactor<E> {
@@ -135,6 +138,7 @@ impl<E: Env> Reactor<E> {
             closing: Cell::new(false),
             control: OnceCell::new(),
             hooks: Hooks::default(),
+            gossip: OnceCell::new(),
         })
     }
 
@@ -176,6 +180,16 @@ impl<E: Env> Reactor<E> {
         &self.hooks
     }
 
+    /// This node's part in the gossip, on reactor 0 once it has begun. Whoever handles datagrams feeds it.
+    pub fn gossip(&self) -> Option<&Gossip<E>> {
+        self.gossip.get()
+    }
+
+    fn set_gossip(&self, gossip: Gossip<E>) {
+        assert_eq!(self.number, ReactorNumber(0), "gossip runs on reactor 0");
+        assert!(self.gossip.set(gossip).is_ok(), "gossip begins once");
+    }
+
     /// Its mailbox.
     pub fn mailbox(&self) -> &Mailbox {
         &self.node.reactors[self.number.0 as usize].mailbox
@@ -185,6 +199,11 @@ impl<E: Env> Reactor<E> {
     pub fn set_control(&self, control: ControlQueue) {
         assert_eq!(self.number, ReactorNumber(0), "the catalog lives on reactor 0");
         assert!(self.control.set(control).is_ok(), "there is one catalog");
+    }
+
+    /// Where commands to the catalog go; `None` before it is open, and on all reactors but the first.
+    pub fn control(&self) -> Option<&ControlQueue> {
+        self.control.get()
     }
 
     /// Does what comes into the mailbox, for ever.
@@ -293,6 +312,18 @@ impl<E: Env> Reactor<E> {
     /// `NotOpen`, `Gone`.
     pub fn shard(&self, uid: ShardUid) -> Result<Shard<E>, ReactorError> {
         self.serving(uid)
+    }
+
+    /// All shards that serve here, by uid.
+    pub fn open_shards(&self) -> Vec<(ShardUid, Shard<E>)> {
+        let shards = self.shards.borrow();
+        let serving = shards.iter().filter_map(|(uid, slot)| match slot {
+            Slot::Serving(shard) => Some((*uid, shard.clone())),
+            Slot::NotOpen { .. } => None,
+        });
+        let mut serving: Vec<_> = serving.collect();
+        serving.sort_by_key(|(uid, _)| *uid);
+        serving
     }
 
     /// Numbers of shards, in the order asked for; `None` for those without a replica here.
@@ -488,6 +519,15 @@ impl<E: Env> Reactor<E> {
                     control.create(create, reply);
                 }
             }
+            Request::MoveLeader { uid, to, reply } => {
+                let reactor = Rc::clone(self);
+                answer::<E, _>(reply, async move { reactor.move_leader(uid, to, limits::LEADER_WAIT).await });
+            }
+            Request::Propose { command, reply } => {
+                if let Some(control) = self.control.get() {
+                    control.propose(command, reply);
+                }
+            }
             Request::DeleteTopic { name, reply } => {
                 if let Some(control) = self.control.get() {
                     control.delete(name, reply);
@@ -507,7 +547,7 @@ impl<E: Env> Reactor<E> {
             }
             Request::Admin { call, reply } => {
                 if let Err(reply) = self.hooks.admin(call, reply) {
-                    drop(reply.send(Err(ControlError::Unimplemented)));
+                    drop(reply.send(Err(ControlError::Busy)));
                 }
             }
             Request::Ask { to, request, within, reply } => {

@@ -122,7 +122,7 @@ impl From<LogError> for ShardError {
     fn from(error: LogError) -> ShardError {
         let cause = error.to_string();
         match error {
-            LogError::Corrupt { .. } => ShardError::Damaged { cause },
+            LogError::Corrupt { .. } | LogError::Diverged { .. } => ShardError::Damaged { cause },
             LogError::NotFound { .. }
             | LogError::Full { .. }
             | LogError::Stopped { .. }

@@ -72,6 +72,8 @@ pub struct ShardOptions {
     pub slot: u64,
     /// See `raft::GroupOptions`.
     pub founders: Option<BTreeSet<NodeId>>,
+    /// This replica is to lead.
+    pub preferred: bool,
     /// Retention, 0: none.
     pub retention_bytes_max: u64,
     /// Retention, 0: none.
@@ -142,6 +144,7 @@ impl<E: Env> Shard<E> {
             segment_bytes_max: retention::segment_bytes(options.segment_bytes_max, options.retention_bytes_max),
             slot: options.slot,
             founders: options.founders.clone(),
+            preferred: options.preferred,
         };
         let (group, recovered) = Group::open(disk, tail, peers, group_options, ShardMachine::default()).await?;
         let state = produce::State::new(group.log().log_end());
@@ -344,6 +347,13 @@ impl<E: Env> Shard<E> {
             applied_end: self.inner.group.applied_end(),
             ..ShardStatus::default()
         }
+    }
+
+    /// Entries that a follower is behind, as the leader knows it; `None` on a replica that does not lead, and for strangers.
+    pub fn lag_of(&self, node: NodeId) -> Option<u64> {
+        let progress = self.inner.group.progress().into_iter().find(|progress| progress.node == node)?;
+        let end = self.inner.group.log().last().map_or(0, |last| last.index.0 + 1);
+        Some(end - progress.matched.map_or(0, |matched| matched.index.0 + 1).min(end))
     }
 
     /// Refuses new requests, finishes those in flight, closes the log cleanly. A second call waits for the first.
