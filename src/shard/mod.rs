@@ -345,7 +345,9 @@ impl<E: Env> Shard<E> {
             segments: u32::try_from(segments.len()).unwrap_or(u32::MAX),
             fault: self.inner.group.fault(),
             applied_end: self.inner.group.applied_end(),
-            ..ShardStatus::default()
+            chain: self.inner.group.applied_chain(),
+            members: self.inner.group.members(),
+            progress: self.inner.group.progress(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Nodes in one thread, on simulated disks and a simulated network: reactors, shards, Raft and peers are the real ones.
 
+mod elections;
 mod forward;
 
 use std::{collections::BTreeSet, future::Future, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
@@ -20,7 +21,7 @@ use crate::{
     reactor::{
         Reactor,
         inbound::Inbound,
-        node::{Identity, Node},
+        node::{Advertised, Identity, Node},
         topics::PlacedTopic,
     },
     shard::{Consume, Consumed, Durability, Produce, ShardOptions, Start},
@@ -59,8 +60,10 @@ impl World {
     fn start(network: &SimNetwork, id: NodeId, disk: SimDisk, count: u64, holders: &[u64]) -> World {
         let anywhere: SocketAddr = ([127, 0, 0, 1], 0).into();
         let config = Config { data: "/data".into(), ..Config::default() };
-        let node = Arc::new(Node::new(config, 1, (anywhere, anywhere)));
-        node.set_identity(Identity { cluster_id: "0".repeat(32), node: id });
+        let (peer_host, grpc, http) = (format!("n{id}"), format!("n{id}:7400"), format!("n{id}:7480"));
+        let advertised = Advertised { peer_host, peer_port: 1, grpc, http };
+        let node = Arc::new(Node::new(config, 1, (anywhere, anywhere), advertised));
+        node.set_identity(Identity { cluster_id: "0".repeat(32), node: id, incarnation: id.0 });
         node.book.publish((1..=count).map(|id| PeerNode {
             node: NodeId(id),
             host: format!("n{id}"),
@@ -109,10 +112,16 @@ impl World {
             segment_bytes_max: crate::limits::SEGMENT_BYTES_MIN,
             slot: 0,
             founders: Some(nodes(founders).into_iter().collect::<BTreeSet<_>>()),
+            preferred: founders.first() == Some(&self.id.0),
             retention_bytes_max: 0,
             retention_age_ms_max: 0,
         };
         self.reactor.open(vec![options]).await.unwrap();
+    }
+
+    /// Whether this node leads the shard.
+    fn leads(&self) -> bool {
+        self.reactor.leads(UID)
     }
 
     /// All values, read through this node.
