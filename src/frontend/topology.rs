@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    future::Future,
     sync::Arc,
     time::Duration,
 };
@@ -107,42 +106,10 @@ impl Remote {
 
     /// The members of the cluster.
     async fn members(&self) -> Result<ClusterMembers, CallError> {
-        match self.admin(AdminCall::Members).await {
-            Ok(AdminAnswer::Members(members)) => Ok(members),
-            Ok(other) => Err(wrong_answer(&other)),
-            Err(error) if error.code == Code::Unimplemented => Ok(self.known_members()),
-            Err(error) => Err(error),
+        match self.admin(AdminCall::Members).await? {
+            AdminAnswer::Members(members) => Ok(members),
+            other => Err(wrong_answer(&other)),
         }
-    }
-
-    /// The members as far as connections to them need it.
-    fn known_members(&self) -> ClusterMembers {
-        let node = self.node();
-        let active = state::ClusterNode { state: state::NodeState::Active as i32, ..Default::default() };
-        let mut nodes: BTreeMap<u64, state::ClusterNode> = BTreeMap::new();
-        for (id, peer) in node.book.snapshot().iter() {
-            let member = state::ClusterNode {
-                node_id: id.0,
-                peer_host: peer.host.clone(),
-                peer_port: peer.port.into(),
-                reactors: peer.reactors,
-                grpc_address: peer.grpc.clone(),
-                http_address: peer.http.clone(),
-                ..active.clone()
-            };
-            nodes.insert(id.0, member);
-        }
-        if let Some(identity) = node.identity() {
-            let (grpc, http) = node.addresses;
-            nodes.entry(identity.node.0).or_insert_with(|| state::ClusterNode {
-                node_id: identity.node.0,
-                reactors: u32::try_from(node.reactors.len()).expect("at most REACTORS_MAX"),
-                grpc_address: grpc.to_string(),
-                http_address: http.to_string(),
-                ..active
-            });
-        }
-        ClusterMembers { nodes: nodes.into_values().collect(), ..ClusterMembers::default() }
     }
 
     /// The calls of `Admin` about the cluster.
@@ -360,14 +327,12 @@ pub struct Changes {
 
 impl Changes {
     /// Resolves with the next change since the last call. Dropping the future loses nothing.
-    pub fn next(&mut self) -> impl Future<Output = ()> + Send + '_ {
-        async {
-            // Their senders live as long as the node, which ends all calls before.
-            tokio::select! {
-                _ = self.topics.changed() => {}
-                _ = self.leaders.changed() => {}
-                _ = self.dead.changed() => {}
-            }
+    pub async fn changed(&mut self) {
+        // Their senders live as long as the node, which ends all calls before.
+        tokio::select! {
+            _ = self.topics.changed() => {}
+            _ = self.leaders.changed() => {}
+            _ = self.dead.changed() => {}
         }
     }
 }
