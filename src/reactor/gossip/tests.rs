@@ -173,7 +173,7 @@ fn news_and_leaving() {
         c.node.reactors[0].shards.store(7, std::sync::atomic::Ordering::Relaxed);
         c.node.note_fault(crate::ids::ShardUid(5), "x");
         c.node.enter(Phase::Draining);
-        until("the others know", || [&a, &b].iter().all(|seer| seer.state_of(3).unwrap().is_leaving)).await;
+        until("the others know", || [&a, &b].iter().all(|seer| seer.node.gossip.is_leaving(NodeId(3)))).await;
         let state = a.state_of(3).unwrap();
         assert_eq!((state.replicas, state.faults, state.leaders), (7, 1, 0));
         c.gossip.leave();
