@@ -30,7 +30,7 @@ fn produce_request(topic: &str, shard: u32, value: &str) -> ProduceRequest {
 /// what was written, also at once (read your writes).
 #[test]
 fn any_node_takes_any_request() {
-    let mut cluster = Cluster::start(3);
+    let cluster = Cluster::start(3);
     cluster.create_topic("t", 6, 3);
     let described = cluster.ask(async |client| client.describe_topic("t").await);
     let mut led: BTreeMap<u64, u32> = BTreeMap::new();
@@ -76,7 +76,7 @@ fn any_node_takes_any_request() {
 /// The command line against three nodes, given the address of any one of them.
 #[test]
 fn command_line() {
-    let mut cluster = Cluster::start(3);
+    let cluster = Cluster::start(3);
     cluster.run(&["topic", "create", "lines", "--shards", "3", "--replication-factor", "3"]);
     cluster.wait_until_well();
     let lines: String = (0..5_000).map(|number| format!("key{}:{number}\n", number % 17)).collect();
