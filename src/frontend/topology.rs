@@ -17,11 +17,12 @@ use crate::{
         status::{CallError, Code},
     },
     ids::{NodeId, ReactorNumber, ShardUid},
-    peer::Destination,
+    peer::{Destination, book::PeerNode},
     proto::ringlog::state::v1::{self as state, ShardStatusRequest, control_reply, control_request},
     proto::ringlog::v1 as proto,
     reactor::{
         forward::ask::own_replicas,
+        gossip::table::GossipView,
         mailbox::{AdminAnswer, AdminCall, ClusterMembers, Request},
         topics::{PlacedTopic, ShardPlace},
     },
@@ -49,19 +50,29 @@ impl Remote {
         let members = self.members().await?;
         self.find_leaders(&placed).await?;
         let servers = members.nodes.iter().filter(|member| member.state != state::NodeState::Removed as i32);
-        let servers = servers.map(|member| proto::Server {
-            node_id: member.node_id,
-            grpc_address: member.grpc_address.clone(),
-            http_address: member.http_address.clone(),
-            reactors: member.reactors,
-            alive: self.is_alive(NodeId(member.node_id)),
-            draining: member.state == state::NodeState::Draining as i32,
-        });
+        let servers = servers.map(|member| self.server(member));
         Ok(proto::GetServersResponse {
             cluster_id: identity.cluster_id.clone(),
             servers: servers.collect(),
             topics: placed.iter().map(|topic| self.topic_shards(topic)).collect(),
         })
+    }
+
+    /// A node as clients are told: where it says that it is, also before the catalog has it.
+    fn server(&self, member: &state::ClusterNode) -> proto::Server {
+        let (node, id) = (self.node(), NodeId(member.node_id));
+        let known = node.book.get(id);
+        let address = |of: fn(&PeerNode) -> &String, entry: &String| {
+            known.as_deref().map(of).filter(|address| !address.is_empty()).unwrap_or(entry).clone()
+        };
+        proto::Server {
+            node_id: member.node_id,
+            grpc_address: address(|peer| &peer.grpc, &member.grpc_address),
+            http_address: address(|peer| &peer.http, &member.http_address),
+            reactors: known.as_ref().map_or(member.reactors, |peer| peer.reactors),
+            alive: self.is_alive(id),
+            draining: member.state == state::NodeState::Draining as i32 || node.is_leaving(id),
+        }
     }
 
     fn topic_shards(&self, topic: &PlacedTopic) -> proto::TopicShards {
@@ -263,7 +274,12 @@ impl Remote {
     /// Tells when the topology may have changed.
     pub fn watch_topology(&self) -> Changes {
         let node = self.node();
-        Changes { topics: node.topics.watch(), leaders: node.leaders.watch(), dead: node.liveness.watch() }
+        Changes {
+            topics: node.topics.watch(),
+            leaders: node.leaders.watch(),
+            dead: node.liveness.watch(),
+            gossip: node.gossip.watch(),
+        }
     }
 }
 
@@ -317,12 +333,13 @@ pub(super) fn wrong_answer(answer: &AdminAnswer) -> CallError {
     CallError::new(Code::Internal, "WRONG_ANSWER", message)
 }
 
-/// Changes of topics, leaders and living nodes.
+/// Changes of topics, leaders, living nodes and what nodes say of themselves.
 #[derive(Debug)]
 pub struct Changes {
     topics: watch::Receiver<()>,
     leaders: watch::Receiver<()>,
     dead: watch::Receiver<Arc<BTreeSet<NodeId>>>,
+    gossip: watch::Receiver<Arc<BTreeMap<NodeId, GossipView>>>,
 }
 
 impl Changes {
@@ -333,6 +350,7 @@ impl Changes {
             _ = self.topics.changed() => {}
             _ = self.leaders.changed() => {}
             _ = self.dead.changed() => {}
+            _ = self.gossip.changed() => {}
         }
     }
 }
