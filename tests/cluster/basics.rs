@@ -10,7 +10,9 @@ use std::{
 use ringlog::{
     client::{self, Client, Start},
     ids::NodeId,
-    proto::ringlog::v1::{ConsumeRequest, DrainNodeRequest, NodeState, ProduceRequest, Record, TransferLeaderRequest},
+    proto::ringlog::v1::{
+        ConsumeRequest, DrainNodeRequest, NodeState, ProduceRequest, Record, ShardStatus, TransferLeaderRequest,
+    },
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -32,6 +34,10 @@ fn produce_request(topic: &str, shard: u32, value: &str) -> ProduceRequest {
 fn any_node_takes_any_request() {
     let cluster = Cluster::start(3);
     cluster.create_topic("t", 6, 3);
+    let is_led_by_first = |shard: &ShardStatus| shard.replica_node_ids.first() == Some(&shard.leader_node_id);
+    cluster.wait_until("leaders where they are wanted", |status| {
+        status.topics.iter().flat_map(|topic| &topic.shards).all(is_led_by_first)
+    });
     let described = cluster.ask(async |client| client.describe_topic("t").await);
     let mut led: BTreeMap<u64, u32> = BTreeMap::new();
     for shard in &described.shards {

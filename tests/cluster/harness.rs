@@ -258,9 +258,9 @@ impl Drop for Node {
 
 /// Several nodes that are one cluster.
 pub struct Cluster {
-    pub dir: tempfile::TempDir,
-    /// In the order in which they joined.
+    /// In the order in which they joined. Before `dir`: their logs are shown when a test fails.
     pub nodes: Vec<Node>,
+    pub dir: tempfile::TempDir,
 }
 
 impl Cluster {
