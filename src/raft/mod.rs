@@ -5,14 +5,28 @@
 //! of them (Raft does not survive a failed append). A failed write or sync ends this group on this node, and nothing else.
 //!
 //! With one voter, what is durable in the log is committed: opening elects this node at once, and returns when all
-//! of it is applied. There are no ticks and no heartbeats then. More voters come with connections between nodes.
+//! of it is applied. There are no ticks and no heartbeats then. With several, opening waits for nobody.
+//!
+//! - `types`, `store`, `machine`: openraft over our log
+//! - `network`, `pipeline`, `serve`: between replicas, both sides
+//! - `proposals`, `linearize`, `members`, `transfer`: what can be asked of a group
+//! - `watch`, `elections`, `timing`: what it does by itself
 
+mod elections;
+mod linearize;
 mod machine;
+mod members;
 mod network;
+mod pipeline;
+mod proposals;
+mod serve;
 mod store;
 #[cfg(test)]
 mod tests;
+mod timing;
+mod transfer;
 mod types;
+mod watch;
 
 use std::{
     cell::{Cell, RefCell},
@@ -26,29 +40,32 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use openraft::{
-    Config, Raft, RaftMetrics, ServerState, SnapshotPolicy,
-    errors::{ClientWriteError, Fatal, ForwardToLeader},
-    metrics::RaftServerMetrics,
-    raft::ClientWriteResult,
-    rt::{AsyncRuntime, WatchReceiver},
+    Config, Raft, SnapshotPolicy,
+    metrics::{RaftDataMetrics, RaftServerMetrics},
+    rt::AsyncRuntime,
     type_config::alias,
 };
 
 use self::{
     machine::{Shared, StateMachine},
     network::Network,
+    proposals::Gate,
     store::Store,
-    types::{Handed, Node, Reply, TypeConfig},
+    timing::{random_below, with_jitter},
+    types::{Node, TypeConfig},
 };
+pub use self::{serve::group_of, timing::Timing};
 use crate::{
     env::{self, Env, buffer::Buffer, channel},
-    format::entry::{EntryHeader, StoredEntry},
+    format::{
+        entry::{EntryHeader, StoredEntry},
+        state_files::Vote,
+    },
     ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
     limits::{BLOCK_BYTES, RAFT_QUEUE_MAX},
     log::{Log, LogError, LogOptions, Recovered, TailBudget},
-    peer::{Peers, frame::FrameStream, frame::Received},
+    peer::Peers,
 };
 
 /// The deterministic state that a group's entries build.
@@ -172,6 +189,9 @@ pub enum GroupError {
     },
 }
 
+/// Longest wait until a follower has a snapshot, which is small, and durable.
+const SNAPSHOT_WAIT: Duration = Duration::from_secs(30);
+
 /// Pause between two looks whether a group that is being opened waits for space.
 const FULL_LOOK: Duration = Duration::from_millis(50);
 
@@ -184,8 +204,15 @@ pub struct Group<E: Env, M: Machine> {
 struct Inner<E: Env, M: Machine> {
     raft: Raft<TypeConfig<E, M>, StateMachine<E, M>>,
     log: Log<E>,
+    node: NodeId,
+    network: Network<E>,
+    timing: Timing,
     shared: Rc<Shared<M>>,
-    state: Rc<State>,
+    state: State,
+    /// As openraft last said.
+    server: ServerMetrics<E, M>,
+    data: DataMetrics<E, M>,
+    gate: Gate<E, M>,
     /// Purges are made one after the other: openraft builds one snapshot at a time.
     purging: channel::Mutex<()>,
 }
@@ -195,6 +222,12 @@ struct Inner<E: Env, M: Machine> {
 struct State {
     leader: Cell<(Option<NodeId>, Term)>,
     leading: Cell<bool>,
+    /// This node alone is a majority.
+    only_voter: Cell<bool>,
+    /// Proposals are refused, because another node is to lead.
+    transferring: Cell<bool>,
+    /// The leader of this vote has said that it leads no more.
+    abdicated: Cell<Option<Vote>>,
     closing: Cell<bool>,
     /// openraft has ended.
     ended: Cell<bool>,
@@ -208,12 +241,12 @@ impl<E: Env, M: Machine> Clone for Group<E, M> {
 }
 
 impl<E: Env, M: Machine> Group<E, M> {
-    /// Recovers the log, restores the machine from its newest checkpoint, replays what follows, starts Raft (a new group
-    /// initialises itself with this node as its only voter) and, as the only voter, waits until it leads and has applied
-    /// everything committed.
+    /// Recovers the log, restores the machine from its newest checkpoint, replays what follows, starts Raft. A new group
+    /// begins with its founders, if this node is one of them. As the only voter, this node waits until it leads and has
+    /// applied everything committed; else nobody is waited for.
     ///
     /// # Errors
-    /// `Full` when there is no room for a new group; `Stopped` for everything else.
+    /// `Full` when there is no room for a new group of one; `Stopped` for everything else.
     pub async fn open(
         disk: E::Disk,
         tail: TailBudget,
@@ -221,16 +254,33 @@ impl<E: Env, M: Machine> Group<E, M> {
         options: GroupOptions,
         machine: M,
     ) -> Result<(Group<E, M>, Recovered), GroupError> {
-        let _ = peers;
-        let GroupOptions { dir, shard, node, segment_bytes_max, slot: _, founders: _ } = options;
+        Group::open_with(disk, tail, peers, options, Timing::default(), machine).await
+    }
+
+    /// As `open`, with other times than the default's: the same for all replicas.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub async fn open_with(
+        disk: E::Disk,
+        tail: TailBudget,
+        peers: Peers<E>,
+        options: GroupOptions,
+        timing: Timing,
+        machine: M,
+    ) -> Result<(Group<E, M>, Recovered), GroupError> {
+        let GroupOptions { dir, shard, node, segment_bytes_max, slot, founders } = options;
         let (log, recovered) =
             Log::open(disk, tail, LogOptions { dir, shard, segment_bytes_max }).await.map_err(refused)?;
         let shared = Shared::new(machine);
         shared.restore(&log).await.map_err(unusable)?;
-        let group = Group { inner: Rc::new(Inner::build(log, shared, node).await?) };
-        if let Err(error) = group.start(node).await {
+        let network = Network::new(peers, shard, slot);
+        let group = Group { inner: Rc::new(Inner::build(log, shared, network, node, timing).await?) };
+        let founders = founders.filter(|founders| founders.contains(&node));
+        if let Err(error) = group.start(founders, slot).await {
             // Else openraft's tasks would go on without a handle.
             group.inner.state.closing.set(true);
+            group.inner.shared.turned.notify_all();
             // First the log: openraft does not end while an entry of its own waits for space, and the log would write it
             // when space returns, beside whoever opens it next.
             group.inner.log.abandon().await;
@@ -241,35 +291,35 @@ impl<E: Env, M: Machine> Group<E, M> {
         Ok((group, recovered))
     }
 
-    async fn start(&self, node: NodeId) -> Result<(), GroupError> {
-        let raft = &self.inner.raft;
+    async fn start(&self, founders: Option<BTreeSet<NodeId>>, turn: u64) -> Result<(), GroupError> {
+        let Inner { raft, log, .. } = &*self.inner;
         raft.run();
-        env::spawn::<E>(watch_raft(
-            raft.server_metrics(),
-            raft.metrics(),
-            self.inner.log.clone(),
-            self.inner.shared.clone(),
-            self.inner.state.clone(),
-        ));
-        let log = &self.inner.log;
+        env::spawn::<E>(watch::watch_raft(self.inner.clone()));
+        env::spawn::<E>(elections::watch_leader(self.inner.clone()));
         let is_new = log.last().is_none() && log.hard_state().vote.is_none();
-        if is_new {
+        let founders = founders.filter(|_| is_new);
+        if let Some(founders) = founders.as_ref().filter(|founders| founders.len() > 1) {
+            env::spawn::<E>(elections::found(self.inner.clone(), founders.clone(), turn));
+            return Ok(());
+        }
+        if founders.is_some() {
             // Its first membership, and the entry with which its leader begins.
             log.has_room(2 * BLOCK_BYTES).map_err(refused)?;
         }
         // openraft does nothing else while it waits for a write of its own.
-        let mut begun = pin!(self.begin(node, is_new));
+        let mut begun = pin!(self.begin(founders.is_some()));
         loop {
             match E::Runtime::timeout(FULL_LOOK, begun.as_mut()).await {
                 Ok(result) => return result,
-                Err(_) if is_new => log.has_room(0).map_err(refused)?,
+                Err(_) if founders.is_some() => log.has_room(0).map_err(refused)?,
                 Err(_) => {}
             }
         }
     }
 
-    async fn begin(&self, node: NodeId, is_new: bool) -> Result<(), GroupError> {
-        let raft = &self.inner.raft;
+    async fn begin(&self, is_new: bool) -> Result<(), GroupError> {
+        let Inner { raft, log, node, .. } = &*self.inner;
+        let node = *node;
         if is_new {
             let voters = BTreeMap::from([(node.0, Node::default())]);
             raft.initialize(voters).await.map_err(|error| self.stopped(&error.to_string()))?;
@@ -279,10 +329,12 @@ impl<E: Env, M: Machine> Group<E, M> {
             .await
             .map_err(|error| self.stopped(&error.to_string()))?;
         if !only_voter {
+            if let Some(vote) = log.hard_state().vote.filter(|vote| vote.committed && vote.node == node) {
+                // It led, and does not lead on; the others would wait for it, since it is alive.
+                env::spawn::<E>(elections::abdicate(self.inner.clone(), vote));
+            }
             return Ok(());
         }
-        // Nobody to hear a heartbeat, nobody to wait for: a timer would only cost.
-        raft.runtime_config().tick(false);
         raft.trigger().elect(false).await.map_err(|error| self.stopped(&error.to_string()))?;
         self.wait_until_caught_up(is_new).await
     }
@@ -310,52 +362,6 @@ impl<E: Env, M: Machine> Group<E, M> {
                 return Ok(());
             }
             drop(E::Runtime::timeout(FULL_LOOK, changed).await);
-        }
-    }
-
-    /// Proposes at once (calls made one after the other keep their order); resolves when it is committed and applied here.
-    /// Dropping the future does not take it back.
-    pub fn propose(
-        &self,
-        proposal: Proposal,
-    ) -> impl Future<Output = Result<Applied<M::Answer>, GroupError>> + 'static {
-        let handed = self.hand_to_raft(proposal);
-        let group = self.clone();
-        async move {
-            match handed?.await {
-                Ok(Ok(response)) => match response.data {
-                    Some(applied) => Ok(applied),
-                    None => Err(group.stopped_late("the machine gave no answer")),
-                },
-                Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(&forward)),
-                Ok(Err(error)) => Err(group.stopped_late(&error.to_string())),
-                // openraft drops what it owes when it ends.
-                Err(channel::Closed) => Err(group.stopped_late("the group was closed")),
-            }
-        }
-    }
-
-    fn hand_to_raft(&self, proposal: Proposal) -> Result<Answer<E, M>, GroupError> {
-        let Inner { raft, log, shared, state, .. } = &*self.inner;
-        if let Some(cause) = self.fault() {
-            return Err(GroupError::Stopped { cause, maybe_written: false });
-        }
-        if state.closing.get() {
-            return Err(unusable("the group is closing".into()));
-        }
-        assert!(
-            proposal.buffer.len() >= crate::format::entry::ENTRY_HEADER_BYTES,
-            "a proposal has room for its header"
-        );
-        log.has_room(shared.handed_bytes.get() + proposal.buffer.padded_len()).map_err(refused)?;
-        let proposal = Handed::new(proposal, &shared.handed_bytes);
-        let (sender, receiver) = channel::oneshot();
-        // Its first poll hands the proposal over; it would suspend only if Raft's queue were full, or Raft gone.
-        let handed = raft.client_write_ff(proposal, Some(Reply(sender))).now_or_never();
-        match handed {
-            Some(Ok(())) => Ok(receiver),
-            Some(Err(fatal)) => Err(self.stopped(&fatal.to_string())),
-            None => Err(self.stopped("Raft does not take proposals: it has ended, or its queue is full")),
         }
     }
 
@@ -394,6 +400,20 @@ impl<E: Env, M: Machine> Group<E, M> {
         }
     }
 
+    /// Suspends until the entry at `index` is applied here; false when the group stops or closes before.
+    pub(crate) async fn wait_applied(&self, index: Index) -> bool {
+        loop {
+            let changed = self.inner.shared.changed.notified();
+            if self.applied_end() > index {
+                return true;
+            }
+            if self.inner.state.closing.get() || self.fault().is_some() {
+                return false;
+            }
+            changed.await;
+        }
+    }
+
     /// When the last append became durable here, on `Env::monotonic_us`; 0: none yet.
     pub fn flushed_us(&self) -> u64 {
         self.inner.shared.flushed_us.get()
@@ -404,75 +424,24 @@ impl<E: Env, M: Machine> Group<E, M> {
         self.inner.state.leader.get()
     }
 
-    /// Whether this node leads and has applied the entry with which its term begins: it takes proposals.
+    /// Whether this node leads, a majority has said so lately, and it has applied the entry with which its term begins: it
+    /// takes proposals, and they will be committed unless things change.
     pub fn leads(&self) -> bool {
-        self.inner.state.leading.get()
+        let Inner { shared, state, .. } = &*self.inner;
+        let begun = shared.applied().is_some_and(|applied| applied.term == self.leader().1);
+        begun && state.leading.get() && !state.transferring.get() && self.inner.is_confirmed(Duration::ZERO)
     }
 
-    /// Suspends until leader, term, membership or `leads` may have changed, or the group stops or closes.
+    /// Suspends until leader, term, membership or `leads` may have changed, or the group stops or closes. A leader that
+    /// loses its majority is not told: look again now and then.
     pub fn wait_changed(&self) -> impl Future<Output = ()> + 'static {
         let group = self.clone();
-        async move { group.inner.shared.changed.notified().await }
-    }
-
-    /// Who belongs to it, as known here.
-    pub fn members(&self) -> Members {
-        todo!()
-    }
-
-    /// How far each follower is; empty unless this node leads.
-    pub fn progress(&self) -> Vec<Progress> {
-        todo!()
+        async move { group.inner.shared.turned.notified().await }
     }
 
     /// Chain hash at the last applied entry: equal on replicas that have applied the same.
     pub fn applied_chain(&self) -> u64 {
-        todo!()
-    }
-
-    /// ReadIndex (Raft dissertation 6.4): when it returns, everything that was committed anywhere before the call is applied
-    /// here. Asks the leader, wherever it is; waits through an election as long as `within`.
-    ///
-    /// # Errors
-    /// `NotLeader` when no leader confirmed itself in time; `Stopped`.
-    pub async fn linearize(&self, within: Duration) -> Result<(), GroupError> {
-        let _ = within;
-        todo!()
-    }
-
-    /// Has `to`, or the most advanced other voter that is alive, lead instead of this node; returns when this node does not lead
-    /// any more, at once if it does not. Proposals in flight land first; proposals made meanwhile are `NotLeader`.
-    ///
-    /// # Errors
-    /// `NotLeader` with no leader known when nobody could take over within `within`: this node leads on.
-    pub async fn transfer(&self, to: Option<NodeId>, within: Duration) -> Result<(), GroupError> {
-        let _ = (to, within);
-        todo!()
-    }
-
-    /// Makes `voters` the members: adds those that are missing as learners, waits until they have caught up, then changes by
-    /// a joint configuration. Safe to call again after any failure, by any later leader. Only the leader can.
-    ///
-    /// # Errors
-    /// `NotLeader`; `Stopped`. What is under way goes on.
-    pub async fn change_members(&self, voters: BTreeSet<NodeId>) -> Result<(), GroupError> {
-        let _ = voters;
-        todo!()
-    }
-
-    /// Adds a member without a vote, if it is none yet. Only the leader can.
-    ///
-    /// # Errors
-    /// As `change_members`.
-    pub async fn add_learner(&self, node: NodeId) -> Result<(), GroupError> {
-        let _ = node;
-        todo!()
-    }
-
-    /// Answers a peer's stream that is for this group (`group_of`), until it ends. Spawns what takes time.
-    pub fn serve(&self, from: NodeId, first: Received, stream: FrameStream<E>) {
-        let _ = (from, first, stream);
-        todo!()
+        self.inner.shared.chain()
     }
 
     /// Retention: lets the log forget everything up to the largest checkpoint at or below `index`; returns when it has.
@@ -480,7 +449,7 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// # Errors
     /// `Stopped`, when the group does so before that.
     pub async fn purge_to(&self, index: Index) -> Result<(), GroupError> {
-        let Inner { raft, log, shared, state, purging } = &*self.inner;
+        let Inner { raft, log, shared, state, purging, .. } = &*self.inner;
         let _one = purging.lock().await;
         let Some(boundary) = shared.set_boundary(log, index).await.map_err(unusable)? else { return Ok(()) };
         raft.trigger().snapshot().await.map_err(|error| self.stopped(&error.to_string()))?;
@@ -524,6 +493,7 @@ impl<E: Env, M: Machine> Group<E, M> {
             return Ok(());
         }
         shared.changed.notify_all();
+        shared.turned.notify_all();
         raft.shutdown().await.map_err(|error| self.stopped(&error.to_string()))?;
         loop {
             // The state machine finishes what it was told before it goes, and so does the task that writes checkpoints.
@@ -558,32 +528,30 @@ impl<E: Env, M: Machine> Group<E, M> {
     }
 }
 
-/// Which group a stream is for, by its first frame; `None` when that is none of Raft's.
-pub fn group_of(first: &Received) -> Option<ShardUid> {
-    let _ = first;
-    todo!()
-}
-
-/// What openraft answers a proposal.
-type Answer<E, M> = channel::OneshotReceiver<ClientWriteResult<TypeConfig<E, M>>>;
-
 impl<E: Env, M: Machine> Inner<E, M> {
-    async fn build(log: Log<E>, shared: Rc<Shared<M>>, node: NodeId) -> Result<Inner<E, M>, GroupError> {
+    async fn build(
+        log: Log<E>,
+        shared: Rc<Shared<M>>,
+        network: Network<E>,
+        node: NodeId,
+        timing: Timing,
+    ) -> Result<Inner<E, M>, GroupError> {
         let headers_only = Rc::new(Cell::new(true));
         let store = Store::new(log.clone(), shared.clone(), headers_only.clone());
         let machine = StateMachine::new(log.clone(), shared.clone());
-        let config = config().map_err(unusable)?;
-        let raft = Raft::build(node.0, config, Network, store, machine)
+        let config = config(timing).map_err(unusable)?;
+        let raft = Raft::build(node.0, config, network.clone(), store, machine)
             .await
             .map_err(|error| log.fault().map_or_else(|| unusable(error.to_string()), refused))?;
         headers_only.set(false);
-        let purging = channel::Mutex::new(());
-        Ok(Inner { raft, log, shared, state: Rc::default(), purging })
+        let (server, data) = (raft.server_metrics(), raft.data_metrics());
+        let (state, gate, purging) = (State::default(), Gate::default(), channel::Mutex::new(()));
+        Ok(Inner { raft, log, node, network, timing, shared, state, server, data, gate, purging })
     }
 }
 
 type ServerMetrics<E, M> = alias::WatchReceiverOf<TypeConfig<E, M>, RaftServerMetrics<TypeConfig<E, M>>>;
-type Metrics<E, M> = alias::WatchReceiverOf<TypeConfig<E, M>, RaftMetrics<TypeConfig<E, M>>>;
+type DataMetrics<E, M> = alias::WatchReceiverOf<TypeConfig<E, M>, RaftDataMetrics<TypeConfig<E, M>>>;
 
 /// The log's refusal as the group's: nothing was written.
 fn refused(error: LogError) -> GroupError {
@@ -598,23 +566,21 @@ fn unusable(cause: String) -> GroupError {
     GroupError::Stopped { cause, maybe_written: false }
 }
 
-fn not_leader<E: Env, M: Machine>(forward: &ForwardToLeader<TypeConfig<E, M>>) -> GroupError {
-    GroupError::NotLeader { leader: forward.leader_id.map(NodeId) }
-}
-
 /// As measured (MEASURED.md); each of these was a trap or a cost.
-fn config() -> Result<Arc<Config>, String> {
+fn config(timing: Timing) -> Result<Arc<Config>, String> {
     let config = Config {
         cluster_name: "ringlog".into(),
-        heartbeat_interval: 250,
-        election_timeout_min: 1_000,
-        election_timeout_max: 2_000,
+        heartbeat_interval: timing.heartbeat_ms,
+        // Entries that were answered lately say as much as a heartbeat.
+        heartbeat_min_interval: Some(timing.heartbeat_ms / 2),
+        election_timeout_min: timing.election_ms_min,
+        election_timeout_max: timing.election_ms_max,
+        install_snapshot_timeout: SNAPSHOT_WAIT.as_millis() as u64,
         max_payload_entries: 4_096,
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: 0,
         purge_batch_size: 1,
         api_channel_size: Some(RAFT_QUEUE_MAX as u64),
-        backoff: "5ms 10ms 20ms ...200ms".into(),
         // On (the default) it loses acknowledged writes: a restarted leader leads on in its old term, and gives log ids
         // that its followers have already to other data.
         enable_leader_restore: Some(false),
@@ -622,38 +588,4 @@ fn config() -> Result<Arc<Config>, String> {
         ..Config::default()
     };
     config.validate().map(Arc::new).map_err(|error| error.to_string())
-}
-
-/// Tells the handles what openraft becomes; ends with it.
-async fn watch_raft<E: Env, M: Machine>(
-    mut server: ServerMetrics<E, M>,
-    metrics: Metrics<E, M>,
-    log: Log<E>,
-    shared: Rc<Shared<M>>,
-    state: Rc<State>,
-) {
-    loop {
-        {
-            let now = server.borrow_and_update();
-            state.leader.set((now.current_leader.map(NodeId), Term(now.vote.leader_id.term)));
-            state.leading.set(now.state == ServerState::Leader);
-        }
-        shared.changed.notify_all();
-        if server.changed().await.is_err() {
-            break;
-        }
-    }
-    state.leading.set(false);
-    if !state.closing.get() && log.fault().is_none() {
-        // A panic leaves no error behind.
-        let cause = match &metrics.borrow_watched().running_state {
-            Err(Fatal::Stopped) | Ok(()) => "Raft ended; restart the node, and report its log".to_string(),
-            Err(fatal) => fatal.to_string(),
-        };
-        tracing::error!(%cause, "a replica has stopped");
-        *state.fault.borrow_mut() = Some(cause);
-    }
-    state.ended.set(true);
-    shared.changed.notify_all();
-    shared.flushed.notify_all();
 }

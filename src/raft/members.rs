@@ -1,0 +1,200 @@
+//! Who belongs to a group: as known here, and changed step by step.
+//!
+//! A change is a loop that compares what is wanted with what is in force, and does the next step: finish a change under
+//! way, add a learner, wait until it has caught up, change the voters by a joint configuration. So it can be broken off
+//! anywhere, and called again by any later leader.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::pin,
+    time::Duration,
+};
+
+use futures_util::future::select;
+use openraft::{
+    ChangeMembers,
+    errors::{ClientWriteError, RaftError},
+    rt::{AsyncRuntime, WatchReceiver},
+};
+
+use super::{
+    Group, GroupError, Inner, Machine, Members, Progress,
+    types::{self, Node, StoredMembership, TypeConfig},
+};
+use crate::{
+    env::Env,
+    ids::{LogId, NodeId},
+};
+
+/// A learner this close behind the leader has caught up.
+const CLOSE_ENTRIES: u64 = 64;
+
+/// Pause before a step is tried again that another change kept from being done.
+const TRY_AGAIN: Duration = Duration::from_millis(50);
+
+/// What one step of a change wants.
+type Change = ChangeMembers<u64, Node>;
+
+pub(super) fn members_of(effective: &StoredMembership, committed: &StoredMembership) -> Members {
+    let voters: BTreeSet<NodeId> = effective.voter_ids().map(NodeId).collect();
+    let learners = effective.membership().learner_ids().map(NodeId).collect();
+    let changing = effective.get_joint_config().len() > 1 || effective.log_id() != committed.log_id();
+    Members { voters, learners, changing }
+}
+
+impl<E: Env, M: Machine> Group<E, M> {
+    /// Who belongs to it, as known here.
+    pub fn members(&self) -> Members {
+        let server = self.inner.server.borrow_watched();
+        members_of(&server.membership_config, &server.committed_membership_config)
+    }
+
+    /// How far each follower is; empty unless this node leads.
+    pub fn progress(&self) -> Vec<Progress> {
+        let data = self.inner.data.borrow_watched();
+        let followers = data.replication.iter().flatten().filter(|(node, _)| **node != self.inner.node.0);
+        followers
+            .map(|(node, matched)| Progress { node: NodeId(*node), matched: matched.as_ref().map(types::from_raft) })
+            .collect()
+    }
+
+    /// Makes `voters` the voters: adds those that are missing as learners, waits until they have caught up, then changes by
+    /// a joint configuration. Who is no voter any more is no member any more; learners stay. Safe to call again after any
+    /// failure, by any later leader. Only the leader can. Waits as long as it takes: for a learner that cannot be
+    /// reached for ever; dropping the future leaves what is under way to go on.
+    ///
+    /// # Errors
+    /// `NotLeader`; `Stopped`. What is under way goes on.
+    ///
+    /// # Panics
+    /// When `voters` is empty.
+    pub async fn change_members(&self, voters: BTreeSet<NodeId>) -> Result<(), GroupError> {
+        assert!(!voters.is_empty(), "a group has at least one voter");
+        loop {
+            let members = self.members();
+            if members.voters == voters && !members.changing {
+                return Ok(());
+            }
+            if members.changing {
+                // Ends a joint configuration at its new half; harmless otherwise.
+                self.change(ChangeMembers::AddVoterIds(BTreeSet::new())).await?;
+                continue;
+            }
+            let missing = voters.iter().find(|node| !members.voters.contains(node) && !members.learners.contains(node));
+            if let Some(missing) = missing {
+                self.add_learner(*missing).await?;
+                continue;
+            }
+            for learner in voters.difference(&members.voters) {
+                self.wait_caught_up(*learner).await?;
+            }
+            self.change(ChangeMembers::ReplaceAllVoters(voters.iter().map(|node| node.0).collect())).await?;
+        }
+    }
+
+    /// Adds a member without a vote, if it is none yet. Only the leader can.
+    ///
+    /// # Errors
+    /// As `change_members`.
+    pub async fn add_learner(&self, node: NodeId) -> Result<(), GroupError> {
+        loop {
+            let members = self.members();
+            if members.voters.contains(&node) || members.learners.contains(&node) {
+                return Ok(());
+            }
+            self.change(ChangeMembers::AddNodes(BTreeMap::from([(node.0, Node::default())]))).await?;
+        }
+    }
+
+    /// Removes a member without a vote; does nothing when it is none, or votes. Only the leader can.
+    ///
+    /// # Errors
+    /// As `change_members`.
+    pub async fn remove_learner(&self, node: NodeId) -> Result<(), GroupError> {
+        while self.members().learners.contains(&node) {
+            self.change(ChangeMembers::RemoveNodes(BTreeSet::from([node.0]))).await?;
+        }
+        Ok(())
+    }
+
+    /// One change; returns when it is committed and known here, or could not be made now.
+    async fn change(&self, change: Change) -> Result<(), GroupError> {
+        let Inner { raft, log, state, .. } = &*self.inner;
+        self.unable().map_err(|cause| GroupError::Stopped { cause, maybe_written: false })?;
+        if !state.leading.get() || state.transferring.get() {
+            return Err(GroupError::NotLeader { leader: self.leader().0 });
+        }
+        log.has_room(crate::limits::BLOCK_BYTES).map_err(super::refused)?;
+        let turned = self.inner.shared.turned.notified();
+        match raft.change_membership(change, false).await {
+            Ok(_) => {
+                self.wait_settled().await;
+                Ok(())
+            }
+            Err(RaftError::APIError(error)) => self.not_changed(error, turned).await,
+            Err(RaftError::Fatal(fatal)) => Err(self.stopped_late(&fatal.to_string())),
+        }
+    }
+
+    async fn not_changed(
+        &self,
+        error: ClientWriteError<TypeConfig<E, M>>,
+        turned: crate::env::channel::Notified,
+    ) -> Result<(), GroupError> {
+        match error {
+            ClientWriteError::ForwardToLeader(forward) if forward.leader_id != Some(self.inner.node.0) => {
+                if self.inner.state.leading.get() && forward.leader_id.is_none() {
+                    // No majority has answered lately.
+                    drop(E::Runtime::timeout(TRY_AGAIN, turned).await);
+                    return Ok(());
+                }
+                Err(GroupError::NotLeader { leader: forward.leader_id.map(NodeId) })
+            }
+            ClientWriteError::LogEntryDiscarded(forward) => {
+                Err(GroupError::Deposed { leader: forward.leader_id.map(NodeId) })
+            }
+            ClientWriteError::ForwardToLeader(_)
+            | ClientWriteError::ChangeMembershipError(_)
+            | ClientWriteError::PreconditionFailed(_) => {
+                // Another change is under way, or has been made: the caller looks again.
+                drop(E::Runtime::timeout(TRY_AGAIN, turned).await);
+                Ok(())
+            }
+        }
+    }
+
+    /// Suspends until what openraft has committed is known here, too; its watchers hear of it a little later.
+    async fn wait_settled(&self) {
+        let mut server = self.inner.server.clone();
+        for _ in 0..8 {
+            server.borrow_and_update();
+            if !self.members().changing || E::Runtime::timeout(TRY_AGAIN, server.changed()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Suspends until the learner has nearly all that this leader has.
+    async fn wait_caught_up(&self, learner: NodeId) -> Result<(), GroupError> {
+        let mut data = self.inner.data.clone();
+        loop {
+            let turned = self.inner.shared.turned.notified();
+            self.unable().map_err(|cause| GroupError::Stopped { cause, maybe_written: false })?;
+            if !self.inner.state.leading.get() {
+                return Err(GroupError::NotLeader { leader: self.leader().0 });
+            }
+            data.borrow_and_update();
+            let matched = self.progress().into_iter().find(|follower| follower.node == learner);
+            let matched = matched.and_then(|follower| follower.matched);
+            if is_close(matched, self.log().last()) {
+                return Ok(());
+            }
+            select(pin!(data.changed()), turned).await;
+        }
+    }
+}
+
+fn is_close(matched: Option<LogId>, last: Option<LogId>) -> bool {
+    let next = |id: Option<LogId>| id.map_or(0, |id| id.index.0 + 1);
+    matched.is_some() && next(matched) + CLOSE_ENTRIES >= next(last)
+}
