@@ -223,7 +223,6 @@ mod tests {
             shutdown_grace_ms: 1_000,
             log_format: crate::config::LogFormat::Json,
             log_filter: "debug".into(),
-            ..Config::default()
         };
         assert_eq!(config, expected);
     }

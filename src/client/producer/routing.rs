@@ -85,12 +85,12 @@ impl Routes {
         if state.closed {
             return Err(ProduceError::Closed);
         }
-        if self.context.is_stale.swap(false, Ordering::AcqRel) {
-            if let Way::Known { lanes, .. } = &state.way {
-                // What is in them still finishes.
-                lanes.iter().flatten().for_each(|lane| lane.close());
-                state.way = Way::unknown();
-            }
+        if self.context.is_stale.swap(false, Ordering::AcqRel)
+            && let Way::Known { lanes, .. } = &state.way
+        {
+            // What is in them still finishes.
+            lanes.iter().flatten().for_each(|lane| lane.close());
+            state.way = Way::unknown();
         }
         if let Way::Unknown { waiting, asking: false } = &state.way
             && waiting.is_empty()
@@ -107,7 +107,7 @@ impl Routes {
                 }
                 Ok(())
             }
-            Way::Known { lanes, turn } => push(&self.context, lanes, turn, pending).map_err(|(error, _)| error),
+            Way::Known { lanes, turn } => push(&self.context, lanes, turn, pending).map_err(|refused| refused.0),
         }
     }
 
@@ -162,7 +162,8 @@ impl Routes {
         let closed = state.closed;
         let Way::Known { lanes, turn } = &mut state.way else { return };
         for pending in waiting {
-            if let Err((error, pending)) = push(&self.context, lanes, turn, pending) {
+            if let Err(refused) = push(&self.context, lanes, turn, pending) {
+                let (error, pending) = *refused;
                 pending.done.tell(Err(error));
             }
         }
@@ -230,7 +231,7 @@ fn push(
     lanes: &mut [Option<Arc<Lane>>],
     turn: &mut Turn,
     pending: Pending,
-) -> Result<(), (ProduceError, Pending)> {
+) -> Result<(), Box<(ProduceError, Pending)>> {
     let shards = u32::try_from(lanes.len()).expect("a topic has at most TOPIC_SHARDS_MAX shards");
     let queued_bytes = |shard: u32| lanes[shard as usize].as_ref().map_or(0, |lane| lane.queued_bytes());
     let shard = match pending.shard {
@@ -239,7 +240,7 @@ fn push(
         None => shard_of_key(&pending.record.key, shards),
     };
     let Some(lane) = lanes.get_mut(shard as usize) else {
-        return Err((ProduceError::NoShard { topic: context.topic.clone(), shard, shards }, pending));
+        return Err(Box::new((ProduceError::NoShard { topic: context.topic.clone(), shard, shards }, pending)));
     };
     lane.get_or_insert_with(|| Lane::start(context, shard)).push(pending);
     Ok(())

@@ -1,11 +1,9 @@
 //! Groups on a disk that crashes, fills up and fails.
 
-mod cluster;
 mod conformance;
 mod faults;
 mod follower;
 mod lifecycle;
-mod replication;
 
 use std::{cell::Cell, rc::Rc};
 
@@ -79,6 +77,7 @@ fn options() -> GroupOptions {
         segment_bytes_max: SEGMENT_BYTES_MIN,
         slot: 0,
         founders: Some([NodeId(3)].into()),
+        preferred: true,
     }
 }
 
@@ -143,7 +142,7 @@ async fn headers(group: &TestGroup) -> Vec<EntryHeader> {
 /// The settings without which acknowledged writes are lost, or a returning node disturbs its group.
 #[test]
 fn dangerous_defaults_are_off() {
-    let config = config(Timing::default()).unwrap();
+    let config = config().unwrap();
     assert_eq!(config.enable_leader_restore, Some(false));
     assert_eq!(config.enable_pre_vote, Some(true));
     assert_eq!(config.snapshot_policy, SnapshotPolicy::Never);

@@ -1,0 +1,180 @@
+//! Three real nodes under load, of which one is killed, paused, restarted or wiped: what clients see, what operators see,
+//! and that nothing that was acknowledged is lost, doubled or out of order on any replica.
+
+use std::{thread, time::Duration};
+
+use ringlog::proto::ringlog::v1::{NodeState, RemoveNodeRequest};
+
+use crate::{
+    checker,
+    harness::{Cluster, alive, is_well},
+    workload::{Outcome, Workload},
+};
+
+const SHARDS: usize = 3;
+
+fn start() -> Cluster {
+    let cluster = Cluster::start(3);
+    cluster.create_topic("t", u32::try_from(SHARDS).unwrap(), 3);
+    cluster
+}
+
+/// kill -9 of the leader of a shard, four times: writing goes on without it, it comes back, and all replicas are the same.
+/// Clients see at most records of which nobody knows, never one refused.
+#[test]
+fn leaders_are_killed() {
+    let mut cluster = start();
+    let workload = Workload::start(&cluster.addresses(), "t", SHARDS);
+    for round in 0..4 {
+        let leader = cluster.leader("t", round % 3);
+        let id = cluster.nodes[leader].id();
+        cluster.nodes[leader].kill9();
+        workload.wait_for_acks(20);
+        let status = cluster.wait_until("a dead node", |status| alive(status) == 2);
+        let dead = status.nodes.iter().find(|node| node.node_id == id).unwrap();
+        assert!(!dead.alive && dead.state() == NodeState::Active, "the operator sees it: {dead:?}");
+        assert_ne!(cluster.leader("t", round % 3), leader);
+        cluster.nodes[leader].start(&[]);
+        cluster.wait_until("the node back", |status| alive(status) == 3);
+        workload.wait_for_acks(5);
+    }
+    let history = workload.finish();
+    assert_eq!(history.count(|outcome| matches!(outcome, Outcome::Refused(_))), 0, "{:?}", history.failures());
+    checker::check(&mut cluster, &history);
+}
+
+/// kill -9 of a node that leads nothing: clients do not notice.
+#[test]
+fn a_follower_is_killed() {
+    let mut cluster = Cluster::start(3);
+    cluster.create_topic("t", 1, 3);
+    let leader = cluster.leader("t", 0);
+    // The writer is told of the others, too; it has no stream to them.
+    let workload = Workload::start(&[cluster.nodes[leader].grpc()], "t", 1);
+    let follower = (leader + 1) % 3;
+    cluster.nodes[follower].kill9();
+    workload.wait_for_acks(100);
+    cluster.nodes[follower].start(&[]);
+    cluster.wait_until("the node back", |status| alive(status) == 3);
+    workload.wait_for_acks(20);
+    let history = workload.finish();
+    assert_eq!(history.failures(), Vec::<&Outcome>::new());
+    checker::check(&mut cluster, &history);
+}
+
+/// A leader that stands still (SIGSTOP) is replaced; when it goes on it does not lead, does not disturb, and catches up.
+#[test]
+fn a_leader_is_paused() {
+    let mut cluster = start();
+    let workload = Workload::start(&cluster.addresses(), "t", SHARDS);
+    let leader = cluster.leader("t", 0);
+    cluster.nodes[leader].pause();
+    // Its clients give it up, and others lead.
+    workload.wait_for_acks(50);
+    let others: Vec<usize> = (0..3).filter(|number| *number != leader).collect();
+    let status = cluster.status_of(others[0]).unwrap();
+    let id = cluster.nodes[leader].id();
+    assert!(!status.nodes.iter().find(|node| node.node_id == id).unwrap().alive, "{status:#?}");
+    let led: Vec<u64> =
+        status.topics.iter().flat_map(|topic| &topic.shards).map(|shard| shard.leader_node_id).collect();
+    assert!(!led.contains(&id) && !led.contains(&0), "{led:?}");
+    cluster.nodes[leader].resume();
+    cluster.wait_until("the node back", |status| alive(status) == 3);
+    workload.wait_for_acks(20);
+    let history = workload.finish();
+    assert_eq!(history.count(|outcome| matches!(outcome, Outcome::Refused(_))), 0, "{:?}", history.failures());
+    checker::check(&mut cluster, &history);
+}
+
+/// Every node is stopped and started in turn, under load: no produce fails, nothing is lost or doubled.
+#[test]
+fn rolling_restart() {
+    let mut cluster = start();
+    let workload = Workload::start(&cluster.addresses(), "t", SHARDS);
+    for _ in 0..2 {
+        for number in 0..3 {
+            let status = cluster.nodes[number].stop();
+            assert!(status.success(), "{status}: {}", cluster.nodes[number].log());
+            workload.wait_for_acks(10);
+            cluster.nodes[number].start(&[]);
+            cluster.wait_until("the node back", |status| alive(status) == 3 && is_well(status));
+            workload.wait_for_acks(10);
+        }
+    }
+    let history = workload.finish();
+    println!(
+        "p50 {:?}, p99.9 {:?}, longest {:?}",
+        history.quantile(0.5),
+        history.quantile(0.999),
+        history.quantile(1.0)
+    );
+    assert_eq!(history.failures(), Vec::<&Outcome>::new(), "a rolling restart fails no produce");
+    checker::check(&mut cluster, &history);
+}
+
+/// All nodes are killed at once, and come back: everything that was acknowledged is there.
+#[test]
+fn all_are_killed() {
+    let mut cluster = start();
+    let workload = Workload::start(&cluster.addresses(), "t", SHARDS);
+    workload.wait_for_acks(50);
+    for node in &mut cluster.nodes {
+        node.kill9();
+    }
+    for node in &mut cluster.nodes {
+        node.start(&[]);
+    }
+    cluster.wait_until("all back", |status| alive(status) == 3);
+    workload.wait_for_acks(20);
+    let history = workload.finish();
+    checker::check(&mut cluster, &history);
+}
+
+/// A node loses its disk. Under its old id it never comes back: it joins as a new node, the old one is removed as dead, and
+/// the replicas are made anew.
+#[test]
+fn a_follower_is_wiped() {
+    let mut cluster = start();
+    let workload = Workload::start(&cluster.addresses(), "t", SHARDS);
+    let leader = cluster.leader("t", 0);
+    let wiped = (leader + 1) % 3;
+    let old = cluster.nodes[wiped].id();
+    cluster.nodes[wiped].kill9();
+    cluster.nodes[wiped].wipe();
+    workload.wait_for_acks(50);
+    cluster.join(wiped);
+    cluster.wait_until("a new node", |status| alive(status) == 3);
+    let new = cluster.nodes[wiped].id();
+    assert!(new > 3, "ids are never given out again: {new}");
+    let request = RemoveNodeRequest { node_id: old, dead: true };
+    cluster.ask(async |client| client.remove_node(&request).await);
+    let status = cluster.wait_until("replicas on the new node", |status| {
+        let holds = |id| status.nodes.iter().find(|node| node.node_id == id).map_or(0, |node| node.replicas);
+        holds(old) == 0 && holds(new) >= 3 && is_well(status)
+    });
+    assert_eq!(status.nodes.iter().find(|node| node.node_id == old).unwrap().state(), NodeState::Removed);
+    workload.wait_for_acks(20);
+    let history = workload.finish();
+    checker::check(&mut cluster, &history);
+}
+
+/// Without a majority nothing is acknowledged, and when it is back everything goes on: clients wait, nothing is lost.
+#[test]
+fn without_a_majority() {
+    let mut cluster = Cluster::start(3);
+    cluster.create_topic("t", 1, 3);
+    let workload = Workload::start(&cluster.addresses(), "t", 1);
+    let leader = cluster.leader("t", 0);
+    let others: Vec<usize> = (0..3).filter(|number| *number != leader).collect();
+    for number in &others {
+        cluster.nodes[*number].kill9();
+    }
+    thread::sleep(Duration::from_secs(2));
+    for number in &others {
+        cluster.nodes[*number].start(&[]);
+    }
+    cluster.wait_until("all back", |status| alive(status) == 3);
+    workload.wait_for_acks(20);
+    let history = workload.finish();
+    checker::check(&mut cluster, &history);
+}
