@@ -166,10 +166,7 @@ pub const APPEND_BYTES_IN_FLIGHT_MAX: usize = 8 << 20;
 /// Proposals and calls waiting for one group's Raft; above it a proposal is refused, and nothing was written.
 pub const RAFT_QUEUE_MAX: usize = 1_024;
 
-/// Bytes of entries sent to one follower of one group and not answered yet; no more are read for it above.
-pub const RAFT_APPEND_BYTES_IN_FLIGHT_MAX: usize = 8 << 20;
-
-/// Append requests of them; the same. As many as openraft takes in on the other side before it answers.
+/// Append requests of them; no more are read for the follower above either. As many as openraft takes in on the other side before it answers.
 pub const RAFT_APPENDS_IN_FLIGHT_MAX: usize = 64;
 
 /// A follower with more than this on its way catches up: its entries wait behind those of others.
