@@ -203,8 +203,17 @@ pub(super) async fn found<E: Env, M: Machine>(inner: Rc<Inner<E, M>>, founders: 
         }
         if let Err(error) = inner.raft.initialize(members).await {
             // Another founder was faster, or Raft has ended, which its watcher tells.
-            tracing::info!(group = %inner.network.group(), %error, "did not begin the group");
+            tracing::debug!(group = %inner.network.group(), %error, "did not begin the group");
+            return;
         }
-        return;
+        break;
+    }
+    // The others may not have opened their replicas when it asked for the first votes; it is its turn until they may begin.
+    let pause = inner.timing.retry() / 4;
+    for _ in 0..8 {
+        env::sleep::<E>(pause).await;
+        if inner.leaderless().is_none() || inner.raft.trigger().elect(true).await.is_err() {
+            return;
+        }
     }
 }

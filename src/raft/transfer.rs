@@ -28,12 +28,12 @@ impl<E: Env, M: Machine> Drop for Transferring<E, M> {
 
 impl<E: Env, M: Machine> Group<E, M> {
     /// Has `to`, or the most advanced other voter that is alive, lead instead of this node; returns when this node does not lead
-    /// any more, at once if it does not. Proposals in flight land first; proposals made meanwhile are `NotLeader`.
+    /// any more, at once if it does not, or is `to` itself. Proposals in flight land first; proposals made meanwhile are `NotLeader`.
     ///
     /// # Errors
     /// `NotLeader` with no leader known when nobody could take over within `within`: this node leads on.
     pub async fn transfer(&self, to: Option<NodeId>, within: Duration) -> Result<(), GroupError> {
-        if !self.inner.state.leading.get() {
+        if !self.inner.state.leading.get() || to == Some(self.inner.node) {
             return Ok(());
         }
         if self.inner.state.transferring.replace(true) {
@@ -64,7 +64,7 @@ impl<E: Env, M: Machine> Group<E, M> {
                 let line = self.inner.network.line(candidate);
                 let taken = line.ask(FrameKind::Raft, message, Vec::new(), left).await;
                 if let Err(error) = &taken {
-                    tracing::info!(group = %self.inner.network.group(), %candidate, %error, "does not take over");
+                    tracing::debug!(group = %self.inner.network.group(), %candidate, %error, "does not take over");
                     continue;
                 }
                 // It campaigns; if it cannot win in this time, somebody else is asked.
