@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    future::Future,
     sync::Arc,
     time::Duration,
 };
@@ -18,11 +17,12 @@ use crate::{
         status::{CallError, Code},
     },
     ids::{NodeId, ReactorNumber, ShardUid},
-    peer::Destination,
+    peer::{Destination, book::PeerNode},
     proto::ringlog::state::v1::{self as state, ShardStatusRequest, control_reply, control_request},
     proto::ringlog::v1 as proto,
     reactor::{
         forward::ask::own_replicas,
+        gossip::table::GossipView,
         mailbox::{AdminAnswer, AdminCall, ClusterMembers, Request},
         topics::{PlacedTopic, ShardPlace},
     },
@@ -50,19 +50,29 @@ impl Remote {
         let members = self.members().await?;
         self.find_leaders(&placed).await?;
         let servers = members.nodes.iter().filter(|member| member.state != state::NodeState::Removed as i32);
-        let servers = servers.map(|member| proto::Server {
-            node_id: member.node_id,
-            grpc_address: member.grpc_address.clone(),
-            http_address: member.http_address.clone(),
-            reactors: member.reactors,
-            alive: self.is_alive(NodeId(member.node_id)),
-            draining: member.state == state::NodeState::Draining as i32,
-        });
+        let servers = servers.map(|member| self.server(member));
         Ok(proto::GetServersResponse {
             cluster_id: identity.cluster_id.clone(),
             servers: servers.collect(),
             topics: placed.iter().map(|topic| self.topic_shards(topic)).collect(),
         })
+    }
+
+    /// A node as clients are told: where it says that it is, also before the catalog has it.
+    fn server(&self, member: &state::ClusterNode) -> proto::Server {
+        let (node, id) = (self.node(), NodeId(member.node_id));
+        let known = node.book.get(id);
+        let address = |of: fn(&PeerNode) -> &String, entry: &String| {
+            known.as_deref().map(of).filter(|address| !address.is_empty()).unwrap_or(entry).clone()
+        };
+        proto::Server {
+            node_id: member.node_id,
+            grpc_address: address(|peer| &peer.grpc, &member.grpc_address),
+            http_address: address(|peer| &peer.http, &member.http_address),
+            reactors: known.as_ref().map_or(member.reactors, |peer| peer.reactors),
+            alive: self.is_alive(id),
+            draining: member.state == state::NodeState::Draining as i32 || node.is_leaving(id),
+        }
     }
 
     fn topic_shards(&self, topic: &PlacedTopic) -> proto::TopicShards {
@@ -107,42 +117,10 @@ impl Remote {
 
     /// The members of the cluster.
     async fn members(&self) -> Result<ClusterMembers, CallError> {
-        match self.admin(AdminCall::Members).await {
-            Ok(AdminAnswer::Members(members)) => Ok(members),
-            Ok(other) => Err(wrong_answer(&other)),
-            Err(error) if error.code == Code::Unimplemented => Ok(self.known_members()),
-            Err(error) => Err(error),
+        match self.admin(AdminCall::Members).await? {
+            AdminAnswer::Members(members) => Ok(members),
+            other => Err(wrong_answer(&other)),
         }
-    }
-
-    /// The members as far as connections to them need it.
-    fn known_members(&self) -> ClusterMembers {
-        let node = self.node();
-        let active = state::ClusterNode { state: state::NodeState::Active as i32, ..Default::default() };
-        let mut nodes: BTreeMap<u64, state::ClusterNode> = BTreeMap::new();
-        for (id, peer) in node.book.snapshot().iter() {
-            let member = state::ClusterNode {
-                node_id: id.0,
-                peer_host: peer.host.clone(),
-                peer_port: peer.port.into(),
-                reactors: peer.reactors,
-                grpc_address: peer.grpc.clone(),
-                http_address: peer.http.clone(),
-                ..active.clone()
-            };
-            nodes.insert(id.0, member);
-        }
-        if let Some(identity) = node.identity() {
-            let (grpc, http) = node.addresses;
-            nodes.entry(identity.node.0).or_insert_with(|| state::ClusterNode {
-                node_id: identity.node.0,
-                reactors: u32::try_from(node.reactors.len()).expect("at most REACTORS_MAX"),
-                grpc_address: grpc.to_string(),
-                http_address: http.to_string(),
-                ..active
-            });
-        }
-        ClusterMembers { nodes: nodes.into_values().collect(), ..ClusterMembers::default() }
     }
 
     /// The calls of `Admin` about the cluster.
@@ -296,7 +274,12 @@ impl Remote {
     /// Tells when the topology may have changed.
     pub fn watch_topology(&self) -> Changes {
         let node = self.node();
-        Changes { topics: node.topics.watch(), leaders: node.leaders.watch(), dead: node.liveness.watch() }
+        Changes {
+            topics: node.topics.watch(),
+            leaders: node.leaders.watch(),
+            dead: node.liveness.watch(),
+            gossip: node.gossip.watch(),
+        }
     }
 }
 
@@ -350,24 +333,24 @@ pub(super) fn wrong_answer(answer: &AdminAnswer) -> CallError {
     CallError::new(Code::Internal, "WRONG_ANSWER", message)
 }
 
-/// Changes of topics, leaders and living nodes.
+/// Changes of topics, leaders, living nodes and what nodes say of themselves.
 #[derive(Debug)]
 pub struct Changes {
     topics: watch::Receiver<()>,
     leaders: watch::Receiver<()>,
     dead: watch::Receiver<Arc<BTreeSet<NodeId>>>,
+    gossip: watch::Receiver<Arc<BTreeMap<NodeId, GossipView>>>,
 }
 
 impl Changes {
     /// Resolves with the next change since the last call. Dropping the future loses nothing.
-    pub fn next(&mut self) -> impl Future<Output = ()> + Send + '_ {
-        async {
-            // Their senders live as long as the node, which ends all calls before.
-            tokio::select! {
-                _ = self.topics.changed() => {}
-                _ = self.leaders.changed() => {}
-                _ = self.dead.changed() => {}
-            }
+    pub async fn changed(&mut self) {
+        // Their senders live as long as the node, which ends all calls before.
+        tokio::select! {
+            _ = self.topics.changed() => {}
+            _ = self.leaders.changed() => {}
+            _ = self.dead.changed() => {}
+            _ = self.gossip.changed() => {}
         }
     }
 }

@@ -37,7 +37,12 @@ impl PeerNode {
 
     /// Where that reactor is.
     pub fn endpoint(&self, reactor: ReactorNumber) -> Endpoint {
-        Endpoint { node: self.node, host: self.host.clone(), port: self.port.wrapping_add(reactor.0 as u16) }
+        Endpoint { node: self.node, host: self.host.clone(), port: self.port_of(reactor) }
+    }
+
+    /// That reactor's UDP port.
+    pub fn port_of(&self, reactor: ReactorNumber) -> u16 {
+        self.port.wrapping_add(reactor.0 as u16)
     }
 }
 

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 use futures_util::future::{Either, select};
 use openraft::{AsyncRuntime, Instant as _};
 
-use super::{Destination, Inner, PeerError, frame::Shared, liveness::Pulse};
+use super::{Destination, Inner, PeerError, book::PeerNode, frame::Shared, liveness::Pulse};
 use crate::{
     env::{
         self, Env,
@@ -106,9 +106,10 @@ impl<E: Env> Links<E> {
         }
     }
 
-    /// Forgets what does not agree with the address book: `endpoint` is the present one, if there is one.
-    fn forget_outdated(&mut self, key: (NodeId, ReactorNumber), endpoint: &Endpoint) {
-        if self.table.get(&key).is_some_and(|link| link.endpoint != *endpoint)
+    /// Forgets a link to where the address book has the node no longer.
+    fn forget_outdated(&mut self, key: (NodeId, ReactorNumber), there: &PeerNode) {
+        let is_there = |at: &Endpoint| at.host == there.host && at.port == there.port_of(key.1);
+        if self.table.get(&key).is_some_and(|link| !is_there(&link.endpoint))
             && let Some(link) = self.table.remove(&key)
         {
             link.close("the node has another address");
@@ -161,28 +162,39 @@ impl<E: Env> Inner<E> {
             self.links.borrow_mut().forget_node(node);
             return Err(unreachable(node, "it is not a member of the cluster"));
         };
-        let reactor = there.reactor(to.slot);
-        let (key, endpoint) = ((node, reactor), there.endpoint(reactor));
+        let key = (node, there.reactor(to.slot));
         let lost = {
             let mut links = self.links.borrow_mut();
-            links.forget_outdated(key, &endpoint);
-            match links.table.get(&key).map(|link| (&link.state, link.number)) {
-                Some((State::Connected { connection, since: _ }, number)) if connection.is_closed() => Some(number),
-                Some((State::Connected { connection, since: _ }, _)) => {
-                    return Ok(Look::Ready(connection.clone(), self.shared(node)));
-                }
-                Some((State::Dialling(waiting), _)) => return Ok(Look::Wait(waiting.notified())),
-                Some((State::Idle, _)) | None => None,
+            links.forget_outdated(key, &there);
+            match links.table.get(&key) {
+                Some(link) => match &link.state {
+                    State::Connected { connection, since: _ } if connection.is_closed() => Some(link.number),
+                    State::Connected { connection, since: _ } => {
+                        return Ok(Look::Ready(connection.clone(), self.shared(node, &link.pulse)));
+                    }
+                    State::Dialling(waiting) => return self.wait(node, &link.backoff, waiting),
+                    State::Idle => None,
+                },
+                None => None,
             }
         };
         if let Some(number) = lost {
             self.note_lost(key, number, "it was closed");
         }
-        self.dial(key, endpoint).map(Look::Wait)
+        self.dial(key, &there)
+    }
+
+    /// Waits for a dial; not for one to a node that is dead and could not be reached before: nobody may be there to say no.
+    fn wait(&self, node: NodeId, backoff: &Backoff<E>, waiting: &Notify) -> Result<Look<E>, PeerError> {
+        if backoff.failures > 0 && !self.liveness.is_alive(node) {
+            return Err(unreachable(node, &format!("{}; it is being tried again", backoff.cause)));
+        }
+        Ok(Look::Wait(waiting.notified()))
     }
 
     /// Begins to dial, unless that has failed a moment ago.
-    fn dial(self: &Rc<Self>, key: (NodeId, ReactorNumber), endpoint: Endpoint) -> Result<Notified, PeerError> {
+    fn dial(self: &Rc<Self>, key: (NodeId, ReactorNumber), there: &PeerNode) -> Result<Look<E>, PeerError> {
+        let endpoint = there.endpoint(key.1);
         let (node, mut links) = (key.0, self.links.borrow_mut());
         let number = links.next;
         links.next += 1;
@@ -202,12 +214,12 @@ impl<E: Env> Inner<E> {
             link.backoff = Backoff::default();
         }
         let waiting = Notify::new();
-        let dialled = waiting.notified();
+        let dialled = self.wait(node, &link.backoff, &waiting);
         link.number = number;
         link.state = State::Dialling(waiting);
         drop(links);
         env::spawn::<E>(run_dial(Rc::clone(self), key, endpoint, number));
-        Ok(dialled)
+        dialled
     }
 
     /// The outcome of a dial.
@@ -232,6 +244,8 @@ impl<E: Env> Inner<E> {
                 let watched = watch(Rc::clone(self), key, connection.clone(), number);
                 env::spawn::<E>(watched);
                 link.backoff.until = None;
+                // Whoever has answered lives.
+                link.pulse.beat();
                 State::Connected { connection, since: InstantOf::<E>::now() }
             }
             Err(cause) => {

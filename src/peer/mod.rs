@@ -38,7 +38,7 @@ use self::{
     book::AddressBook,
     dial::Links,
     frame::{Frame, FrameStream, Received, Shared},
-    liveness::Liveness,
+    liveness::{Liveness, Pulse},
 };
 use crate::{
     env::{
@@ -278,8 +278,8 @@ impl<E: Env> Inner<E> {
     }
 
     /// What streams to and from that node have in common.
-    fn shared(&self, peer: NodeId) -> Shared {
-        Shared { peer, pulse: self.liveness.pulse(peer), receiving: Rc::clone(&self.receiving) }
+    fn shared(&self, peer: NodeId, pulse: &Arc<Pulse>) -> Shared {
+        Shared { peer, pulse: Arc::clone(pulse), receiving: Rc::clone(&self.receiving) }
     }
 }
 

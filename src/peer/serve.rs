@@ -41,7 +41,7 @@ pub(super) async fn accept<E: Env>(inner: Rc<Inner<E>>, net: E::Net, handler: Rc
 async fn serve<E: Env>(inner: Rc<Inner<E>>, connection: ConnectionOf<E>, handler: Rc<dyn Handler<E>>) {
     let peer = connection.peer();
     let _counted = Counted::new(&inner);
-    let shared = inner.shared(peer);
+    let shared = inner.shared(peer, &inner.liveness.pulse(peer));
     shared.pulse.beat();
     inner.note_reachable(peer);
     tracing::debug!(node = %peer, reactor = %inner.reactor, "accepted a connection");

@@ -257,6 +257,35 @@ fn backing_off() {
     });
 }
 
+/// Who asks for a dead node that could not be reached before does not wait for the next dial either; a living one is
+/// waited for.
+#[test]
+fn the_dead_are_not_waited_for() {
+    block_on(async {
+        let network = SimNetwork::new();
+        let a = World::start(&network, A, 1);
+        assert!(is_unreachable(&a.call("x", LONG).await));
+        a.peers.liveness().note(B, false);
+        network.hold_dials(true);
+        a.peers.inner.note_reachable(B);
+        let dials = network.dials();
+        let mut waiting = Box::pin(a.call("x", LONG));
+        assert!((&mut waiting).now_or_never().is_none(), "nothing has failed since it was heard of");
+        settle().await;
+        assert_eq!(network.dials(), dials + 1);
+        network.hold_dials(false);
+        assert!(is_unreachable(&waiting.await));
+        network.hold_dials(true);
+        let told = || async { is_unreachable(&a.call("x", LONG).await) && network.dials() == dials + 2 };
+        until("it is dialled again, and nobody waits for that", told).await;
+        assert!(is_unreachable(&a.call("x", LONG).await));
+        let _b = World::start(&network, B, 1);
+        network.hold_dials(false);
+        a.peers.liveness().note(B, true);
+        until("it is reached", || async { a.call("x", LONG).await.is_ok() }).await;
+    });
+}
+
 /// A lost connection is forgotten and made again; the peer's own dial ends the pause, too.
 #[test]
 fn reconnects() {

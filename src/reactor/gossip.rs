@@ -27,7 +27,7 @@ use std::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use foca::{Foca, Notification, PeriodicParams, State, Timer};
-use futures_util::future::select;
+use futures_util::future::{Either, select};
 use openraft::{AsyncRuntime, Instant as _};
 
 use self::{
@@ -181,6 +181,8 @@ impl<E: Env> Gossip<E> {
 async fn run<E: Env>(gossip: Gossip<E>) {
     let inner = &gossip.inner;
     let mut tick_us = 0;
+    // Said at once: from then on the others give this node nothing to lead, and clients turn to them.
+    let mut leaving = Some(Box::pin(inner.node.reached(Phase::Leaving)));
     loop {
         let woken = inner.wake.notified();
         let now_us = inner.now_us();
@@ -196,7 +198,15 @@ async fn run<E: Env>(gossip: Gossip<E>) {
         }
         let next_us = inner.next_timer_us().map_or(tick_us, |timer_us| timer_us.min(tick_us));
         let pause = Duration::from_micros(next_us.saturating_sub(inner.now_us()));
-        select(Box::pin(E::Runtime::sleep(pause)), woken).await;
+        let pause = select(Box::pin(E::Runtime::sleep(pause)), woken);
+        match &mut leaving {
+            Some(phase) => {
+                if let Either::Right(_) = select(pause, phase).await {
+                    (leaving, tick_us) = (None, 0);
+                }
+            }
+            None => drop(pause.await),
+        }
     }
 }
 
@@ -331,7 +341,7 @@ impl<E: Env> Inner<E> {
         NodeState {
             address: self.address.clone(),
             is_leaving: node.phase() >= Phase::Leaving,
-            leaders: 0,
+            leaders: u32::try_from(node.leaders.led_by(self.peers.me())).unwrap_or(u32::MAX),
             replicas: u32::try_from(node.shard_count()).unwrap_or(u32::MAX),
             faults: u32::try_from(node.fault_count()).unwrap_or(u32::MAX),
         }

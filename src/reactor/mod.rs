@@ -18,6 +18,8 @@ pub mod inbound;
 pub mod listen;
 pub mod mailbox;
 pub mod node;
+#[cfg(test)]
+mod tests;
 pub mod thread;
 pub mod topics;
 

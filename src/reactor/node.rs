@@ -162,7 +162,7 @@ impl Node {
 
     /// Whether a node says that it is about to leave: it is not to be given anything to lead.
     pub fn is_leaving(&self, node: NodeId) -> bool {
-        self.gossip.get(node).and_then(|view| view.state).is_some_and(|state| state.is_leaving)
+        self.gossip.is_leaving(node)
     }
 
     /// What the node does now.

@@ -40,7 +40,7 @@ pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
         pause(call, env::sleep::<E>(TOGETHER)).await?;
         pause(call, async {
             tokio::select! {
-                () = changes.next() => {}
+                () = changes.changed() => {}
                 () = env::sleep::<E>(LOOK) => {}
             }
         })

@@ -239,10 +239,10 @@ mod tests {
     #[test]
     fn bounds() {
         let mut fifo = with(PRODUCE_QUEUE_REQUESTS_MAX as u32, 1);
-        fifo.send(5, 5);
+        assert_eq!(fifo.send(5, 5).count(), 5);
         assert!(fifo.admit(1).unwrap_err().contains("requests"));
         let mut fifo = with(1, PRODUCE_QUEUE_BYTES_MAX - 1);
-        fifo.send(1, 1);
+        assert_eq!(fifo.send(1, 1).count(), 1);
         assert_eq!(fifo.admit(1), Ok(()));
         assert!(fifo.admit(2).unwrap_err().contains("bytes"));
     }

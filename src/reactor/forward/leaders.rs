@@ -94,6 +94,11 @@ impl Leaders {
         self.lock().get(&uid).map(|known| known.leader)
     }
 
+    /// How many shards a node leads, as this node's own replicas say.
+    pub fn led_by(&self, node: NodeId) -> usize {
+        self.lock().values().filter(|known| known.own && known.leader.node == Some(node)).count()
+    }
+
     /// What is known of shards, in the order asked for.
     pub fn get_all(&self, uids: impl IntoIterator<Item = ShardUid>) -> Vec<Leader> {
         let known = self.lock();
@@ -162,8 +167,9 @@ mod tests {
         let version = leaders.version();
         leaders.note_own(uid, led_by(1, 1), 7);
         assert!(!watch.has_changed().unwrap() && leaders.version() == version);
+        assert_eq!((leaders.led_by(NodeId(1)), leaders.led_by(NodeId(4))), (1, 0));
         leaders.forget_own(uid);
-        assert_eq!(leaders.get(uid), None);
+        assert_eq!((leaders.get(uid), leaders.led_by(NodeId(1))), (None, 0));
         assert!(watch.has_changed().unwrap() && leaders.version() > version);
     }
 

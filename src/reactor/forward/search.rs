@@ -124,7 +124,7 @@ mod tests {
     fn in_turn() {
         let replicas = [NodeId(2), NodeId(3), NodeId(4)];
         let mut search = Search::default();
-        let mut next = |search: &mut Search| search.next(&view(None, &replicas), alive, 7);
+        let next = |search: &mut Search| search.next(&view(None, &replicas), alive, 7);
         assert_eq!(next(&mut search), Step::There(NodeId(2)));
         search.hint(Some(NodeId(4)));
         assert_eq!(next(&mut search), Step::There(NodeId(4)));
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn pauses() {
         let mut search = Search::default();
-        let mut pause = |search: &mut Search, random| match search.next(&view(None, &[]), alive, random) {
+        let pause = |search: &mut Search, random| match search.next(&view(None, &[]), alive, random) {
             Step::Pause(pause) => pause.as_micros(),
             other => panic!("{other:?}"),
         };

@@ -48,6 +48,12 @@ impl GossipTable {
         self.views.borrow().get(&node).cloned()
     }
 
+    /// Whether the node says that it is about to leave: nothing new is to be given to it.
+    pub fn is_leaving(&self, node: NodeId) -> bool {
+        let views = self.views.borrow();
+        views.get(&node).and_then(|view| view.state.as_ref()).is_some_and(|state| state.is_leaving)
+    }
+
     /// All of them.
     pub fn snapshot(&self) -> Arc<BTreeMap<NodeId, GossipView>> {
         Arc::clone(&self.views.borrow())

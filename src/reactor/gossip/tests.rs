@@ -12,6 +12,7 @@ use crate::{
         Handler,
         frame::{FrameStream, Received},
     },
+    reactor::forward::leaders::Leader,
     sim::{TestEnv, net::SimNetwork},
 };
 
@@ -179,10 +180,12 @@ fn news_and_leaving() {
         until("all see all", || all_see_all(&[&a, &b, &c])).await;
         c.node.reactors[0].shards.store(7, std::sync::atomic::Ordering::Relaxed);
         c.node.note_fault(crate::ids::ShardUid(5), "x");
-        c.node.enter(Phase::Draining);
-        until("the others know", || [&a, &b].iter().all(|seer| seer.state_of(3).unwrap().is_leaving)).await;
+        let leader = Leader { node: Some(NodeId(3)), term: crate::ids::Term(1) };
+        c.node.leaders.note_own(crate::ids::ShardUid(6), leader, 0);
+        c.node.enter(Phase::Leaving);
+        until("the others know", || [&a, &b].iter().all(|seer| seer.node.gossip.is_leaving(NodeId(3)))).await;
         let state = a.state_of(3).unwrap();
-        assert_eq!((state.replicas, state.faults, state.leaders), (7, 1, 0));
+        assert_eq!((state.replicas, state.faults, state.leaders), (7, 1, 1));
         c.gossip.leave();
         c.gossip.leave();
         until("it has left", || [&a, &b].iter().all(|seer| seer.sees(3) == Some(Alive::Down))).await;

@@ -86,7 +86,7 @@ impl<E: Env> Stream<E> {
     fn take(&self, produces: Vec<Produce>) {
         for produce in produces {
             if self.state.borrow().ended {
-                return;
+                break;
             }
             let bytes = produce.records.encoded_bytes_max();
             let result = if self.shard.losses() == self.losses {
