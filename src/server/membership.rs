@@ -19,12 +19,13 @@ use std::{
     time::Duration,
 };
 
+use openraft::AsyncRuntime;
 use prost::Message;
 
 use crate::{
     config::Config,
     env::{
-        Env,
+        self, Env,
         net::{Endpoint, Net, NetError},
         quic::{JoinError, QuicNet, QuicOptions, join_call},
         real::RealEnv,
@@ -266,7 +267,7 @@ fn ask_to_join(config: &Config, token: &JoinToken, request: &JoinRequest) -> Res
             return Err(format!("the cluster could not be joined within {JOIN_MAX:?}: {last}"));
         }
         tracing::warn!(cause = %last, "the cluster could not be joined yet; trying again");
-        std::thread::sleep(JOIN_INTERVAL);
+        runtime::block_on(env::sleep::<RealEnv>(JOIN_INTERVAL));
         waited += JOIN_INTERVAL;
     }
 }
@@ -334,7 +335,7 @@ async fn probe(to: Endpoint, credentials: Arc<Credentials>) -> Result<(), NetErr
     let everybody = Arc::new(|_| Ok(()));
     let net = QuicNet::new(socket, credentials, everybody, QuicOptions::default());
     let net = net.map_err(|error| unreachable(error.to_string()))?;
-    let answered = tokio::time::timeout(PROBE_MAX, net.connect(to.clone())).await;
+    let answered = <RealEnv as Env>::Runtime::timeout(PROBE_MAX, net.connect(to.clone())).await;
     let answered = answered.unwrap_or_else(|_| Err(unreachable("nobody answers".to_owned()))).map(drop);
     net.close().await;
     answered
