@@ -166,6 +166,21 @@ pub const APPEND_BYTES_IN_FLIGHT_MAX: usize = 8 << 20;
 /// Proposals and calls waiting for one group's Raft; above it a proposal is refused, and nothing was written.
 pub const RAFT_QUEUE_MAX: usize = 1_024;
 
+/// Append requests of them; no more are read for the follower above either. As many as openraft takes in on the other side before it answers.
+pub const RAFT_APPENDS_IN_FLIGHT_MAX: usize = 64;
+
+/// A follower with more than this on its way catches up: its entries wait behind those of others.
+pub const RAFT_APPEND_BYTES_BULK: usize = 1 << 20;
+
+/// A follower that answers no append request for this long loses its stream; what was on it is sent again.
+pub const RAFT_APPEND_WAIT: Duration = Duration::from_secs(5);
+
+/// First pause before a replica that cannot be reached is tried again; it doubles ...
+pub const RAFT_RETRY_MIN: Duration = Duration::from_millis(5);
+
+/// ... up to this.
+pub const RAFT_RETRY_MAX: Duration = Duration::from_millis(200);
+
 /// Most reactors.
 pub const REACTORS_MAX: usize = 1_024;
 

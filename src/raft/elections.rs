@@ -1,141 +1,219 @@
-//! Elections that do not wait for Raft's own timers.
+//! Fast elections: openraft's own time-outs are long, so that idle groups cost little; a leader that is known to be gone is
+//! replaced at once.
 //!
-//! Raft's timers are slow here (heartbeats each second), so that hundreds of idle groups cost little. What makes fail-over
-//! quick is the detector that all groups of a node share (`peer::liveness`): when it takes a group's leader for dead, the group's
-//! voters give up the leader's lease and hold a pre-vote at once, a little apart from one another, and again until one of them
-//! leads.
+//! A leader is gone when the liveness of nodes says that its node is dead, or when it has said so itself: a leader
+//! that was restarted does not lead on in its old term, and one whose disk has failed has stopped, though their nodes
+//! are alive. Then each voter drops the leader's lease and asks the others whether they would elect it (pre-vote, which
+//! leaves all terms alone), again and again with jitter, until a leader is known.
 //!
-//! Giving up the lease is safe, as no read here relies on it (ReadIndex); and a voter gives it up only when it does not hear from
-//! the leader itself, so that one node with a bad connection does not unseat a leader that the others hear.
+//! Safety is openraft's: nothing here grants a vote.
 
-use std::{rc::Rc, time::Duration};
-
-use openraft::{raft::TransferLeaderRequest, rt::WatchReceiver};
-
-use super::{Group, Machine, types};
-use crate::{
-    env::{self, Env},
-    ids::NodeId,
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::pin,
+    rc::Rc,
+    time::Duration,
 };
 
-/// Voters try at different moments, so that one of them wins at the first try.
-const STAGGER_MAX_US: u64 = 80_000;
+use futures_util::future::{Either, select};
+use openraft::{
+    raft::TransferLeaderRequest,
+    rt::{AsyncRuntime, Instant, WatchReceiver},
+};
 
-/// Pause until the next try, beside the stagger: a round of votes and two flushes fit in.
-const ROUND: Duration = Duration::from_millis(120);
+use super::{
+    Inner, Machine,
+    types::{self, Node, TypeConfig},
+};
+use crate::{
+    env::{self, Env},
+    format::{peer::Message, state_files::Vote},
+    ids::NodeId,
+    limits::BLOCK_BYTES,
+    peer::frame::FrameKind,
+};
 
-impl<E: Env, M: Machine> Group<E, M> {
-    /// Holds elections when the detector takes the leader for dead, until the group closes. Keeps ticks on while there are several
-    /// voters.
-    pub(super) fn watch_leader(&self) {
-        let group = Rc::downgrade(&self.inner);
-        let mut dead = self.inner.peers.liveness().watch();
-        let mut server = self.inner.raft.server_metrics();
+/// How often a node that leads no more tells the others.
+const ANNOUNCEMENTS: u32 = 3;
+
+/// Why there is no leader.
+enum Leaderless {
+    /// Nobody is known: an election is under way, or nobody has begun one.
+    Unknown,
+    /// The one of this vote is gone.
+    Gone(Vote),
+}
+
+impl<E: Env, M: Machine> Inner<E, M> {
+    /// The vote that is durable here.
+    pub(super) fn vote(&self) -> Vote {
+        types::from_raft_vote(&self.server.borrow_watched().vote)
+    }
+
+    /// The leader of `vote` has said that it leads no more.
+    pub(super) async fn give_up_on(&self, vote: Vote) {
+        self.state.abdicated.set(Some(vote));
+        self.drop_lease(vote).await;
+        self.shared.turned.notify_all();
+    }
+
+    /// Frees this voter to elect another leader than that of `vote`, if it is still the one that it follows.
+    async fn drop_lease(&self, vote: Vote) {
+        // The only effect of a transfer to somebody else.
+        let nobody = 0;
+        let request = TransferLeaderRequest::<TypeConfig<E, M>>::new(types::to_raft_vote(vote), nobody, None);
+        // A Raft that has ended holds no lease.
+        drop(self.raft.handle_transfer_leader(request).await);
+    }
+
+    /// Whether this replica should see to it that there is a leader, and why.
+    fn leaderless(&self) -> Option<Leaderless> {
+        if self.is_over() || self.state.leading.get() {
+            return None;
+        }
+        let server = self.server.borrow_watched();
+        let votes = |ids: &types::StoredMembership| ids.voter_ids().any(|id| id == self.node.0);
+        if !votes(&server.membership_config) && !votes(&server.committed_membership_config) {
+            return None;
+        }
+        let vote = types::from_raft_vote(&server.vote);
+        match server.current_leader.map(NodeId) {
+            None => Some(Leaderless::Unknown),
+            Some(leader) if leader == self.node => None,
+            Some(leader) => {
+                let gone =
+                    !self.network.peers().liveness().is_alive(leader) || self.state.abdicated.get() == Some(vote);
+                gone.then_some(Leaderless::Gone(vote))
+            }
+        }
+    }
+
+    /// Nothing will be elected here any more.
+    fn is_over(&self) -> bool {
+        self.state.closing.get() || self.state.ended.get() || self.log.fault().is_some()
+    }
+}
+
+/// Elects whenever it has to; ends with the group.
+pub(super) async fn watch_leader<E: Env, M: Machine>(inner: Rc<Inner<E, M>>) {
+    let mut dead = inner.network.peers().liveness().watch();
+    loop {
+        let turned = inner.shared.turned.notified();
+        if inner.is_over() {
+            return;
+        }
+        dead.borrow_and_update();
+        if let Some(why) = inner.leaderless() {
+            campaign(&inner, why).await;
+            continue;
+        }
+        match select(turned, pin!(dead.changed())).await {
+            Either::Left(_) | Either::Right((Ok(()), _)) => {}
+            // The detector has gone, and with it fast elections.
+            Either::Right((Err(_), turned)) => turned.await,
+        }
+    }
+}
+
+/// Asks for votes until there is a leader.
+async fn campaign<E: Env, M: Machine>(inner: &Rc<Inner<E, M>>, mut why: Leaderless) {
+    let retry = inner.timing.retry();
+    let mut pause = match why {
+        // The others see it within a moment, too; not all of them should begin.
+        Leaderless::Gone(_) => super::random_below::<E>(retry / 2),
+        // Whoever was voted for is about to show.
+        Leaderless::Unknown => retry * 2 + super::random_below::<E>(retry),
+    };
+    let mut round = 0;
+    loop {
+        if let Leaderless::Gone(vote) = why {
+            inner.drop_lease(vote).await;
+        }
+        if !wait_leaderless(inner, pause).await {
+            return;
+        }
+        if let Some(Leaderless::Gone(vote)) = inner.leaderless() {
+            inner.drop_lease(vote).await;
+        }
+        if inner.raft.trigger().elect(true).await.is_err() {
+            return;
+        }
+        // Votes may take long on slow disks: too much haste would never end.
+        round += 1;
+        let longest = retry * (1 << u32::min(round / 2, 3));
+        pause = retry + super::random_below::<E>(longest);
+        match inner.leaderless() {
+            Some(now) => why = now,
+            None => return,
+        }
+    }
+}
+
+/// Waits that long; false as soon as there is nothing to elect.
+async fn wait_leaderless<E: Env, M: Machine>(inner: &Inner<E, M>, pause: Duration) -> bool {
+    let end = <E::Runtime as AsyncRuntime>::Instant::now() + pause;
+    loop {
+        let turned = inner.shared.turned.notified();
+        if inner.leaderless().is_none() {
+            return false;
+        }
+        let now = <E::Runtime as AsyncRuntime>::Instant::now();
+        if now >= end {
+            return true;
+        }
+        drop(E::Runtime::timeout(end - now, turned).await);
+    }
+}
+
+/// Tells the other voters that this node does not lead by `vote` any more, though it is alive.
+pub(super) async fn abdicate<E: Env, M: Machine>(inner: Rc<Inner<E, M>>, vote: Vote) {
+    let voters: Vec<NodeId> = inner.server.borrow_watched().membership_config.voter_ids().map(NodeId).collect();
+    for voter in voters.into_iter().filter(|voter| *voter != inner.node) {
+        let (line, within) = (inner.network.line(voter), inner.timing.election_min());
+        let pause = inner.timing.retry();
         env::spawn::<E>(async move {
-            loop {
-                let Some(inner) = group.upgrade() else { return };
-                let group = Group { inner };
-                if group.inner.state.closing.get() || group.inner.state.ended.get() {
+            for _ in 0..ANNOUNCEMENTS {
+                let message = Message::Transfer { vote, to: None, last: None };
+                if line.ask(FrameKind::Raft, message, Vec::new(), within).await.is_ok() {
                     return;
                 }
-                group.keep_ticking();
-                if group.needs_first_leader() {
-                    group.hold_first_election().await;
-                    drop(group);
-                    env::sleep::<E>(ROUND).await;
-                    continue;
-                }
-                let lost = group.lost_leader();
-                if let Some(leader) = lost {
-                    group.hold_election(leader).await;
-                    drop(group);
-                    env::sleep::<E>(ROUND).await;
-                    continue;
-                }
-                drop(group);
-                let (died, changed) = (Box::pin(dead.changed()), Box::pin(server.changed()));
-                match futures_util::future::select(died, changed).await {
-                    futures_util::future::Either::Left((Ok(()), _))
-                    | futures_util::future::Either::Right((Ok(()), _)) => {}
-                    // openraft or the node has ended.
-                    futures_util::future::Either::Left((Err(_), _))
-                    | futures_util::future::Either::Right((Err(_), _)) => return,
-                }
+                env::sleep::<E>(pause).await;
             }
         });
     }
+}
 
-    /// A single voter has nobody to hear a heartbeat, nobody to wait for: a timer would only cost.
-    pub(super) fn keep_ticking(&self) {
-        let wanted = self.members().voters.iter().any(|voter| *voter != self.inner.place.node)
-            || !self.members().learners.is_empty();
-        if self.inner.state.ticking.replace(wanted) != wanted {
-            self.inner.raft.runtime_config().tick(wanted);
-        }
-    }
-
-    /// The leader, if it is another node that is taken for dead and this one may vote. Between two leaders: the one of the last
-    /// term, as the vote names it.
-    fn lost_leader(&self) -> Option<NodeId> {
-        if !self.members().voters.contains(&self.inner.place.node) || self.inner.state.leading.get() {
-            return None;
-        }
-        let metrics = self.inner.raft.server_metrics();
-        let named = NodeId(metrics.borrow_watched().vote.leader_id.voted_for);
-        let leader = self.leader().0.unwrap_or(named);
-        let is_dead = leader != self.inner.place.node && !self.inner.peers.liveness().is_alive(leader);
-        is_dead.then_some(leader)
-    }
-
-    /// A new group with several founders: its first leader is not waited for.
-    fn needs_first_leader(&self) -> bool {
-        let metrics = self.inner.raft.server_metrics();
-        let now = metrics.borrow_watched();
-        let is_new = now.vote.leader_id.term == 0 && now.current_leader.is_none();
-        let voters = now.membership_config.membership().voter_ids().collect::<Vec<_>>();
-        is_new && voters.len() > 1 && voters.contains(&self.inner.place.node.0)
-    }
-
-    /// One try; who is to lead tries first.
-    async fn hold_first_election(&self) {
-        if !self.inner.place.preferred {
-            let later = STAGGER_MAX_US + E::random_u64() % (4 * STAGGER_MAX_US);
-            env::sleep::<E>(Duration::from_micros(later)).await;
-        }
-        if self.needs_first_leader()
-            && let Err(error) = self.inner.raft.trigger().elect(true).await
-        {
-            tracing::debug!(%error, "no election");
-        }
-    }
-
-    /// One try.
-    async fn hold_election(&self, leader: NodeId) {
-        env::sleep::<E>(Duration::from_micros(E::random_u64() % STAGGER_MAX_US)).await;
-        if self.lost_leader() != Some(leader) {
+/// Begins a new group with `founders`, unless another of them has: they take turns, who is to lead begins.
+pub(super) async fn found<E: Env, M: Machine>(inner: Rc<Inner<E, M>>, founders: BTreeSet<NodeId>, preferred: bool) {
+    let place = founders.iter().position(|node| *node == inner.node).expect("the caller is one of them");
+    let turn = if preferred { 0 } else { 1 + place as u32 };
+    let members: BTreeMap<u64, Node> = founders.iter().map(|node| (node.0, Node::default())).collect();
+    env::sleep::<E>(inner.timing.retry() * 3 * turn).await;
+    loop {
+        if inner.is_over() {
             return;
         }
-        self.give_up_lease(leader).await;
-        if let Err(error) = self.inner.raft.trigger().elect(true).await {
-            tracing::debug!(%error, "no election");
+        if inner.log.last().is_some() || inner.log.hard_state().vote.is_some() {
+            return;
         }
-    }
-
-    /// Voids the lease of a leader that this node does not hear: openraft does so on word of a transfer, whoever it is to.
-    pub(super) async fn give_up_lease(&self, leader: NodeId) {
-        let vote = self.inner.raft.server_metrics().borrow_watched().vote;
-        let last = self.inner.log.last().map(types::to_raft);
-        // To the dead one itself: nobody here takes over by this alone.
-        let word = TransferLeaderRequest::new(vote, leader.0, last);
-        if let Err(error) = self.inner.raft.handle_transfer_leader(word).await {
-            tracing::debug!(%error, "the lease of a lost leader was not given up");
+        if let Err(error) = inner.log.has_room(2 * BLOCK_BYTES) {
+            tracing::warn!(group = %inner.network.group(), %error, "a new group cannot begin here yet");
+            env::sleep::<E>(inner.timing.heartbeat()).await;
+            continue;
         }
+        if let Err(error) = inner.raft.initialize(members).await {
+            // Another founder was faster, or Raft has ended, which its watcher tells.
+            tracing::debug!(group = %inner.network.group(), %error, "did not begin the group");
+            return;
+        }
+        break;
     }
-
-    /// Before another node's vote is answered: its candidate may be ahead of our own detector's watch.
-    pub(super) async fn give_up_lease_of_the_dead(&self) {
-        if let Some(leader) = self.lost_leader() {
-            self.give_up_lease(leader).await;
+    // The others may not have opened their replicas when it asked for the first votes; it is its turn until they may begin.
+    let pause = inner.timing.retry() / 4;
+    for _ in 0..8 {
+        env::sleep::<E>(pause).await;
+        if inner.leaderless().is_none() || inner.raft.trigger().elect(true).await.is_err() {
+            return;
         }
     }
 }

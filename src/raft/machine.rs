@@ -48,6 +48,10 @@ pub struct Shared<M> {
     boundary: RefCell<Option<Checkpoint>>,
     /// Wakes who waits for applied entries, a purge, leadership or the end.
     pub changed: Notify,
+    /// Wakes who waits for leadership, members or the end only.
+    pub turned: Notify,
+    /// Proposals that openraft owes an answer.
+    pub unanswered: Rc<Unanswered>,
     /// Wakes who waits for durable entries.
     pub flushed: Notify,
     /// When that was last, on the monotonic clock.
@@ -91,6 +95,8 @@ impl<M: Machine> Shared<M> {
             snapshot: RefCell::new(None),
             boundary: RefCell::new(None),
             changed: Notify::new(),
+            turned: Notify::new(),
+            unanswered: Rc::default(),
             flushed: Notify::new(),
             flushed_us: Cell::new(0),
             handed_bytes: Rc::default(),
@@ -316,6 +322,33 @@ fn is_flushed<E: Env>(log: &Log<E>, id: LogId) -> bool {
     reaches(log.flushed()) || reaches(log.purged())
 }
 
+/// The checkpoint that a snapshot's data is, and its entry.
+fn checkpoint_of(meta: &SnapshotMeta, data: Bytes) -> Result<(Checkpoint, LogId), String> {
+    let checkpoint = Checkpoint::decode(data)?;
+    let id = checkpoint.position.applied.ok_or("a checkpoint names its entry")?;
+    if meta.last_log_id.as_ref().map(types::from_raft) != Some(id) {
+        return Err(format!("the snapshot is the state at {id}, not at {:?}", meta.last_log_id));
+    }
+    Ok((checkpoint, id))
+}
+
+/// Whether a snapshot from a peer is one; the machine's part is not looked at.
+///
+/// # Errors
+/// In words, when it is none: installing it would end this replica.
+pub fn check_snapshot(meta: &SnapshotMeta, data: &Bytes) -> Result<(), String> {
+    checkpoint_of(meta, data.clone()).map(drop)
+}
+
+/// Proposals that have no answer yet.
+#[derive(Default)]
+pub struct Unanswered {
+    /// How many.
+    pub count: Cell<u64>,
+    /// Told when there is none any more.
+    pub none: Notify,
+}
+
 /// What openraft owns and calls.
 pub struct StateMachine<E: Env, M: Machine> {
     log: Log<E>,
@@ -401,6 +434,7 @@ impl<E: Env, M: Machine> RaftStateMachine<TypeConfig<E, M>> for StateMachine<E, 
     where
         Strm: Stream<Item = Result<EntryResponder<TypeConfig<E, M>>, io::Error>> + Unpin,
     {
+        let term = self.shared.applied().map(|applied| applied.term);
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
             if self.log.is_segment_first(Index(entry.log_id.index)) {
@@ -414,6 +448,10 @@ impl<E: Env, M: Machine> RaftStateMachine<TypeConfig<E, M>> for StateMachine<E, 
             }
         }
         self.shared.changed.notify_all();
+        if self.shared.applied().map(|applied| applied.term) != term {
+            // The leader of this term takes proposals from now on.
+            self.shared.turned.notify_all();
+        }
         Ok(())
     }
 
@@ -431,11 +469,7 @@ impl<E: Env, M: Machine> RaftStateMachine<TypeConfig<E, M>> for StateMachine<E, 
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Bytes) -> Result<(), io::Error> {
-        let checkpoint = Checkpoint::decode(snapshot).map_err(io::Error::other)?;
-        let id = checkpoint.position.applied.expect("decode refuses a checkpoint without an entry");
-        if meta.last_log_id.as_ref().map(types::from_raft) != Some(id) {
-            return Err(io::Error::other(format!("the snapshot is the state at {id}, not at {:?}", meta.last_log_id)));
-        }
+        let (checkpoint, id) = checkpoint_of(meta, snapshot).map_err(io::Error::other)?;
         // Before the log goes on after it: a start in between finds the old state, which is whole.
         self.log.save_checkpoint(id.index, checkpoint.bytes.clone()).await.map_err(to_io)?;
         self.shared.install(&checkpoint).map_err(io::Error::other)?;

@@ -5,22 +5,28 @@
 //! of them (Raft does not survive a failed append). A failed write or sync ends this group on this node, and nothing else.
 //!
 //! With one voter, what is durable in the log is committed: opening elects this node at once, and returns when all
-//! of it is applied. There are no ticks and no heartbeats then. With several, opening does not wait for a leader.
+//! of it is applied. There are no ticks and no heartbeats then. With several, opening waits for nobody.
 //!
-//! - `elections`: a dead leader is replaced quickly, though heartbeats are slow
-//! - `members`: who belongs to it, who leads next, linearizable reads
-//! - `network`, `serve`: what replicas say to each other; `types`: openraft's types and ours
-//! - `store`, `machine`: openraft's log and state machine over ours
+//! - `types`, `store`, `machine`: openraft over our log
+//! - `network`, `pipeline`, `serve`: between replicas, both sides
+//! - `proposals`, `linearize`, `members`, `transfer`: what can be asked of a group
+//! - `watch`, `elections`, `timing`: what it does by itself
 
 mod elections;
+mod linearize;
 mod machine;
 mod members;
 mod network;
+mod pipeline;
+mod proposals;
 mod serve;
 mod store;
 #[cfg(test)]
 mod tests;
+mod timing;
+mod transfer;
 mod types;
+mod watch;
 
 use std::{
     cell::{Cell, RefCell},
@@ -34,26 +40,28 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use openraft::{
-    Config, Raft, RaftMetrics, ServerState, SnapshotPolicy,
-    errors::{ClientWriteError, Fatal, ForwardToLeader},
-    metrics::RaftServerMetrics,
-    raft::ClientWriteResult,
-    rt::{AsyncRuntime, WatchReceiver},
+    Config, Raft, SnapshotPolicy,
+    metrics::{RaftDataMetrics, RaftServerMetrics},
+    rt::AsyncRuntime,
     type_config::alias,
 };
 
-pub use self::serve::group_of;
 use self::{
     machine::{Shared, StateMachine},
     network::Network,
+    proposals::Gate,
     store::Store,
-    types::{Handed, Node, Reply, TypeConfig},
+    timing::{random_below, with_jitter},
+    types::{Node, TypeConfig},
 };
+pub use self::{serve::group_of, timing::Timing};
 use crate::{
     env::{self, Env, buffer::Buffer, channel},
-    format::entry::{EntryHeader, StoredEntry},
+    format::{
+        entry::{EntryHeader, StoredEntry},
+        state_files::Vote,
+    },
     ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
     limits::{BLOCK_BYTES, RAFT_QUEUE_MAX},
     log::{Log, LogError, LogOptions, Recovered, TailBudget},
@@ -95,7 +103,7 @@ pub struct GroupOptions {
     /// A new group begins with these voters; each of them may be the one that initialises it, with the same result.
     /// `None`, or a list without this node: a new replica waits until the group's leader adds it.
     pub founders: Option<BTreeSet<NodeId>>,
-    /// This replica is to lead: when a new group begins, it tries first.
+    /// This replica is to lead: when a new group begins, it begins it.
     pub preferred: bool,
 }
 
@@ -183,6 +191,9 @@ pub enum GroupError {
     },
 }
 
+/// Longest wait until a follower has a snapshot, which is small, and durable.
+const SNAPSHOT_WAIT: Duration = Duration::from_secs(30);
+
 /// Pause between two looks whether a group that is being opened waits for space.
 const FULL_LOOK: Duration = Duration::from_millis(50);
 
@@ -193,56 +204,36 @@ pub struct Group<E: Env, M: Machine> {
 }
 
 struct Inner<E: Env, M: Machine> {
-    place: Place,
-    peers: Peers<E>,
     raft: Raft<TypeConfig<E, M>, StateMachine<E, M>>,
     log: Log<E>,
+    node: NodeId,
+    network: Network<E>,
+    timing: Timing,
     shared: Rc<Shared<M>>,
-    state: Rc<State>,
+    state: State,
+    /// As openraft last said.
+    server: ServerMetrics<E, M>,
+    data: DataMetrics<E, M>,
+    gate: Gate<E, M>,
     /// Purges are made one after the other: openraft builds one snapshot at a time.
     purging: channel::Mutex<()>,
 }
 
-/// Which replica this is, of which group.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    node: NodeId,
-    group: ShardUid,
-    slot: u64,
-    /// It is to lead.
-    preferred: bool,
-}
-
 /// What the watching task tells the handles.
+#[derive(Default)]
 struct State {
     leader: Cell<(Option<NodeId>, Term)>,
     leading: Cell<bool>,
+    /// This node alone is a majority.
+    only_voter: Cell<bool>,
+    /// Proposals are refused, because another node is to lead.
+    transferring: Cell<bool>,
+    /// The leader of this vote has said that it leads no more.
+    abdicated: Cell<Option<Vote>>,
     closing: Cell<bool>,
     /// openraft has ended.
     ended: Cell<bool>,
     fault: RefCell<Option<String>>,
-    /// Proposals that openraft has and has not answered.
-    proposed: Rc<Cell<usize>>,
-    /// Transfers of leadership under way: no proposals are taken.
-    handing_over: Cell<usize>,
-    /// openraft's timers run.
-    ticking: Cell<bool>,
-}
-
-impl Default for State {
-    fn default() -> State {
-        State {
-            leader: Cell::default(),
-            leading: Cell::default(),
-            closing: Cell::default(),
-            ended: Cell::default(),
-            fault: RefCell::default(),
-            proposed: Rc::default(),
-            handing_over: Cell::default(),
-            // As openraft starts.
-            ticking: Cell::new(true),
-        }
-    }
 }
 
 impl<E: Env, M: Machine> Clone for Group<E, M> {
@@ -252,12 +243,12 @@ impl<E: Env, M: Machine> Clone for Group<E, M> {
 }
 
 impl<E: Env, M: Machine> Group<E, M> {
-    /// Recovers the log, restores the machine from its newest checkpoint, replays what follows, starts Raft (a new group
-    /// initialises itself with this node as its only voter) and, as the only voter, waits until it leads and has applied
-    /// everything committed.
+    /// Recovers the log, restores the machine from its newest checkpoint, replays what follows, starts Raft. A new group
+    /// begins with its founders, if this node is one of them. As the only voter, this node waits until it leads and has
+    /// applied everything committed; else nobody is waited for.
     ///
     /// # Errors
-    /// `Full` when there is no room for a new group; `Stopped` for everything else.
+    /// `Full` when there is no room for a new group of one; `Stopped` for everything else.
     pub async fn open(
         disk: E::Disk,
         tail: TailBudget,
@@ -265,16 +256,33 @@ impl<E: Env, M: Machine> Group<E, M> {
         options: GroupOptions,
         machine: M,
     ) -> Result<(Group<E, M>, Recovered), GroupError> {
+        Group::open_with(disk, tail, peers, options, Timing::default(), machine).await
+    }
+
+    /// As `open`, with other times than the default's: the same for all replicas.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub async fn open_with(
+        disk: E::Disk,
+        tail: TailBudget,
+        peers: Peers<E>,
+        options: GroupOptions,
+        timing: Timing,
+        machine: M,
+    ) -> Result<(Group<E, M>, Recovered), GroupError> {
         let GroupOptions { dir, shard, node, segment_bytes_max, slot, founders, preferred } = options;
         let (log, recovered) =
             Log::open(disk, tail, LogOptions { dir, shard, segment_bytes_max }).await.map_err(refused)?;
         let shared = Shared::new(machine);
         shared.restore(&log).await.map_err(unusable)?;
-        let place = Place { node, group: shard, slot, preferred };
-        let group = Group { inner: Rc::new(Inner::build(log, shared, place, peers).await?) };
-        if let Err(error) = group.start(founders).await {
+        let network = Network::new(peers, shard, slot);
+        let group = Group { inner: Rc::new(Inner::build(log, shared, network, node, timing).await?) };
+        let founders = founders.filter(|founders| founders.contains(&node));
+        if let Err(error) = group.start(founders, preferred).await {
             // Else openraft's tasks would go on without a handle.
             group.inner.state.closing.set(true);
+            group.inner.shared.turned.notify_all();
             // First the log: openraft does not end while an entry of its own waits for space, and the log would write it
             // when space returns, beside whoever opens it next.
             group.inner.log.abandon().await;
@@ -285,40 +293,50 @@ impl<E: Env, M: Machine> Group<E, M> {
         Ok((group, recovered))
     }
 
-    async fn start(&self, founders: Option<BTreeSet<NodeId>>) -> Result<(), GroupError> {
-        let (raft, node) = (&self.inner.raft, self.inner.place.node);
+    async fn start(&self, founders: Option<BTreeSet<NodeId>>, preferred: bool) -> Result<(), GroupError> {
+        let Inner { raft, log, .. } = &*self.inner;
         raft.run();
-        env::spawn::<E>(watch_raft(
-            raft.server_metrics(),
-            raft.metrics(),
-            self.inner.log.clone(),
-            self.inner.shared.clone(),
-            self.inner.state.clone(),
-        ));
-        let log = &self.inner.log;
+        env::spawn::<E>(watch::watch_raft(self.inner.clone()));
+        env::spawn::<E>(elections::watch_leader(self.inner.clone()));
         let is_new = log.last().is_none() && log.hard_state().vote.is_none();
-        if is_new && let Some(founders) = founders.filter(|founders| founders.contains(&node)) {
+        let founders = founders.filter(|_| is_new);
+        if let Some(founders) = founders.as_ref().filter(|founders| founders.len() > 1) {
+            env::spawn::<E>(elections::found(self.inner.clone(), founders.clone(), preferred));
+            return Ok(());
+        }
+        if founders.is_some() {
             // Its first membership, and the entry with which its leader begins.
             log.has_room(2 * BLOCK_BYTES).map_err(refused)?;
-            let voters: BTreeMap<_, _> = founders.into_iter().map(|founder| (founder.0, Node::default())).collect();
-            let mut initialized = pin!(raft.initialize(voters));
-            loop {
-                match E::Runtime::timeout(FULL_LOOK, initialized.as_mut()).await {
-                    Ok(result) => break result.map_err(|error| self.stopped(&error.to_string()))?,
-                    Err(_) => log.has_room(0).map_err(refused)?,
-                }
+        }
+        // openraft does nothing else while it waits for a write of its own.
+        let mut begun = pin!(self.begin(founders.is_some()));
+        loop {
+            match E::Runtime::timeout(FULL_LOOK, begun.as_mut()).await {
+                Ok(result) => return result,
+                Err(_) if founders.is_some() => log.has_room(0).map_err(refused)?,
+                Err(_) => {}
             }
+        }
+    }
+
+    async fn begin(&self, is_new: bool) -> Result<(), GroupError> {
+        let Inner { raft, log, node, .. } = &*self.inner;
+        let node = *node;
+        if is_new {
+            let voters = BTreeMap::from([(node.0, Node::default())]);
+            raft.initialize(voters).await.map_err(|error| self.stopped(&error.to_string()))?;
         }
         let only_voter = raft
             .with_raft_state(move |state| state.membership_state.effective().voter_ids().eq([node.0]))
             .await
             .map_err(|error| self.stopped(&error.to_string()))?;
         if !only_voter {
-            self.watch_leader();
+            if let Some(vote) = log.hard_state().vote.filter(|vote| vote.committed && vote.node == node) {
+                // It led, and does not lead on; the others would wait for it, since it is alive.
+                env::spawn::<E>(elections::abdicate(self.inner.clone(), vote));
+            }
             return Ok(());
         }
-        self.keep_ticking();
-        self.watch_leader();
         raft.trigger().elect(false).await.map_err(|error| self.stopped(&error.to_string()))?;
         self.wait_until_caught_up(is_new).await
     }
@@ -346,61 +364,6 @@ impl<E: Env, M: Machine> Group<E, M> {
                 return Ok(());
             }
             drop(E::Runtime::timeout(FULL_LOOK, changed).await);
-        }
-    }
-
-    /// Proposes at once (calls made one after the other keep their order); resolves when it is committed and applied here.
-    /// Dropping the future does not take it back.
-    pub fn propose(
-        &self,
-        proposal: Proposal,
-    ) -> impl Future<Output = Result<Applied<M::Answer>, GroupError>> + 'static {
-        let handed = self.hand_to_raft(proposal);
-        let group = self.clone();
-        async move {
-            match handed?.await {
-                Ok(Ok(response)) => match response.data {
-                    Some(applied) => Ok(applied),
-                    None => Err(group.stopped_late("the machine gave no answer")),
-                },
-                // Before it was appended: openraft says so, and `write_entries` does so.
-                Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(&forward)),
-                // Replaced here by another leader's entries; a third node may still have it.
-                Ok(Err(ClientWriteError::LogEntryDiscarded(forward))) => {
-                    Err(GroupError::Deposed { leader: forward.leader_id.map(NodeId) })
-                }
-                Ok(Err(error)) => Err(group.stopped_late(&error.to_string())),
-                // openraft drops what it owes when it ends.
-                Err(channel::Closed) => Err(group.stopped_late("the group was closed")),
-            }
-        }
-    }
-
-    fn hand_to_raft(&self, proposal: Proposal) -> Result<Answer<E, M>, GroupError> {
-        let Inner { raft, log, shared, state, .. } = &*self.inner;
-        if let Some(cause) = self.fault() {
-            return Err(GroupError::Stopped { cause, maybe_written: false });
-        }
-        if state.closing.get() {
-            return Err(unusable("the group is closing".into()));
-        }
-        if state.handing_over.get() > 0 {
-            return Err(GroupError::NotLeader { leader: None });
-        }
-        assert!(
-            proposal.buffer.len() >= crate::format::entry::ENTRY_HEADER_BYTES,
-            "a proposal has room for its header"
-        );
-        log.has_room(shared.handed_bytes.get() + proposal.buffer.padded_len()).map_err(refused)?;
-        let proposal = Handed::new(proposal, &shared.handed_bytes);
-        let (sender, receiver) = channel::oneshot();
-        // Its first poll hands the proposal over; it would suspend only if Raft's queue were full, or Raft gone.
-        let reply = Reply::new(sender, &state.proposed);
-        let handed = raft.client_write_ff(proposal, Some(reply)).now_or_never();
-        match handed {
-            Some(Ok(())) => Ok(receiver),
-            Some(Err(fatal)) => Err(self.stopped(&fatal.to_string())),
-            None => Err(self.stopped("Raft does not take proposals: it has ended, or its queue is full")),
         }
     }
 
@@ -439,17 +402,17 @@ impl<E: Env, M: Machine> Group<E, M> {
         }
     }
 
-    /// Suspends until an entry at or above `index` is applied here, or the group stops or closes.
-    pub fn wait_applied(&self, index: Index) -> impl Future<Output = ()> + 'static {
-        let group = self.clone();
-        async move {
-            loop {
-                let changed = group.inner.shared.changed.notified();
-                if group.applied_end() > index || group.inner.state.closing.get() || group.fault().is_some() {
-                    return;
-                }
-                changed.await;
+    /// Suspends until the entry at `index` is applied here; false when the group stops or closes before.
+    pub async fn wait_applied(&self, index: Index) -> bool {
+        loop {
+            let changed = self.inner.shared.changed.notified();
+            if self.applied_end() > index {
+                return true;
             }
+            if self.inner.state.closing.get() || self.fault().is_some() {
+                return false;
+            }
+            changed.await;
         }
     }
 
@@ -463,17 +426,23 @@ impl<E: Env, M: Machine> Group<E, M> {
         self.inner.state.leader.get()
     }
 
-    /// Whether this node leads and has applied the entry with which its term begins: it takes proposals.
+    /// Whether this node leads and has applied the entry with which its term begins: it takes proposals. A leader that is
+    /// cut off from the others does not know yet that it is none any more; its proposals wait, and are refused.
     pub fn leads(&self) -> bool {
-        let (_, term) = self.leader();
-        self.inner.state.leading.get() && self.inner.shared.applied().is_some_and(|applied| applied.term == term)
+        let Inner { shared, state, .. } = &*self.inner;
+        let begun = shared.applied().is_some_and(|applied| applied.term == self.leader().1);
+        begun && state.leading.get() && !state.transferring.get()
     }
 
-    /// Suspends until leader, term, membership, what is applied or `leads` may have changed since this was called, or the group
-    /// stops or closes.
+    /// Suspends until leader, term, membership or `leads` may have changed since this was called, or the group stops or
+    /// closes.
     pub fn wait_changed(&self) -> impl Future<Output = ()> + 'static {
-        let changed = self.inner.shared.changed.notified();
-        async move { changed.await }
+        self.inner.shared.turned.notified()
+    }
+
+    /// Chain hash at the last applied entry: equal on replicas that have applied the same.
+    pub fn applied_chain(&self) -> u64 {
+        self.inner.shared.chain()
     }
 
     /// Retention: lets the log forget everything up to the largest checkpoint at or below `index`; returns when it has.
@@ -525,6 +494,7 @@ impl<E: Env, M: Machine> Group<E, M> {
             return Ok(());
         }
         shared.changed.notify_all();
+        shared.turned.notify_all();
         raft.shutdown().await.map_err(|error| self.stopped(&error.to_string()))?;
         loop {
             // The state machine finishes what it was told before it goes, and so does the task that writes checkpoints.
@@ -559,32 +529,30 @@ impl<E: Env, M: Machine> Group<E, M> {
     }
 }
 
-/// What openraft answers a proposal.
-type Answer<E, M> = channel::OneshotReceiver<ClientWriteResult<TypeConfig<E, M>>>;
-
 impl<E: Env, M: Machine> Inner<E, M> {
     async fn build(
         log: Log<E>,
         shared: Rc<Shared<M>>,
-        place: Place,
-        peers: Peers<E>,
+        network: Network<E>,
+        node: NodeId,
+        timing: Timing,
     ) -> Result<Inner<E, M>, GroupError> {
         let headers_only = Rc::new(Cell::new(true));
         let store = Store::new(log.clone(), shared.clone(), headers_only.clone());
         let machine = StateMachine::new(log.clone(), shared.clone());
-        let config = config().map_err(unusable)?;
-        let network = Network::new(peers.clone(), place.group, place.slot);
-        let raft = Raft::build(place.node.0, config, network, store, machine)
+        let config = config(timing).map_err(unusable)?;
+        let raft = Raft::build(node.0, config, network.clone(), store, machine)
             .await
             .map_err(|error| log.fault().map_or_else(|| unusable(error.to_string()), refused))?;
         headers_only.set(false);
-        let purging = channel::Mutex::new(());
-        Ok(Inner { place, peers, raft, log, shared, state: Rc::default(), purging })
+        let (server, data) = (raft.server_metrics(), raft.data_metrics());
+        let (state, gate, purging) = (State::default(), Gate::default(), channel::Mutex::new(()));
+        Ok(Inner { raft, log, node, network, timing, shared, state, server, data, gate, purging })
     }
 }
 
 type ServerMetrics<E, M> = alias::WatchReceiverOf<TypeConfig<E, M>, RaftServerMetrics<TypeConfig<E, M>>>;
-type Metrics<E, M> = alias::WatchReceiverOf<TypeConfig<E, M>, RaftMetrics<TypeConfig<E, M>>>;
+type DataMetrics<E, M> = alias::WatchReceiverOf<TypeConfig<E, M>, RaftDataMetrics<TypeConfig<E, M>>>;
 
 /// The log's refusal as the group's: nothing was written.
 fn refused(error: LogError) -> GroupError {
@@ -599,25 +567,21 @@ fn unusable(cause: String) -> GroupError {
     GroupError::Stopped { cause, maybe_written: false }
 }
 
-fn not_leader<E: Env, M: Machine>(forward: &ForwardToLeader<TypeConfig<E, M>>) -> GroupError {
-    GroupError::NotLeader { leader: forward.leader_id.map(NodeId) }
-}
-
 /// As measured (MEASURED.md); each of these was a trap or a cost.
-fn config() -> Result<Arc<Config>, String> {
+fn config(timing: Timing) -> Result<Arc<Config>, String> {
     let config = Config {
         cluster_name: "ringlog".into(),
-        // Slow, so that an idle group costs little; a dead leader is noticed by the detector that all groups share
-        // (`elections`). These are for a leader whose node lives, but which has stopped itself.
-        heartbeat_interval: 1_000,
-        election_timeout_min: 2_500,
-        election_timeout_max: 3_000,
+        heartbeat_interval: timing.heartbeat_ms,
+        // Entries that were answered lately say as much as a heartbeat.
+        heartbeat_min_interval: Some(timing.heartbeat_ms / 2),
+        election_timeout_min: timing.election_ms_min,
+        election_timeout_max: timing.election_ms_max,
+        install_snapshot_timeout: SNAPSHOT_WAIT.as_millis() as u64,
         max_payload_entries: 4_096,
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: 0,
         purge_batch_size: 1,
         api_channel_size: Some(RAFT_QUEUE_MAX as u64),
-        backoff: "5ms 10ms 20ms ...200ms".into(),
         // On (the default) it loses acknowledged writes: a restarted leader leads on in its old term, and gives log ids
         // that its followers have already to other data.
         enable_leader_restore: Some(false),
@@ -625,38 +589,4 @@ fn config() -> Result<Arc<Config>, String> {
         ..Config::default()
     };
     config.validate().map(Arc::new).map_err(|error| error.to_string())
-}
-
-/// Tells the handles what openraft becomes; ends with it.
-async fn watch_raft<E: Env, M: Machine>(
-    mut server: ServerMetrics<E, M>,
-    metrics: Metrics<E, M>,
-    log: Log<E>,
-    shared: Rc<Shared<M>>,
-    state: Rc<State>,
-) {
-    loop {
-        {
-            let now = server.borrow_and_update();
-            state.leader.set((now.current_leader.map(NodeId), Term(now.vote.leader_id.term)));
-            state.leading.set(now.state == ServerState::Leader);
-        }
-        shared.changed.notify_all();
-        if server.changed().await.is_err() {
-            break;
-        }
-    }
-    state.leading.set(false);
-    if !state.closing.get() && log.fault().is_none() {
-        // A panic leaves no error behind.
-        let cause = match &metrics.borrow_watched().running_state {
-            Err(Fatal::Stopped) | Ok(()) => "Raft ended; restart the node, and report its log".to_string(),
-            Err(fatal) => fatal.to_string(),
-        };
-        tracing::error!(%cause, "a replica has stopped");
-        *state.fault.borrow_mut() = Some(cause);
-    }
-    state.ended.set(true);
-    shared.changed.notify_all();
-    shared.flushed.notify_all();
 }

@@ -1,28 +1,31 @@
-//! What the members of a group on other nodes ask of this replica.
+//! What peers ask of this replica: entries on a stream, and calls of one frame each.
+//!
+//! A peer has proven which node it is, and speaks for itself only: votes, heartbeats and entries of other nodes are refused.
+//! Entries are checked (checksums, shard, order) before openraft sees them.
 
-use std::time::Duration;
+use std::{cell::RefCell, pin::pin, rc::Rc};
 
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, future::Either, stream};
 use openraft::{
-    errors::Fatal,
-    raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest, VoteRequest},
+    LinearizerOption,
+    raft::{AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, TransferLeaderRequest, VoteRequest},
 };
 use prost::Message as _;
 
 use super::{
     Group, Machine,
-    types::{self, SnapshotMeta, StoredMembership, TypeConfig},
+    types::{self, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
 };
 use crate::{
     env::{self, Env, buffer::Buffer},
-    format::peer::{Envelope, Message},
-    ids::{NodeId, ShardUid},
+    format::{
+        peer::{Envelope, Message},
+        state_files::Vote,
+    },
+    ids::{LogId, NodeId, ShardUid},
     peer::frame::{Frame, FrameKind, FrameReceiver, FrameStream, Received},
     proto::ringlog::state::v1,
 };
-
-/// A request that does not come to an end keeps its stream no longer than this.
-const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// Which group a stream is for, by its first frame; `None` when that is none of Raft's.
 pub fn group_of(first: &Received) -> Option<ShardUid> {
@@ -36,176 +39,254 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// Answers a peer's stream that is for this group (`group_of`), until it ends. Spawns what takes time.
     pub fn serve(&self, from: NodeId, first: Received, stream: FrameStream<E>) {
         let group = self.clone();
-        env::spawn::<E>(async move {
-            if first.kind == FrameKind::Append {
-                group.serve_appends(from, first, stream).await;
-            } else {
-                group.serve_one(from, first, stream).await;
-            }
-        });
-    }
-
-    /// One request, one answer.
-    async fn serve_one(&self, from: NodeId, request: Received, mut stream: FrameStream<E>) {
-        let answered = match Envelope::decode(&request.envelope) {
-            Ok(envelope) => self.answer(envelope.message, request.parts),
-            Err(cause) => {
-                tracing::warn!(%from, %cause, "a request of another node cannot be read");
-                return;
-            }
-        };
-        let answer = <E::Runtime as openraft::AsyncRuntime>::timeout(ANSWER_MAX, answered).await;
-        let message = match answer {
-            Ok(Ok(message)) => message,
-            Ok(Err(cause)) => Message::Failed { cause },
-            Err(_) => Message::Failed { cause: format!("not done within {ANSWER_MAX:?}") },
-        };
-        // Whoever has gone does not want it any more.
-        if stream.sender.send(self.frame(FrameKind::Raft, message)).await.is_ok() {
-            stream.sender.finish();
+        match first.kind {
+            FrameKind::Append => env::spawn::<E>(group.follow(from, first, stream)),
+            _ => env::spawn::<E>(group.answer(from, first, stream)),
         }
     }
 
     fn frame(&self, kind: FrameKind, message: Message) -> Frame {
-        Frame { kind, envelope: Envelope { group: self.inner.place.group, message }.encode(), parts: Vec::new() }
+        let envelope = Envelope { group: self.inner.network.group(), message };
+        Frame { kind, envelope: envelope.encode(), parts: Vec::new() }
     }
 
-    async fn answer(&self, message: Message, parts: Vec<Buffer>) -> Result<Message, String> {
-        let raft = &self.inner.raft;
-        match message {
-            Message::Append { .. } => {
-                let request = self.append_request(message, parts)?;
-                let prev = request.prev_log_id;
-                let last = request.entries.last().map(|entry| entry.log_id).or(prev);
-                let response = raft.append_entries(request).await.map_err(|error| error.to_string())?;
-                let result = match response.into_stream_result(prev.or(last), last) {
-                    // Only what has a predecessor can conflict with it.
-                    Err(StreamAppendError::Conflict(_)) if prev.is_none() => return Err("no entries at all".to_owned()),
-                    result => result,
-                };
-                Ok(append_answer(result))
+    /// Why this replica does nothing for others any more.
+    pub(super) fn unable(&self) -> Result<(), String> {
+        match self.fault() {
+            Some(fault) => Err(fault),
+            None if self.inner.state.closing.get() => Err("the replica is closing".into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a leader's entries, and answers when they are durable.
+    async fn follow(self, from: NodeId, first: Received, stream: FrameStream<E>) {
+        let FrameStream { mut sender, receiver } = stream;
+        let cause = Rc::new(RefCell::new(None));
+        let input = Input { group: self.clone(), from, first: Some(first), receiver, cause: cause.clone() };
+        let requests = stream::unfold(input, Input::next);
+        let mut answers = pin!(self.inner.raft.stream_append(requests));
+        while let Some(answer) = answers.next().await {
+            let (message, goes_on) = match answer {
+                Ok(Ok(log_id)) => (Message::Matched { log_id: log_id.as_ref().map(types::from_raft) }, true),
+                Ok(Err(rejected)) => (rejection(&rejected), false),
+                Err(fatal) => (Message::Failed { cause: self.fault().unwrap_or_else(|| fatal.to_string()) }, false),
+            };
+            if sender.send(self.frame(FrameKind::Appended, message)).await.is_err() {
+                return;
             }
+            if !goes_on {
+                return sender.finish();
+            }
+        }
+        let cause = cause.take();
+        if let Some(cause) = cause {
+            tracing::warn!(%from, group = %self.inner.network.group(), %cause, "entries of a peer were refused");
+            // It is gone if it does not hear this.
+            drop(sender.send(self.frame(FrameKind::Appended, Message::Failed { cause })).await);
+        }
+        sender.finish();
+    }
+
+    /// Answers a call of one frame.
+    async fn answer(self, from: NodeId, request: Received, mut stream: FrameStream<E>) {
+        let kind = request.kind;
+        let message = match self.respond(from, request).await {
+            Ok(message) => message,
+            Err(cause) => Message::Failed { cause },
+        };
+        // Who has gone needs no answer.
+        if stream.sender.send(self.frame(kind, message)).await.is_ok() {
+            stream.sender.finish();
+        }
+    }
+
+    async fn respond(&self, from: NodeId, request: Received) -> Result<Message, String> {
+        self.unable()?;
+        let Received { kind: _, envelope, mut parts } = request;
+        let ended = |error: &dyn std::fmt::Display| self.fault().unwrap_or_else(|| error.to_string());
+        let raft = &self.inner.raft;
+        match Envelope::decode(&envelope)?.message {
             Message::VoteRequest { vote, last, pre, transfer } => {
-                self.give_up_lease_of_the_dead().await;
-                let last = last.map(types::to_raft);
-                let request =
-                    VoteRequest { vote: types::to_raft_vote(vote), last_log_id: last, leadership_transfer: transfer };
+                speaks_for(from, &vote)?;
+                let mut request = VoteRequest::new(types::to_raft_vote(vote), last.map(types::to_raft));
+                request.leadership_transfer = transfer;
                 let answer = if pre { raft.pre_vote(request).await } else { raft.vote(request).await };
-                let answer = answer.map_err(|error| error.to_string())?;
+                let answer = answer.map_err(|error| ended(&error))?;
                 Ok(Message::VoteAnswer {
                     vote: types::from_raft_vote(&answer.vote),
                     last: answer.last_log_id.as_ref().map(types::from_raft),
                     granted: answer.vote_granted,
                 })
             }
-            Message::Transfer { vote, to: Some(to), last } => {
-                let last = last.map(types::to_raft);
-                let request = TransferLeaderRequest::new(types::to_raft_vote(vote), to.0, last);
-                let taken = raft.handle_transfer_leader(request).await.map_err(|error| error.to_string())?;
-                taken.map(|()| Message::Done).map_err(|error| error.to_string())
-            }
-            Message::ReadIndex => match self.read_index().await {
-                Some(log_id) => Ok(Message::ReadIndexAnswer { log_id }),
-                None => Err("this node does not lead the group, or a majority does not answer".to_owned()),
-            },
-            Message::Snapshot { vote, last, membership_log_id, membership } => {
-                let membership = v1::Membership::decode(membership).map_err(|error| error.to_string())?;
-                let membership = types::decode_membership(&membership)?;
-                let membership = StoredMembership::new(membership_log_id.map(types::to_raft), membership);
-                let meta = SnapshotMeta { last_log_id: Some(types::to_raft(last)), last_membership: membership };
-                let state = parts.into_iter().next().ok_or("a snapshot without its state")?;
-                let length = state.len();
-                let snapshot = types::Snapshot { meta, snapshot: state.freeze_padded().slice(..length) };
-                let installed = raft.install_full_snapshot(types::to_raft_vote(vote), snapshot).await;
-                let response = installed.map_err(|error| error.to_string())?;
-                Ok(Message::SnapshotAnswer { vote: types::from_raft_vote(&response.vote) })
-            }
-            Message::Transfer { to: None, .. }
-            | Message::Matched { .. }
-            | Message::Conflict { .. }
-            | Message::HigherVote { .. }
-            | Message::VoteAnswer { .. }
-            | Message::ReadIndexAnswer { .. }
-            | Message::SnapshotAnswer { .. }
-            | Message::Done
-            | Message::Failed { .. } => Err("this is no request".to_owned()),
-        }
-    }
-
-    /// A leader's entries, as they come, and an answer to each request.
-    async fn serve_appends(&self, from: NodeId, first: Received, stream: FrameStream<E>) {
-        let FrameStream { mut sender, receiver } = stream;
-        let requests = self.requests(from, first, receiver);
-        let mut answers = Box::pin(self.inner.raft.stream_append(requests));
-        while let Some(answer) = answers.next().await {
-            let (message, over) = match answer {
-                Ok(result) => {
-                    let over = result.is_err();
-                    (append_answer(result), over)
-                }
-                Err(fatal) => (Message::Failed { cause: self.why(&fatal) }, true),
-            };
-            if sender.send(self.frame(FrameKind::Appended, message)).await.is_err() || over {
-                break;
-            }
-        }
-        sender.finish();
-    }
-
-    fn why(&self, fatal: &Fatal<TypeConfig<E, M>>) -> String {
-        self.fault().unwrap_or_else(|| fatal.to_string())
-    }
-
-    /// The requests of a stream, until it ends or cannot be read.
-    fn requests(
-        &self,
-        from: NodeId,
-        first: Received,
-        receiver: FrameReceiver<E>,
-    ) -> impl futures_util::Stream<Item = AppendEntriesRequest<TypeConfig<E, M>>> + 'static {
-        let group = self.clone();
-        stream::unfold((Some(first), receiver), move |(first, mut receiver)| {
-            let group = group.clone();
-            async move {
-                let received = match first {
-                    Some(first) => first,
-                    None => receiver.receive().await.ok().flatten()?,
-                };
-                let decoded = Envelope::decode(&received.envelope)
-                    .and_then(|envelope| group.append_request(envelope.message, received.parts));
-                match decoded {
-                    Ok(request) => Some((request, (None, receiver))),
-                    Err(cause) => {
-                        tracing::warn!(%from, %cause, "entries of another node cannot be read");
-                        None
+            Message::Append { vote, prev, commit } => {
+                let request = append_request(self.inner.network.group(), from, vote, prev, commit, parts)?;
+                match raft.append_entries(request).await.map_err(|error| ended(&error))? {
+                    AppendEntriesResponse::Success => Ok(Message::Matched { log_id: prev }),
+                    AppendEntriesResponse::Conflict => {
+                        Ok(Message::Conflict { log_id: prev.ok_or("nothing conflicts with an empty log")? })
                     }
+                    AppendEntriesResponse::HigherVote(vote) => {
+                        Ok(Message::HigherVote { vote: types::from_raft_vote(&vote) })
+                    }
+                    other @ AppendEntriesResponse::PartialSuccess(_) => Err(format!("{other}")),
                 }
             }
-        })
+            Message::Transfer { vote, to, last } => {
+                speaks_for(from, &vote)?;
+                self.take_over(vote, to, last).await?;
+                Ok(Message::Done)
+            }
+            Message::ReadIndex => {
+                let option = LinearizerOption::new(Some(std::time::Duration::ZERO), true);
+                let linearizer = raft.get_read_linearizer(option).await.map_err(|error| ended(&error))?;
+                Ok(Message::ReadIndexAnswer { log_id: types::from_raft(linearizer.read_log_id().log_id()) })
+            }
+            Message::Snapshot { vote, last, membership_log_id, membership } => {
+                speaks_for(from, &vote)?;
+                let data = parts.pop().ok_or("a snapshot without its data")?;
+                let snapshot = snapshot_of(&vote, last, membership_log_id, &membership, data)?;
+                let answer = raft.install_full_snapshot(types::to_raft_vote(vote), snapshot).await;
+                let answer = answer.map_err(|error| ended(&error))?;
+                Ok(Message::SnapshotAnswer { vote: types::from_raft_vote(&answer.vote) })
+            }
+            other => Err(format!("{other:?} is no request")),
+        }
     }
 
-    fn append_request(
-        &self,
-        message: Message,
-        parts: Vec<Buffer>,
-    ) -> Result<AppendEntriesRequest<TypeConfig<E, M>>, String> {
-        let Message::Append { vote, prev, commit } = message else {
-            return Err("an append stream carries nothing else".to_owned());
-        };
-        let entries = parts.into_iter().map(|part| types::from_peer(part, self.inner.place.group));
-        Ok(AppendEntriesRequest {
-            vote: types::to_raft_vote(vote),
-            prev_log_id: prev.map(types::to_raft),
-            entries: entries.collect::<Result<_, _>>()?,
-            leader_commit: commit.map(types::to_raft),
-        })
+    /// The leader of `vote` steps back, for `to` or for whoever wants.
+    async fn take_over(&self, vote: Vote, to: Option<NodeId>, last: Option<LogId>) -> Result<(), String> {
+        if to != Some(self.inner.node) {
+            // Nobody waits for its heartbeats any more; if the one it names does not take over, others will.
+            self.inner.give_up_on(vote).await;
+            return Ok(());
+        }
+        let request = TransferLeaderRequest::<TypeConfig<E, M>>::new(
+            types::to_raft_vote(vote),
+            self.inner.node.0,
+            last.map(types::to_raft),
+        );
+        let taken = self.inner.raft.handle_transfer_leader(request).await.map_err(|error| error.to_string())?;
+        taken.map_err(|error| error.to_string())
     }
 }
 
-fn append_answer<E: Env, M: Machine>(result: StreamAppendResult<TypeConfig<E, M>>) -> Message {
-    match result {
-        Ok(log_id) => Message::Matched { log_id: log_id.as_ref().map(types::from_raft) },
-        Err(StreamAppendError::Conflict(log_id)) => Message::Conflict { log_id: types::from_raft(&log_id) },
-        Err(StreamAppendError::HigherVote(vote)) => Message::HigherVote { vote: types::from_raft_vote(&vote) },
+/// A leader's stream of requests, as openraft takes them in.
+struct Input<E: Env, M: Machine> {
+    group: Group<E, M>,
+    from: NodeId,
+    first: Option<Received>,
+    receiver: FrameReceiver<E>,
+    /// Why no more are taken, when it is the leader's fault or ours.
+    cause: Rc<RefCell<Option<String>>>,
+}
+
+impl<E: Env, M: Machine> Input<E, M> {
+    async fn next(mut self) -> Option<(AppendEntriesRequest<TypeConfig<E, M>>, Self)> {
+        let frame = match self.first.take() {
+            Some(first) => first,
+            None => self.receive().await?,
+        };
+        match self.parse(frame) {
+            Ok(request) => Some((request, self)),
+            Err(cause) => {
+                *self.cause.borrow_mut() = Some(cause);
+                None
+            }
+        }
+    }
+
+    /// The next frame; `None` when the leader, its connection or this group has gone.
+    async fn receive(&mut self) -> Option<Received> {
+        loop {
+            let turned = self.group.inner.shared.turned.notified();
+            if self.group.unable().is_err() {
+                return None;
+            }
+            match futures_util::future::select(pin!(self.receiver.receive()), turned).await {
+                Either::Left((received, _)) => return received.ok()?,
+                Either::Right(_) => {}
+            }
+        }
+    }
+
+    fn parse(&self, frame: Received) -> Result<AppendEntriesRequest<TypeConfig<E, M>>, String> {
+        self.group.unable()?;
+        let group = self.group.inner.network.group();
+        let Envelope { group: named, message } = Envelope::decode(&frame.envelope)?;
+        match message {
+            Message::Append { vote, prev, commit } if named == group => {
+                append_request(group, self.from, vote, prev, commit, frame.parts)
+            }
+            other => Err(format!("{other:?} for group {named} on a stream of entries of group {group}")),
+        }
+    }
+}
+
+fn append_request<E: Env, M: Machine>(
+    group: ShardUid,
+    from: NodeId,
+    vote: Vote,
+    prev: Option<LogId>,
+    commit: Option<LogId>,
+    parts: Vec<Buffer>,
+) -> Result<AppendEntriesRequest<TypeConfig<E, M>>, String> {
+    speaks_for(from, &vote)?;
+    if !vote.committed {
+        return Err(format!("node {from} does not lead by its vote, and sends entries"));
+    }
+    let mut entries = Vec::with_capacity(parts.len());
+    let mut before = prev;
+    for part in parts {
+        let entry = types::from_peer(part, group)?;
+        let id = types::from_raft(&entry.log_id);
+        let index = before.map_or(crate::ids::Index(0), |before| before.index.next());
+        let follows = id.index == index && before.is_none_or(|before| before.term <= id.term) && id.term <= vote.term;
+        if !follows {
+            return Err(format!("entry {id} cannot follow {before:?} in term {}", vote.term));
+        }
+        before = Some(id);
+        entries.push(entry);
+    }
+    Ok(AppendEntriesRequest {
+        vote: types::to_raft_vote(vote),
+        prev_log_id: prev.map(types::to_raft),
+        entries,
+        leader_commit: commit.map(types::to_raft),
+    })
+}
+
+fn snapshot_of(
+    vote: &Vote,
+    last: LogId,
+    membership_log_id: Option<LogId>,
+    membership: &[u8],
+    data: Buffer,
+) -> Result<Snapshot, String> {
+    // openraft panics at what no leader can have.
+    if !vote.committed || last.term > vote.term || membership_log_id.is_some_and(|id| id > last) {
+        return Err(format!("a snapshot at {last} cannot be of the leader of term {}", vote.term));
+    }
+    let membership = v1::Membership::decode(membership).map_err(|error| error.to_string())?;
+    let membership = types::decode_membership(&membership)?;
+    let bytes = data.len();
+    let data = data.freeze_padded().slice(..bytes);
+    let meta = SnapshotMeta {
+        last_log_id: Some(types::to_raft(last)),
+        last_membership: StoredMembership::new(membership_log_id.map(types::to_raft), membership),
+    };
+    super::machine::check_snapshot(&meta, &data)?;
+    Ok(Snapshot { meta, snapshot: data })
+}
+
+/// A node's requests carry its own vote.
+fn speaks_for(from: NodeId, vote: &Vote) -> Result<(), String> {
+    if vote.node == from { Ok(()) } else { Err(format!("node {from} speaks for node {}", vote.node)) }
+}
+
+fn rejection<E: Env, M: Machine>(rejected: &StreamAppendError<TypeConfig<E, M>>) -> Message {
+    match rejected {
+        StreamAppendError::Conflict(log_id) => Message::Conflict { log_id: types::from_raft(log_id) },
+        StreamAppendError::HigherVote(vote) => Message::HigherVote { vote: types::from_raft_vote(vote) },
     }
 }

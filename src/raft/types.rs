@@ -20,7 +20,7 @@ use openraft::{
 };
 use prost::Message;
 
-use super::{Applied, Machine, Proposal, ProposalKind};
+use super::{Applied, Machine, Proposal, ProposalKind, machine::Unanswered};
 use crate::{
     env::{Env, buffer::Buffer, channel::OneshotSender},
     format::entry::{ENTRY_HEADER_BYTES, EntryError, EntryHeader, EntryKind, NewEntry, StoredEntry},
@@ -193,6 +193,8 @@ impl fmt::Display for Payload {
 #[derive(Debug)]
 pub struct Handed {
     proposal: Proposal,
+    /// Where the log has put it, once it has.
+    placed: Rc<Cell<Option<LogId>>>,
     _bytes: HandedBytes,
 }
 
@@ -208,7 +210,12 @@ impl Handed {
     pub fn new(proposal: Proposal, sum: &Rc<Cell<usize>>) -> Handed {
         let bytes = proposal.buffer.padded_len();
         sum.set(sum.get() + bytes);
-        Handed { proposal, _bytes: HandedBytes { sum: sum.clone(), bytes } }
+        Handed { proposal, placed: Rc::default(), _bytes: HandedBytes { sum: sum.clone(), bytes } }
+    }
+
+    /// Tells where the log puts it.
+    pub fn placed(&self) -> Rc<Cell<Option<LogId>>> {
+        self.placed.clone()
     }
 }
 
@@ -228,30 +235,39 @@ impl fmt::Display for Handed {
 /// Hands openraft's answer to who proposed; it may have gone.
 pub struct Reply<T> {
     sender: OneshotSender<T>,
-    _counted: Counted,
+    _owed: Owed,
 }
 
-/// Counts a proposal for as long as openraft has it.
-struct Counted(Rc<Cell<usize>>);
+/// Counts as unanswered until it is dropped.
+struct Owed(Rc<Unanswered>);
 
 impl<T> Reply<T> {
-    /// Counts in `proposed` until the answer is there.
-    pub(super) fn new(sender: OneshotSender<T>, proposed: &Rc<Cell<usize>>) -> Reply<T> {
-        proposed.set(proposed.get() + 1);
-        Reply { sender, _counted: Counted(proposed.clone()) }
+    /// An answer to come, which counts in `unanswered` until then.
+    pub fn new(sender: OneshotSender<T>, unanswered: &Rc<Unanswered>) -> Reply<T> {
+        unanswered.count.set(unanswered.count.get() + 1);
+        Reply { sender, _owed: Owed(unanswered.clone()) }
+    }
+
+    /// Answers.
+    pub fn send(self, result: T) {
+        // Nobody waits any more: a dropped proposal is not taken back, its answer is just not read.
+        drop(self.sender.send(result));
     }
 }
 
-impl Drop for Counted {
+impl Drop for Owed {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        let left = self.0.count.get() - 1;
+        self.0.count.set(left);
+        if left == 0 {
+            self.0.none.notify_all();
+        }
     }
 }
 
 impl<E: Env, M: Machine, T: 'static> Responder<TypeConfig<E, M>, T> for Reply<T> {
     fn on_complete(self, result: T) {
-        // Nobody waits any more: a dropped proposal is not taken back, its answer is just not read.
-        drop(self.sender.send(result));
+        self.send(result);
     }
 }
 
@@ -297,19 +313,22 @@ pub fn to_log(entry: Entry, now_us: i64) -> NewEntry {
             let timestamp_us = if id.index == Index(0) { 0 } else { now_us };
             NewEntry { timestamp_us, ..own(EntryKind::Membership, buffer) }
         }
-        Payload::Open(Handed { proposal, .. }) => NewEntry {
-            id,
-            kind: match proposal.kind {
-                ProposalKind::Batch => EntryKind::Batch,
-                ProposalKind::Command => EntryKind::Command,
-            },
-            record_count: proposal.record_count,
-            base_offset: proposal.base_offset,
-            timestamp_us: proposal.timestamp_us,
-            record_timestamp_max_us: proposal.record_timestamp_max_us,
-            buffer: proposal.buffer,
-            leader: None,
-        },
+        Payload::Open(Handed { proposal, placed, .. }) => {
+            placed.set(Some(id));
+            NewEntry {
+                id,
+                kind: match proposal.kind {
+                    ProposalKind::Batch => EntryKind::Batch,
+                    ProposalKind::Command => EntryKind::Command,
+                },
+                record_count: proposal.record_count,
+                base_offset: proposal.base_offset,
+                timestamp_us: proposal.timestamp_us,
+                record_timestamp_max_us: proposal.record_timestamp_max_us,
+                buffer: proposal.buffer,
+                leader: None,
+            }
+        }
         Payload::Received { header, buffer, .. } => from_leader(header, buffer),
         Payload::Sealed { stored, .. } => {
             let mut buffer = Buffer::with_capacity(stored.bytes.len());

@@ -24,7 +24,7 @@ use prost::Message;
 use crate::{
     config::Config,
     env::{
-        Env,
+        self, Env,
         net::{Endpoint, Net},
         quic::{JoinError, QuicNet, QuicOptions, join_call},
         real::RealEnv,
@@ -271,7 +271,7 @@ fn ask_to_join(config: &Config, token: &JoinToken, request: &JoinRequest) -> Res
             return Err(format!("the cluster could not be joined within {JOIN_MAX:?}: {last}"));
         }
         tracing::warn!(cause = %last, "the cluster could not be joined yet; trying again");
-        std::thread::sleep(JOIN_INTERVAL);
+        runtime::block_on(env::sleep::<RealEnv>(JOIN_INTERVAL));
         waited += JOIN_INTERVAL;
     }
 }

@@ -280,13 +280,17 @@ impl<E: Env> Shard<E> {
         Ok(self.inner.group.transfer(to, within).await?)
     }
 
-    /// Its Raft group, for who changes its members.
+    /// Makes these nodes its members, and nobody else; see `Group::change_members`.
     pub fn change_members(
         &self,
         voters: BTreeSet<NodeId>,
     ) -> impl Future<Output = Result<(), ShardError>> + use<E> + 'static {
         let group = self.inner.group.clone();
-        async move { Ok(group.change_members(voters).await?) }
+        async move {
+            group.change_members(voters).await?;
+            // A move that was given up leaves some.
+            Ok(group.remove_learners(group.members().learners).await?)
+        }
     }
 
     /// Who belongs to its group, as known here.

@@ -1,9 +1,11 @@
 //! Groups on a disk that crashes, fills up and fails.
 
+mod cluster;
 mod conformance;
 mod faults;
 mod follower;
 mod lifecycle;
+mod replication;
 
 use std::{cell::Cell, rc::Rc};
 
@@ -142,7 +144,7 @@ async fn headers(group: &TestGroup) -> Vec<EntryHeader> {
 /// The settings without which acknowledged writes are lost, or a returning node disturbs its group.
 #[test]
 fn dangerous_defaults_are_off() {
-    let config = config().unwrap();
+    let config = config(Timing::default()).unwrap();
     assert_eq!(config.enable_leader_restore, Some(false));
     assert_eq!(config.enable_pre_vote, Some(true));
     assert_eq!(config.snapshot_policy, SnapshotPolicy::Never);

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     env::{Env, net::Priority},
     ids::{NodeId, ShardUid, Term},
-    peer::{Destination, PeerError, frame::FrameKind, frame::FrameReceiver, frame::FrameSender, frame::FrameStream},
+    peer::{Destination, frame::FrameKind, frame::FrameReceiver, frame::FrameSender, frame::FrameStream},
     reactor::{Reactor, forward::leaders::Leader},
     shard::{Shard, ShardError},
 };
@@ -197,10 +197,8 @@ impl<E: Env> Session<'_, E> {
         };
         tokio::select! {
             biased;
-            opened = reactor.peers().open(self.to, opener, Priority::Normal) => match opened {
-                Ok(stream) => Some(stream),
-                Err(PeerError::Unreachable { .. } | PeerError::Lost { .. } | PeerError::Timeout { .. }) => None,
-            },
+            // Whatever went wrong, and whether the opener came through: nothing was asked.
+            opened = reactor.peers().open(self.to, opener, Priority::Normal) => opened.ok(),
             _ = moved(reactor, uid, self.to.node) => None,
             () = expiring => None,
         }

@@ -1,0 +1,81 @@
+//! Reads that see everything committed before them (ReadIndex, Raft dissertation 6.4), on the leader and on followers.
+
+use std::time::Duration;
+
+use openraft::{
+    LinearizerOption,
+    rt::{AsyncRuntime, Instant},
+};
+
+use super::{Group, GroupError, Machine, types};
+use crate::{
+    env::{self, Env},
+    format::peer::Message,
+    ids::{Index, NodeId},
+    peer::frame::FrameKind,
+};
+
+/// Pause after a leader has not answered, or said that it leads no more.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+
+impl<E: Env, M: Machine> Group<E, M> {
+    /// ReadIndex (Raft dissertation 6.4): when it returns, everything that was committed anywhere before the call is applied
+    /// here. Asks the leader, wherever it is; waits through an election as long as `within`.
+    ///
+    /// # Errors
+    /// `NotLeader` when no leader confirmed itself in time; `Stopped`.
+    pub async fn linearize(&self, within: Duration) -> Result<(), GroupError> {
+        let deadline = <E::Runtime as AsyncRuntime>::Instant::now() + within;
+        let read = async {
+            let index = self.read_index(deadline).await?;
+            self.wait_applied(index).await;
+            self.alive()
+        };
+        match E::Runtime::timeout(within, read).await {
+            Ok(result) => result,
+            Err(_) => Err(GroupError::NotLeader { leader: self.leader().0 }),
+        }
+    }
+
+    /// The entry up to which a read that begins now has to wait.
+    async fn read_index(&self, deadline: <E::Runtime as AsyncRuntime>::Instant) -> Result<Index, GroupError> {
+        loop {
+            let turned = self.inner.shared.turned.notified();
+            self.alive()?;
+            let now = <E::Runtime as AsyncRuntime>::Instant::now();
+            let left = if deadline > now { deadline - now } else { Duration::ZERO };
+            let answer = match self.leader().0 {
+                Some(leader) if leader == self.inner.node => self.read_index_here(left).await,
+                Some(leader) => self.read_index_at(leader, left).await,
+                None => None,
+            };
+            if let Some(index) = answer {
+                return Ok(index);
+            }
+            // Also after a leader that said no: it may not know of its successor yet.
+            drop(E::Runtime::timeout(ASK_AGAIN, turned).await);
+            env::sleep::<E>(Duration::ZERO).await;
+        }
+    }
+
+    async fn read_index_here(&self, within: Duration) -> Option<Index> {
+        let option = LinearizerOption::new(Some(Duration::ZERO), true).with_wait_timeout(within);
+        let linearizer = self.inner.raft.get_read_linearizer(option).await.ok()?;
+        Some(types::from_raft(linearizer.read_log_id().log_id()).index)
+    }
+
+    async fn read_index_at(&self, leader: NodeId, within: Duration) -> Option<Index> {
+        let line = self.inner.network.line(leader);
+        // A dead leader is not waited for until the end: another one may be there by then.
+        let within = within.min(self.inner.timing.election_min());
+        match line.ask(FrameKind::Raft, Message::ReadIndex, Vec::new(), within).await {
+            Ok(Message::ReadIndexAnswer { log_id }) => Some(log_id.index),
+            Ok(_) | Err(_) => None,
+        }
+    }
+
+    /// `Stopped`, if this replica has.
+    fn alive(&self) -> Result<(), GroupError> {
+        self.unable().map_err(|cause| GroupError::Stopped { cause, maybe_written: false })
+    }
+}

@@ -1,0 +1,214 @@
+//! Several nodes on one thread, each with its disk, its connections and one replica of the group.
+
+use std::{collections::BTreeMap, future::Future};
+
+use super::*;
+use crate::{
+    ids::ReactorNumber,
+    peer::{
+        Handler,
+        book::{AddressBook, PeerNode},
+        frame::{FrameStream, Received},
+        liveness::Liveness,
+    },
+    sim::net::SimNetwork,
+};
+
+/// Shorter than the default's, and long against what a busy machine does to a thread.
+pub(super) const TIMING: Timing = Timing { heartbeat_ms: 150, election_ms_min: 1_000, election_ms_max: 1_500 };
+
+/// No test waits this long for anything that happens.
+const HANG: Duration = Duration::from_secs(60);
+
+pub(super) struct Cluster {
+    pub(super) network: SimNetwork,
+    book: Arc<AddressBook>,
+    nodes: BTreeMap<u64, TestNode>,
+    pub(super) timing: Timing,
+    seed: u64,
+}
+
+pub(super) struct TestNode {
+    pub(super) disk: SimDisk,
+    pub(super) peers: Peers<TestEnv>,
+    pub(super) group: TestGroup,
+    live: bool,
+}
+
+/// Hands streams to the node's replica, once it is there.
+#[derive(Default)]
+struct Router {
+    group: RefCell<Option<TestGroup>>,
+}
+
+impl Handler<TestEnv> for Router {
+    fn stream(&self, from: NodeId, first: Received, stream: FrameStream<TestEnv>) {
+        let group = self.group.borrow().clone();
+        if let Some(group) = group
+            && group_of(&first) == Some(ShardUid(7))
+        {
+            group.serve(from, first, stream);
+        }
+    }
+
+    fn datagram(&self, _from: NodeId, _datagram: Bytes) {}
+}
+
+/// Waits until `look` finds something.
+pub(super) async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let waiting = async {
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            env::sleep::<TestEnv>(Duration::from_millis(2)).await;
+        }
+    };
+    guard(what, waiting).await
+}
+
+/// Panics instead of hanging.
+pub(super) async fn guard<T>(what: &str, future: impl Future<Output = T>) -> T {
+    <TestEnv as Env>::Runtime::timeout(HANG, future).await.unwrap_or_else(|_| panic!("waited too long: {what}"))
+}
+
+pub(super) fn ids(nodes: &[u64]) -> BTreeSet<NodeId> {
+    nodes.iter().copied().map(NodeId).collect()
+}
+
+impl Cluster {
+    /// No nodes.
+    pub(super) fn new(seed: u64) -> Cluster {
+        TestEnv::reset(seed + 1);
+        let book = Arc::new(AddressBook::default());
+        book.publish((1..=9).map(|id| PeerNode {
+            node: NodeId(id),
+            host: format!("n{id}"),
+            port: 7_000,
+            reactors: 1,
+            grpc: String::new(),
+            http: String::new(),
+        }));
+        Cluster { network: SimNetwork::new(), book, nodes: BTreeMap::new(), timing: TIMING, seed }
+    }
+
+    /// These nodes, with a group of them that has a leader.
+    pub(super) async fn founded(seed: u64, nodes: &[u64]) -> Cluster {
+        let mut cluster = Cluster::new(seed);
+        for node in nodes {
+            cluster.start(*node, Some(ids(nodes))).await;
+        }
+        cluster.leader().await;
+        cluster
+    }
+
+    /// Starts a node on its disk, or on a new one.
+    pub(super) async fn start(&mut self, id: u64, founders: Option<BTreeSet<NodeId>>) {
+        let disk = self.nodes.remove(&id).map_or_else(SimDisk::new, |node| node.disk);
+        let net = self.network.endpoint(NodeId(id), &format!("n{id}"), 7_000);
+        let peers = Peers::new(NodeId(id), ReactorNumber(0), net, self.book.clone(), Arc::new(Liveness::default()));
+        let router = Rc::new(Router::default());
+        peers.serve(router.clone());
+        let options = GroupOptions { node: NodeId(id), founders, preferred: self.nodes.is_empty(), ..options() };
+        let tail = TailBudget::new(1 << 20);
+        let opening = Group::open_with(disk.clone(), tail, peers.clone(), options, self.timing, Tally::default());
+        let (group, _) = guard("open", opening).await.unwrap();
+        *router.group.borrow_mut() = Some(group.clone());
+        self.nodes.insert(id, TestNode { disk, peers, group, live: true });
+        for node in self.nodes.values() {
+            node.peers.liveness().note(NodeId(id), true);
+        }
+    }
+
+    /// Ends a node without a word: what was not synced may be lost.
+    pub(super) fn crash(&mut self, id: u64) {
+        self.seed += 1;
+        self.network.crash(NodeId(id));
+        let node = self.nodes.get_mut(&id).unwrap();
+        let disk = node.disk.crash(self.seed);
+        node.disk.power_off();
+        node.disk = disk;
+        node.live = false;
+    }
+
+    /// All other nodes take this one for dead, or alive.
+    pub(super) fn note(&self, id: u64, alive: bool) {
+        for (other, node) in &self.nodes {
+            if *other != id {
+                node.peers.liveness().note(NodeId(id), alive);
+            }
+        }
+    }
+
+    pub(super) fn group(&self, id: u64) -> &TestGroup {
+        &self.nodes[&id].group
+    }
+
+    /// The node that leads.
+    pub(super) async fn leader(&self) -> u64 {
+        let all: Vec<u64> = self.nodes.keys().copied().collect();
+        self.leader_of(&all).await
+    }
+
+    /// The one of these that leads.
+    pub(super) async fn leader_of(&self, among: &[u64]) -> u64 {
+        until("a leader", || among.iter().copied().find(|id| self.nodes[id].group.leads())).await
+    }
+
+    /// Those of these nodes that do not lead.
+    pub(super) fn followers(&self, leader: u64) -> Vec<u64> {
+        self.nodes.keys().copied().filter(|id| *id != leader).collect()
+    }
+
+    /// Waits until these have applied the same, and compares everything.
+    pub(super) async fn agree(&self, among: &[u64]) {
+        let leader = self.leader_of(among).await;
+        let end = self.group(leader).applied_end();
+        for id in among {
+            let group = self.group(*id);
+            until("a replica that has it all", || (group.applied_end() >= end).then_some(())).await;
+        }
+        let first = self.group(among[0]);
+        for id in among {
+            let group = self.group(*id);
+            assert_eq!(group.fault(), None);
+            assert_eq!((group.applied_end(), group.applied_chain()), (first.applied_end(), first.applied_chain()));
+            assert_eq!((state(group), group.high_watermark()), (state(first), first.high_watermark()));
+        }
+    }
+
+    /// Every acknowledged entry is in the replica's log, as it was acknowledged.
+    pub(super) async fn holds(&self, id: u64, acknowledged: &[EntryHeader]) {
+        let log = self.group(id).log();
+        for ack in acknowledged.iter().filter(|ack| ack.id.index >= log.first_index()) {
+            let entries = log.read(ack.id.index, ack.id.index.next(), 0).await.unwrap();
+            let found = entries[0].header;
+            assert_eq!((found.id, found.chain, found.kind), (ack.id, ack.chain, ack.kind), "node {id}");
+        }
+    }
+
+    /// Produces through whoever leads among these, until it is acknowledged; definite refusals are tried again.
+    pub(super) async fn produce(&self, among: &[u64], count: u32, bytes: usize) -> EntryHeader {
+        let producing = async {
+            loop {
+                let leader = self.leader_of(among).await;
+                match produce(self.group(leader), count, bytes).await {
+                    Ok(applied) if applied.header.kind == EntryKind::Batch => return applied.header,
+                    Ok(_) | Err(GroupError::NotLeader { .. } | GroupError::Full(_)) => {}
+                    Err(error) => panic!("{error:?}"),
+                }
+                env::sleep::<TestEnv>(Duration::from_millis(1)).await;
+            }
+        };
+        guard("an acknowledgement", producing).await
+    }
+
+    pub(super) async fn end(self) {
+        for node in self.nodes.values().filter(|node| node.live) {
+            if node.group.fault().is_none() {
+                guard("close", node.group.close()).await.unwrap();
+            }
+            node.peers.close().await;
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Tells a group's handles what openraft becomes: leader, term, members, its end.
+
+use std::{pin::pin, rc::Rc};
+
+use futures_util::future::{Either, select};
+use openraft::{ServerState, errors::Fatal, rt::WatchReceiver};
+
+use super::{Inner, Machine, elections, members::members_of};
+use crate::{
+    env::{self, Env},
+    ids::{NodeId, Term},
+};
+
+/// Ends with openraft; ends openraft when the log has stopped, so that a leader that can write no more does not lead on.
+pub(super) async fn watch_raft<E: Env, M: Machine>(inner: Rc<Inner<E, M>>) {
+    let mut server = inner.server.clone();
+    let mut log_stopped = pin!(inner.log.stopped());
+    let mut stopping = false;
+    loop {
+        note(&inner, &server.borrow_and_update());
+        inner.shared.turned.notify_all();
+        inner.shared.changed.notify_all();
+        if stopping {
+            if server.changed().await.is_err() {
+                break;
+            }
+            continue;
+        }
+        match select(pin!(server.changed()), log_stopped.as_mut()).await {
+            Either::Left((Ok(()), _)) => {}
+            Either::Left((Err(_), _)) => break,
+            Either::Right(_) => {
+                stopping = true;
+                let inner = inner.clone();
+                env::spawn::<E>(async move { drop(inner.raft.shutdown().await) });
+            }
+        }
+    }
+    note_end(&inner);
+}
+
+fn note<E: Env, M: Machine>(inner: &Inner<E, M>, now: &super::RaftServerMetrics<super::TypeConfig<E, M>>) {
+    let state = &inner.state;
+    let members = members_of(&now.membership_config, &now.committed_membership_config);
+    let leading = now.state == ServerState::Leader;
+    state.leader.set((now.current_leader.map(NodeId), Term(now.vote.leader_id.term)));
+    state.leading.set(leading);
+    let only_voter = members.voters.iter().eq([&inner.node]);
+    state.only_voter.set(only_voter);
+    // Nobody to hear a heartbeat, nobody to wait for: a timer would only cost.
+    let alone = only_voter && members.learners.is_empty() && leading;
+    inner.raft.runtime_config().tick(!alone);
+}
+
+fn note_end<E: Env, M: Machine>(inner: &Rc<Inner<E, M>>) {
+    let Inner { log, shared, state, .. } = &**inner;
+    let led = state.leading.replace(false);
+    if !state.closing.get() && log.fault().is_none() {
+        // A panic leaves no error behind.
+        let cause = match &inner.raft.metrics().borrow_watched().running_state {
+            Err(Fatal::Stopped) | Ok(()) => "Raft ended; restart the node, and report its log".to_string(),
+            Err(fatal) => fatal.to_string(),
+        };
+        tracing::error!(%cause, "a replica has stopped");
+        *state.fault.borrow_mut() = Some(cause);
+    }
+    state.ended.set(true);
+    if led {
+        // Its node is alive, so that the others would wait for it.
+        env::spawn::<E>(elections::abdicate(inner.clone(), inner.vote()));
+    }
+    shared.turned.notify_all();
+    shared.changed.notify_all();
+    shared.flushed.notify_all();
+}
