@@ -176,7 +176,7 @@ fn reused_node_id() {
     let mut flags = join(&cluster);
     flags.extend(credentials(&authority, 2, NODE_VALIDITY, now_us(), &cluster.dir.path().join("second-2")));
     let said = refused(&mut cluster.nodes[fourth], &flags);
-    assert!(said.contains("the cluster refuses") && said.contains("node 2"), "{said}");
+    assert!(said.contains("the cluster refuses") && said.contains("node id 2"), "{said}");
 
     // A removed node does not come back under its id: neither itself, nor as somebody new.
     cluster.nodes[fourth].wipe();
