@@ -63,7 +63,7 @@ pub struct Config {
     /// UDP listener for other nodes: this port and the following ones, one per reactor; port 0: any free ones.
     pub peer: SocketAddr,
     /// What other nodes and clients are told instead of the listeners' addresses: `host` or an IP address; empty: the
-    /// listeners' own.
+    /// listeners' own, and this machine's host name for those that listen on all addresses.
     pub advertise: String,
     /// A new node joins the cluster that one of these belongs to (`host:port` of their peer listeners); empty: it begins one.
     pub join: Vec<String>,
@@ -195,16 +195,6 @@ impl Config {
         if overlap && self.grpc.port() == self.http.port() && self.grpc.port() != 0 {
             let what = format!("gRPC and HTTP cannot both listen on the same address, {}", self.http);
             return Err(("http", what));
-        }
-        let listeners = [("grpc", self.grpc), ("http", self.http), ("peer", self.peer)];
-        for (key, address) in listeners.iter().filter(|(_, address)| address.ip().is_unspecified()) {
-            if self.advertise.is_empty() {
-                let what = format!(
-                    "{key} listens on {address}, which nobody else can dial: say with --advertise under which host name \
-                     or address this node is reached"
-                );
-                return Err(("advertise", what));
-            }
         }
         for (key, address) in [("grpc", self.grpc), ("http", self.http)] {
             if !address.ip().is_loopback() && !self.insecure {

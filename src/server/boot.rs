@@ -46,6 +46,16 @@ pub async fn boot<E: Env>(reactor: Rc<Reactor<E>>, trust: Trust) -> Result<Contr
     }
     let shards = found.iter().filter(|uid| **uid != ShardUid::CATALOG).copied().collect();
     control.take_over(&shards, &emptied).await?;
+    if control.group().members().voters.len() <= 1
+        && let Some(dir) = control.stranger()
+    {
+        // Never handed out by this catalog: somebody else's records are not ours to delete.
+        return Err(format!(
+            "{} belongs to no topic, and this node's catalog never made it: move it away, or restore the catalog that \
+             knows it",
+            dir.display()
+        ));
+    }
     control.note_lost().await.map_err(|error| error.to_string())?;
     control.reconcile().await;
     check_reactors(&reactor)?;

@@ -233,7 +233,11 @@ fn bind_peers(address: SocketAddr, reactors: usize) -> Result<(u16, Vec<UdpSocke
 
 /// Where others reach this node.
 fn advertise(config: &Config, (grpc, http): (SocketAddr, SocketAddr), peer_port: u16) -> Advertised {
-    let host = |own: IpAddr| if config.advertise.is_empty() { own.to_string() } else { config.advertise.clone() };
+    let host = |own: IpAddr| match config.advertise.as_str() {
+        "" if own.is_unspecified() => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        "" => own.to_string(),
+        advertised => advertised.to_owned(),
+    };
     let with_port = |own: SocketAddr| {
         let host = host(own.ip());
         if host.contains(':') { format!("[{host}]:{}", own.port()) } else { format!("{host}:{}", own.port()) }

@@ -183,8 +183,10 @@ struct Inner<E: Env> {
     me: NodeId,
     /// Replicas that this node holds, serving or not, and the reactor of each.
     held: RefCell<BTreeMap<ShardUid, ReactorNumber>>,
-    /// Replicas whose files are here.
+    /// Replicas whose directories are here.
     on_disk: RefCell<BTreeSet<ShardUid>>,
+    /// Those of them that have neither votes nor records.
+    emptied: RefCell<BTreeSet<ShardUid>>,
     /// Replicas whose files are gone: they are not made anew.
     lost: RefCell<BTreeSet<ShardUid>>,
     /// Why replicas that were to be opened were not, until they are.
@@ -236,6 +238,7 @@ impl<E: Env> Control<E> {
             me,
             held: RefCell::default(),
             on_disk: RefCell::default(),
+            emptied: RefCell::default(),
             lost: RefCell::default(),
             failed: RefCell::default(),
             reconciled: Cell::default(),
@@ -326,6 +329,13 @@ impl<E: Env> Control<E> {
     pub async fn create(&self, create: CreateTopic) -> Result<Arc<PlacedTopic>, ControlError> {
         let create = CreateTopic { created_us: E::wall_us(), ..create };
         let name = create.name.clone();
+        let command = Command::CreateTopic(create.clone());
+        let check = || self.inner.catalog.with_machine(|catalog| catalog.check(&command));
+        if check().is_err() {
+            // What this node knows may be old.
+            self.catch_up().await?;
+            check()?;
+        }
         self.check_space(create.shards).await?;
         let proposed = self.propose(Command::CreateTopic(create)).await?;
         self.reconciled(proposed.index).await?;

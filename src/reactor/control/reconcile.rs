@@ -59,7 +59,8 @@ impl<E: Env> Control<E> {
         };
         let lost = made.iter().filter(|uid| !found.contains(uid) || emptied.contains(uid));
         *self.inner.lost.borrow_mut() = lost.copied().collect();
-        *self.inner.on_disk.borrow_mut() = found.difference(emptied).copied().collect();
+        self.inner.on_disk.borrow_mut().clone_from(found);
+        self.inner.emptied.borrow_mut().clone_from(emptied);
         Ok(())
     }
 
@@ -132,7 +133,8 @@ impl<E: Env> Control<E> {
     /// Whether a replica is to be made anew, or removed.
     fn needs_fresh(&self, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>) -> bool {
         let (held, on_disk) = (self.inner.held.borrow(), self.inner.on_disk.borrow());
-        let unknown = |uid: &ShardUid| !wanted.contains_key(uid);
+        let lost = self.inner.lost.borrow();
+        let unknown = |uid: &ShardUid| !wanted.contains_key(uid) && !lost.contains(uid);
         wanted.keys().any(|uid| !held.contains_key(uid)) || held.keys().any(unknown) || on_disk.iter().any(unknown)
     }
 
@@ -200,12 +202,15 @@ impl<E: Env> Control<E> {
 
     /// Closes and removes replicas that are not to be here any more.
     async fn remove_unwanted(&self, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>) -> bool {
+        let forgotten = self.forget_lost(wanted);
         let unwanted: Vec<_> = {
             let (held, on_disk) = (self.inner.held.borrow(), self.inner.on_disk.borrow());
             // Not held, but here: of a topic that was deleted, or moved away, while this node was down.
             let orphans = on_disk.iter().filter(|uid| !held.contains_key(uid)).map(|uid| (*uid, ReactorNumber(0)));
             let held = held.iter().map(|(uid, reactor)| (*uid, *reactor));
-            held.chain(orphans).filter(|(uid, _)| !wanted.contains_key(uid)).collect()
+            let lost = self.inner.lost.borrow();
+            let is_unwanted = |uid: &ShardUid| !wanted.contains_key(uid) && !lost.contains(uid);
+            held.chain(orphans).filter(|(uid, _)| is_unwanted(uid)).collect()
         };
         let end = self.shard_uid_end();
         if let Some((uid, _)) = unwanted.iter().find(|(uid, _)| *uid >= end) {
@@ -214,7 +219,6 @@ impl<E: Env> Control<E> {
             tracing::error!(dir = %dir.display(), "belongs to no topic, and the catalog never made it: move it away");
         }
         let unwanted: Vec<_> = unwanted.into_iter().filter(|(uid, _)| *uid < end).collect();
-        let forgotten = self.forget_lost(wanted);
         if unwanted.is_empty() {
             return !forgotten || self.write_replicas().await;
         }
@@ -252,7 +256,8 @@ impl<E: Env> Control<E> {
     async fn open_wanted(&self, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>, existing: bool) -> bool {
         let mut missing: BTreeMap<ReactorNumber, Vec<ShardOptions>> = BTreeMap::new();
         for (uid, (reactor, options)) in wanted {
-            let is_candidate = !existing || self.inner.on_disk.borrow().contains(uid);
+            let is_there = self.inner.on_disk.borrow().contains(uid) && !self.inner.emptied.borrow().contains(uid);
+            let is_candidate = !existing || is_there;
             if is_candidate && !self.inner.held.borrow().contains_key(uid) {
                 missing.entry(*reactor).or_default().push(options.clone());
             }
@@ -293,6 +298,14 @@ impl<E: Env> Control<E> {
             }
         }
         Ok(())
+    }
+
+    /// A directory that is no replica which this catalog ever made. Only with a fresh catalog.
+    pub fn stranger(&self) -> Option<PathBuf> {
+        let end = self.shard_uid_end();
+        let on_disk = self.inner.on_disk.borrow();
+        let stranger = on_disk.iter().find(|uid| **uid >= end)?;
+        Some(shard_dir(&self.inner.reactor.node().config.data, *stranger))
     }
 
     /// Replicas that this node holds.
