@@ -435,24 +435,27 @@ impl<E: Env> Reactor<E> {
     }
 
     /// Closes shards and removes their directories. What cannot be removed now is removed when the
-    /// node starts again, as nothing refers to it any more.
-    pub async fn remove(&self, uids: Vec<ShardUid>) {
+    /// node starts again, as nothing refers to it any more. Requests for them that come meanwhile do not overtake those
+    /// that the shard hands back.
+    pub async fn remove(self: &Rc<Self>, uids: Vec<ShardUid>) {
         for uid in uids {
+            self.hold(uid);
             let slot = self.shards.borrow_mut().remove(&uid);
             self.node.forget_fault(uid);
             self.node.leaders.forget_own(uid);
             if let Some(Slot::Serving(shard)) = slot
                 && let Err(error) = shard.close().await
             {
-                tracing::warn!(shard_uid = uid.0, %error, "shard of a deleted topic did not close cleanly");
+                tracing::warn!(shard_uid = uid.0, %error, "replica that is not to be here any more did not close cleanly");
             }
+            self.release(uid);
             let dir = control::shard_dir(&self.node.config.data, uid);
             match self.disk.remove_dir_all(&dir).await {
-                Ok(()) => tracing::info!(shard_uid = uid.0, "shard of a deleted topic removed"),
+                Ok(()) => tracing::info!(shard_uid = uid.0, "replica that is not to be here any more removed"),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => {
                     let dir = dir.display();
-                    tracing::warn!(%dir, %error, "directory of a deleted shard stays until the next start");
+                    tracing::warn!(%dir, %error, "directory of a replica that is not to be here stays until the next start");
                 }
             }
         }

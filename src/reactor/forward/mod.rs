@@ -62,6 +62,9 @@ struct Queue {
     changed: Notify,
     /// A task works for it.
     driven: Cell<bool>,
+    /// The own replica is being closed. What it hands back came before all that is queued here since, and goes in front of
+    /// it; until it has handed back all, nothing is sent.
+    held: RefCell<Option<Vec<Owed>>>,
 }
 
 /// A reactor's FIFOs: of the shards whose requests have gone elsewhere lately.
@@ -75,7 +78,7 @@ impl Forwards {
     #[inline]
     pub(super) fn is_idle(&self, uid: ShardUid) -> bool {
         let queues = self.queues.borrow();
-        queues.is_empty() || queues.get(&uid).is_none_or(|queue| queue.fifo.borrow().is_empty())
+        queues.is_empty() || queues.get(&uid).is_none_or(|queue| queue.fifo.borrow().is_empty() && !queue.is_held())
     }
 }
 
@@ -187,7 +190,29 @@ impl<E: Env> Reactor<E> {
             return;
         }
         let queue = self.queue(uid);
+        if let Some(held) = &mut *queue.held.borrow_mut() {
+            return held.extend(owed);
+        }
         self.push(uid, &queue, owed, E::monotonic_us());
+    }
+
+    /// The own replica is about to be closed: requests that come from now on wait behind those that it still has.
+    pub(super) fn hold(&self, uid: ShardUid) {
+        let queue = self.queue(uid);
+        // What is on its way elsewhere came after the replica had nothing left.
+        if queue.fifo.borrow().is_empty() {
+            queue.held.borrow_mut().get_or_insert_default();
+        }
+    }
+
+    /// It is closed: what it has handed back goes on, and then what has come since.
+    pub(super) fn release(self: &Rc<Self>, uid: ShardUid) {
+        let queue = self.queue(uid);
+        let Some(returned) = queue.held.take() else { return };
+        let now_us = E::monotonic_us();
+        let returned: VecDeque<_> = returned.into_iter().map(|owed| item(owed, now_us)).collect();
+        queue.fifo.borrow_mut().put_back(returned);
+        self.push(uid, &queue, [], now_us);
     }
 
     fn queue(&self, uid: ShardUid) -> Rc<Queue> {
@@ -196,14 +221,7 @@ impl<E: Env> Reactor<E> {
 
     fn push(self: &Rc<Self>, uid: ShardUid, queue: &Rc<Queue>, owed: impl IntoIterator<Item = Owed>, now_us: u64) {
         let mut fifo = queue.fifo.borrow_mut();
-        for owed in owed {
-            let until_us = owed.produce.deadline_us.map(|deadline_us| {
-                let margin_us = (deadline_us.saturating_sub(now_us) / 10).min(DEADLINE_MARGIN_US);
-                deadline_us - margin_us.min(deadline_us)
-            });
-            let bytes = owed.produce.records.encoded_bytes_max();
-            fifo.push(Item { request: owed, bytes, since_us: now_us, until_us });
-        }
+        owed.into_iter().for_each(|owed| fifo.push(item(owed, now_us)));
         drop(fifo);
         if !queue.driven.replace(true) {
             env::spawn::<E>(session::drive(Rc::clone(self), uid, Rc::clone(queue)));
@@ -218,6 +236,8 @@ impl<E: Env> Reactor<E> {
                 let mut fifo = queue.fifo.borrow_mut();
                 (fifo.lost(), fifo.drain())
             };
+            let held = queue.held.take().unwrap_or_default();
+            held.into_iter().for_each(|owed| owed.answer(Err(ShardError::Closing { maybe_written: false })));
             let answer = |items: VecDeque<Item<Owed>>, maybe_written| {
                 items.into_iter().for_each(|item| item.request.answer(Err(ShardError::Closing { maybe_written })));
             };
@@ -228,7 +248,21 @@ impl<E: Env> Reactor<E> {
     }
 }
 
+/// A request as it waits.
+fn item(owed: Owed, now_us: u64) -> Item<Owed> {
+    let until_us = owed.produce.deadline_us.map(|deadline_us| {
+        let margin_us = (deadline_us.saturating_sub(now_us) / 10).min(DEADLINE_MARGIN_US);
+        deadline_us - margin_us.min(deadline_us)
+    });
+    let bytes = owed.produce.records.encoded_bytes_max();
+    Item { request: owed, bytes, since_us: now_us, until_us }
+}
+
 impl Queue {
+    fn is_held(&self) -> bool {
+        self.held.borrow().is_some()
+    }
+
     /// Answers what has waited until its time. `searching_us`: since when the leader is looked for; `None`: there is one.
     fn expire(&self, now_us: u64, searching_us: Option<u64>) {
         let patience_us = LEADER_WAIT.as_micros() as u64;

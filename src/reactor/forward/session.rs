@@ -52,6 +52,11 @@ pub(super) async fn drive<E: Env>(reactor: Rc<Reactor<E>>, uid: ShardUid, queue:
     let mut searching_us = E::monotonic_us();
     loop {
         queue.expire(E::monotonic_us(), Some(searching_us));
+        if queue.is_held() {
+            let changed = queue.changed.notified();
+            changed.await;
+            continue;
+        }
         if queue.fifo.borrow().is_empty() {
             // Whoever comes next begins a new one: nothing happens between this look and the removal.
             reactor.forwards.queues.borrow_mut().retain(|_, other| !Rc::ptr_eq(other, &queue));
@@ -282,6 +287,10 @@ async fn send<E: Env>(
                 sender.finish();
                 return Ok(Ended::Gone);
             }
+            changed.await;
+            continue;
+        }
+        if queue.is_held() {
             changed.await;
             continue;
         }
