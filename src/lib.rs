@@ -10,19 +10,21 @@
 //! An import only goes down; `tidy` fails the build on an upward one.
 //!
 //! ```text
-//! 8  cli        the binary's commands: serve, produce, consume, topic, verify, bench, config
-//! 8  sim        simulated disk (the second implementation of the `env::Disk` seam), for tests
-//! 7  server     assembles a node for an Env; start and stop order
-//! 7  client     Rust client: produce, consume, topics (CLI, bench and tests use it)
-//! 6  frontend   mod: route, error → status; grpc: h2 → calls; http: JSON, health, metrics
-//! 5  reactor    pinned thread, its shards, its mailbox
+//! 8  cli        the binary's commands: serve, produce, consume, topic, cluster, ca, dev-cluster, verify, bench, config
+//! 8  sim        simulated disk and network (the second implementations of the seams `Disk` and `Net`), for tests
+//! 7  server     assembles a node for an Env: who it is (membership), start and stop order
+//! 7  client     Rust client: one connection; cluster client, producer, consumer (CLI, bench and tests use them)
+//! 6  frontend   mod: route, error → status; grpc: h2 → calls; http: JSON, health, metrics; topology
+//! 5  reactor    pinned thread, its shards, its mailbox; control: what the catalog says is done; gossip: who is there;
+//!               forward, inbound: what another node has to do, and what others ask
 //! 4  shard      mod: offsets and their inequalities; produce: admit, propose, ack in order;
 //!               consume: catch up, then follow
-//! 4  catalog    pure: topics, placement; itself replicated as group 0
-//! 3  raft       openraft for an Env: store over log, machine, network
+//! 4  catalog    pure: nodes, topics, placement of replicas; itself replicated as group 0
+//! 3  raft       openraft for an Env: store over log, machine, network over peers, elections, members
 //! 2  log        append, read, truncate, roll, retain; segment; index; recovery; hard state
-//! 1  env        Env, Disk, File, Net (the seams); uring and mmap (the only unsafe code); quic
-//! 1  format     pure bytes: entries, records, file headers, gRPC framing
+//! 2  peer       connections to other nodes: dialled once, frames, liveness
+//! 1  env        Env, Disk, File, Net (the seams); quic; uring and mmap (unsafe code)
+//! 1  format     pure bytes: entries, records, file headers, gRPC framing, envelopes between nodes
 //! 1  tls        certificates of the cluster, and how they are checked; join tokens
 //! 1  config, observe
 //! 0  ids, limits, proto
@@ -37,6 +39,11 @@
 //! 4. `raft/store.rs`: openraft's log storage, which is our log
 //! 5. `log/writer.rs`: header, checksum, chain; one durable write in flight
 //! 6. `env/uring.rs`: submit, and find the completion
+//!
+//! With several replicas, between 4 and the ack: `raft/network.rs` hands the entry's bytes, as the log holds them, to
+//! `peer/frame.rs` and QUIC while the leader's own write is under way; a follower receives them with one copy, into the aligned
+//! buffer that goes to its disk, and its log must come to the leader's chain hash. The entry is committed when a majority
+//! has flushed it, with or without the leader's own disk.
 //!
 //! What it costs, as designed and as counted (`strace -c -f`, `/proc/diskstats`; 1 KiB records on one
 //! ProduceStream, 2 cores):
@@ -53,11 +60,21 @@
 //! as the in-memory tail, and is sliced for consumers. (A message that comes in several DATA frames is put
 //! together first: one copy more.)
 //!
+//! ## A cluster
+//! Every node holds a replica of the catalog (group 0; an odd number of them votes), so that each sees nodes, topics and
+//! placement without asking. What it says is carried out by loops that compare what is wanted with what is there
+//! (`reactor/control`): a node that died in the middle goes on where it stopped. Three things tell whether a node is there,
+//! and none of them changes a group's members: QUIC's own time-outs, pings each 100 ms (`peer/liveness`, which makes groups
+//! elect another leader after 600 ms of silence, all groups at once, so that idle ones need few heartbeats), and gossip
+//! (`reactor/gossip`, for routing and for people).
+//!
 //! ## Where this departs from the design page, and why
 //! - *Durable form.* Neither RWF_DSYNC nor write + fdatasync is faster everywhere: see
 //!   `env/durable_form.rs`, which measures both while it runs.
 //! - *Index.* One slot per entry instead of one per batch, so that an entry is found by its Raft index, too.
 //! - *Segment header.* Goes in the same write as a segment's first entry: a roll costs no write of its own.
+//! - *Heartbeats.* One a second and time-outs of 2.5 to 3 s instead of 250 ms and 1 to 2 s: a dead node is noticed once for
+//!   all of its groups, by pings (above).
 
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]

@@ -59,7 +59,7 @@ impl Catalog {
             shard_uid_next: state.shard_uid_next,
             ..Catalog::new()
         };
-        if state.shard_uid_next <= ShardUid::CATALOG.0 {
+        if state.shard_uid_next == ShardUid::CATALOG.0 {
             return Err("the catalog's checkpoint would give a shard the catalog's own number".to_owned());
         }
         catalog.restore_nodes(&state.nodes, state.node_id_next)?;

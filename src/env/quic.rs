@@ -166,6 +166,25 @@ impl QuicNet {
         self.0.joins.pop().await
     }
 
+    /// Whether somebody there proves to be that node of our cluster; it may be the node that we are, in another process.
+    /// Nothing is asked of it.
+    pub async fn is_there(&self, to: &Endpoint) -> bool {
+        let proves = async {
+            let identity = self.0.identity.borrow().clone();
+            let name = identity.credentials.name_of_peer(to.node);
+            for address in self.look_up(to).await.unwrap_or_default().into_iter().take(ADDRESSES_MAX) {
+                // Its certificate is checked in the handshake; that it refuses us afterwards does not matter.
+                if let Ok(connecting) = self.0.endpoint.connect_with(identity.client.clone(), address, &name)
+                    && connecting.await.is_ok()
+                {
+                    return true;
+                }
+            }
+            false
+        };
+        options::timeout(self.0.options.dial, proves).await.unwrap_or(false)
+    }
+
     async fn dial(&self, to: &Endpoint) -> Result<QuicConnection, NetError> {
         let mut failure = error::unreachable(to, "the name has no address that can be reached from here");
         for address in self.look_up(to).await?.into_iter().take(ADDRESSES_MAX) {

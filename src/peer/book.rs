@@ -75,16 +75,20 @@ struct Table {
     members: BTreeMap<NodeId, PeerNode>,
     /// What members have said of themselves since the catalog's entry came, where it differs.
     heard: BTreeMap<NodeId, PeerNode>,
+    /// Where members are looked for that are not where they were.
+    guessed: BTreeMap<NodeId, (String, u16)>,
     merged: Arc<BTreeMap<NodeId, Arc<PeerNode>>>,
 }
 
 impl Table {
     fn merge(&mut self) {
         let newest = |(node, entry): (&NodeId, &PeerNode)| {
-            let known = self.merged.get(node);
-            let entry = self.heard.get(node).unwrap_or(entry);
-            let kept = known.filter(|known| ***known == *entry).cloned();
-            (*node, kept.unwrap_or_else(|| Arc::new(entry.clone())))
+            let mut entry = self.heard.get(node).unwrap_or(entry).clone();
+            if let Some((host, port)) = self.guessed.get(node).cloned() {
+                (entry.host, entry.port) = (host, port);
+            }
+            let kept = self.merged.get(node).filter(|known| ***known == entry).cloned();
+            (*node, kept.unwrap_or_else(|| Arc::new(entry)))
         };
         self.merged = Arc::new(self.members.iter().map(newest).collect());
     }
@@ -117,20 +121,36 @@ impl AddressBook {
         let members: BTreeMap<NodeId, PeerNode> = nodes.into_iter().map(|node| (node.node, node)).collect();
         let mut table = self.lock();
         let before = std::mem::replace(&mut table.members, members);
-        let Table { members, heard, .. } = &mut *table;
+        let Table { members, heard, guessed, .. } = &mut *table;
         heard.retain(|node, _| members.contains_key(node) && members.get(node) == before.get(node));
+        guessed.retain(|node, _| members.contains_key(node) && members.get(node) == before.get(node));
         table.merge();
     }
 
     /// Notes what a member says of itself; whether that is another place than was known. What others say is ignored.
     pub fn hear(&self, node: &PeerNode) -> bool {
         let mut table = self.lock();
-        if node.host.is_empty() || node.port == 0 || table.merged.get(&node.node).is_none_or(|known| **known == *node) {
+        if node.host.is_empty() || node.port == 0 || !table.members.contains_key(&node.node) {
             return false;
         }
+        let before = table.merged.get(&node.node).cloned();
+        table.guessed.remove(&node.node);
         table.heard.insert(node.node, node.clone());
         table.merge();
-        true
+        before.is_none_or(|before| *before != *node)
+    }
+
+    /// Looks for a member at another address (`None`: where it was), until it says itself where it is. Whoever is there
+    /// instead is refused by the connection, as an address proves nothing.
+    pub fn guess(&self, node: NodeId, address: Option<(String, u16)>) {
+        let mut table = self.lock();
+        let before = match address {
+            Some(address) if table.members.contains_key(&node) => table.guessed.insert(node, address),
+            Some(_) | None => table.guessed.remove(&node),
+        };
+        if table.guessed.get(&node) != before.as_ref() {
+            table.merge();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -172,5 +192,28 @@ mod tests {
         book.publish([at(2, 20)]);
         book.publish([at(1, 13), at(2, 20)]);
         assert_eq!(port(&book, 1), Some(13));
+    }
+
+    /// A guess counts until the member says itself where it is, or the catalog does, or it is given up.
+    #[test]
+    fn guessed() {
+        let book = AddressBook::default();
+        let seed = || Some(("seed".to_owned(), 99));
+        book.guess(NodeId(1), seed());
+        book.publish([at(1, 10)]);
+        assert_eq!(port(&book, 1), Some(10), "it was no member");
+        book.guess(NodeId(1), seed());
+        let guessed = book.get(NodeId(1)).unwrap();
+        assert_eq!((&guessed.host[..], guessed.port), ("seed", 99));
+        book.publish([at(1, 10)]);
+        assert_eq!(port(&book, 1), Some(99));
+        assert!(book.hear(&at(1, 10)));
+        assert_eq!(port(&book, 1), Some(10));
+        book.guess(NodeId(1), seed());
+        book.guess(NodeId(1), None);
+        assert_eq!(port(&book, 1), Some(10));
+        book.guess(NodeId(1), seed());
+        book.publish([at(1, 11)]);
+        assert_eq!(port(&book, 1), Some(11));
     }
 }

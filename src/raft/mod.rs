@@ -437,8 +437,7 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// Suspends until leader, term, membership or `leads` may have changed since this was called, or the group stops or
     /// closes.
     pub fn wait_changed(&self) -> impl Future<Output = ()> + 'static {
-        let turned = self.inner.shared.turned.notified();
-        async move { turned.await }
+        self.inner.shared.turned.notified()
     }
 
     /// Chain hash at the last applied entry: equal on replicas that have applied the same.

@@ -80,11 +80,14 @@ enum Sending<E: Env> {
     Busy(Local<(FrameSender<E>, Result<(), PeerError>)>),
 }
 
+/// What a receive has come to, and the stream back.
+type ReceivedBack<E> = (FrameReceiver<E>, Result<Option<Received>, PeerError>);
+
 enum Receiving<E: Env> {
     /// There is no stream.
     Nothing,
     Idle(FrameReceiver<E>),
-    Busy(Local<(FrameReceiver<E>, Result<Option<Received>, PeerError>)>),
+    Busy(Local<ReceivedBack<E>>),
 }
 
 impl<'s, E, M, S> Session<'s, E, M, S>

@@ -6,7 +6,8 @@
 //!   never changes a Raft group's membership, and nobody is declared dead for Raft by it: that is `peer::liveness`.
 //! - Only members that the book knows are listened to.
 //! - Everybody is found from any one that is reached: whoever is in the book and not heard of is greeted again and
-//!   again, and told where this node is, as it may not know how to answer.
+//!   again, and told where this node is, as it may not know how to answer. Who does not answer is looked for at the
+//!   addresses that `join` names, too: after a start of all nodes at new addresses one that is known is enough.
 //!
 //! `codec`: bytes, and who speaks. `state`: what nodes say of themselves. `table`: what comes of it.
 
@@ -49,11 +50,16 @@ use crate::{
 /// Members that are greeted at once because nothing is heard of them.
 const GREETED_AT_ONCE: usize = 3;
 
+/// How long a missing member is looked for at one address.
+const LOOKED_FOR: Duration = Duration::from_secs(1);
+
 /// How fast gossip goes.
 #[derive(Clone, Debug)]
 struct Pace {
     /// Between looks at what this node has to say, and greetings.
     tick: Duration,
+    /// The same while somebody is missing.
+    hurried_tick: Duration,
     /// This many ticks after it was said, the own state is said again: somebody may have missed it.
     repeat_ticks: u32,
     /// foca's own times: a member is asked each `probe_period`, has half a second to answer, and three to object.
@@ -80,7 +86,8 @@ impl Default for Pace {
             periodic_announce_to_down_members: None,
             periodic_gossip,
         };
-        Pace { tick: Duration::from_secs(1), repeat_ticks: 10, foca }
+        let hurried_tick = Duration::from_millis(250);
+        Pace { tick: Duration::from_secs(1), hurried_tick, repeat_ticks: 10, foca }
     }
 }
 
@@ -119,6 +126,8 @@ struct Inner<E: Env> {
     pace: Pace,
     /// Where others reach this node.
     address: PeerNode,
+    /// Of `join`.
+    seeds: Vec<(String, u16)>,
     heard: Rc<RefCell<Heard>>,
     core: RefCell<Core<E>>,
     began: <E::Runtime as AsyncRuntime>::Instant,
@@ -149,7 +158,9 @@ impl<E: Env> Gossip<E> {
         let core = RefCell::new(Core { foca, outbox: Outbox::default(), stamp: 0, ticks_left: 0 });
         let began = <E::Runtime as AsyncRuntime>::Instant::now();
         let (wake, ended, address) = (Notify::new(), Cell::new(false), PeerNode::clone(&address));
-        let gossip = Gossip { inner: Rc::new(Inner { node, peers, pace, address, heard, core, began, wake, ended }) };
+        let seeds = node.config.join.iter().filter_map(|seed| parse_seed(seed)).collect();
+        let inner = Inner { node, peers, pace, address, seeds, heard, core, began, wake, ended };
+        let gossip = Gossip { inner: Rc::new(inner) };
         env::spawn::<E>(run(gossip.clone()));
         gossip
     }
@@ -177,6 +188,13 @@ impl<E: Env> Gossip<E> {
     }
 }
 
+/// `host:port`; one that is not is left out, as joining has complained of it already.
+fn parse_seed(seed: &str) -> Option<(String, u16)> {
+    let (host, port) = seed.rsplit_once(':')?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    Some((host.to_owned(), port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
+}
+
 /// Timers and ticks, until it is over.
 async fn run<E: Env>(gossip: Gossip<E>) {
     let inner = &gossip.inner;
@@ -193,8 +211,9 @@ async fn run<E: Env>(gossip: Gossip<E>) {
             return;
         }
         if now_us >= tick_us {
-            tick_us = now_us + inner.pace.tick.as_micros() as u64;
-            inner.tick();
+            let is_complete = inner.tick();
+            let tick = if is_complete { inner.pace.tick } else { inner.pace.hurried_tick };
+            tick_us = now_us + tick.as_micros() as u64;
         }
         let next_us = inner.next_timer_us().map_or(tick_us, |timer_us| timer_us.min(tick_us));
         let pause = Duration::from_micros(next_us.saturating_sub(inner.now_us()));
@@ -230,6 +249,8 @@ impl<E: Env> Inner<E> {
         let Ok(Some(said)) = state::decode(item) else { return };
         if said.state.address.node == from && self.heard.borrow_mut().note(said) {
             self.drive(|foca, _| foca.add_broadcast(item).map(|_| ()));
+            // It has begun just now, and knows as little of this node. What is no news is not answered: that ends it.
+            self.say_hello(from);
         }
     }
 
@@ -256,7 +277,12 @@ impl<E: Env> Inner<E> {
             if outbox.timers.next_us().is_some_and(|next_us| earliest_us.is_none_or(|before_us| next_us < before_us)) {
                 self.wake.notify_all();
             }
-            (std::mem::take(&mut outbox.sends), std::mem::take(&mut outbox.changed))
+            let somebody_is_new = std::mem::take(&mut outbox.somebody_is_new);
+            let done = (std::mem::take(&mut outbox.sends), std::mem::take(&mut outbox.changed));
+            if somebody_is_new {
+                core.ticks_left = 0;
+            }
+            done
         };
         for (node, bytes) in sends {
             self.peers.send_datagram(Destination { node, slot: 0 }, bytes);
@@ -280,25 +306,56 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    fn tick(&self) {
+    /// Whether everybody is heard of.
+    fn tick(&self) -> bool {
         self.say();
-        for node in self.missing() {
-            self.peers.send_datagram(Destination { node, slot: 0 }, self.hello());
+        let missing = self.missing();
+        for node in &missing {
+            self.look_for(*node);
+            self.say_hello(*node);
             // Its generation is not known; it takes a greeting under any.
-            self.drive(|foca, outbox| foca.announce(Speaker::new(node, 0), outbox));
+            self.drive(|foca, outbox| foca.announce(Speaker::new(*node, 0), outbox));
         }
         // Suspicions come without a notice.
         self.publish();
+        missing.is_empty()
     }
 
-    /// What this node says of itself, for one that may not know where it is.
-    fn hello(&self) -> Bytes {
-        let said = self.heard.borrow().get(self.peers.me()).cloned().expect("a tick says something first");
+    /// While this node hears nobody at all, members that are dead where they were are looked for at the seeds' addresses,
+    /// one after the other. Not longer: whoever is found knows where the others are, and a seed that is dialled as
+    /// somebody else has to refuse it each time.
+    fn look_for(&self, node: NodeId) {
+        if self.seeds.is_empty() {
+            return;
+        }
+        if self.core.borrow().foca.num_members() > 0 {
+            self.peers.book().guess(node, None);
+            return;
+        }
+        if self.node.liveness.is_alive(node) {
+            // Perhaps just found, and about to say where it is.
+            return;
+        }
+        let turn = self.now_us() / LOOKED_FOR.as_micros() as u64 + node.0;
+        let place = (turn % (self.seeds.len() as u64 + 1)) as usize;
+        self.peers.book().guess(node, self.seeds.get(place).cloned());
+    }
+
+    /// Tells a node that may not know it where this one is, and how it is.
+    fn say_hello(&self, node: NodeId) {
+        if let Some(hello) = self.hello() {
+            self.peers.send_datagram(Destination { node, slot: 0 }, hello);
+        }
+    }
+
+    /// `None` before the first tick.
+    fn hello(&self) -> Option<Bytes> {
+        let said = self.heard.borrow().get(self.peers.me()).cloned()?;
         let item = state::encode(&said.state, said.stamp);
         let mut bytes = BytesMut::with_capacity(1 + item.len());
         bytes.put_u8(datagram::HELLO);
         bytes.put_slice(&item);
-        bytes.freeze()
+        Some(bytes.freeze())
     }
 
     /// A few members of which nothing is heard, another few each time.
@@ -376,11 +433,13 @@ struct Outbox {
     timers: Timers,
     /// Somebody came, went, or changed.
     changed: bool,
+    /// Somebody came who has not heard what this node says of itself.
+    somebody_is_new: bool,
 }
 
 impl foca::Runtime<Speaker> for Outbox {
     fn notify(&mut self, notification: Notification<'_, Speaker>) {
-        match notification {
+        match &notification {
             Notification::MemberUp(speaker) => tracing::debug!(node = %speaker.node, "gossip: up"),
             Notification::MemberDown(speaker) => tracing::debug!(node = %speaker.node, "gossip: down"),
             Notification::Rejoin(speaker) => {
@@ -389,6 +448,7 @@ impl foca::Runtime<Speaker> for Outbox {
             Notification::Rename(_, _) | Notification::Active | Notification::Idle | Notification::Defunct => {}
         }
         self.changed = true;
+        self.somebody_is_new |= matches!(notification, Notification::MemberUp(_) | Notification::Rename(_, _));
     }
 
     fn send_to(&mut self, to: Speaker, data: &[u8]) {

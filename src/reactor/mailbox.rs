@@ -347,7 +347,9 @@ impl Mailbox {
 mod tests {
     use super::*;
 
-    fn status(uid: u64) -> (Request, oneshot::Receiver<Result<Vec<Option<ShardStatus>>, ReactorError>>) {
+    type Statuses = Result<Vec<Option<ShardStatus>>, ReactorError>;
+
+    fn status(uid: u64) -> (Request, oneshot::Receiver<Statuses>) {
         let (reply, answer) = oneshot::channel();
         (Request::Status { uids: vec![ShardUid(uid)], reply }, answer)
     }

@@ -502,10 +502,7 @@ impl<E: Env> Reactor<E> {
                 let reactor = Rc::clone(self);
                 answer::<E, _>(reply, async move { reactor.open(shards).await });
             }
-            Request::Lost { uids, reply } => {
-                uids.into_iter().for_each(|uid| self.lose(uid));
-                drop(reply.send(Ok(())));
-            }
+            Request::Lost { uids, reply } => drop(reply.send(self.lose_all(&uids))),
             Request::Remove { uids, reply } => {
                 let reactor = Rc::clone(self);
                 answer::<E, _>(reply, async move {
@@ -534,16 +531,7 @@ impl<E: Env> Reactor<E> {
                 }
             }
             Request::AwaitTopic { name, reply } => {
-                let topics = Arc::clone(&self.node.topics);
-                answer::<E, _>(reply, async move {
-                    let mut changes = topics.watch();
-                    let known = async {
-                        while !topics.snapshot().contains_key(name.as_str()) && changes.changed().await.is_ok() {}
-                    };
-                    // In vain: whoever asked looks for it, and finds that it is not there.
-                    drop(E::Runtime::timeout(limits::LEADER_WAIT, known).await);
-                    Ok(())
-                });
+                answer::<E, _>(reply, await_topic::<E>(Arc::clone(&self.node), name))
             }
             Request::Admin { call, reply } => {
                 if let Err(reply) = self.hooks.admin(call, reply) {
@@ -562,6 +550,11 @@ impl<E: Env> Reactor<E> {
                 });
             }
         }
+    }
+
+    fn lose_all(&self, uids: &[ShardUid]) -> Result<(), ReactorError> {
+        uids.iter().for_each(|uid| self.lose(*uid));
+        Ok(())
     }
 
     /// Keeps a shard without files as such: to make it anew would hide that its records are gone.
@@ -604,6 +597,16 @@ impl<E: Env> Reactor<E> {
         let count = self.shards.borrow().len();
         self.node.reactors[self.number.0 as usize].shards.store(count, Relaxed);
     }
+}
+
+/// Waits until a topic is published here.
+async fn await_topic<E: Env>(node: Arc<Node>, name: String) -> Result<(), ReactorError> {
+    let mut changes = node.topics.watch();
+    let known =
+        async { while !node.topics.snapshot().contains_key(name.as_str()) && changes.changed().await.is_ok() {} };
+    // In vain: whoever asked looks for it, and finds that it is not there.
+    drop(E::Runtime::timeout(limits::LEADER_WAIT, known).await);
+    Ok(())
 }
 
 /// Runs `work` and sends what it says.

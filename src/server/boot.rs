@@ -92,8 +92,10 @@ async fn check_catalog<E: Env>(reactor: &Reactor<E>, found: &BTreeSet<ShardUid>)
 async fn learn_cluster<E: Env>(reactor: &Rc<Reactor<E>>, control: &Control<E>, founder: bool) -> Result<(), String> {
     let identity = reactor.node().identity().expect("it was established before");
     let mut waited = Duration::ZERO;
+    // What is committed in a catalog of several nodes is known when one of them leads it again.
+    let is_alone = control.group().members().voters.len() <= 1;
     while control.cluster_id().is_none() {
-        if founder {
+        if founder && is_alone {
             control.init(identity.cluster_id.clone()).await.map_err(|error| error.to_string())?;
             continue;
         }
@@ -101,7 +103,7 @@ async fn learn_cluster<E: Env>(reactor: &Rc<Reactor<E>>, control: &Control<E>, f
             return Err(format!("the catalog could not be followed: {cause}"));
         }
         if waited.as_millis().is_multiple_of(WAIT_REPORT.as_millis()) && !waited.is_zero() {
-            tracing::info!(waited_s = waited.as_secs(), "waiting for the cluster's catalog: is one of its nodes up?");
+            tracing::info!(waited_s = waited.as_secs(), "waiting for the cluster's catalog: are most of the nodes up?");
         }
         env::sleep::<E>(RETRY_INTERVAL).await;
         waited += RETRY_INTERVAL;

@@ -160,8 +160,9 @@ fn open(
 /// Recovers the node, on reactor 0.
 async fn start_node(reactor: &Rc<Reactor<RealEnv>>, membership: &Membership) -> Result<Control<RealEnv>, String> {
     let node = reactor.node();
-    let members = membership.members.iter().chain([&node.own_entry()]).map(to_peer_node).collect::<Vec<_>>();
-    node.book.publish(members);
+    let own = node.own_entry();
+    let others = membership.members.iter().filter(|member| member.node_id != own.node_id);
+    node.book.publish(others.chain([&own]).map(to_peer_node).collect::<Vec<_>>());
     reactor.peers().watch_liveness();
     let gossip = gossip::start(reactor);
     reactor.hooks().set_datagrams(move |from, datagram| gossip.feed(from, &datagram));

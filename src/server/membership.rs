@@ -24,8 +24,8 @@ use prost::Message;
 use crate::{
     config::Config,
     env::{
-        Env,
-        net::{Endpoint, Net, NetError},
+        self, Env,
+        net::{Endpoint, Net},
         quic::{JoinError, QuicNet, QuicOptions, join_call},
         real::RealEnv,
         runtime,
@@ -35,7 +35,10 @@ use crate::{
         ClusterNode, ControlReply, ControlRequest, JoinReply, JoinRequest, control_reply, control_request,
     },
     reactor::{
-        control::join::{NewToken, Signed, Trust},
+        control::{
+            join::{NewToken, Signed, Trust},
+            remembered::{self, MEMBERS_FILE},
+        },
         node::{Advertised, Identity},
     },
     server::{
@@ -65,7 +68,7 @@ pub struct Membership {
     pub identity: Identity,
     /// With which it proves that.
     pub credentials: Arc<Credentials>,
-    /// The members, if it has just joined; else its catalog knows them.
+    /// The members, as the answer to its joining said, or as it remembers them. Its catalog knows better, in time.
     pub members: Vec<ClusterNode>,
 }
 
@@ -130,7 +133,9 @@ pub fn establish(config: &Config, advertised: &Advertised, reactors: usize) -> R
             let credentials = keys.load()?;
             credentials.must_be_of(identity.node, &identity.cluster_id).map_err(|error| error.to_string())?;
             refuse_a_copy(config, advertised, &identity, &credentials)?;
-            Membership { identity, credentials, members: Vec::new() }
+            let remembered = directory::read(&config.data.join(MEMBERS_FILE))?;
+            let remembered = remembered.and_then(|content| remembered::decode(&content));
+            Membership { identity, credentials, members: remembered.map_or_else(Vec::new, |known| known.nodes) }
         }
         None if config.join.is_empty() => begin_cluster(config, &keys)?,
         None => join_cluster(config, advertised, reactors, &keys)?,
@@ -266,7 +271,7 @@ fn ask_to_join(config: &Config, token: &JoinToken, request: &JoinRequest) -> Res
             return Err(format!("the cluster could not be joined within {JOIN_MAX:?}: {last}"));
         }
         tracing::warn!(cause = %last, "the cluster could not be joined yet; trying again");
-        std::thread::sleep(JOIN_INTERVAL);
+        runtime::block_on(env::sleep::<RealEnv>(JOIN_INTERVAL));
         waited += JOIN_INTERVAL;
     }
 }
@@ -316,28 +321,25 @@ fn refuse_a_copy(
         return Ok(());
     }
     let old = Endpoint { node: identity.node, host, port };
-    match runtime::block_on(probe(old.clone(), credentials.clone())) {
-        Ok(()) => Err(format!(
-            "{old} is running already: this data directory ({}) is a copy of that node's; stop that one, or begin with an \
-             empty directory and --join as a new node",
-            config.data.display()
-        )),
-        Err(_) => Ok(()),
+    if !runtime::block_on(is_running(&old, credentials.clone())) {
+        return Ok(());
     }
+    Err(format!(
+        "{old} is running already: this data directory ({}) is a copy of that node's; stop that one, or begin with an \
+         empty directory and --join as a new node",
+        config.data.display()
+    ))
 }
 
-/// Whether this node's own certificate is shown there.
-async fn probe(to: Endpoint, credentials: Arc<Credentials>) -> Result<(), NetError> {
-    let unreachable = |cause: String| NetError::Unreachable { to: to.clone(), cause };
-    let socket = UdpSocket::bind(if to.host.contains(':') { "[::]:0" } else { "0.0.0.0:0" });
-    let socket = socket.map_err(|error| unreachable(error.to_string()))?;
-    let everybody = Arc::new(|_| Ok(()));
-    let net = QuicNet::new(socket, credentials, everybody, QuicOptions::default());
-    let net = net.map_err(|error| unreachable(error.to_string()))?;
-    let answered = tokio::time::timeout(PROBE_MAX, net.connect(to.clone())).await;
-    let answered = answered.unwrap_or_else(|_| Err(unreachable("nobody answers".to_owned()))).map(drop);
+/// Whether somebody shows this node's own certificate there.
+async fn is_running(there: &Endpoint, credentials: Arc<Credentials>) -> bool {
+    let socket = UdpSocket::bind(if there.host.contains(':') { "[::]:0" } else { "0.0.0.0:0" });
+    let Ok(socket) = socket else { return false };
+    let options = QuicOptions { dial: PROBE_MAX, ..QuicOptions::default() };
+    let Ok(net) = QuicNet::new(socket, credentials, Arc::new(|_| Ok(())), options) else { return false };
+    let is_there = net.is_there(there).await;
     net.close().await;
-    answered
+    is_there
 }
 
 fn address_file(config: &Config) -> PathBuf {

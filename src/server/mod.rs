@@ -141,12 +141,13 @@ impl Node {
         if std::mem::replace(&mut self.down, true) {
             return Ok(());
         }
-        let reactors = self.shared.reactors.len();
+        // The ops thread comes first; a start that failed early has fewer reactors than it would have.
+        let reactors = self.threads.len().saturating_sub(1);
         let was_serving = self.shared.phase() == Phase::Serving;
         self.shared.enter(Phase::Leaving);
         let mut result = if was_serving { self.wait_for(Stage::Left, reactors) } else { Ok(()) };
         self.shared.enter(Phase::Draining);
-        result = result.and(self.wait_for(Stage::Drained, reactors + 1));
+        result = result.and(self.wait_for(Stage::Drained, self.threads.len()));
         self.shared.enter(Phase::Closing);
         result = result.and(self.wait_for(Stage::Closed, reactors));
         for thread in self.threads.drain(..) {

@@ -19,7 +19,7 @@ use ringlog::{
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Long enough for the slowest machine: only a hang reaches it.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The binary under test.
 pub const RINGLOG: &str = env!("CARGO_BIN_EXE_ringlog");
@@ -116,11 +116,17 @@ impl Node {
         self.dir.join("data")
     }
 
-    /// Its id, from the file `identity`.
+    /// Its id, from the file `identity`, which is there once it has begun or joined a cluster.
     pub fn id(&self) -> u64 {
-        let identity = fs::read_to_string(self.data().join("identity")).unwrap();
-        let line = identity.lines().find_map(|line| line.strip_prefix("node ")).unwrap();
-        line.parse().unwrap()
+        let since = Instant::now();
+        loop {
+            let identity = fs::read_to_string(self.data().join("identity")).unwrap_or_default();
+            if let Some(id) = identity.lines().find_map(|line| line.strip_prefix("node ")) {
+                return id.parse().unwrap();
+            }
+            assert!(since.elapsed() < PATIENCE, "it does not join:\n{}", self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Starts the process; `with` are flags for this time only.
@@ -258,9 +264,9 @@ impl Drop for Node {
 
 /// Several nodes that are one cluster.
 pub struct Cluster {
-    pub dir: tempfile::TempDir,
-    /// In the order in which they joined.
+    /// In the order in which they joined. Before `dir`: their logs are shown when a test fails.
     pub nodes: Vec<Node>,
+    pub dir: tempfile::TempDir,
 }
 
 impl Cluster {

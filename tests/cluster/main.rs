@@ -8,6 +8,7 @@ mod checker;
 mod checker_tests;
 mod faults;
 mod harness;
+mod identity;
 mod net;
 mod partitions;
 mod workload;

@@ -67,7 +67,7 @@ impl Net {
             run(&format!("ip -n {space} addr add {}/24 dev eth0", self.host(node)), "")?;
             run(&format!("ip -n {space} link set eth0 up"), "")?;
             run(&format!("ip -n {space} link set lo up"), "")?;
-            let table = "table inet cut { chain input { type filter hook input priority 0; policy accept; } }";
+            let table = "table inet cut {\nchain input {\ntype filter hook input priority 0; policy accept;\n}\n}\n";
             run(&format!("ip netns exec {space} nft -f -"), table)?;
         }
         Ok(())

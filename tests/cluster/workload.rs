@@ -50,11 +50,6 @@ impl History {
     pub fn count(&self, is_such: impl Fn(&Outcome) -> bool) -> usize {
         self.shards.iter().flatten().filter(|outcome| is_such(outcome)).count()
     }
-
-    pub fn acked(&self) -> usize {
-        self.count(|outcome| matches!(outcome, Outcome::Acked(_)))
-    }
-
     /// What was not acknowledged, and why.
     pub fn failures(&self) -> Vec<&Outcome> {
         self.shards.iter().flatten().filter(|outcome| !matches!(outcome, Outcome::Acked(_))).collect()

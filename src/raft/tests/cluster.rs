@@ -61,7 +61,7 @@ pub(super) async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) ->
             if let Some(found) = look() {
                 return found;
             }
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            env::sleep::<TestEnv>(Duration::from_millis(2)).await;
         }
     };
     guard(what, waiting).await
@@ -69,7 +69,7 @@ pub(super) async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) ->
 
 /// Panics instead of hanging.
 pub(super) async fn guard<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(HANG, future).await.unwrap_or_else(|_| panic!("waited too long: {what}"))
+    <TestEnv as Env>::Runtime::timeout(HANG, future).await.unwrap_or_else(|_| panic!("waited too long: {what}"))
 }
 
 pub(super) fn ids(nodes: &[u64]) -> BTreeSet<NodeId> {
@@ -173,14 +173,6 @@ impl Cluster {
         log.close().await.unwrap();
     }
 
-    /// Stops a node cleanly; its disk stays.
-    pub(super) async fn stop(&mut self, id: u64) {
-        let node = self.nodes.get_mut(&id).unwrap();
-        guard("close", node.group.close()).await.unwrap();
-        node.peers.close().await;
-        node.live = false;
-    }
-
     pub(super) fn group(&self, id: u64) -> &TestGroup {
         &self.nodes[&id].group
     }
@@ -246,7 +238,7 @@ impl Cluster {
                     Ok(_) | Err(GroupError::NotLeader { .. } | GroupError::Full(_)) => {}
                     Err(error) => panic!("{error:?}"),
                 }
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                env::sleep::<TestEnv>(Duration::from_millis(1)).await;
             }
         };
         guard("an acknowledgement", producing).await

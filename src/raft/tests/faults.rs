@@ -184,7 +184,7 @@ fn new_group_on_a_full_disk() {
             let writes = disk.count(Operation::AppendDurable);
             disk.set_capacity(None);
             // More than the log's supply would wait between two looks.
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            env::sleep::<TestEnv>(Duration::from_millis(20)).await;
             assert_eq!(disk.count(Operation::AppendDurable), writes, "nobody writes");
             let (group, _) = open(&disk).await;
             produce(&group, 1, 10).await.unwrap();

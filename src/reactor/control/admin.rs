@@ -32,6 +32,9 @@ const TRANSFER_MAX: Duration = Duration::from_secs(5);
 /// How long a token can be used unless somebody says otherwise.
 const TOKEN_VALID: Duration = Duration::from_secs(86_400);
 
+/// How often a dead node that is being removed is looked at.
+const REMOVE_LOOK: Duration = Duration::from_millis(250);
+
 /// How often a transfer is tried at the next replica.
 const TRANSFER_ROUNDS: usize = 4;
 
@@ -97,11 +100,35 @@ impl<E: Env> Control<E> {
                 )));
             }
             self.set_state(node, NodeState::Draining).await?;
+            env::spawn::<E>(self.clone().remove_when_empty(node));
             return Ok(AdminAnswer::Removed { replicas: self.replicas_on(node) });
         }
         self.set_state(node, NodeState::Removed).await?;
         tracing::info!(node = node.0, "node removed from the cluster");
         Ok(AdminAnswer::Removed { replicas: 0 })
+    }
+
+    /// Removes a dead node when its replicas are elsewhere. If this node dies before, the command is given again.
+    async fn remove_when_empty(self, node: NodeId) {
+        loop {
+            env::sleep::<E>(REMOVE_LOOK).await;
+            let state = self.inner.catalog.with_machine(|catalog| catalog.node(node).map(|node| node.state));
+            if state != Some(NodeState::Draining) || self.inner.closing.get() || !self.dead().contains(&node) {
+                return;
+            }
+            if self.replicas_on(node) > 0 {
+                continue;
+            }
+            match self.set_state(node, NodeState::Removed).await {
+                Ok(()) => {
+                    tracing::info!(node = node.0, "dead node removed from the cluster");
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(node = node.0, %error, "a dead node was not removed yet; it is tried again")
+                }
+            }
+        }
     }
 
     async fn set_state(&self, node: NodeId, state: NodeState) -> Result<(), ControlError> {

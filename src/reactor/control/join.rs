@@ -59,16 +59,19 @@ impl<E: Env> Control<E> {
     pub async fn join(&self, request: JoinRequest, proven: Option<NodeId>) -> Result<JoinReply, ControlError> {
         let JoinRequest { node, csr, token_secret } = request.clone();
         let node = node.ok_or_else(|| ControlError::Precondition("the request names no node".to_owned()))?;
-        if proven.is_none() && self.inner.trust.sign.is_none() {
+        // With a certificate of its own it claims the id that is in it; else it gets one, and a certificate.
+        let wants_certificate = !csr.is_empty();
+        if wants_certificate && self.inner.trust.sign.is_none() {
             return self.join_elsewhere(JoinRequest { node: Some(node), csr, token_secret }).await;
         }
-        let node = ClusterNode { node_id: proven.map_or(0, |proven| proven.0), ..node };
+        let claimed = if wants_certificate { 0 } else { node.node_id };
+        let node = ClusterNode { node_id: proven.map_or(claimed, |proven| proven.0), ..node };
         let token_secret_hash = if proven.is_some() { Vec::new() } else { (self.inner.trust.hash)(&token_secret) };
         let add = AddNode { node: Some(node), token_secret_hash: token_secret_hash.into(), now_us: E::wall_us() };
         let proposed = self.propose(Command::AddNode(add)).await?;
         let id = proposed.node.ok_or_else(|| ControlError::Precondition("the catalog gave no node id".to_owned()))?;
         let signed = match &self.inner.trust.sign {
-            Some(sign) if proven.is_none() => sign(&csr, id).map_err(ControlError::Precondition)?,
+            Some(sign) if wants_certificate => sign(&csr, id).map_err(ControlError::Precondition)?,
             _ => Signed { certificate: String::new(), ca_certificate: String::new() },
         };
         tracing::info!(node = id.0, "node joins the cluster");

@@ -16,6 +16,7 @@ pub mod join;
 mod lead;
 mod propose;
 mod reconcile;
+pub mod remembered;
 
 use std::{
     cell::{Cell, RefCell},
@@ -30,7 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use self::propose::{NOT_LEADER, Proposed};
 use crate::{
-    catalog::{Catalog, CatalogError, CreateTopic, DeleteTopic, InitCluster, TopicView},
+    catalog::{Catalog, CatalogError, CreateTopic, DeleteTopic, InitCluster, NodeView, TopicView},
     env::{self, Disk, Env, channel::Notify},
     ids::{NodeId, ReactorNumber, ShardUid},
     limits,
@@ -193,6 +194,9 @@ struct Inner<E: Env> {
     failed: RefCell<BTreeMap<ShardUid, ReactorError>>,
     /// `reconcile` has carried out the catalog up to here.
     reconciled: Cell<crate::ids::Index>,
+    /// Whom the file `members` lists, as far as is known; and the end of the catalog's entries that it follows from.
+    remembered: RefCell<Vec<Arc<NodeView>>>,
+    remembered_end: Cell<crate::ids::Index>,
     reconciled_changed: Notify,
     /// Commands that run.
     running: Cell<usize>,
@@ -242,6 +246,8 @@ impl<E: Env> Control<E> {
             lost: RefCell::default(),
             failed: RefCell::default(),
             reconciled: Cell::default(),
+            remembered: RefCell::default(),
+            remembered_end: Cell::default(),
             reconciled_changed: Notify::new(),
             running: Cell::new(0),
             trust,

@@ -207,12 +207,6 @@ pub fn control_frame(request: control_request::Request) -> Frame {
     Frame { kind: FrameKind::Control, envelope: Bytes::from(envelope), parts: Vec::new() }
 }
 
-/// A control reply as a frame.
-pub fn reply_frame(reply: control_reply::Reply) -> Frame {
-    let envelope = ControlReply { reply: Some(reply) }.encode_to_vec();
-    Frame { kind: FrameKind::Control, envelope: Bytes::from(envelope), parts: Vec::new() }
-}
-
 /// The reply in a frame.
 ///
 /// # Errors

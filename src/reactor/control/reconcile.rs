@@ -20,7 +20,11 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Control, ControlError, shard_dir};
+use super::{
+    Control, ControlError,
+    remembered::{self, MEMBERS_FILE},
+    shard_dir,
+};
 use crate::{
     catalog::NodeState,
     env::{self, Disk, Env},
@@ -60,6 +64,11 @@ impl<E: Env> Control<E> {
         let lost = made.iter().filter(|uid| !found.contains(uid) || emptied.contains(uid));
         *self.inner.lost.borrow_mut() = lost.copied().collect();
         self.inner.on_disk.borrow_mut().clone_from(found);
+        if let Ok(content) = self.inner.reactor.disk().read_file(&self.members_file()).await
+            && let Some(remembered) = remembered::decode(&content)
+        {
+            self.inner.remembered_end.set(remembered.applied_end);
+        }
         self.inner.emptied.borrow_mut().clone_from(emptied);
         Ok(())
     }
@@ -106,6 +115,7 @@ impl<E: Env> Control<E> {
     /// its reactor goes on trying where that can help.
     pub async fn reconcile(&self) -> bool {
         self.publish_book();
+        self.remember_members().await;
         let topics = self.topics();
         let wanted = self.wanted(&topics);
         self.withdraw_deleted(&topics);
@@ -141,8 +151,9 @@ impl<E: Env> Control<E> {
     /// Tells all reactors who the nodes are.
     fn publish_book(&self) {
         let nodes: Vec<_> = self.inner.catalog.with_machine(|catalog| catalog.nodes().cloned().collect());
-        if nodes.is_empty() {
-            // A node that has just joined knows the others from its answer, until its catalog comes.
+        if nodes.is_empty() || self.inner.catalog.applied_end() < self.inner.remembered_end.get() {
+            // A node that has just joined knows the others from its answer, until its catalog comes; one that starts again
+            // remembers them, until its catalog is as far as it was.
             return;
         }
         let book = &self.inner.reactor.node().book;
@@ -158,6 +169,32 @@ impl<E: Env> Control<E> {
         let removed: BTreeSet<NodeId> =
             nodes.iter().filter(|node| node.state == NodeState::Removed).map(|node| node.id).collect();
         book.publish_removed(removed);
+    }
+
+    /// Writes down who the nodes are, if that has changed. (It is tried again with the next change: an old list only makes a
+    /// start of all nodes at once harder.)
+    async fn remember_members(&self) {
+        let applied_end = self.inner.catalog.applied_end();
+        if applied_end < self.inner.remembered_end.get() {
+            return;
+        }
+        let nodes: Vec<_> = self.inner.catalog.with_machine(|catalog| catalog.nodes().cloned().collect());
+        if *self.inner.remembered.borrow() == nodes {
+            return;
+        }
+        let path = self.members_file();
+        let content = remembered::encode(applied_end, nodes.iter().map(|node| &**node));
+        match self.inner.reactor.disk().write_file(&path, Bytes::from(content)).await {
+            Ok(()) => {
+                *self.inner.remembered.borrow_mut() = nodes;
+                self.inner.remembered_end.set(applied_end);
+            }
+            Err(error) => tracing::warn!(path = %path.display(), %error, "the list of nodes could not be written"),
+        }
+    }
+
+    fn members_file(&self) -> PathBuf {
+        self.inner.reactor.node().config.data.join(MEMBERS_FILE)
     }
 
     /// Replicas that are to be here, lost ones left out.

@@ -79,6 +79,11 @@ impl<T> Fifo<T> {
         self.sent.is_empty() && self.waiting.is_empty()
     }
 
+    /// Something was sent and is not answered.
+    pub(super) fn has_sent(&self) -> bool {
+        !self.sent.is_empty()
+    }
+
     /// All of them.
     pub(super) fn len(&self) -> usize {
         self.sent.len() + self.waiting.len()

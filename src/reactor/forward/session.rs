@@ -3,7 +3,7 @@
 //!
 //! A session is one stream. Its first frame holds no request, so that nothing was asked if it cannot be opened.
 
-use std::{future::pending, rc::Rc, time::Duration};
+use std::{cell::Cell, future::pending, rc::Rc, time::Duration};
 
 use openraft::AsyncRuntime;
 
@@ -17,13 +17,17 @@ use super::{
 use crate::{
     env::{Env, net::Priority},
     ids::{NodeId, ShardUid, Term},
-    peer::{Destination, PeerError, frame::FrameKind, frame::FrameReceiver, frame::FrameSender, frame::FrameStream},
+    peer::{Destination, frame::FrameKind, frame::FrameReceiver, frame::FrameSender, frame::FrameStream},
     reactor::{Reactor, forward::leaders::Leader},
     shard::{Shard, ShardError},
 };
 
 /// A session without requests for that long is ended, and the FIFO forgotten.
 const IDLE_MAX: Duration = Duration::from_secs(10);
+
+/// How long a leader that another one has followed may take to answer what it was sent: it knows by then what it has written
+/// and what not, and nobody else does.
+const LAST_ANSWERS_MAX: Duration = Duration::from_secs(2);
 
 /// Most requests in one frame.
 const FRAME_REQUESTS_MAX: usize = 256;
@@ -160,13 +164,22 @@ impl<E: Env> Session<'_, E> {
     async fn run(&mut self) -> Ended {
         let Some(FrameStream { sender, receiver }) = self.open().await else { return Ended::Gone };
         let (reactor, uid, queue, node) = (self.reactor, self.uid, self.queue, self.to.node);
-        let sending = send::<E>(uid, queue, sender);
-        let moved = moved(reactor, uid, node);
+        let superseded = Cell::new(false);
+        let sending = send::<E>(uid, queue, sender, &superseded);
+        let silent = silent(reactor, node);
+        let moved = async {
+            followed(reactor, uid, node).await;
+            superseded.set(true);
+            queue.changed.notify_all();
+            E::Runtime::sleep(LAST_ANSWERS_MAX).await;
+            "another node leads now".to_owned()
+        };
         let receiving = self.receive(receiver);
         let ended = tokio::select! {
             biased;
             ended = receiving => ended,
             ended = sending => ended,
+            cause = silent => Err(cause),
             cause = moved => Err(cause),
         };
         match ended {
@@ -197,11 +210,10 @@ impl<E: Env> Session<'_, E> {
         };
         tokio::select! {
             biased;
-            opened = reactor.peers().open(self.to, opener, Priority::Normal) => match opened {
-                Ok(stream) => Some(stream),
-                Err(PeerError::Unreachable { .. } | PeerError::Lost { .. } | PeerError::Timeout { .. }) => None,
-            },
-            _ = moved(reactor, uid, self.to.node) => None,
+            // Whatever went wrong, and whether the opener came through: nothing was asked.
+            opened = reactor.peers().open(self.to, opener, Priority::Normal) => opened.ok(),
+            _ = silent(reactor, self.to.node) => None,
+            () = followed(reactor, uid, self.to.node) => None,
             () = expiring => None,
         }
     }
@@ -255,10 +267,24 @@ impl<E: Env> Session<'_, E> {
     }
 }
 
-/// Sends what waits, as it comes; ends when nothing has come for a while.
-async fn send<E: Env>(uid: ShardUid, queue: &Queue, mut sender: FrameSender<E>) -> Result<Ended, String> {
+/// Sends what waits, as it comes; ends when nothing has come for a while, or, once another node leads, when all that was
+/// sent is answered.
+async fn send<E: Env>(
+    uid: ShardUid,
+    queue: &Queue,
+    mut sender: FrameSender<E>,
+    superseded: &Cell<bool>,
+) -> Result<Ended, String> {
     loop {
         let changed = queue.changed.notified();
+        if superseded.get() {
+            if !queue.fifo.borrow().has_sent() {
+                sender.finish();
+                return Ok(Ended::Gone);
+            }
+            changed.await;
+            continue;
+        }
         let now_us = E::monotonic_us();
         queue.expire(now_us, None);
         let frame = {
@@ -281,18 +307,25 @@ async fn send<E: Env>(uid: ShardUid, queue: &Queue, mut sender: FrameSender<E>) 
     }
 }
 
-/// Resolves when the node is not the one to ask any more, with the reason: it is silent, or the own replica leads, or follows
-/// another one in a later term.
-async fn moved<E: Env>(reactor: &Rc<Reactor<E>>, uid: ShardUid, node: NodeId) -> String {
+/// Resolves when the node is not heard of any more, with that as the reason.
+async fn silent<E: Env>(reactor: &Rc<Reactor<E>>, node: NodeId) -> String {
+    let mut liveness = reactor.node().liveness.watch();
+    while reactor.node().liveness.is_alive(node) {
+        if liveness.changed().await.is_err() {
+            pending::<()>().await;
+        }
+    }
+    format!("node {node} is silent")
+}
+
+/// Resolves when the own replica leads, or follows another node in a later term.
+async fn followed<E: Env>(reactor: &Rc<Reactor<E>>, uid: ShardUid, node: NodeId) {
     let began = reactor.serving(uid).map_or(Term(0), |shard| shard.leader().1);
     loop {
-        if !reactor.node().liveness.is_alive(node) {
-            return format!("node {node} is silent");
-        }
         if let Ok(shard) = reactor.serving(uid) {
             let (leader, term) = shard.leader();
             if term > began && leader.is_some_and(|leader| leader != node) {
-                return "another node leads now".to_owned();
+                return;
             }
         }
         news(reactor, uid).await;

@@ -28,7 +28,7 @@ fn pace() -> Pace {
         periodic_gossip,
         ..usual.foca
     };
-    Pace { tick: tenth(usual.tick), foca, ..usual }
+    Pace { tick: tenth(usual.tick), hurried_tick: tenth(usual.hurried_tick), foca, ..usual }
 }
 
 fn at(node: u64, port: u16) -> PeerNode {
@@ -65,6 +65,10 @@ impl Handler<TestEnv> for Feed {
 impl World {
     /// A node that knows the others at those ports, itself at its own.
     fn start(network: &SimNetwork, node: u64, port: u16, known: &[(u64, u16)]) -> World {
+        World::start_with(network, node, port, known, Config::default())
+    }
+
+    fn start_with(network: &SimNetwork, node: u64, port: u16, known: &[(u64, u16)], config: Config) -> World {
         let anywhere: SocketAddr = ([127, 0, 0, 1], 0).into();
         let advertised = Advertised {
             peer_host: "host".to_owned(),
@@ -72,7 +76,7 @@ impl World {
             grpc: anywhere.to_string(),
             http: anywhere.to_string(),
         };
-        let shared = Arc::new(Node::new(Config::default(), 1, (anywhere, anywhere), advertised));
+        let shared = Arc::new(Node::new(config, 1, (anywhere, anywhere), advertised));
         shared.book.publish(known.iter().map(|(node, port)| at(*node, *port)).chain([at(node, port)]));
         let net = network.endpoint(NodeId(node), "host", port);
         let (book, liveness) = (Arc::clone(&shared.book), Arc::clone(&shared.liveness));
@@ -143,6 +147,42 @@ fn found_from_one_seed() {
             world.stop().await;
         }
     });
+}
+
+/// Nobody is where anybody expects it, but two have the third's address from `join`: they find each other by it.
+#[test]
+fn found_by_the_address_to_join() {
+    block_on(async {
+        TestEnv::reset(8);
+        let network = SimNetwork::new();
+        let config =
+            || Config { join: vec!["nobody".into(), "elsewhere:1".into(), "host:10".into()], ..Config::default() };
+        let a = World::start(&network, 1, 10, &[(2, 920), (3, 930)]);
+        let b = World::start_with(&network, 2, 20, &[(1, 910), (3, 930)], config());
+        let c = World::start_with(&network, 3, 30, &[(1, 910), (2, 920)], config());
+        for world in [&a, &b, &c] {
+            world.peers.watch_liveness();
+        }
+        until("all see all", || all_see_all(&[&a, &b, &c])).await;
+        for seer in [&a, &b, &c] {
+            let ports: Vec<u16> = (1..=3).map(|node| seer.node.book.get(NodeId(node)).unwrap().port).collect();
+            assert_eq!(ports, [10, 20, 30]);
+        }
+        for world in [a, b, c] {
+            world.stop().await;
+        }
+    });
+}
+
+/// Addresses to join as they are given.
+#[test]
+fn seeds() {
+    let parsed = |seed, host: &str, port| assert_eq!(parse_seed(seed), Some((host.to_owned(), port)));
+    parsed("a.b:7500", "a.b", 7_500);
+    parsed("[::1]:7500", "::1", 7_500);
+    for wrong in ["a.b", ":7500", "a:", "a:70000", ""] {
+        assert_eq!(parse_seed(wrong), None, "{wrong}");
+    }
 }
 
 /// A node that crashes is suspected and then down; started again, elsewhere and with its clock set back, it is back.
@@ -260,7 +300,7 @@ fn strangers_and_noise() {
             a.gossip.feed(NodeId(2), &[&greeting[..length], &[0xff; 40]].concat());
         }
         a.gossip.feed(NodeId(2), &[datagram::GOSSIP; 2_000]);
-        let mut hello = a.gossip.inner.hello().to_vec();
+        let mut hello = a.gossip.inner.hello().unwrap().to_vec();
         for node in [9, 1] {
             hello[2] = node;
             (2..hello.len()).for_each(|length| a.gossip.feed(NodeId(2), &hello[..length]));
