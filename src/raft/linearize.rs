@@ -9,7 +9,7 @@ use openraft::{
 
 use super::{Group, GroupError, Machine, types};
 use crate::{
-    env::{self, Env},
+    env::Env,
     format::peer::Message,
     ids::{Index, NodeId},
     peer::frame::FrameKind,
@@ -54,7 +54,6 @@ impl<E: Env, M: Machine> Group<E, M> {
             }
             // Also after a leader that said no: it may not know of its successor yet.
             drop(E::Runtime::timeout(ASK_AGAIN, turned).await);
-            env::sleep::<E>(Duration::ZERO).await;
         }
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use super::support::*;
 use crate::{
     env::runtime::block_on,
-    format::entry::EntryKind,
+    format::entry::{EntryHeader, EntryKind, NewEntry},
     ids::{Index, Offset},
     log::{HardState, LogError},
     sim::{Fault, Operation, SimDisk, TestEnv},
@@ -213,5 +213,65 @@ fn tail_budget() {
         drop((first, second));
         settle().await;
         assert_eq!(budget.bytes(), 0);
+    });
+}
+
+/// A log that is given up drops what waits, tells so, lets what is in flight land, and writes nothing more: whoever opens the
+/// directory next is the only writer.
+#[test]
+fn abandoned() {
+    let disk = SimDisk::new();
+    block_on(async {
+        let log = open(&disk).await;
+        append(&log, vec![batch(&log, 0, 1, 10)]).await.unwrap().unwrap();
+        disk.hold();
+        let flying = append(&log, vec![batch(&log, 0, 1, 10)]);
+        let waiting = append(&log, vec![batch(&log, 0, 1, 10)]);
+        let saving = log.save_hard_state(HardState::default());
+        let (writes, releasing) = (disk.count(Operation::AppendDurable), disk.clone());
+        let release = async move {
+            crate::env::sleep::<TestEnv>(std::time::Duration::from_millis(5)).await;
+            releasing.release();
+        };
+        let (saved, (), ()) = futures_util::future::join3(saving, log.abandon(), release).await;
+        assert!(matches!(saved, Err(LogError::Stopped { .. })), "{saved:?}");
+        assert!(flying.await.unwrap().is_ok(), "it was with the device");
+        assert!(matches!(waiting.await.unwrap(), Err(LogError::Stopped { .. })));
+        assert!(matches!(log.stopped().await, LogError::Stopped { .. }));
+        assert_eq!(disk.count(Operation::AppendDurable), writes);
+        let (again, _) = open_with(&disk, 64 << 10, 20_000).await.unwrap();
+        assert_eq!(again.last().unwrap().index, Index(1));
+        append(&again, vec![batch(&again, 0, 1, 10)]).await.unwrap().unwrap();
+        again.close().await.unwrap();
+    });
+}
+
+/// An entry that does not continue the leader's chain is not written: the log has stopped, and says which entry it was.
+#[test]
+fn diverged() {
+    let (disk, leader_disk) = (SimDisk::new(), SimDisk::new());
+    block_on(async {
+        let (log, leader) = (open(&disk).await, open(&leader_disk).await);
+        for log in [&log, &leader] {
+            append(log, vec![batch(log, 0, 2, 10)]).await.unwrap().unwrap();
+        }
+        append(&leader, vec![batch(&leader, 0, 2, 30)]).await.unwrap().unwrap();
+        let theirs = leader.read(Index(1), Index(2), 0).await.unwrap().remove(0);
+        let entry = |header: EntryHeader| NewEntry {
+            leader: Some(header),
+            record_timestamp_max_us: header.timestamp_max_us,
+            ..batch(&log, 0, 2, 30)
+        };
+        let writes = disk.count(Operation::AppendDurable);
+        let wrong = EntryHeader { chain: theirs.header.chain ^ 1, ..theirs.header };
+        let refused = log.append(vec![entry(wrong)], Box::new(|_| panic!("nothing was added")));
+        assert!(matches!(refused, Err(LogError::Diverged { id, .. }) if id == theirs.header.id), "{refused:?}");
+        assert!(matches!(log.fault(), Some(LogError::Diverged { .. })));
+        assert_eq!(disk.count(Operation::AppendDurable), writes);
+        drop(log);
+        let log = open(&disk).await;
+        let taken = NewEntry { leader: Some(theirs.header), ..entry(theirs.header) };
+        append(&log, vec![taken]).await.unwrap().unwrap();
+        assert_eq!((log.chain(), log.last()), (leader.chain(), leader.last()));
     });
 }

@@ -140,8 +140,49 @@ impl Cluster {
         }
     }
 
+    /// One node takes another for dead, or alive.
+    pub(super) fn note_at(&self, at: u64, id: u64, alive: bool) {
+        self.nodes[&at].peers.liveness().note(NodeId(id), alive);
+    }
+
+    /// Replaces the last entry on the disk of a node that does not run: another payload under the same term and index.
+    pub(super) async fn forge_last_entry(&self, id: u64) {
+        let GroupOptions { dir, shard, segment_bytes_max, .. } = options();
+        let log_options = LogOptions { dir, shard, segment_bytes_max };
+        let opening = Log::<TestEnv>::open(self.disk(id).clone(), TailBudget::new(1 << 20), log_options);
+        let (log, _) = opening.await.unwrap();
+        let last = log.last().unwrap().index;
+        let true_one = log.read(last, last.next(), 0).await.unwrap().remove(0).header;
+        assert_eq!(true_one.kind, EntryKind::Batch);
+        log.truncate_after(Some(Index(last.0 - 1))).await.unwrap();
+        let mut buffer = Buffer::zeroed(ENTRY_HEADER_BYTES);
+        buffer.extend(b"forged");
+        let forged = crate::format::entry::NewEntry {
+            id: true_one.id,
+            kind: true_one.kind,
+            record_count: true_one.record_count,
+            base_offset: true_one.base_offset,
+            timestamp_us: true_one.timestamp_us,
+            record_timestamp_max_us: true_one.timestamp_max_us,
+            buffer,
+            leader: None,
+        };
+        let (sender, done) = channel::oneshot();
+        log.append(vec![forged], Box::new(move |result| drop(sender.send(result)))).unwrap();
+        done.await.unwrap().unwrap();
+        log.close().await.unwrap();
+    }
+
     pub(super) fn group(&self, id: u64) -> &TestGroup {
         &self.nodes[&id].group
+    }
+
+    pub(super) fn peers(&self, id: u64) -> &Peers<TestEnv> {
+        &self.nodes[&id].peers
+    }
+
+    pub(super) fn disk(&self, id: u64) -> &SimDisk {
+        &self.nodes[&id].disk
     }
 
     /// The node that leads.

@@ -1,9 +1,11 @@
 //! Groups on a disk that crashes, fills up and fails.
 
+mod changes;
 mod cluster;
 mod conformance;
 mod faults;
 mod follower;
+mod hostile;
 mod lifecycle;
 mod replication;
 

@@ -1,0 +1,204 @@
+//! Members and leaders that change: on purpose, under load, and with a dead node among them.
+
+use super::{cluster::*, *};
+use crate::env::runtime::block_on;
+
+/// One voter becomes three, a dead one is replaced, and three become one again: nothing is lost on the way, and each step can
+/// be asked for again.
+#[test]
+fn members_change() {
+    block_on(async {
+        let mut cluster = Cluster::new(1);
+        cluster.start(1, Some(ids(&[1]))).await;
+        let mut acknowledged = Vec::new();
+        for _ in 0..30 {
+            acknowledged.push(cluster.produce(&[1], 3, 20_000).await);
+        }
+        cluster.start(2, None).await;
+        cluster.start(3, None).await;
+        assert_eq!(cluster.group(2).members(), Members::default());
+        let group = cluster.group(1).clone();
+        guard("a change", group.change_members(ids(&[1, 2, 3]))).await.unwrap();
+        guard("no change", group.change_members(ids(&[1, 2, 3]))).await.unwrap();
+        let expected = Members { voters: ids(&[1, 2, 3]), learners: ids(&[]), changing: false };
+        assert_eq!(group.members(), expected);
+        acknowledged.push(cluster.produce(&[1], 1, 10).await);
+        cluster.agree(&[1, 2, 3]).await;
+        assert_eq!(cluster.group(3).members(), expected);
+
+        // The leader dies; the others replace it by a fourth.
+        cluster.crash(1);
+        cluster.note(1, false);
+        let leader = cluster.leader_of(&[2, 3]).await;
+        cluster.start(4, None).await;
+        cluster.note(1, false);
+        let group = cluster.group(leader).clone();
+        guard("a change", group.change_members(ids(&[2, 3, 4]))).await.unwrap();
+        acknowledged.push(cluster.produce(&[2, 3, 4], 1, 10).await);
+        cluster.agree(&[2, 3, 4]).await;
+        assert_eq!(cluster.group(4).members().voters, ids(&[2, 3, 4]));
+
+        // Down to one that does not lead now.
+        let leader = cluster.leader_of(&[2, 3, 4]).await;
+        let last = cluster.followers(leader).into_iter().find(|id| *id != 1).unwrap();
+        let group = cluster.group(leader).clone();
+        // Its own removal may end its leadership before it is told that all is done.
+        match guard("a change", group.change_members(ids(&[last]))).await {
+            Ok(()) | Err(GroupError::NotLeader { .. } | GroupError::Deposed { .. }) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+        acknowledged.push(cluster.produce(&[last], 1, 10).await);
+        let alone = cluster.group(last);
+        guard("a change", alone.change_members(ids(&[last]))).await.unwrap();
+        assert_eq!(alone.members(), Members { voters: ids(&[last]), learners: ids(&[]), changing: false });
+        cluster.holds(last, &acknowledged).await;
+        cluster.end().await;
+    });
+}
+
+/// A change that was broken off is ended by whoever asks for it again; learners that are too many are taken out.
+#[test]
+fn broken_off_changes() {
+    block_on(async {
+        let mut cluster = Cluster::founded(2, &[1, 2, 3]).await;
+        cluster.produce(&[1, 2, 3], 2, 10).await;
+        for node in [4, 5] {
+            cluster.start(node, None).await;
+        }
+        let wanted = ids(&[3, 4, 5]);
+        // Dropped after ever more turns: each time somewhere else.
+        for turns in 0..60 {
+            let leader = cluster.leader().await;
+            let group = cluster.group(leader).clone();
+            let mut change = Box::pin(group.change_members(wanted.clone()));
+            for _ in 0..turns {
+                if futures_util::poll!(change.as_mut()).is_ready() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        loop {
+            let leader = cluster.leader().await;
+            let group = cluster.group(leader).clone();
+            match guard("a change", group.change_members(wanted.clone())).await {
+                Ok(()) => break,
+                Err(GroupError::NotLeader { .. } | GroupError::Deposed { .. }) => {}
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        let leader = cluster.leader_of(&[3, 4, 5]).await;
+        let group = cluster.group(leader).clone();
+        guard("a learner", group.add_learner(NodeId(1))).await.unwrap();
+        guard("a learner", group.add_learner(NodeId(1))).await.unwrap();
+        assert_eq!(group.members().learners, ids(&[1]));
+        guard("no learner", group.remove_learners(ids(&[1, 2]))).await.unwrap();
+        assert_eq!(group.members(), Members { voters: wanted, learners: ids(&[]), changing: false });
+        cluster.produce(&[3, 4, 5], 2, 10).await;
+        cluster.agree(&[3, 4, 5]).await;
+        cluster.end().await;
+    });
+}
+
+/// Leadership goes to and fro under load: every acknowledged record is there, refused ones are not, and nobody hears that
+/// something may have been written.
+#[test]
+fn transfers_under_load() {
+    block_on(async {
+        let cluster = Cluster::founded(3, &[1, 2, 3]).await;
+        let all = [1, 2, 3];
+        let stop = Cell::new(false);
+        let load = async {
+            let mut acknowledged = Vec::new();
+            while !stop.get() {
+                let leader = cluster.leader().await;
+                let group = cluster.group(leader);
+                let end = group.log().log_end();
+                let waiting: Vec<_> = (0..4).map(|n| group.propose(batch(Offset(end.0 + n), 1, 300))).collect();
+                for answer in waiting {
+                    match guard("an answer", answer).await {
+                        Ok(applied) if applied.header.kind == EntryKind::Batch => acknowledged.push(applied.header),
+                        Ok(_) | Err(GroupError::NotLeader { .. }) => {}
+                        Err(error) => panic!("{error:?}"),
+                    }
+                }
+                tokio::task::yield_now().await;
+            }
+            acknowledged
+        };
+        let moving = async {
+            for round in 0..12 {
+                let leader = cluster.leader().await;
+                let to = (round % 2 == 0).then(|| NodeId(cluster.followers(leader)[round % 3 % 2]));
+                let group = cluster.group(leader).clone();
+                guard("a transfer", group.transfer(to, Duration::from_secs(30))).await.unwrap();
+                assert!(!group.leads());
+                let next = cluster.leader().await;
+                assert!(to.is_none_or(|to| to == NodeId(next)) || cluster.group(next).leader().1 > group.leader().1);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            stop.set(true);
+        };
+        let (acknowledged, ()) = futures_util::future::join(load, moving).await;
+        assert!(acknowledged.len() > 20, "{} records", acknowledged.len());
+        cluster.agree(&all).await;
+        for node in all {
+            cluster.holds(node, &acknowledged).await;
+        }
+        let batches = headers(cluster.group(1)).await.into_iter().filter(|header| header.kind == EntryKind::Batch);
+        assert_eq!(batches.count(), acknowledged.len(), "what was refused is not there");
+        cluster.end().await;
+    });
+}
+
+/// Nobody to take over: the leader leads on, and takes proposals again.
+#[test]
+fn transfer_to_nobody() {
+    block_on(async {
+        let mut cluster = Cluster::founded(4, &[1, 2, 3]).await;
+        let leader = cluster.leader().await;
+        let others = cluster.followers(leader);
+        let group = cluster.group(leader).clone();
+        assert!(group.transfer(Some(NodeId(leader)), Duration::from_secs(9)).await.is_ok());
+        assert!(cluster.group(others[0]).transfer(None, Duration::from_secs(9)).await.is_ok(), "it does not lead");
+        cluster.crash(others[0]);
+        cluster.note(others[0], false);
+        let refused = guard("a refusal", group.transfer(Some(NodeId(others[0])), Duration::from_millis(200))).await;
+        assert!(matches!(refused, Err(GroupError::NotLeader { leader: None })), "{refused:?}");
+        assert!(group.leads());
+        guard("an ack", produce(&group, 1, 10)).await.unwrap();
+        guard("a transfer", group.transfer(None, Duration::from_secs(30))).await.unwrap();
+        assert_eq!(cluster.leader_of(&[leader, others[1]]).await, others[1], "to the one that is alive");
+        cluster.end().await;
+    });
+}
+
+/// A linearizable read on any replica sees what was acknowledged before it began, also through an election.
+#[test]
+fn linearizable_reads() {
+    block_on(async {
+        let mut cluster = Cluster::founded(5, &[1, 2, 3]).await;
+        for round in 0..10 {
+            let leader = cluster.leader().await;
+            cluster.network.set_delay(round % 4);
+            let header = cluster.produce(&[leader], 1, 100).await;
+            for node in [1, 2, 3] {
+                let group = cluster.group(node);
+                guard("a read", group.linearize(Duration::from_secs(30))).await.unwrap();
+                assert!(group.applied_end() > header.id.index, "node {node}");
+            }
+        }
+        let leader = cluster.leader().await;
+        let others = cluster.followers(leader);
+        cluster.crash(leader);
+        cluster.note(leader, false);
+        for node in &others {
+            guard("a read", cluster.group(*node).linearize(Duration::from_secs(30))).await.unwrap();
+        }
+        // Without a majority nobody can say.
+        cluster.crash(others[0]);
+        let refused = guard("a refusal", cluster.group(others[1]).linearize(Duration::from_millis(100))).await;
+        assert!(matches!(refused, Err(GroupError::NotLeader { .. })), "{refused:?}");
+        cluster.end().await;
+    });
+}

@@ -1,0 +1,127 @@
+//! What a member says that nobody should believe: it is refused, and nothing is harmed by it.
+
+use super::{cluster::*, *};
+use crate::{
+    env::{net::Priority, runtime::block_on},
+    format::peer::{Envelope, Message},
+    peer::{
+        Destination,
+        frame::{Frame, FrameKind},
+    },
+};
+
+async fn ask(cluster: &Cluster, from: u64, to: u64, kind: FrameKind, message: Message, parts: Vec<Bytes>) -> Message {
+    let frame = Frame { kind, envelope: Envelope { group: ShardUid(7), message }.encode(), parts };
+    let to = Destination { node: NodeId(to), slot: 0 };
+    let answer = cluster.peers(from).call(to, frame, Priority::Urgent, Duration::from_secs(30)).await.unwrap();
+    Envelope::decode(&answer.envelope).unwrap().message
+}
+
+/// Votes and entries of others, entries that are damaged, of another shard or out of order, snapshots that are none.
+#[test]
+fn refused() {
+    block_on(async {
+        let cluster = Cluster::founded(1, &[1, 2, 3]).await;
+        let leader = cluster.leader().await;
+        cluster.produce(&[leader], 1, 100).await;
+        cluster.agree(&[1, 2, 3]).await;
+        let victim = cluster.followers(leader)[0];
+        let group = cluster.group(victim);
+        let before = (group.log().end(), group.leader(), state(group));
+        let log = cluster.group(leader).log();
+        let last = log.last().unwrap();
+        let entry = log.read(last.index, last.index.next(), 0).await.unwrap().remove(0);
+        let vote = Vote { term: Term(last.term.0), node: NodeId(leader), committed: true };
+        let prev = Some(LogId { term: last.term, index: Index(last.index.0 - 1) });
+        let append = |vote, prev| Message::Append { vote, prev, commit: None };
+        let flipped = |at: usize| {
+            let mut bytes = entry.bytes.to_vec();
+            bytes[at] ^= 1;
+            vec![Bytes::from(bytes)]
+        };
+        let elsewhere = {
+            let mut header = entry.header;
+            header.shard = ShardUid(8);
+            vec![Bytes::from([&header.encode()[..], &entry.payload()[..]].concat())]
+        };
+        let other = cluster.followers(leader)[1];
+        let cases = [
+            (other, FrameKind::Raft, append(vote, prev), vec![entry.bytes.clone()], "speaks for"),
+            (other, FrameKind::Append, append(vote, prev), vec![entry.bytes.clone()], "speaks for"),
+            (leader, FrameKind::Append, append(Vote { committed: false, ..vote }, prev), vec![], "does not lead"),
+            (leader, FrameKind::Append, append(vote, prev), flipped(10), "checksum"),
+            (leader, FrameKind::Append, append(vote, prev), flipped(130), "checksum"),
+            (leader, FrameKind::Append, append(vote, prev), vec![entry.bytes.slice(..140)], "bytes"),
+            (leader, FrameKind::Append, append(vote, prev), elsewhere, "shard 8"),
+            (leader, FrameKind::Append, append(vote, None), vec![entry.bytes.clone()], "cannot follow"),
+            (leader, FrameKind::Append, Message::Done, vec![], "on a stream of entries"),
+            (leader, FrameKind::Raft, Message::Done, vec![], "no request"),
+            (
+                other,
+                FrameKind::Raft,
+                Message::VoteRequest { vote: Vote { term: Term(99), ..vote }, last: None, pre: false, transfer: true },
+                vec![],
+                "speaks for",
+            ),
+            (other, FrameKind::Raft, Message::Transfer { vote, to: None, last: None }, vec![], "speaks for"),
+            (
+                leader,
+                FrameKind::Snapshot,
+                Message::Snapshot { vote, last, membership_log_id: None, membership: Bytes::new() },
+                vec![Bytes::from_static(b"nothing of use")],
+                "",
+            ),
+            (
+                leader,
+                FrameKind::Snapshot,
+                Message::Snapshot {
+                    vote,
+                    last: LogId { term: Term(vote.term.0 + 1), ..last },
+                    membership_log_id: None,
+                    membership: Bytes::new(),
+                },
+                vec![Bytes::new()],
+                "cannot be of the leader",
+            ),
+        ];
+        for (from, kind, message, parts, why) in cases {
+            let said = format!("{message:?}");
+            match ask(&cluster, from, victim, kind, message, parts).await {
+                Message::Failed { cause } => assert!(cause.contains(why), "{said}: {cause}"),
+                other => panic!("{said}: {other:?}"),
+            }
+        }
+        assert_eq!((group.log().end(), group.leader(), state(group)), before);
+        assert_eq!(group.fault(), None);
+        cluster.produce(&[leader], 1, 10).await;
+        cluster.agree(&[1, 2, 3]).await;
+        cluster.end().await;
+    });
+}
+
+/// A follower with another history than the leader's, though terms and indexes agree: it takes nothing on top of it,
+/// stops, and says so; the group goes on without it.
+#[test]
+fn divergence_stops_the_replica() {
+    block_on(async {
+        let mut cluster = Cluster::founded(2, &[1, 2, 3]).await;
+        let leader = cluster.leader().await;
+        let others = cluster.followers(leader);
+        cluster.produce(&[leader], 1, 100).await;
+        cluster.agree(&[1, 2, 3]).await;
+        let victim = cluster.group(others[0]);
+        until("a flush", || (victim.log().flushed() == victim.log().last()).then_some(())).await;
+        // Not closed cleanly: a checkpoint at its end would show the forgery at the start.
+        cluster.crash(others[0]);
+        cluster.forge_last_entry(others[0]).await;
+        cluster.start(others[0], None).await;
+        cluster.produce(&[leader], 1, 100).await;
+        let forged = cluster.group(others[0]);
+        let fault = until("the fault", || forged.fault()).await;
+        assert_eq!(forged.log().flushed(), forged.log().last());
+        assert!(fault.contains("another history"), "{fault}");
+        cluster.produce(&[leader], 1, 10).await;
+        cluster.agree(&[leader, others[1]]).await;
+        cluster.end().await;
+    });
+}
