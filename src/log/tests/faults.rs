@@ -268,10 +268,8 @@ fn diverged() {
         assert!(matches!(refused, Err(LogError::Diverged { id, .. }) if id == theirs.header.id), "{refused:?}");
         assert!(matches!(log.fault(), Some(LogError::Diverged { .. })));
         assert_eq!(disk.count(Operation::AppendDurable), writes);
-        drop(log);
-        let log = open(&disk).await;
-        let taken = NewEntry { leader: Some(theirs.header), ..entry(theirs.header) };
-        append(&log, vec![taken]).await.unwrap().unwrap();
-        assert_eq!((log.chain(), log.last()), (leader.chain(), leader.last()));
+        let again = open(&disk).await;
+        append(&again, vec![entry(theirs.header)]).await.unwrap().unwrap();
+        assert_eq!((again.chain(), again.last()), (leader.chain(), leader.last()));
     });
 }
