@@ -159,6 +159,10 @@ pub const CHECKPOINTS_PENDING_MAX: usize = 16;
 /// Proposals and calls waiting for one group's Raft; above it a proposal is refused, and nothing was written.
 pub const RAFT_QUEUE_MAX: usize = 1_024;
 
+/// Bytes of entries that an offline reader of a group's state keeps in memory; a group of small state has far fewer after
+/// its newest checkpoint.
+pub const OFFLINE_BYTES_MAX: usize = 256 << 20;
+
 /// Most reactors.
 pub const REACTORS_MAX: usize = 1_024;
 

@@ -199,7 +199,7 @@ impl Balance {
         let mut pending = VecDeque::from([from]);
         while let Some(node) = pending.pop_front() {
             for place in led.get(&node).into_iter().flatten().copied() {
-                for next in self.pieces[place].nodes[1..].to_vec() {
+                for next in self.pieces[place].nodes[1..].iter().copied() {
                     if next == from || reached.contains_key(&next) {
                         continue;
                     }

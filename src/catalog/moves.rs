@@ -27,7 +27,7 @@ fn same_set(a: &[NodeId], b: &[NodeId]) -> bool {
     a.iter().collect::<BTreeSet<_>>() == b.iter().collect::<BTreeSet<_>>()
 }
 
-fn to_front(nodes: &mut Vec<NodeId>, node: NodeId) {
+fn to_front(nodes: &mut [NodeId], node: NodeId) {
     if let Some(place) = nodes.iter().position(|other| *other == node) {
         nodes[..=place].rotate_right(1);
     }

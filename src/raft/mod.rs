@@ -9,6 +9,7 @@
 
 mod machine;
 mod network;
+pub mod offline;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -86,6 +87,8 @@ pub struct GroupOptions {
     /// A new group begins with these voters; each of them may be the one that initialises it, with the same result.
     /// `None`, or a list without this node: a new replica waits until the group's leader adds it.
     pub founders: Option<BTreeSet<NodeId>>,
+    /// Whose data directory it is in, as in `LogOptions`; 0: not checked.
+    pub owner: u64,
 }
 
 /// Who belongs to a group, as this replica knows it.
@@ -225,9 +228,9 @@ impl<E: Env, M: Machine> Group<E, M> {
         machine: M,
     ) -> Result<(Group<E, M>, Recovered), GroupError> {
         let _ = peers;
-        let GroupOptions { dir, shard, node, segment_bytes_max, slot: _, founders: _ } = options;
+        let GroupOptions { dir, shard, node, segment_bytes_max, slot: _, founders: _, owner } = options;
         let (log, recovered) =
-            Log::open(disk, tail, LogOptions { dir, shard, segment_bytes_max }).await.map_err(refused)?;
+            Log::open(disk, tail, LogOptions { dir, shard, segment_bytes_max, owner }).await.map_err(refused)?;
         let shared = Shared::new(machine);
         shared.restore(&log).await.map_err(unusable)?;
         let group = Group { inner: Rc::new(Inner::build(log, shared, node).await?) };

@@ -105,7 +105,8 @@ impl<E: Env> Control<E> {
     /// The group's: without its catalog a node knows no topic, and must not start.
     pub async fn open(reactor: Rc<Reactor<E>>) -> Result<(Control<E>, Recovered), GroupError> {
         let config = &reactor.node().config;
-        let node = reactor.node().identity().expect("the identity is read first").node;
+        let identity = reactor.node().identity().expect("the identity is read first");
+        let node = identity.node;
         let options = GroupOptions {
             dir: shard_dir(&config.data, ShardUid::CATALOG),
             shard: ShardUid::CATALOG,
@@ -113,6 +114,7 @@ impl<E: Env> Control<E> {
             segment_bytes_max: limits::SEGMENT_BYTES_MIN,
             slot: 0,
             founders: Some([node].into()),
+            owner: identity.owner(),
         };
         let (disk, tail) = (reactor.disk().clone(), reactor.tail().clone());
         let (catalog, recovered) = Group::open(disk, tail, reactor.peers().clone(), options, Catalog::new()).await?;
@@ -177,6 +179,7 @@ impl<E: Env> Control<E> {
                     segment_bytes_max: segment_bytes,
                     slot: place.slot,
                     founders: Some([node.identity().expect("the catalog is open").node].into()),
+                    owner: node.identity().expect("the catalog is open").owner(),
                     retention_bytes_max: view.retention_bytes_max,
                     retention_age_ms_max: view.retention_age_ms_max,
                 });

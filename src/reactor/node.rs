@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::{
     config::Config,
+    format::state_files::owner_tag,
     ids::{NodeId, ReactorNumber, ShardUid},
     peer::{book::AddressBook, liveness::Liveness},
     reactor::{ReactorError, listen::Connections, mailbox::Mailbox, mailbox::Request, topics::Topics},
@@ -40,6 +41,13 @@ pub struct Identity {
     pub cluster_id: String,
     /// Its number in the cluster.
     pub node: NodeId,
+}
+
+impl Identity {
+    /// What this node's shards carry in their files, so that another node's are not taken for them.
+    pub fn owner(&self) -> u64 {
+        owner_tag(&self.cluster_id, self.node, 0)
+    }
 }
 
 /// One reactor as the others see it.
