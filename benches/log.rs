@@ -17,7 +17,7 @@ use ringlog::{
     },
     ids::{Index, LogId, Offset, SegmentSequence, ShardUid, Term},
     limits::{BLOCK_BYTES, RECORD_BYTES_MAX},
-    log::{Log, LogOptions, TailBudget},
+    log::{Log, LogOptions, LogPoint, TailBudget},
     proto::ringlog::v1::{ProduceRequest, Record},
     sim::{SimDisk, TestEnv},
 };
@@ -52,6 +52,7 @@ fn batch(log: &BenchLog, payload: &[u8]) -> NewEntry {
         timestamp_us: 1,
         record_timestamp_max_us: 1,
         buffer,
+        leader: None,
     }
 }
 
@@ -74,10 +75,8 @@ async fn append(log: &BenchLog, payload: &[u8], count: usize) {
 
 /// Keeps the log, and the memory of the disk, short.
 async fn forget(log: &BenchLog) {
-    if log.segments().len() > 2
-        && let Some(last) = log.flushed()
-    {
-        log.purge(last, log.log_end(), log.chain()).await.expect("a good disk");
+    if log.segments().len() > 2 && log.flushed() == log.last() {
+        log.purge(log.end()).await.expect("a good disk");
     }
 }
 
@@ -114,7 +113,7 @@ async fn crashed(payload: &[u8]) -> SimDisk {
         append(&log, payload, 16).await;
     }
     let first = log.segments().last().expect("one was just rolled into").first.index;
-    log.purge(log.log_id(Index(first.0 - 1)).await.expect("it is there"), Offset(0), 0).await.expect("a good disk");
+    log.purge(LogPoint { next: first, ..log.end() }).await.expect("a good disk");
     let padded = (ENTRY_HEADER_BYTES + payload.len()).next_multiple_of(BLOCK_BYTES) as u64;
     let entries = SEGMENT_BYTES / padded - 32;
     while log.last().is_some_and(|last| last.index.0 < first.0 + entries) {

@@ -23,6 +23,7 @@
 //! 2  log        append, read, truncate, roll, retain; segment; index; recovery; hard state
 //! 1  env        Env, Disk, File (the seams); uring and mmap (the only unsafe code)
 //! 1  format     pure bytes: entries, records, file headers, gRPC framing
+//! 1  tls        certificates of the cluster, and how they are checked; join tokens
 //! 1  config, observe
 //! 0  ids, limits, proto
 //! ```
@@ -79,6 +80,7 @@ pub mod reactor;
 pub mod server;
 pub mod shard;
 pub mod sim;
+pub mod tls;
 
 #[cfg(test)]
 mod tidy;

@@ -26,13 +26,18 @@ const FLOORS: &[(&str, u32)] = &[
     ("format", 1),
     ("config", 1),
     ("observe", 1),
+    ("tls", 1),
     ("ids", 0),
     ("limits", 0),
     ("proto", 0),
 ];
 
 /// The files that may hold unsafe code, one reason each.
-const UNSAFE_FILES: &[&str] = &["env/uring.rs", "env/mmap.rs"];
+///
+/// - `env/uring.rs`: submissions to the kernel own their buffers by promise only.
+/// - `env/mmap.rs`: a map is sound only while nobody shortens its file.
+/// - `format/peer/envelope.rs`: FlatBuffers' accessors ask that the bytes were verified; it has flatc's form.
+const UNSAFE_FILES: &[&str] = &["env/uring.rs", "env/mmap.rs", "format/peer/envelope.rs"];
 
 /// Longest file, in lines, tests included.
 const FILE_LINES_MAX: usize = 700;

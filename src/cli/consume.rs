@@ -8,13 +8,13 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::ValueEnum;
-use futures_util::{FutureExt, Stream, StreamExt, stream};
+use futures_util::FutureExt;
 use serde_json::{Value, json};
 
 use super::{Failure, ServerArgs, start::From};
 use crate::{
-    client::{Client, ClientError, ConsumeResponses},
-    proto::ringlog::v1::{ConsumeRequest, ConsumeStreamRequest, ConsumeStreamResponse, Record, consume_stream_request},
+    client::{Cluster, Consumer, Start},
+    proto::ringlog::v1::{ConsumeRequest, Record},
 };
 
 /// Bytes collected for one write to stdout.
@@ -62,27 +62,35 @@ enum Format {
 }
 
 /// Runs the command.
-#[allow(clippy::disallowed_methods, reason = "the CLI is not part of the simulated world")]
 pub(super) async fn consume(args: ConsumeArgs) -> Result<(), Failure> {
     if args.records == Some(0) {
         return Ok(());
     }
-    let client = args.server.connect().await?;
-    let mut streams = stream::select_all(open_shards(&client, &args, SystemTime::now()).await?);
+    let cluster = args.server.cluster().await?;
+    let Some(mut consumer) = open(&cluster, &args).await? else { return Ok(()) };
     let mut out = BufWriter::with_capacity(OUTPUT_BYTES, io::stdout().lock());
     let mut left = args.records.unwrap_or(u64::MAX);
     loop {
         // Nothing is held back while we wait for more.
-        let next = match streams.next().now_or_never() {
+        let next = match consumer.next().now_or_never() {
             Some(next) => next,
             None => {
                 out.flush()?;
-                streams.next().await
+                consumer.next().await
             }
         };
-        let Some((shard, response)) = next else { break };
-        for record in response?.records {
-            write_record(&mut out, &args, shard, &record)?;
+        let fetched = match next {
+            None => break,
+            Some(Ok(fetched)) => fetched,
+            Some(Err(error)) if args.follow && !error.is_final => {
+                // Nobody has to read it.
+                drop(writeln!(io::stderr(), "ringlog: {error}"));
+                continue;
+            }
+            Some(Err(error)) => return Err(Failure::Message(error.to_string())),
+        };
+        for record in &fetched.records {
+            write_record(&mut out, &args, fetched.shard, record)?;
             left -= 1;
             if left == 0 {
                 out.flush()?;
@@ -93,69 +101,57 @@ pub(super) async fn consume(args: ConsumeArgs) -> Result<(), Failure> {
     Ok(out.flush()?)
 }
 
-type Responses = std::pin::Pin<Box<dyn Stream<Item = (u32, Result<ConsumeStreamResponse, ClientError>)>>>;
-
-/// A stream of each shard that has something to read.
-async fn open_shards(client: &Client, args: &ConsumeArgs, now: SystemTime) -> Result<Vec<Responses>, Failure> {
+/// A consumer of what there is to read; `None` if that is nothing.
+#[allow(clippy::disallowed_methods, reason = "the CLI is not part of the simulated world")]
+async fn open(cluster: &Cluster, args: &ConsumeArgs) -> Result<Option<Consumer>, Failure> {
+    let start = args.from.start(SystemTime::now());
     let shards: Vec<u32> = match args.shard {
         Some(shard) => vec![shard],
-        None => {
-            let description = client.describe_topic(&args.topic).await?;
-            description.shards.iter().map(|status| status.shard).collect()
-        }
+        None => (0..cluster.shards(&args.topic).await?).collect(),
     };
-    if matches!(args.from, From::Offset(_)) && shards.len() > 1 {
+    if matches!(start, Start::Offset(_)) && shards.len() > 1 {
         return Err(Failure::Message(format!(
             "an offset means something in one shard only, and topic {} has {}: say which with --shard",
             args.topic,
             shards.len()
         )));
     }
-    let mut streams = Vec::new();
-    for shard in shards {
-        let mut request = ConsumeStreamRequest {
-            topic: args.topic.clone(),
-            shard,
-            start: Some(args.from.stream_start(now)),
-            max_records: args.records.unwrap_or(0),
-            max_bytes: 0,
-            ..Default::default()
-        };
-        if !args.follow {
-            let Some((start, count)) = what_is_there(client, args, shard, now).await? else { continue };
-            request.start = Some(consume_stream_request::Start::Offset(start));
-            request.max_records = count.min(args.records.unwrap_or(u64::MAX));
-        }
-        let responses = client.consume_stream(&request).await?;
-        streams.push(into_stream(shard, responses));
+    let builder = cluster.consumer(&args.topic).start(start);
+    if args.follow {
+        return Ok(Some(builder.shards(shards).open().await?));
     }
-    Ok(streams)
+    let (mut builder, mut wanted) = (builder, Vec::new());
+    for shard in shards {
+        let Some((first, end)) = what_is_there(cluster, args, shard, start).await? else { continue };
+        let end = end.min(first.saturating_add(args.records.unwrap_or(u64::MAX)));
+        builder = builder.start_of(shard, Start::Offset(first)).end_of(shard, end);
+        wanted.push(shard);
+    }
+    if wanted.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(builder.shards(wanted).open().await?))
 }
 
-/// The offset to start at and the number of records up to the present high watermark, if there are any.
+/// First offset, and the present high watermark, if there is something between them.
 async fn what_is_there(
-    client: &Client,
+    cluster: &Cluster,
     args: &ConsumeArgs,
     shard: u32,
-    now: SystemTime,
+    start: Start,
 ) -> Result<Option<(u64, u64)>, Failure> {
     let request = ConsumeRequest {
         topic: args.topic.clone(),
         shard,
-        start: Some(args.from.start(now)),
+        start: Some(start.of_call()),
         max_records: 1,
+        // Everything that was acknowledged before is there, whichever replica answers.
+        linearizable: true,
         ..ConsumeRequest::default()
     };
-    let response = client.consume(&request).await?;
+    let response = cluster.consume(&request).await?;
     let Some(first) = response.records.first() else { return Ok(None) };
-    Ok(Some((first.offset, response.high_watermark.saturating_sub(first.offset).max(1))))
-}
-
-fn into_stream(shard: u32, responses: ConsumeResponses) -> Responses {
-    Box::pin(stream::unfold(responses, move |mut responses| async move {
-        let response = responses.next().await?;
-        Some(((shard, response), responses))
-    }))
+    Ok(Some((first.offset, response.high_watermark.max(first.offset + 1))))
 }
 
 fn write_record(out: &mut impl Write, args: &ConsumeArgs, shard: u32, record: &Record) -> io::Result<()> {

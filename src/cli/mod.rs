@@ -4,7 +4,10 @@
 //! exit code 1; wrong usage is exit code 2. A reader of stdout that goes away ends a command quietly.
 
 mod bench;
+mod ca;
+mod cluster;
 mod consume;
+mod dev_cluster;
 mod input;
 mod output;
 mod produce;
@@ -21,7 +24,7 @@ use std::{
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::client::{Client, ClientError};
+use crate::client::{ClientError, Cluster, ClusterOptions};
 
 /// A distributed commit log: the ack you can believe, from any plain gRPC stub.
 #[derive(Debug, Parser)]
@@ -41,10 +44,16 @@ enum Command {
     Consume(consume::ConsumeArgs),
     /// Create, list, describe, delete and trim topics
     Topic(topic::TopicArgs),
+    /// Look at the cluster, let nodes join it, move replicas and leaders
+    Cluster(cluster::ClusterArgs),
+    /// Run a cluster of several nodes on this machine, to try things out
+    DevCluster(dev_cluster::DevClusterArgs),
     /// Check every checksum and chain of a data directory, offline
     Verify(verify::VerifyArgs),
     /// Generate load and measure it
     Bench(bench::BenchArgs),
+    /// Make the certificates of a cluster's nodes
+    Ca(ca::CaArgs),
     /// Look at the configuration
     Config(serve::ConfigArgs),
     /// Print a completion script for a shell
@@ -64,20 +73,28 @@ enum OutputForm {
     Json,
 }
 
-/// Where the server is.
+/// Where the servers are.
 #[derive(Clone, Debug, clap::Args)]
 struct ServerArgs {
-    /// Server to talk to, host:port
-    #[arg(long, global = true, env = "RINGLOG_SERVER", default_value = "127.0.0.1:7400", value_name = "ADDR")]
-    server: String,
+    /// Servers to begin with, host:port, with commas between them; the first that answers tells of the others
+    #[arg(
+        long,
+        global = true,
+        env = "RINGLOG_SERVER",
+        default_value = "127.0.0.1:7400",
+        value_name = "ADDR,...",
+        value_delimiter = ','
+    )]
+    server: Vec<String>,
     /// How long a call may take, such as 500ms or 30s
     #[arg(long, global = true, env = "RINGLOG_TIMEOUT", default_value = "30s", value_name = "TIME", value_parser = timeout)]
     timeout: Duration,
 }
 
 impl ServerArgs {
-    async fn connect(&self) -> Result<Client, Failure> {
-        Ok(Client::connect_within(&self.server, self.timeout).await?)
+    async fn cluster(&self) -> Result<Cluster, Failure> {
+        let options = ClusterOptions { timeout: self.timeout, ..ClusterOptions::default() };
+        Ok(Cluster::connect_with(&self.server, options).await?)
     }
 }
 
@@ -147,8 +164,11 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Produce(args) => block_on(produce::produce(args)),
         Command::Consume(args) => block_on(consume::consume(args)),
         Command::Topic(args) => block_on(topic::topic(args)),
+        Command::Cluster(args) => block_on(cluster::cluster(args)),
+        Command::DevCluster(args) => block_on(dev_cluster::dev_cluster(args)),
         Command::Verify(args) => block_on(verify::verify(args)),
         Command::Bench(args) => block_on(bench::bench(args)),
+        Command::Ca(args) => ca::ca(args),
         Command::Config(args) => serve::config(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -191,17 +211,32 @@ mod tests {
             "ringlog produce --delimited -o json",
             "ringlog consume --topic t --from earliest",
             "ringlog consume --topic t --shard 0 --from -5m --follow -n 3 --format json",
-            "ringlog topic create t --shards 3 --retention-bytes 1GiB --retention-age 7d",
+            "ringlog topic create t --shards 3 --replication-factor 3 --retention-bytes 1GiB --retention-age 7d",
             "ringlog topic list -o json --server a:1 --timeout 5s",
-            "ringlog topic describe t",
+            "ringlog topic describe t --server a:1,b:2",
+            "ringlog cluster status",
+            "ringlog cluster status --watch --json",
+            "ringlog cluster status --watch=5s -o json",
+            "ringlog cluster token --valid 1h --uses 2",
+            "ringlog cluster drain 2 --wait",
+            "ringlog cluster undrain 2",
+            "ringlog cluster remove 2 --dead",
+            "ringlog cluster rebalance --dry-run",
+            "ringlog cluster transfer t --shard 0 --to 3",
+            "ringlog dev-cluster",
+            "ringlog dev-cluster --nodes 5 --data d --base-port 9000 --reactors 2 --restart",
             "ringlog topic delete t",
             "ringlog topic trim t --shard 0 --before 10",
             "ringlog verify d -o json",
+            "ringlog ca init --out d --cluster-id 00112233445566778899aabbccddeeff --force",
+            "ringlog ca issue --node 1 --ca d --out e --days 30 --force",
             "ringlog config check --config f",
             "ringlog completions bash",
             "ringlog bench produce --topic t --record-bytes 1024 --batch 100 --in-flight 16 --connections 1 --rate 5 \
              --seconds 10 --warmup 2 --records 9 --shards 1 --floor --unary -o json",
             "ringlog bench consume --records 1048576 --connections 2 -o json",
+            "ringlog bench produce --direct",
+            "ringlog bench produce --any --server a:1,b:2",
         ] {
             Cli::try_parse_from(line.split_whitespace()).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -217,7 +252,11 @@ mod tests {
             "ringlog produce --timeout 0",
             "ringlog produce --batch 0",
             "ringlog topic trim t --shard 0",
+            "ringlog ca issue",
             "ringlog bench produce --record-bytes lots",
+            "ringlog bench produce --any --direct",
+            "ringlog cluster drain",
+            "ringlog dev-cluster --nodes 0",
         ] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
         }

@@ -1,18 +1,20 @@
-//! `ringlog produce`: records from stdin or a file, pipelined over one stream and batched by themselves.
+//! `ringlog produce`: records from stdin or a file, through the client's producer, straight to the shards' leaders.
 //!
-//! While the server keeps up, what one read of the input gave becomes one request, so a slow pipe is not held
-//! back and a fast file goes in large batches. The lines of one run stay in order: unkeyed ones all go to the
-//! shard that took the first request; keyed ones to the shard of their key, where each key's are in order.
+//! While the servers keep up, what one read of the input gave becomes one request, so a slow pipe is not held
+//! back and a fast file goes in large batches. The lines of one run stay in order: unkeyed ones all go to one
+//! shard, chosen by chance; keyed ones to the shard of their key, where each key's are in order.
 
 use std::{
     collections::{BTreeMap, VecDeque},
     fs::File,
-    future::pending,
+    future::{Future, poll_fn},
     io::{self, Read, Write},
     path::PathBuf,
+    pin::Pin,
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -22,9 +24,9 @@ use super::{
     input::{Framing, Item, Splitter},
 };
 use crate::{
-    client::{Client, ClientError, ProduceAcks, ProduceSender, framed},
+    client::{Acked, Delivery, ProduceError, Producer, Spread},
     config, limits,
-    proto::ringlog::v1::{ProduceStreamRequest, ProduceStreamResponse, Record},
+    proto::ringlog::v1::Record,
 };
 
 /// Bytes of one read of the input.
@@ -33,14 +35,8 @@ const INPUT_BYTES: usize = 256 << 10;
 /// Reads of the input waiting to be sent.
 const INPUT_READS_MAX: usize = 2;
 
-/// A batch is sent when its records have that many bytes.
-const BATCH_BYTES: usize = 256 << 10;
-
-/// Bytes waiting for the server's flow control; above it no more input is taken.
-const QUEUED_BYTES_MAX: usize = 1 << 20;
-
-/// Requests sent and not acknowledged; above it no more input is taken.
-const IN_FLIGHT_MAX: usize = 1_024;
+/// Records whose outcome is not printed yet; above it no more input is taken.
+const OUTSTANDING_MAX: usize = 1 << 20;
 
 /// Room that a record's framing takes in its encoded form, beside key and value.
 const RECORD_FRAMING_BYTES: usize = 32;
@@ -81,35 +77,14 @@ pub(super) struct ProduceArgs {
 /// Runs the command.
 pub(super) async fn produce(args: ProduceArgs) -> Result<(), Failure> {
     let (source, bytes) = open_input(args.file.as_ref())?;
-    let client = args.server.connect().await?;
-    let framing = if args.delimited {
-        Framing::Delimited
-    } else {
-        Framing::Lines { key_separator: args.key_separator.as_ref().map(|text| text.clone().into_bytes()) }
-    };
-    let mut input = read_input(source, framing);
-    let mut producer = Producer::open(client, args, progress(bytes)).await?;
-    let outcome = producer.run(&mut input).await;
-    producer.progress.finish_and_clear();
+    let mut run = Run::new(progress(bytes));
+    let outcome = run.produce(source, &args).await;
+    run.progress.finish_and_clear();
     match outcome {
-        Ok(()) => producer.summary(),
-        Err(Failure::Message(message)) => {
-            let Totals { records, .. } = producer.totals;
-            let first = producer.first_unacknowledged();
-            let acknowledged = match records {
-                0 => "no record is acknowledged".to_owned(),
-                _ => format!("{records} records are acknowledged, up to number {}", first - 1),
-            };
-            Err(Failure::Message(format!("{message}; {acknowledged}")))
-        }
+        Ok(()) => run.summary(&args),
+        Err(Failure::Message(message)) => Err(Failure::Message(format!("{message}; {}", run.reached()))),
         Err(other) => Err(other),
     }
-}
-
-/// Resolves when `timeout` has passed since `since`.
-#[allow(clippy::disallowed_methods, reason = "the CLI is not part of the simulated world")]
-async fn silence(since: Instant, timeout: Duration) {
-    tokio::time::sleep_until((since + timeout).into()).await;
 }
 
 #[allow(clippy::disallowed_methods, reason = "the CLI reads a file that a person names")]
@@ -189,49 +164,6 @@ fn read_all(
     }
 }
 
-/// Which shard a record goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Routing {
-    /// The server chooses for the first request; then this becomes one of the others.
-    Unknown,
-    /// All to one shard.
-    Fixed(u32),
-    /// By the key's hash over that many shards; those without a key to `unkeyed`.
-    ByKey { shards: u32, unkeyed: u32 },
-}
-
-impl Routing {
-    fn shard(self, key: &[u8]) -> Option<u32> {
-        match self {
-            Routing::Unknown => None,
-            Routing::Fixed(shard) => Some(shard),
-            Routing::ByKey { unkeyed, .. } if key.is_empty() => Some(unkeyed),
-            // As the server does (log.proto, Record.key).
-            Routing::ByKey { shards, .. } => {
-                let shard = twox_hash::XxHash3_64::oneshot(key) % u64::from(shards.max(1));
-                Some(u32::try_from(shard).expect("less than the number of shards"))
-            }
-        }
-    }
-}
-
-/// Records gathered for one shard.
-#[derive(Debug, Default)]
-struct Batch {
-    records: Vec<Record>,
-    bytes: usize,
-    /// Number of its first record in the input, from 1.
-    first: u64,
-}
-
-/// A request on its way.
-#[derive(Debug)]
-struct Sent {
-    first: u64,
-    count: u32,
-    bytes: usize,
-}
-
 /// What was acknowledged in one shard.
 #[derive(Clone, Copy, Debug)]
 struct ShardTotals {
@@ -240,256 +172,226 @@ struct ShardTotals {
     end_offset: u64,
 }
 
-#[derive(Debug, Default)]
-struct Totals {
-    records: u64,
-    bytes: u64,
-    topic: String,
-    shards: BTreeMap<u32, ShardTotals>,
+/// Acks of records in a row of one shard.
+#[derive(Clone, Copy, Debug)]
+struct AckedRow {
+    first: Acked,
+    count: u64,
 }
 
-struct Producer {
-    client: Client,
-    args: ProduceArgs,
-    sender: ProduceSender,
-    acks: ProduceAcks,
-    routing: Routing,
-    batches: BTreeMap<Option<u32>, Batch>,
-    linger_until: Option<Instant>,
-    in_flight: VecDeque<Sent>,
-    taken: u64,
-    totals: Totals,
+impl AckedRow {
+    fn new(first: Acked) -> AckedRow {
+        AckedRow { first, count: 1 }
+    }
+
+    /// Takes the ack in if it is the next one.
+    fn extend(&mut self, ack: Acked) -> bool {
+        let AckedRow { first, count } = *self;
+        let is_next = ack == Acked { offset: first.offset + count, ..first };
+        self.count += u64::from(is_next);
+        is_next
+    }
+}
+
+/// A record on its way.
+struct Outstanding {
+    delivery: Delivery,
+    bytes: u64,
+}
+
+struct Run {
+    topic: String,
+    outstanding: VecDeque<Outstanding>,
+    /// Records whose outcome is known.
+    settled: u64,
+    /// Number in the input, from 1, of the first record that is not acknowledged, and why.
+    failed: Option<(u64, ProduceError)>,
+    /// Not acknowledged, and perhaps written.
+    maybe: u64,
+    records: u64,
+    bytes: u64,
+    shards: BTreeMap<u32, ShardTotals>,
+    row: Option<AckedRow>,
     progress: ProgressBar,
     started: Instant,
-    /// Longest time without an ack while one is owed.
-    timeout: Duration,
-    /// Since then none has come, or none was owed.
-    silent_since: Instant,
 }
 
 #[allow(clippy::disallowed_methods, reason = "the CLI is not part of the simulated world")]
-impl Producer {
-    async fn open(client: Client, args: ProduceArgs, progress: ProgressBar) -> Result<Producer, Failure> {
-        let (sender, acks) = client.produce_stream().await?;
-        Ok(Producer {
-            client,
-            timeout: args.server.timeout,
-            routing: args.shard.map_or(Routing::Unknown, Routing::Fixed),
-            args,
-            sender,
-            acks,
-            batches: BTreeMap::new(),
-            linger_until: None,
-            in_flight: VecDeque::new(),
-            taken: 0,
-            totals: Totals::default(),
+impl Run {
+    fn new(progress: ProgressBar) -> Run {
+        Run {
+            topic: String::new(),
+            outstanding: VecDeque::new(),
+            settled: 0,
+            failed: None,
+            maybe: 0,
+            records: 0,
+            bytes: 0,
+            shards: BTreeMap::new(),
+            row: None,
             progress,
             started: Instant::now(),
-            silent_since: Instant::now(),
-        })
+        }
     }
 
-    async fn run(&mut self, input: &mut mpsc::Receiver<Result<Vec<Item>, String>>) -> Result<(), Failure> {
-        let mut problem = None;
-        let mut open = true;
-        while open || !self.in_flight.is_empty() || self.sender.queued_bytes() > 0 {
-            let room = self.sender.queued_bytes() < QUEUED_BYTES_MAX && self.in_flight.len() < IN_FLIGHT_MAX;
-            let waits = !self.in_flight.is_empty();
-            if !waits {
-                self.silent_since = Instant::now();
+    async fn produce(&mut self, source: Box<dyn Read + Send>, args: &ProduceArgs) -> Result<(), Failure> {
+        let cluster = args.server.cluster().await?;
+        let producer = cluster
+            .producer(&args.topic)
+            .batch_records(args.batch as usize)
+            .linger(Duration::from_millis(args.linger))
+            .delivery_timeout(args.server.timeout)
+            .spread(Spread::One)
+            .open();
+        producer.topic().clone_into(&mut self.topic);
+        let framing = if args.delimited {
+            Framing::Delimited
+        } else {
+            Framing::Lines { key_separator: args.key_separator.as_ref().map(|text| text.clone().into_bytes()) }
+        };
+        let problem = self.send_all(&mut read_input(source, framing), &producer, args).await?;
+        producer.flush().await;
+        while !self.outstanding.is_empty() {
+            let outcome = self.next().await;
+            self.settle(outcome, args)?;
+        }
+        self.print_row(args)?;
+        match (self.failed.take(), problem) {
+            (Some((number, error)), _) => {
+                let message = format!("record {number} of the input: {error}");
+                self.failed = Some((number, error));
+                Err(message.into())
             }
-            let linger = self.linger_until;
-            let lingered = async {
-                match linger {
-                    Some(until) => tokio::time::sleep_until(until.into()).await,
-                    None => pending().await,
-                }
-            };
+            (None, Some(problem)) => Err(problem.into()),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Sends what comes in until that ends or something fails; gives what was wrong with the input.
+    async fn send_all(
+        &mut self,
+        input: &mut mpsc::Receiver<Result<Vec<Item>, String>>,
+        producer: &Producer,
+        args: &ProduceArgs,
+    ) -> Result<Option<String>, Failure> {
+        while self.failed.is_none() {
+            let room = self.outstanding.len() < OUTSTANDING_MAX;
             tokio::select! {
                 biased;
-                ack = self.acks.next(), if !self.in_flight.is_empty() => {
-                    self.silent_since = Instant::now();
-                    self.acknowledge(ack)?;
-                }
-                flushed = self.sender.flush(), if self.sender.queued_bytes() > 0 => {
-                    if let Err(error) = flushed {
-                        return Err(self.reason(error).await);
+                outcome = self.next(), if !self.outstanding.is_empty() => self.settle(outcome, args)?,
+                items = input.recv(), if room => match items {
+                    Some(Ok(items)) => {
+                        for item in items {
+                            self.send(item, producer, args).await;
+                        }
                     }
-                }
-                items = input.recv(), if open && room => match items {
-                    Some(Ok(items)) => self.take(items, input.is_empty()).await?,
-                    Some(Err(message)) => problem = Some(message),
-                    None => {
-                        open = false;
-                        self.send_all();
-                    }
+                    Some(Err(problem)) => return Ok(Some(problem)),
+                    None => return Ok(None),
                 },
-                () = lingered => self.send_all(),
-                () = silence(self.silent_since, self.timeout), if waits => return Err(self.silent()),
             }
         }
-        match problem {
-            Some(message) => Err(Failure::Message(message)),
-            None => Ok(self.finish().await?),
-        }
+        Ok(None)
     }
 
-    /// The server owes acks and has sent none for too long.
-    fn silent(&self) -> Failure {
-        format!(
-            "the server sent no ack for {} ms; what was sent and not acknowledged may or may not have been written \
-             (--timeout sets how long to wait)",
-            self.timeout.as_millis()
-        )
-        .into()
-    }
-
-    /// Tells the server that it was all, and waits for its OK.
-    async fn finish(&mut self) -> Result<(), ClientError> {
-        // An error has its reason in the receiving half.
-        drop(self.sender.finish().await);
-        match self.acks.next().await {
-            None | Some(Ok(_)) => Ok(()),
-            // A stream without requests has nothing that could be lost.
-            Some(Err(_)) if self.taken == 0 => Ok(()),
-            Some(Err(error)) => Err(error),
+    async fn send(&mut self, item: Item, producer: &Producer, args: &ProduceArgs) {
+        if self.failed.is_some() {
+            return;
         }
-    }
-
-    /// Puts records into batches and sends the full ones; all of them when no more input waits.
-    async fn take(&mut self, items: Vec<Item>, input_is_empty: bool) -> Result<(), Failure> {
-        for item in items {
-            let shard = self.routing.shard(&item.key);
-            self.taken += 1;
-            let batch = self.batches.entry(shard).or_default();
-            if batch.records.is_empty() {
-                batch.first = self.taken;
-            }
-            batch.bytes += item.key.len() + item.value.len() + RECORD_FRAMING_BYTES;
-            batch.records.push(Record { key: item.key, value: item.value, ..Record::default() });
-            let keyed = self.args.key_separator.is_some();
-            let full = batch.records.len() >= self.args.batch as usize || batch.bytes >= BATCH_BYTES;
-            if self.routing == Routing::Unknown && (keyed || full) {
-                self.learn_routing().await?;
-            } else if full {
-                self.send(shard);
-            }
-        }
-        if self.routing == Routing::Unknown && !self.batches.is_empty() && self.args.linger == 0 {
-            self.learn_routing().await?;
-        }
-        if self.args.linger == 0 && input_is_empty {
-            self.send_all();
-        } else if self.linger_until.is_none() && !self.batches.is_empty() {
-            self.linger_until = Some(Instant::now() + Duration::from_millis(self.args.linger));
-        }
-        Ok(())
-    }
-
-    /// Sends the first request and learns from its ack where the others belong.
-    async fn learn_routing(&mut self) -> Result<(), Failure> {
-        self.send_all();
-        if let Err(error) = self.sender.flush().await {
-            return Err(self.reason(error).await);
-        }
-        let ack = match tokio::time::timeout(self.timeout, self.acks.next()).await {
-            Ok(ack) => ack,
-            Err(_) => return Err(self.silent()),
+        let bytes = (item.key.len() + item.value.len()) as u64;
+        let record = Record { key: item.key, value: item.value, ..Record::default() };
+        let sent = match args.shard {
+            Some(shard) => producer.send_to(shard, record).await,
+            None => producer.send(record).await,
         };
-        let shard = ack.as_ref().and_then(|ack| ack.as_ref().ok()).map(|ack| ack.shard);
-        self.acknowledge(ack)?;
-        let shard = shard.expect("an ack that was accepted has a shard");
-        self.routing = if self.args.key_separator.is_some() {
-            let description = self.client.describe_topic(&self.args.topic).await?;
-            let shards = description.topic.map_or(1, |topic| topic.shards);
-            Routing::ByKey { shards, unkeyed: shard }
-        } else {
-            Routing::Fixed(shard)
+        match sent {
+            Ok(delivery) => self.outstanding.push_back(Outstanding { delivery, bytes }),
+            Err(error) => self.failed = Some((self.settled + self.outstanding.len() as u64 + 1, error)),
+        }
+    }
+
+    /// The outcome of the oldest record whose outcome is not known.
+    async fn next(&mut self) -> Result<Acked, ProduceError> {
+        poll_fn(|cx| {
+            let oldest = self.outstanding.front_mut().expect("the callers look first");
+            Pin::new(&mut oldest.delivery).poll(cx)
+        })
+        .await
+    }
+
+    /// Takes an outcome, and all others that are known by now.
+    fn settle(&mut self, outcome: Result<Acked, ProduceError>, args: &ProduceArgs) -> Result<(), Failure> {
+        self.settle_one(outcome, args)?;
+        while !self.outstanding.is_empty() {
+            let Some(outcome) = self.next().now_or_never() else { break };
+            self.settle_one(outcome, args)?;
+        }
+        self.progress.set_position(self.bytes + self.records);
+        self.print_row(args)
+    }
+
+    fn settle_one(&mut self, outcome: Result<Acked, ProduceError>, args: &ProduceArgs) -> Result<(), Failure> {
+        let settled = self.outstanding.pop_front().expect("the outcome is of the oldest one");
+        self.settled += 1;
+        let acked = match outcome {
+            Ok(acked) => acked,
+            Err(error) => {
+                self.maybe += u64::from(!error.is_definite());
+                self.failed.get_or_insert((self.settled, error));
+                return Ok(());
+            }
         };
+        let Acked { shard, offset, .. } = acked;
+        let new = ShardTotals { records: 0, first_offset: offset, end_offset: offset };
+        let totals = self.shards.entry(shard).or_insert(new);
+        totals.records += 1;
+        totals.end_offset = offset + 1;
+        self.records += 1;
+        self.bytes += settled.bytes;
+        if args.acks && !self.row.as_mut().is_some_and(|row| row.extend(acked)) {
+            self.print_row(args)?;
+            self.row = Some(AckedRow::new(acked));
+        }
         Ok(())
     }
 
-    fn send_all(&mut self) {
-        let shards: Vec<_> = self.batches.keys().copied().collect();
-        shards.into_iter().for_each(|shard| self.send(shard));
-        self.linger_until = None;
-    }
-
-    fn send(&mut self, shard: Option<u32>) {
-        let Some(batch) = self.batches.remove(&shard) else { return };
-        let count = u32::try_from(batch.records.len()).expect("a batch is bounded by --batch");
-        let topic = self.args.topic.clone();
-        let request = ProduceStreamRequest { topic, shard, records: batch.records, ..Default::default() };
-        self.sender.queue(framed(&request));
-        self.in_flight.push_back(Sent { first: batch.first, count, bytes: batch.bytes });
-        if self.batches.is_empty() {
-            self.linger_until = None;
-        }
-    }
-
-    fn acknowledge(&mut self, ack: Option<Result<ProduceStreamResponse, ClientError>>) -> Result<(), Failure> {
-        let ack = ack.ok_or_else(|| "the server ended the stream before it acknowledged everything".to_owned())??;
-        let sent = self.in_flight.pop_front().ok_or_else(|| "the server sent an ack too many".to_owned())?;
-        if sent.count != ack.count {
-            return Err(format!("{} records were sent, but {} acknowledged", sent.count, ack.count).into());
-        }
-        let end_offset = ack.base_offset + u64::from(ack.count);
-        let new = ShardTotals { records: 0, first_offset: ack.base_offset, end_offset };
-        let shard = self.totals.shards.entry(ack.shard).or_insert(new);
-        shard.records += u64::from(ack.count);
-        shard.end_offset = end_offset;
-        self.totals.records += u64::from(ack.count);
-        self.totals.bytes += (sent.bytes - sent.count as usize * RECORD_FRAMING_BYTES) as u64;
-        self.progress.set_position(self.totals.bytes + self.totals.records);
-        if self.args.acks {
-            self.print_ack(&ack)?;
-        }
-        self.totals.topic = ack.topic;
-        Ok(())
-    }
-
-    fn print_ack(&self, ack: &ProduceStreamResponse) -> Result<(), Failure> {
-        let ProduceStreamResponse { shard, base_offset, count, timestamp_us, topic, .. } = ack;
-        let durability = ack.durability().as_str_name().trim_start_matches("DURABILITY_").to_ascii_lowercase();
-        if self.args.output == OutputForm::Json {
+    /// Prints the acks that are gathered.
+    fn print_row(&mut self, args: &ProduceArgs) -> Result<(), Failure> {
+        let Some(AckedRow { first, count }) = self.row.take() else { return Ok(()) };
+        let Acked { shard, offset, timestamp_us, durability } = first;
+        let topic = &self.topic;
+        let durability = durability.as_str_name().trim_start_matches("DURABILITY_").to_ascii_lowercase();
+        if args.output == OutputForm::Json {
             let ack = json!({
-                "topic": topic, "shard": shard, "base_offset": base_offset, "count": count,
+                "topic": topic, "shard": shard, "base_offset": offset, "count": count,
                 "timestamp_us": timestamp_us, "durability": durability,
             });
             writeln!(io::stdout(), "{ack}")?;
         } else {
-            let last = base_offset + u64::from(*count) - 1;
-            writeln!(io::stdout(), "{topic} shard {shard} offsets {base_offset} to {last} {durability}")?;
+            let last = offset + count - 1;
+            writeln!(io::stdout(), "{topic} shard {shard} offsets {offset} to {last} {durability}")?;
         }
         Ok(())
     }
 
-    /// Why the stream is over: the receiving half knows, behind the acks that came before.
-    async fn reason(&mut self, error: ClientError) -> Failure {
-        loop {
-            match self.acks.next().await {
-                None => return error.into(),
-                Some(Ok(ack)) => {
-                    if let Err(failure) = self.acknowledge(Some(Ok(ack))) {
-                        return failure;
-                    }
-                }
-                Some(Err(reason)) => return reason.into(),
+    /// How far it came, for an error.
+    fn reached(&self) -> String {
+        let mut text = match (self.records, &self.failed) {
+            (0, _) => "no record is acknowledged".to_owned(),
+            (records, Some((first, _))) => {
+                format!("{records} records are acknowledged, up to number {} without a gap", first - 1)
             }
+            (records, None) => format!("{records} records are acknowledged"),
+        };
+        if self.maybe > 0 {
+            text += &format!(", and {} more may be written", self.maybe);
         }
+        text
     }
 
-    /// Number in the input of the first record that has no ack.
-    fn first_unacknowledged(&self) -> u64 {
-        let sent = self.in_flight.iter().map(|sent| sent.first);
-        let gathered = self.batches.values().map(|batch| batch.first);
-        sent.chain(gathered).min().unwrap_or(self.taken + 1)
-    }
-
-    fn summary(&self) -> Result<(), Failure> {
-        let Totals { records, bytes, topic, shards } = &self.totals;
+    fn summary(&self, args: &ProduceArgs) -> Result<(), Failure> {
+        let Run { topic, records, bytes, shards, .. } = self;
         let seconds = self.started.elapsed().as_secs_f64();
-        if self.args.output == OutputForm::Json {
+        if args.output == OutputForm::Json {
             let shards: Vec<_> = shards
                 .iter()
                 .map(|(shard, totals)| {
@@ -517,6 +419,7 @@ impl Producer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::ringlog::v1::Durability;
 
     fn read(input: &'static [u8], framing: Framing) -> (Vec<String>, Option<String>) {
         let mut receiver = read_input(Box::new(input), framing);
@@ -551,15 +454,28 @@ mod tests {
         assert_eq!((values, problem), (vec!["a".to_owned()], Some("record 2 of the input is cut off".to_owned())));
     }
 
-    /// Keys go where the documented hash says, everything else to one place.
+    /// Acks of neighbours are one line, others are not.
     #[test]
-    fn routing() {
-        assert_eq!(Routing::Unknown.shard(b"k"), None);
-        assert_eq!(Routing::Fixed(3).shard(b"k"), Some(3));
-        let routing = Routing::ByKey { shards: 4, unkeyed: 2 };
-        assert_eq!(routing.shard(b""), Some(2));
-        // XXH3-64 of "key", from the reference implementation's definition, modulo 4.
-        let hash = twox_hash::XxHash3_64::oneshot(b"key");
-        assert_eq!(routing.shard(b"key").map(u64::from), Some(hash % 4));
+    fn rows() {
+        let ack = |shard, offset| Acked { shard, offset, timestamp_us: 0, durability: Durability::QuorumFlushed };
+        let mut row = AckedRow::new(ack(1, 7));
+        assert!(row.extend(ack(1, 8)) && row.extend(ack(1, 9)));
+        assert!(!row.extend(ack(1, 11)) && !row.extend(ack(2, 10)) && !row.extend(ack(1, 9)));
+        assert_eq!((row.first.offset, row.count), (7, 3));
+    }
+
+    /// An error says how far it came, and what is not known.
+    #[test]
+    fn reached() {
+        let mut run = Run::new(ProgressBar::hidden());
+        assert_eq!(run.reached(), "no record is acknowledged");
+        run.records = 5;
+        assert_eq!(run.reached(), "5 records are acknowledged");
+        run.failed = Some((4, ProduceError::Closed));
+        run.maybe = 2;
+        assert_eq!(
+            run.reached(),
+            "5 records are acknowledged, up to number 3 without a gap, and 2 more may be written"
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::proto::ringlog::v1::{Position, consume_request, consume_stream_request};
+use crate::client::Start;
 
 /// A parsed `--from`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,23 +55,14 @@ impl From {
         }
     }
 
-    /// For `Consume`.
-    pub(super) fn start(self, now: SystemTime) -> consume_request::Start {
+    /// For the client.
+    pub(super) fn start(self, now: SystemTime) -> Start {
         match self.at(now) {
-            From::Earliest => consume_request::Start::Position(Position::Earliest.into()),
-            From::Latest => consume_request::Start::Position(Position::Latest.into()),
-            From::Offset(offset) => consume_request::Start::Offset(offset),
-            From::Timestamp(timestamp_us) => consume_request::Start::TimestampUs(timestamp_us),
+            From::Earliest => Start::Earliest,
+            From::Latest => Start::Latest,
+            From::Offset(offset) => Start::Offset(offset),
+            From::Timestamp(timestamp_us) => Start::TimestampUs(timestamp_us),
             From::Ago(_) => unreachable!("`at` leaves no spans"),
-        }
-    }
-
-    /// For `ConsumeStream`.
-    pub(super) fn stream_start(self, now: SystemTime) -> consume_stream_request::Start {
-        match self.start(now) {
-            consume_request::Start::Offset(offset) => consume_stream_request::Start::Offset(offset),
-            consume_request::Start::TimestampUs(time) => consume_stream_request::Start::TimestampUs(time),
-            consume_request::Start::Position(position) => consume_stream_request::Start::Position(position),
         }
     }
 }
@@ -111,5 +102,6 @@ mod tests {
         assert_eq!(From::Ago(Duration::from_secs(300)).at(now), From::Timestamp(100_000_000));
         assert_eq!(From::Ago(Duration::from_secs(500)).at(now), From::Timestamp(0));
         assert_eq!(From::Offset(3).at(now), From::Offset(3));
+        assert_eq!(From::Ago(Duration::from_secs(300)).start(now), Start::TimestampUs(100_000_000));
     }
 }

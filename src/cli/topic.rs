@@ -11,7 +11,9 @@ use super::{
 };
 use crate::{
     config,
-    proto::ringlog::v1::{CreateTopicRequest, Retention, ShardStatus, Topic, TopicConfig, TrimTopicRequest},
+    proto::ringlog::v1::{
+        CreateTopicRequest, ReplicaStatus, Retention, ShardStatus, Topic, TopicConfig, TrimTopicRequest,
+    },
 };
 
 /// `ringlog topic`.
@@ -62,6 +64,9 @@ struct CreateArgs {
     /// Number of shards [default: one per reactor]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     shards: u32,
+    /// Replicas of each shard, on distinct nodes; fewer while the cluster is smaller [default: the node's setting, 3]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    replication_factor: u32,
     /// Keep at most that much per shard, such as 10GiB [default: the node's setting]
     #[arg(long, value_name = "BYTES", value_parser = config::bytes)]
     retention_bytes: Option<u64>,
@@ -80,22 +85,23 @@ impl CreateArgs {
             .then(|| Retention { bytes_max: limits.0.unwrap_or(0), age_ms_max: limits.1.unwrap_or(0) });
         let config = (retention.is_some() || self.segment_bytes.is_some())
             .then(|| TopicConfig { retention, segment_bytes: self.segment_bytes.unwrap_or(0) });
-        CreateTopicRequest { name: self.name, shards: self.shards, config, ..Default::default() }
+        let CreateArgs { name, shards, replication_factor, .. } = self;
+        CreateTopicRequest { name, shards, config, replication_factor }
     }
 }
 
 /// Runs the command.
 pub(super) async fn topic(args: TopicArgs) -> Result<(), Failure> {
-    let client = args.server.connect().await?;
+    let cluster = args.server.cluster().await?;
     let json = args.output == OutputForm::Json;
     let mut out = io::stdout().lock();
     match args.command {
         TopicCommand::Create(create) => {
-            let topic = client.create_topic(&create.request()).await?;
+            let topic = cluster.create_topic(&create.request()).await?;
             print_topics(&mut out, &[topic], json)?;
         }
         TopicCommand::List => {
-            let topics = client.list_topics().await?;
+            let topics = cluster.list_topics().await?;
             if json {
                 let topics: Vec<_> = topics.iter().map(topic_json).collect();
                 writeln!(out, "{}", Value::from(topics))?;
@@ -104,7 +110,7 @@ pub(super) async fn topic(args: TopicArgs) -> Result<(), Failure> {
             }
         }
         TopicCommand::Describe { name } => {
-            let description = client.describe_topic(&name).await?;
+            let description = cluster.describe_topic(&name).await?;
             let topic = description.topic.unwrap_or_default();
             if json {
                 let mut value = topic_json(&topic);
@@ -117,7 +123,7 @@ pub(super) async fn topic(args: TopicArgs) -> Result<(), Failure> {
             }
         }
         TopicCommand::Delete { name } => {
-            client.delete_topic(&name).await?;
+            cluster.delete_topic(&name).await?;
             if json {
                 writeln!(out, "{}", json!({ "deleted": name }))?;
             } else {
@@ -126,7 +132,8 @@ pub(super) async fn topic(args: TopicArgs) -> Result<(), Failure> {
         }
         TopicCommand::Trim { name, shard, before } => {
             let request = TrimTopicRequest { name: name.clone(), shard, before_offset: before };
-            let log_start = client.trim_topic(&request).await?;
+            let request = &request;
+            let log_start = cluster.write(|client| async move { client.trim_topic(request).await }).await?;
             if json {
                 writeln!(out, "{}", json!({ "topic": name, "shard": shard, "log_start": log_start }))?;
             } else {
@@ -152,6 +159,7 @@ fn print_topics(out: &mut impl Write, topics: &[Topic], json: bool) -> Result<()
         vec![
             topic.name.clone(),
             topic.shards.to_string(),
+            topic.replication_factor.to_string(),
             limit(bytes_max, human_bytes(bytes_max)),
             limit(age_ms_max, age),
             limit(config.segment_bytes, human_bytes(config.segment_bytes)),
@@ -159,7 +167,7 @@ fn print_topics(out: &mut impl Write, topics: &[Topic], json: bool) -> Result<()
         ]
     };
     let rows: Vec<_> = topics.iter().map(row).collect();
-    table(out, &["NAME", "SHARDS", "KEEP BYTES", "KEEP AGE", "SEGMENT", "CREATED"], &rows)?;
+    table(out, &["NAME", "SHARDS", "REPLICATION", "KEEP BYTES", "KEEP AGE", "SEGMENT", "CREATED"], &rows)?;
     Ok(())
 }
 
@@ -170,28 +178,83 @@ fn print_shards(out: &mut impl Write, shards: &[ShardStatus]) -> Result<(), Fail
             shard.reactor.to_string(),
             shard.leader_node_id.to_string(),
             shard.term.to_string(),
+            replicas(shard),
+            lag(shard),
             shard.log_start.to_string(),
             shard.high_watermark.to_string(),
             shard.log_end.to_string(),
             shard.segments.to_string(),
             human_bytes(shard.size_bytes),
-            if shard.fault.is_empty() { "serving".to_owned() } else { shard.fault.clone() },
+            state(shard),
         ]
     };
-    let headings =
-        ["SHARD", "REACTOR", "LEADER", "TERM", "LOG START", "HIGH WATERMARK", "LOG END", "SEGMENTS", "SIZE", "STATE"];
+    let headings = [
+        "SHARD",
+        "REACTOR",
+        "LEADER",
+        "TERM",
+        "REPLICAS",
+        "LAG",
+        "LOG START",
+        "HIGH WATERMARK",
+        "LOG END",
+        "SEGMENTS",
+        "SIZE",
+        "STATE",
+    ];
     let rows: Vec<_> = shards.iter().map(row).collect();
     table(out, &headings, &rows)?;
     Ok(())
 }
 
-fn topic_json(topic: &Topic) -> Value {
+/// Nodes that hold a replica; `+` marks those that do not vote yet.
+pub(super) fn replicas(shard: &ShardStatus) -> String {
+    let is_learner = |node: u64| shard.replicas.iter().any(|replica| replica.node_id == node && replica.learner);
+    let mut nodes = shard.replica_node_ids.clone();
+    // On their way here, or on their way out.
+    nodes.extend(
+        shard.replicas.iter().map(|replica| replica.node_id).filter(|node| !shard.replica_node_ids.contains(node)),
+    );
+    let texts: Vec<_> =
+        nodes.into_iter().map(|node| format!("{node}{}", if is_learner(node) { "+" } else { "" })).collect();
+    texts.join(" ")
+}
+
+/// Records that replicas lack, by node; `?` for those that did not say.
+pub(super) fn lag(shard: &ShardStatus) -> String {
+    let mut texts: Vec<String> = shard
+        .replicas
+        .iter()
+        .filter(|replica| replica.lag > 0)
+        .map(|replica| format!("{}:{}", replica.node_id, replica.lag))
+        .collect();
+    let has_said = |node: &u64| shard.replicas.iter().any(|replica| replica.node_id == *node);
+    texts.extend(shard.replica_node_ids.iter().filter(|node| !has_said(node)).map(|node| format!("{node}:?")));
+    if texts.is_empty() { "0".to_owned() } else { texts.join(" ") }
+}
+
+/// What is wrong with the shard, or with replicas of it.
+pub(super) fn state(shard: &ShardStatus) -> String {
+    let mut faults: Vec<String> = Vec::new();
+    if !shard.fault.is_empty() {
+        faults.push(shard.fault.clone());
+    }
+    let replicas = shard.replicas.iter().filter(|replica| !replica.fault.is_empty() && replica.fault != shard.fault);
+    faults.extend(replicas.map(|replica| format!("node {}: {}", replica.node_id, replica.fault)));
+    if shard.leader_node_id == 0 && faults.is_empty() {
+        return "no leader".to_owned();
+    }
+    if faults.is_empty() { "serving".to_owned() } else { faults.join("; ") }
+}
+
+pub(super) fn topic_json(topic: &Topic) -> Value {
     let config = topic.config.unwrap_or_default();
     let retention = config.retention.unwrap_or_default();
     json!({
         "name": topic.name,
         "topic_id": topic.topic_id,
         "shards": topic.shards,
+        "replication_factor": topic.replication_factor,
         "retention_bytes_max": retention.bytes_max,
         "retention_age_ms_max": retention.age_ms_max,
         "segment_bytes": config.segment_bytes,
@@ -199,7 +262,21 @@ fn topic_json(topic: &Topic) -> Value {
     })
 }
 
-fn shard_json(shard: &ShardStatus) -> Value {
+pub(super) fn shard_json(shard: &ShardStatus) -> Value {
+    let replica = |replica: &ReplicaStatus| {
+        json!({
+            "node_id": replica.node_id,
+            "fault": replica.fault,
+            "log_start": replica.log_start,
+            "high_watermark": replica.high_watermark,
+            "log_end": replica.log_end,
+            "lag": replica.lag,
+            "learner": replica.learner,
+            // 64 bits do not survive every JSON reader as a number.
+            "chain": format!("{:016x}", replica.chain),
+            "applied_end": replica.applied_end,
+        })
+    };
     json!({
         "shard": shard.shard,
         "shard_uid": shard.shard_uid,
@@ -212,6 +289,8 @@ fn shard_json(shard: &ShardStatus) -> Value {
         "size_bytes": shard.size_bytes,
         "segments": shard.segments,
         "fault": shard.fault,
+        "replica_node_ids": shard.replica_node_ids,
+        "replicas": shard.replicas.iter().map(replica).collect::<Vec<_>>(),
     })
 }
 
@@ -225,6 +304,7 @@ mod tests {
         let args = |retention_bytes, segment_bytes| CreateArgs {
             name: "t".into(),
             shards: 0,
+            replication_factor: 0,
             retention_bytes,
             retention_age: None,
             segment_bytes,
@@ -233,5 +313,24 @@ mod tests {
         let retention = Some(Retention { bytes_max: 0, age_ms_max: 0 });
         assert_eq!(args(Some(0), None).request().config, Some(TopicConfig { retention, segment_bytes: 0 }));
         assert_eq!(args(None, Some(1)).request().config, Some(TopicConfig { retention: None, segment_bytes: 1 }));
+    }
+
+    /// What a shard's line says of its replicas: who lags, who is on the way, who did not say, what is wrong.
+    #[test]
+    fn replicas_for_people() {
+        let replica = |node_id, lag| ReplicaStatus { node_id, lag, ..ReplicaStatus::default() };
+        let learner = ReplicaStatus { learner: true, ..replica(4, 7) };
+        let mut shard = ShardStatus {
+            leader_node_id: 1,
+            replica_node_ids: vec![1, 2, 3],
+            replicas: vec![replica(1, 0), replica(2, 15), learner],
+            ..ShardStatus::default()
+        };
+        assert_eq!((replicas(&shard), lag(&shard)), ("1 2 3 4+".to_owned(), "2:15 4:7 3:?".to_owned()));
+        assert_eq!(state(&shard), "serving");
+        shard.replicas[1].fault = "the disk failed".to_owned();
+        assert_eq!(state(&shard), "node 2: the disk failed");
+        let alone = ShardStatus { replica_node_ids: vec![1], replicas: vec![replica(1, 0)], ..ShardStatus::default() };
+        assert_eq!((lag(&alone), state(&alone)), ("0".to_owned(), "no leader".to_owned()));
     }
 }

@@ -251,6 +251,9 @@ pub struct NewEntry {
     pub record_timestamp_max_us: i64,
     /// Header room and payload.
     pub buffer: Buffer,
+    /// The header that the leader gave it, when it comes from one: what replicas share must come out the same here. The
+    /// caller has checked the payload against it.
+    pub leader: Option<EntryHeader>,
 }
 
 /// An entry read back from the log: a parsed, verified header and a refcounted slice of its bytes.

@@ -2,6 +2,7 @@
 
 pub mod entry;
 pub mod grpc;
+pub mod peer;
 pub mod records;
 pub mod segment;
 pub mod state_files;

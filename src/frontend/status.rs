@@ -169,6 +169,9 @@ impl From<LogError> for CallError {
         match error {
             LogError::Full { dir: _ } => CallError::retry(Code::ResourceExhausted, "DISK_FULL", message),
             LogError::Corrupt { file: _, position: _, what: _ } => CallError::new(Code::DataLoss, "CORRUPT", message),
+            LogError::Diverged { dir: _, id: _, expected: _, found: _ } => {
+                CallError::new(Code::DataLoss, "DIVERGED", message)
+            }
             LogError::Foreign { file: _, what: _ } => CallError::new(Code::FailedPrecondition, "FOREIGN_DATA", message),
             LogError::NotFound { index: _, first: _, end: _ } => {
                 CallError::new(Code::Internal, "ENTRY_NOT_FOUND", message)

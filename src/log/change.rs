@@ -11,7 +11,7 @@ use super::{Inner, LogError, Phase, SegmentOf, io_error, segment::Slots, segment
 use crate::{
     env::{Disk, Env, File, OpenMode},
     format::segment::LogPoint,
-    ids::{Index, LogId, Offset},
+    ids::Index,
     limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN},
 };
 
@@ -109,23 +109,21 @@ impl<E: Env> Inner<E> {
     }
 
     /// See `Log::purge`.
-    pub(super) async fn purge(self: &Rc<Self>, id: LogId, log_end: Offset, chain: u64) -> Result<(), LogError> {
+    pub(super) async fn purge(self: &Rc<Self>, to: LogPoint) -> Result<(), LogError> {
         self.check_alive()?;
         let (start, end) = {
             let state = self.state.borrow();
             (state.start, state.end)
         };
-        if id.index < start.next {
+        if to.next <= start.next {
             return Ok(());
         }
         // Recovery tells a recycled file from a segment by its name.
         self.settled().await?;
-        if id.index >= end.next {
-            let timestamp_max_us = end.timestamp_max_us;
-            let to = LogPoint { next: id.index.next(), term: id.term, offset: log_end, chain, timestamp_max_us };
+        if to.next > end.next {
             return self.start_over(to).await;
         }
-        let to = super::point_after(&self.header(id.index).await?);
+        let to = super::point_after(&self.header(Index(to.next.0 - 1)).await?);
         // What is purged was committed, so it is durable, or will be when this write is reached in the queue.
         self.save(Change::Start(to)).await?;
         self.state.borrow_mut().start = to;

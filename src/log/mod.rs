@@ -47,14 +47,16 @@ use std::{
 
 use bytes::Bytes;
 
-pub use crate::format::state_files::{HardState, Vote};
+pub use crate::format::{
+    segment::LogPoint,
+    state_files::{HardState, Vote},
+};
 pub use tail::TailBudget;
 
 use crate::{
     env::{Disk, Env, channel::Notify},
     format::{
         entry::{EntryHeader, NewEntry, StoredEntry},
-        segment::LogPoint,
         state_files::HardStateSlot,
     },
     ids::{Index, LogId, Offset, ShardUid},
@@ -150,6 +152,22 @@ pub enum LogError {
         action: &'static str,
         /// The operating system's words.
         cause: String,
+    },
+    /// The history here is another one than the leader's: an entry of the leader's does not continue it with the leader's
+    /// chain hash. Never written; this replica has stopped.
+    #[error(
+        "{dir} holds another history than the leader's: entry {id} would get chain {found:x}, the leader has {expected:x}; \
+         this replica has stopped; move it to another node, and keep its directory for a report"
+    )]
+    Diverged {
+        /// The log's directory.
+        dir: PathBuf,
+        /// The leader's entry.
+        id: LogId,
+        /// Chain hash there at the leader.
+        expected: u64,
+        /// Chain hash there here.
+        found: u64,
     },
     /// The directory belongs to something else or is of another version.
     #[error("{file} is not usable: {what}")]
@@ -256,14 +274,14 @@ impl<E: Env> Log<E> {
     /// the entries wait for it; that is not an error.
     ///
     /// # Errors
-    /// `Stopped`: nothing was added, `done` is not called.
+    /// `Stopped`: nothing was added, `done` is not called. `Diverged`: the log has stopped, `done` is not called.
     ///
     /// # Panics
     /// When the first entry's index is not the one after the last.
     pub fn append(&self, entries: Vec<NewEntry>, done: OnDurable) -> Result<(), LogError> {
         self.inner.check_alive()?;
         for entry in entries {
-            self.inner.assign(entry);
+            self.inner.assign(entry).map_err(|error| self.inner.stop_with(error))?;
         }
         self.inner.state.borrow_mut().queue.push_back(writer::Job::Done(done));
         self.inner.drive();
@@ -345,6 +363,11 @@ impl<E: Env> Log<E> {
         self.inner.state.borrow().end.offset
     }
 
+    /// Where the log stands after its last entry.
+    pub fn end(&self) -> LogPoint {
+        self.inner.state.borrow().end
+    }
+
     /// Chain hash at the last entry.
     pub fn chain(&self) -> u64 {
         self.inner.state.borrow().end.chain
@@ -378,14 +401,14 @@ impl<E: Env> Log<E> {
         self.inner.truncate_after(last).await
     }
 
-    /// Removes entries up to and including `id` logically, durably, and deletes segments that have none left. When `id`
-    /// is beyond the last entry the log goes on after it, at offset `log_end` with the chain hash `chain` (a replica
-    /// that begins from a snapshot).
+    /// Removes the entries before the point `to` logically, durably, and deletes segments that have none left. When `to` is
+    /// beyond the log's end, the log goes on there, with that offset, chain hash and largest timestamp (a replica that
+    /// begins from a snapshot); else only its index matters.
     ///
     /// # Errors
     /// `Stopped`.
-    pub async fn purge(&self, id: LogId, log_end: Offset, chain: u64) -> Result<(), LogError> {
-        self.inner.purge(id, log_end, chain).await
+    pub async fn purge(&self, to: LogPoint) -> Result<(), LogError> {
+        self.inner.purge(to).await
     }
 
     /// Writes the hard state; durable when it returns, and ordered after the appends before it.
@@ -426,6 +449,19 @@ impl<E: Env> Log<E> {
     /// The error that stopped this log, if one did.
     pub fn fault(&self) -> Option<LogError> {
         self.inner.state.borrow().fault.clone()
+    }
+
+    /// Suspends until an error stops this log; for ever if none does and it is dropped or closed before.
+    pub fn stopped(&self) -> impl Future<Output = LogError> + use<E> {
+        let inner = self.inner.clone();
+        async move { inner.until(|| inner.state.borrow().fault.clone()).await }
+    }
+
+    /// Gives the log up without a clean end: drops what waits to be written and tells its callbacks so. When it returns,
+    /// nothing more is ever written through any handle to it (the write in flight has landed, the files ahead of need are
+    /// left as they are), so that the directory can be opened again. Reads go on.
+    pub async fn abandon(&self) {
+        self.inner.abandon().await;
     }
 
     /// Clean shutdown: waits for writes in flight, cuts the files to their true sizes, writes indexes, syncs. The log

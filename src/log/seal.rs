@@ -133,4 +133,15 @@ impl<E: Env> Inner<E> {
         self.disk.sync_dir(&dir).await.map_err(|error| self.stop(&dir, "synced", &error))?;
         Ok(())
     }
+
+    /// See `Log::abandon`.
+    pub(super) async fn abandon(&self) {
+        let cause = io::Error::other("it was abandoned before all of it was written");
+        self.stop(&self.options.dir, "used", &cause);
+        self.until(|| {
+            let supply_runs = self.state.borrow().supply.is_running();
+            (self.flight.borrow().is_none() && self.background.get() == 0 && !supply_runs).then_some(())
+        })
+        .await;
+    }
 }

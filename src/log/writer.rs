@@ -91,14 +91,34 @@ impl<E: Env> Drop for Inner<E> {
 
 impl<E: Env> Inner<E> {
     /// Gives the entry its place and queues it.
-    pub(super) fn assign(self: &Rc<Self>, new: NewEntry) {
-        let NewEntry { id, kind, mut record_count, base_offset, timestamp_us, record_timestamp_max_us, mut buffer } =
-            new;
+    ///
+    /// # Errors
+    /// `Diverged`, and nothing was changed.
+    pub(super) fn assign(self: &Rc<Self>, new: NewEntry) -> Result<(), LogError> {
         let state = &mut *self.state.borrow_mut();
+        let mut header = self.header_for(state, &new)?;
+        let mut buffer = new.buffer;
+        let bytes = header.padded_bytes();
+        assert_eq!(bytes, buffer.padded_len(), "a buffer is its content and the rest of the last block");
+        let segment = self.segment_for(state, bytes as u64);
+        header.segment = segment.sequence;
+        buffer.bytes_mut()[..ENTRY_HEADER_BYTES].copy_from_slice(&header.encode());
+        let padded = buffer.freeze_padded();
+        let position = place(&segment, &header);
+        state.end = point_after(&header);
+        state.unflushed_bytes += bytes;
+        self.tail.push(StoredEntry { header, bytes: padded.slice(..header.bytes()) });
+        state.queue.push_back(Job::Entry(Placed { segment, position, header, bytes: padded }));
+        Ok(())
+    }
+
+    /// The header of the next entry, but for its segment.
+    fn header_for(&self, state: &State<E>, new: &NewEntry) -> Result<EntryHeader, LogError> {
+        let &NewEntry { id, kind, mut record_count, base_offset, timestamp_us, record_timestamp_max_us, .. } = new;
         assert!(!state.exclusive, "nothing is appended while the log is cut");
         assert_eq!(id.index, state.end.next, "entries are appended in order");
         assert!(id.term >= state.end.term, "terms do not go back");
-        assert!(buffer.len() >= ENTRY_HEADER_BYTES, "the buffer has room for the header");
+        assert!(new.buffer.len() >= ENTRY_HEADER_BYTES, "the buffer has room for the header");
         assert_eq!((kind == EntryKind::Batch), record_count > 0, "batches and only they have records");
         let mut kind = kind;
         let mut timestamp_max_us = state.end.timestamp_max_us.max(record_timestamp_max_us);
@@ -107,7 +127,7 @@ impl<E: Env> Inner<E> {
             record_count = 0;
             timestamp_max_us = state.end.timestamp_max_us;
         }
-        let payload = &buffer.bytes()[ENTRY_HEADER_BYTES..];
+        let payload = &new.buffer.bytes()[ENTRY_HEADER_BYTES..];
         let mut header = EntryHeader {
             kind,
             payload_bytes: u32::try_from(payload.len()).expect("entries are bounded far below 4 GiB"),
@@ -120,20 +140,18 @@ impl<E: Env> Inner<E> {
             timestamp_max_us,
             durable_end: state.flushed.next.0,
             chain: 0,
-            payload_crc: crc32c::crc32c(payload),
+            payload_crc: new.leader.map_or_else(|| crc32c::crc32c(payload), |leader| leader.payload_crc),
         };
-        let bytes = header.padded_bytes();
-        assert_eq!(bytes, buffer.padded_len(), "a buffer is its content and the rest of the last block");
-        let segment = self.segment_for(state, bytes as u64);
-        header.segment = segment.sequence;
         header.chain = header.chain_after(state.end.chain);
-        buffer.bytes_mut()[..ENTRY_HEADER_BYTES].copy_from_slice(&header.encode());
-        let padded = buffer.freeze_padded();
-        let position = place(&segment, &header);
-        state.end = point_after(&header);
-        state.unflushed_bytes += bytes;
-        self.tail.push(StoredEntry { header, bytes: padded.slice(..header.bytes()) });
-        state.queue.push_back(Job::Entry(Placed { segment, position, header, bytes: padded }));
+        match new.leader {
+            Some(leader) if leader.chain != header.chain => Err(LogError::Diverged {
+                dir: self.options.dir.clone(),
+                id,
+                expected: leader.chain,
+                found: header.chain,
+            }),
+            Some(_) | None => Ok(header),
+        }
     }
 
     /// The segment into which an entry of this many bytes goes; rolls when the present one has no room.

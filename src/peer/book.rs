@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use crate::{
@@ -41,26 +41,107 @@ impl PeerNode {
 }
 
 /// The table; shared by all threads of a node.
+///
+/// Who is a member comes from the catalog alone. Where a member is comes from the catalog, too, but what the
+/// member says itself is newer, also while the catalog has no leader: after a start of all nodes at new addresses they
+/// find each other by it.
 #[derive(Debug, Default)]
 pub struct AddressBook {
-    nodes: Mutex<Arc<BTreeMap<NodeId, Arc<PeerNode>>>>,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// From the catalog.
+    members: BTreeMap<NodeId, PeerNode>,
+    /// What members have said of themselves since the catalog's entry came, where it differs.
+    heard: BTreeMap<NodeId, PeerNode>,
+    merged: Arc<BTreeMap<NodeId, Arc<PeerNode>>>,
+}
+
+impl Table {
+    fn merge(&mut self) {
+        let newest = |(node, entry): (&NodeId, &PeerNode)| {
+            let known = self.merged.get(node);
+            let entry = self.heard.get(node).unwrap_or(entry);
+            let kept = known.filter(|known| ***known == *entry).cloned();
+            (*node, kept.unwrap_or_else(|| Arc::new(entry.clone())))
+        };
+        self.merged = Arc::new(self.members.iter().map(newest).collect());
+    }
 }
 
 impl AddressBook {
     /// The node, if it is a member.
     pub fn get(&self, node: NodeId) -> Option<Arc<PeerNode>> {
-        self.snapshot().get(&node).cloned()
+        self.lock().merged.get(&node).cloned()
     }
 
     /// All of them.
     pub fn snapshot(&self) -> Arc<BTreeMap<NodeId, Arc<PeerNode>>> {
-        // The table is replaced as a whole: a poisoned one is still whole.
-        Arc::clone(&self.nodes.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.lock().merged)
     }
 
-    /// Replaces the table.
+    /// Replaces the table by what the catalog says. What a member has said itself stays, unless the catalog's entry is
+    /// another one than before: then that is newer.
     pub fn publish(&self, nodes: impl IntoIterator<Item = PeerNode>) {
-        let table = nodes.into_iter().map(|node| (node.node, Arc::new(node))).collect();
-        *self.nodes.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+        let members: BTreeMap<NodeId, PeerNode> = nodes.into_iter().map(|node| (node.node, node)).collect();
+        let mut table = self.lock();
+        let before = std::mem::replace(&mut table.members, members);
+        let Table { members, heard, .. } = &mut *table;
+        heard.retain(|node, _| members.contains_key(node) && members.get(node) == before.get(node));
+        table.merge();
+    }
+
+    /// Notes what a member says of itself; whether that is another place than was known. What others say is ignored.
+    pub fn hear(&self, node: &PeerNode) -> bool {
+        let mut table = self.lock();
+        if node.host.is_empty() || node.port == 0 || table.merged.get(&node.node).is_none_or(|known| **known == *node) {
+            return false;
+        }
+        table.heard.insert(node.node, node.clone());
+        table.merge();
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // No change stops half-way: a poisoned table is still whole.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(node: u64, port: u16) -> PeerNode {
+        let address = String::new();
+        PeerNode { node: NodeId(node), host: "h".into(), port, reactors: 1, grpc: address.clone(), http: address }
+    }
+
+    fn port(book: &AddressBook, node: u64) -> Option<u16> {
+        book.get(NodeId(node)).map(|node| node.port)
+    }
+
+    /// What a member says of its place is newer than the catalog's entry, until that changes; who is no member says nothing.
+    #[test]
+    fn heard_and_published() {
+        let book = AddressBook::default();
+        book.publish([at(1, 10), at(2, 20)]);
+        assert!(!book.hear(&at(1, 10)) && !book.hear(&at(3, 30)) && !book.hear(&at(1, 0)));
+        assert!(book.hear(&at(1, 11)));
+        assert!(!book.hear(&at(1, 11)));
+        assert_eq!((port(&book, 1), port(&book, 2), port(&book, 3)), (Some(11), Some(20), None));
+        let before = book.get(NodeId(2)).unwrap();
+        book.publish([at(1, 10), at(2, 20), at(3, 30)]);
+        assert_eq!((port(&book, 1), port(&book, 3)), (Some(11), Some(30)), "the catalog says nothing new of node 1");
+        assert!(Arc::ptr_eq(&before, &book.snapshot()[&NodeId(2)]), "what has not changed is not made anew");
+        assert!(book.hear(&at(1, 10)), "back where the catalog has it");
+        assert!(book.hear(&at(1, 12)));
+        book.publish([at(1, 13), at(2, 20)]);
+        assert_eq!((port(&book, 1), port(&book, 3)), (Some(13), None));
+        book.publish([at(2, 20)]);
+        book.publish([at(1, 13), at(2, 20)]);
+        assert_eq!(port(&book, 1), Some(13));
     }
 }

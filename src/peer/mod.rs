@@ -57,6 +57,8 @@ pub mod datagram {
     pub const PONG: u8 = 2;
     /// The rest is gossip's.
     pub const GOSSIP: u8 = 3;
+    /// The rest is what a node says of itself: for one that may not know where it is.
+    pub const HELLO: u8 = 4;
 }
 
 /// Where on a peer: its reactor `slot % reactors` (the catalog's slot is 0, a shard's is topic id + shard number).

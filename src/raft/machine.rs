@@ -32,7 +32,7 @@ use crate::{
     format::entry::{EntryHeader, EntryKind, StoredEntry},
     ids::{Index, LogId, Offset, Term},
     limits::CHECKPOINTS_PENDING_MAX,
-    log::Log,
+    log::{Log, LogPoint},
     proto::ringlog::state::v1,
 };
 
@@ -116,10 +116,17 @@ impl<M: Machine> Shared<M> {
         self.position.borrow().next_offset
     }
 
-    /// Where the log goes on after `id`, and the chain there, if the machine or the snapshot is exactly there.
-    pub fn place_of(&self, id: LogId) -> Option<(Offset, u64)> {
-        let place =
-            |position: &Position| (position.applied == Some(id)).then_some((position.next_offset, position.chain));
+    /// Where the log goes on after `id`, if the machine or the snapshot is exactly there.
+    pub fn point_after(&self, id: LogId) -> Option<LogPoint> {
+        let place = |position: &Position| {
+            (position.applied == Some(id)).then_some(LogPoint {
+                next: id.index.next(),
+                term: id.term,
+                offset: position.next_offset,
+                chain: position.chain,
+                timestamp_max_us: position.timestamp_max_us,
+            })
+        };
         let snapshot = self.snapshot.borrow();
         place(&self.position.borrow()).or_else(|| snapshot.as_ref().and_then(|snapshot| place(&snapshot.position)))
     }
@@ -196,7 +203,7 @@ impl<M: Machine> Shared<M> {
                 position.membership = StoredMembership::new(Some(entry.log_id), membership);
                 return None;
             }
-            Payload::Blank | Payload::Open(_) => return None,
+            Payload::Blank | Payload::Open(_) | Payload::Received { .. } => return None,
         };
         position.note(&stored.header);
         drop(position);

@@ -178,9 +178,6 @@ pub enum GroupError {
 /// Pause between two looks whether a group that is being opened waits for space.
 const FULL_LOOK: Duration = Duration::from_millis(50);
 
-/// Longest wait for openraft to end after a failed start.
-const SHUTDOWN_WAIT: Duration = Duration::from_secs(1);
-
 /// One Raft group on this node. Clones are handles; all stay on one reactor. To be ended by `close`: openraft's tasks
 /// do not end with the last handle.
 pub struct Group<E: Env, M: Machine> {
@@ -237,10 +234,11 @@ impl<E: Env, M: Machine> Group<E, M> {
         if let Err(error) = group.start(node).await {
             // Else openraft's tasks would go on without a handle.
             group.inner.state.closing.set(true);
-            // It does not end while an entry of its own waits for space.
-            drop(E::Runtime::timeout(SHUTDOWN_WAIT, group.inner.raft.shutdown()).await);
-            // And the log would write its waiting entries when space returns, beside whoever opens it next.
-            drop(E::Runtime::timeout(SHUTDOWN_WAIT, group.inner.log.close()).await);
+            // First the log: openraft does not end while an entry of its own waits for space, and the log would write it
+            // when space returns, beside whoever opens it next.
+            group.inner.log.abandon().await;
+            // What it ended with is told by `error`.
+            drop(group.inner.raft.shutdown().await);
             return Err(error);
         }
         Ok((group, recovered))
@@ -261,14 +259,23 @@ impl<E: Env, M: Machine> Group<E, M> {
         if is_new {
             // Its first membership, and the entry with which its leader begins.
             log.has_room(2 * BLOCK_BYTES).map_err(refused)?;
-            let voters = BTreeMap::from([(node.0, Node::default())]);
-            let mut initialized = pin!(raft.initialize(voters));
-            loop {
-                match E::Runtime::timeout(FULL_LOOK, initialized.as_mut()).await {
-                    Ok(result) => break result.map_err(|error| self.stopped(&error.to_string()))?,
-                    Err(_) => log.has_room(0).map_err(refused)?,
-                }
+        }
+        // openraft does nothing else while it waits for a write of its own.
+        let mut begun = pin!(self.begin(node, is_new));
+        loop {
+            match E::Runtime::timeout(FULL_LOOK, begun.as_mut()).await {
+                Ok(result) => return result,
+                Err(_) if is_new => log.has_room(0).map_err(refused)?,
+                Err(_) => {}
             }
+        }
+    }
+
+    async fn begin(&self, node: NodeId, is_new: bool) -> Result<(), GroupError> {
+        let raft = &self.inner.raft;
+        if is_new {
+            let voters = BTreeMap::from([(node.0, Node::default())]);
+            raft.initialize(voters).await.map_err(|error| self.stopped(&error.to_string()))?;
         }
         let only_voter = raft
             .with_raft_state(move |state| state.membership_state.effective().voter_ids().eq([node.0]))

@@ -32,7 +32,7 @@ use crate::{
     format::entry::{ENTRY_HEADER_BYTES, EntryKind, NewEntry, StoredEntry},
     ids::{Index, LogId},
     limits::READ_BYTES,
-    log::{HardState, Log, LogError},
+    log::{HardState, Log, LogError, LogPoint},
 };
 
 /// The store; openraft owns one, and makes readers from it.
@@ -65,22 +65,22 @@ impl<E: Env, M: Machine> Store<E, M> {
         Store { log, shared, reader }
     }
 
-    /// Where the log goes on after `id`, and the chain hash there.
-    async fn place_after(&self, id: LogId) -> Result<(crate::ids::Offset, u64), io::Error> {
+    /// Where the log goes on after `id`.
+    async fn point_after(&self, id: LogId) -> Result<LogPoint, io::Error> {
         let in_log = id.index >= self.log.first_index() && self.log.last().is_some_and(|last| id.index <= last.index);
         if in_log {
             let entries = self.log.read(id.index, id.index.next(), 0).await.map_err(to_io)?;
             let entry = entries.first().ok_or_else(|| io::Error::other(format!("entry {id} cannot be read")))?;
             // openraft names an entry by term and index; another one at this place would be a wrong log.
             if entry.header.id == id {
-                return Ok((entry.header.end_offset(), entry.header.chain));
+                return Ok(LogPoint { next: id.index.next(), ..self.log.end() });
             }
             return Err(io::Error::other(format!("the log holds {} where {id} is to be purged", entry.header.id)));
         }
-        match self.shared.place_of(id) {
-            Some(place) => Ok(place),
-            None => Ok((self.log.log_end(), self.log.chain())),
-        }
+        // Guessed offsets or hashes would show as divergence, much later.
+        let point = self.shared.point_after(id);
+        point
+            .ok_or_else(|| io::Error::other(format!("the log cannot begin after entry {id}: its snapshot is not here")))
     }
 }
 
@@ -161,8 +161,8 @@ impl<E: Env, M: Machine> RaftLogStorage<TypeConfig<E, M>> for Store<E, M> {
         if self.log.purged().is_some_and(|purged| purged >= id) {
             return Ok(());
         }
-        let (log_end, chain) = self.place_after(id).await?;
-        self.log.purge(id, log_end, chain).await.map_err(to_io)?;
+        let to = self.point_after(id).await?;
+        self.log.purge(to).await.map_err(to_io)?;
         self.shared.changed.notify_all();
         Ok(())
     }

@@ -23,8 +23,8 @@ use prost::Message;
 use super::{Applied, Machine, Proposal, ProposalKind};
 use crate::{
     env::{Env, buffer::Buffer, channel::OneshotSender},
-    format::entry::{ENTRY_HEADER_BYTES, EntryKind, NewEntry, StoredEntry},
-    ids::{Index, LogId, NodeId, Offset, Term},
+    format::entry::{ENTRY_HEADER_BYTES, EntryError, EntryHeader, EntryKind, NewEntry, StoredEntry},
+    ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
     log, proto,
 };
 
@@ -129,7 +129,16 @@ pub enum Payload {
     Open(Handed),
     /// A membership on its way into the log.
     Membership(Membership),
-    /// Read back from the log, or received from a leader.
+    /// Received from a leader, on its way into the log.
+    Received {
+        /// The leader's, checked.
+        header: EntryHeader,
+        /// It, then the payload.
+        buffer: Buffer,
+        /// Decoded, if that is what it is.
+        membership: Option<Box<Membership>>,
+    },
+    /// Read back from the log.
     Sealed {
         /// Header and bytes.
         stored: StoredEntry,
@@ -158,7 +167,7 @@ impl RaftPayload for Payload {
     fn get_membership(&self) -> Option<Membership> {
         match self {
             Payload::Membership(membership) => Some(membership.clone()),
-            Payload::Sealed { membership, .. } => membership.as_deref().cloned(),
+            Payload::Sealed { membership, .. } | Payload::Received { membership, .. } => membership.as_deref().cloned(),
             Payload::Blank | Payload::Open(_) => None,
         }
     }
@@ -170,6 +179,9 @@ impl fmt::Display for Payload {
             Payload::Blank => f.write_str("blank"),
             Payload::Open(proposal) => proposal.fmt(f),
             Payload::Membership(membership) => write!(f, "membership {membership}"),
+            Payload::Received { header, .. } => {
+                write!(f, "received {:?} of {} bytes", header.kind, header.payload_bytes)
+            }
             Payload::Sealed { stored, .. } => {
                 write!(f, "stored {:?} of {} bytes", stored.header.kind, stored.header.payload_bytes)
             }
@@ -254,13 +266,16 @@ pub fn to_log(entry: Entry, now_us: i64) -> NewEntry {
         timestamp_us: now_us,
         record_timestamp_max_us: i64::MIN,
         buffer,
+        leader: None,
     };
     match entry.payload {
         Payload::Blank => own(EntryKind::Blank, Buffer::zeroed(ENTRY_HEADER_BYTES)),
         Payload::Membership(membership) => {
             let mut buffer = Buffer::zeroed(ENTRY_HEADER_BYTES);
             buffer.extend(&encode_membership(&membership).encode_to_vec());
-            own(EntryKind::Membership, buffer)
+            // Each founder may make the first entry of a group by itself, and all of them must make the same.
+            let timestamp_us = if id.index == Index(0) { 0 } else { now_us };
+            NewEntry { timestamp_us, ..own(EntryKind::Membership, buffer) }
         }
         Payload::Open(Handed { proposal, .. }) => NewEntry {
             id,
@@ -273,22 +288,60 @@ pub fn to_log(entry: Entry, now_us: i64) -> NewEntry {
             timestamp_us: proposal.timestamp_us,
             record_timestamp_max_us: proposal.record_timestamp_max_us,
             buffer: proposal.buffer,
+            leader: None,
         },
+        Payload::Received { header, buffer, .. } => from_leader(header, buffer),
         Payload::Sealed { stored, .. } => {
-            // From a leader: the largest timestamp so far stands in for the entry's own, with the same result.
             let mut buffer = Buffer::with_capacity(stored.bytes.len());
             buffer.extend(&stored.bytes);
-            NewEntry {
-                id,
-                kind: stored.header.kind,
-                record_count: stored.header.record_count,
-                base_offset: stored.header.base_offset,
-                timestamp_us: stored.header.timestamp_us,
-                record_timestamp_max_us: stored.header.timestamp_max_us,
-                buffer,
-            }
+            from_leader(stored.header, buffer)
         }
     }
+}
+
+/// A leader's entry for the log: the largest timestamp so far stands in for the entry's own, with the same result.
+fn from_leader(header: EntryHeader, buffer: Buffer) -> NewEntry {
+    NewEntry {
+        id: header.id,
+        kind: header.kind,
+        record_count: header.record_count,
+        base_offset: header.base_offset,
+        timestamp_us: header.timestamp_us,
+        record_timestamp_max_us: header.timestamp_max_us,
+        buffer,
+        leader: Some(header),
+    }
+}
+
+/// An entry as a leader has sent it: its header, then its payload. Both checksums are checked.
+///
+/// # Errors
+/// In words, when it is none, is not of `shard`, or is a membership that cannot be read.
+pub fn from_peer(buffer: Buffer, shard: ShardUid) -> Result<Entry, String> {
+    let header = EntryHeader::parse(buffer.bytes()).map_err(|error| error.to_string())?;
+    let payload = &buffer.bytes()[ENTRY_HEADER_BYTES..];
+    if header.shard != shard {
+        return Err(format!("entry {} is of shard {}", header.id, header.shard));
+    }
+    if payload.len() != header.payload_bytes as usize {
+        return Err(format!("entry {} has {} bytes of {}", header.id, payload.len(), header.payload_bytes));
+    }
+    if crc32c::crc32c(payload) != header.payload_crc {
+        return Err(format!("entry {}: {}", header.id, EntryError::PayloadCrc));
+    }
+    let membership = membership_in(&header, payload)?;
+    Ok(Entry { log_id: to_raft(header.id), payload: Payload::Received { header, buffer, membership } })
+}
+
+fn membership_in(header: &EntryHeader, payload: &[u8]) -> Result<Option<Box<Membership>>, String> {
+    if header.kind != EntryKind::Membership {
+        return Ok(None);
+    }
+    let decoded = proto::ringlog::state::v1::Membership::decode(payload)
+        .map_err(|error| error.to_string())
+        .and_then(|membership| decode_membership(&membership))
+        .map_err(|what| format!("entry {} is not a membership: {what}", header.id))?;
+    Ok(Some(Box::new(decoded)))
 }
 
 /// An entry from the log.
@@ -296,15 +349,7 @@ pub fn to_log(entry: Entry, now_us: i64) -> NewEntry {
 /// # Errors
 /// In words, when a membership entry's payload is none.
 pub fn from_log(stored: StoredEntry) -> Result<Entry, String> {
-    let membership = if stored.header.kind == EntryKind::Membership {
-        let decoded = proto::ringlog::state::v1::Membership::decode(stored.payload())
-            .map_err(|error| error.to_string())
-            .and_then(|membership| decode_membership(&membership))
-            .map_err(|what| format!("entry {} is not a membership: {what}", stored.header.id))?;
-        Some(Box::new(decoded))
-    } else {
-        None
-    };
+    let membership = membership_in(&stored.header, &stored.payload())?;
     Ok(Entry { log_id: to_raft(stored.header.id), payload: Payload::Sealed { stored, membership } })
 }
 

@@ -8,9 +8,10 @@
 //! - A shard that cannot be opened, or has stopped, is kept as such: its calls get the reason, the
 //!   other shards serve.
 //!
-//! `control` (topics are made and removed; on reactor 0), `listen` (sockets), `thread` (pinning).
+//! `control` (topics are made and removed; on reactor 0), `gossip` (who is there; on reactor 0), `listen` (sockets), `thread` (pinning).
 
 pub mod control;
+pub mod gossip;
 pub mod listen;
 pub mod mailbox;
 pub mod node;
@@ -35,6 +36,7 @@ use crate::{
     peer::Peers,
     reactor::{
         control::ControlQueue,
+        gossip::Gossip,
         mailbox::{Mailbox, Reply, Request},
         node::Node,
     },
@@ -100,14 +102,16 @@ pub struct Reactor<E: Env> {
     peers: OnceCell<Peers<E>>,
     shards: RefCell<HashMap<ShardUid, Slot<E>>>,
     control: OnceCell<ControlQueue>,
+    gossip: OnceCell<Gossip<E>>,
 }
 
 impl<E: Env> Reactor<E> {
     /// A reactor without shards.
     pub fn new(number: ReactorNumber, node: Arc<Node>, disk: E::Disk) -> Rc<Reactor<E>> {
         let tail = TailBudget::new(node.config.tail_bytes);
-        let (peers, shards, control) = (OnceCell::new(), RefCell::default(), OnceCell::new());
-        Rc::new(Reactor { number, node, disk, tail, peers, shards, control })
+        let (peers, shards) = (OnceCell::new(), RefCell::default());
+        let (control, gossip) = (OnceCell::new(), OnceCell::new());
+        Rc::new(Reactor { number, node, disk, tail, peers, shards, control, gossip })
     }
 
     /// Its number.
@@ -141,6 +145,16 @@ impl<E: Env> Reactor<E> {
     /// Gives the reactor its connections to other nodes, once, when the node's identity is known.
     pub fn set_peers(&self, peers: Peers<E>) {
         assert!(self.peers.set(peers).is_ok(), "a reactor's connections are made once");
+    }
+
+    /// This node's part in the gossip, on reactor 0 once it has begun. Whoever handles datagrams feeds it.
+    pub fn gossip(&self) -> Option<&Gossip<E>> {
+        self.gossip.get()
+    }
+
+    fn set_gossip(&self, gossip: Gossip<E>) {
+        assert_eq!(self.number, ReactorNumber(0), "gossip runs on reactor 0");
+        assert!(self.gossip.set(gossip).is_ok(), "gossip begins once");
     }
 
     /// Its mailbox.

@@ -18,7 +18,10 @@ use crate::{
     format::state_files::owner_tag,
     ids::{NodeId, ReactorNumber, ShardUid},
     peer::{book::AddressBook, liveness::Liveness},
-    reactor::{ReactorError, listen::Connections, mailbox::Mailbox, mailbox::Request, topics::Topics},
+    reactor::{
+        ReactorError, gossip::table::GossipTable, listen::Connections, mailbox::Mailbox, mailbox::Request,
+        topics::Topics,
+    },
 };
 
 /// What a node is doing. It only moves down this list.
@@ -76,6 +79,8 @@ pub struct Node {
     pub book: Arc<AddressBook>,
     /// Which of them were heard of lately.
     pub liveness: Arc<Liveness>,
+    /// What they say of themselves and of each other.
+    pub gossip: Arc<GossipTable>,
     identity: OnceLock<Identity>,
     phase: watch::Sender<Phase>,
     faults: Mutex<BTreeMap<ShardUid, String>>,
@@ -93,6 +98,7 @@ impl Node {
             topics: Arc::default(),
             book: Arc::default(),
             liveness: Arc::default(),
+            gossip: Arc::default(),
             identity: OnceLock::new(),
             phase: watch::Sender::new(Phase::Starting),
             faults: Mutex::default(),

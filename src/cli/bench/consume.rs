@@ -4,7 +4,7 @@ use std::{cell::RefCell, time::Instant};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 
-use super::{ConsumeArgs, Failure, Spinner, produce::fill, report::ConsumeReport, run::Latencies};
+use super::{ConsumeArgs, Failure, Spinner, produce::fill, report::ConsumeReport, run::Latencies, target};
 use crate::{
     client::Client,
     proto::ringlog::v1::{ConsumeStreamRequest, ShardStatus, consume_stream_request},
@@ -28,13 +28,23 @@ struct Part {
 
 /// Runs the command.
 pub(super) async fn consume(args: ConsumeArgs) -> Result<(), Failure> {
-    let clients = args.common.connect().await?;
-    let mut shards = args.common.topic(&clients[0]).await?;
+    let cluster = args.common.server.cluster().await?;
+    let mut shards = args.common.topic(&cluster).await?;
     let there: u64 = shards.iter().map(|shard| shard.high_watermark - shard.log_start).sum();
     if there < args.records {
         let numbers: Vec<_> = shards.iter().map(|shard| shard.shard).collect();
-        fill(&clients, &args.common, &numbers, args.batch, args.records - there).await?;
-        shards = args.common.topic(&clients[0]).await?;
+        fill(&cluster.any().await?, &args.common, &numbers, args.batch, args.records - there).await?;
+        shards = args.common.topic(&cluster).await?;
+    }
+    let count = u32::try_from(shards.len()).expect("a topic has at most TOPIC_SHARDS_MAX shards");
+    let targets = target::find(&cluster, &args.common, count).await?;
+    drop(cluster);
+    let mut clients = Vec::new();
+    for target in &targets {
+        for _ in 0..args.common.connections {
+            let client = Client::connect_within(&target.address, args.common.server.timeout).await?;
+            clients.push((client, &target.shards));
+        }
     }
     let parts = divide(&shards, args.records);
     let busy_poll = args.common.busy_poll(usize::MAX);
@@ -44,7 +54,13 @@ pub(super) async fn consume(args: ConsumeArgs) -> Result<(), Failure> {
     let replays: FuturesUnordered<_> = parts
         .iter()
         .enumerate()
-        .map(|(number, part)| replay(&clients[number % clients.len()], &args, *part, &latencies))
+        .map(|(number, part)| {
+            // A single node names no shards: it has all of them.
+            let serves = |shards: &[u32]| shards.is_empty() || shards.contains(&part.shard);
+            let near: Vec<_> = clients.iter().filter(|(_, shards)| serves(shards)).collect();
+            let (client, _) = near[number % near.len()];
+            replay(client, &args, *part, &latencies)
+        })
         .collect();
     let outcomes: Vec<Result<Replayed, Failure>> = replays.collect().await;
     let elapsed = started.elapsed();

@@ -8,6 +8,10 @@
 //! All of it runs on one thread. While few requests are in flight the thread polls its sockets without
 //! sleeping (`busy_poll` in the result), because waking a sleeping core costs as much as a fast disk write,
 //! and would be charged to the server.
+//!
+//! In a cluster each connection goes to the leader of some shards and names these (`--direct`), or, to measure what
+//! forwarding costs, to a node that leads none of the shards that it names (`--any`). A single node chooses the shard
+//! itself, one of the reactor that has the connection.
 
 #![allow(clippy::disallowed_methods, reason = "a load generator measures real time, and is no reactor")]
 
@@ -16,6 +20,7 @@ mod payload;
 mod produce;
 mod report;
 mod run;
+mod target;
 
 use std::{path::PathBuf, sync::Arc, sync::atomic::AtomicBool, sync::atomic::Ordering};
 
@@ -23,7 +28,7 @@ use clap::{Subcommand, ValueEnum};
 
 use super::{Failure, OutputForm, ServerArgs};
 use crate::{
-    client::Client,
+    client::Cluster,
     config,
     frontend::Code,
     proto::ringlog::v1::{CreateTopicRequest, ShardStatus},
@@ -56,6 +61,15 @@ struct CommonArgs {
     /// Shards of the topic when it is made [default: one per reactor]
     #[arg(long, value_name = "N")]
     shards: Option<u32>,
+    /// Replicas of each shard when the topic is made [default: the server's setting]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    replication_factor: u32,
+    /// Connect straight to the shards' leaders [default]
+    #[arg(long)]
+    direct: bool,
+    /// Connect to nodes that do not lead the shards, so that every request is forwarded
+    #[arg(long, conflicts_with = "direct")]
+    any: bool,
     /// Bytes of a record's value
     #[arg(long, value_name = "BYTES", default_value = "1024", value_parser = config::bytes)]
     record_bytes: u64,
@@ -148,14 +162,6 @@ pub(super) async fn bench(args: BenchArgs) -> Result<(), Failure> {
 }
 
 impl CommonArgs {
-    async fn connect(&self) -> Result<Vec<Client>, Failure> {
-        let mut clients = Vec::new();
-        for _ in 0..self.connections {
-            clients.push(self.server.connect().await?);
-        }
-        Ok(clients)
-    }
-
     fn busy_poll(&self, in_flight: usize) -> bool {
         match self.busy_poll {
             BusyPoll::Auto => in_flight <= BUSY_POLL_IN_FLIGHT_MAX,
@@ -165,14 +171,17 @@ impl CommonArgs {
     }
 
     /// Makes the topic if it is missing, and gives the state of its shards.
-    async fn topic(&self, client: &Client) -> Result<Vec<ShardStatus>, Failure> {
-        let description = match client.describe_topic(&self.topic).await {
+    async fn topic(&self, cluster: &Cluster) -> Result<Vec<ShardStatus>, Failure> {
+        let description = match cluster.describe_topic(&self.topic).await {
             Err(error) if error.code() == Some(Code::NotFound) => {
-                let shards = self.shards.unwrap_or(0);
-                let request =
-                    CreateTopicRequest { name: self.topic.clone(), shards, config: None, ..Default::default() };
-                client.create_topic(&request).await?;
-                client.describe_topic(&self.topic).await?
+                let request = CreateTopicRequest {
+                    name: self.topic.clone(),
+                    shards: self.shards.unwrap_or(0),
+                    config: None,
+                    replication_factor: self.replication_factor,
+                };
+                cluster.create_topic(&request).await?;
+                cluster.describe_topic(&self.topic).await?
             }
             described => described?,
         };

@@ -18,6 +18,7 @@ use super::{
     payload::Payload,
     report::ProduceReport,
     run::{Latencies, Phase, Run, Schedule},
+    target::{self, Loaded, Target},
 };
 use crate::{
     client::{Client, ClientError, ProduceAcks, ProduceSender},
@@ -62,19 +63,40 @@ pub(super) async fn produce(args: ProduceArgs) -> Result<(), Failure> {
     if in_flight < connections {
         return Err(format!("{connections} connections need at least {connections} requests --in-flight").into());
     }
+    // What no server would take is refused before anybody is asked.
     let payload = Rc::new(Payload::new(&args.common.topic, &[], args.batch, args.common.record_bytes)?);
-    let clients = args.common.connect().await?;
-    args.common.topic(&clients[0]).await?;
+    let loaded = load_all(&args.common, args.batch).await?;
     let floor = if args.floor { Some(open_floor(&args, &payload)?) } else { None };
     let busy_poll = args.common.busy_poll(if args.rate.is_some() { usize::MAX } else { in_flight });
     let spinner = busy_poll.then(Spinner::start);
     let load = Load { unary: args.unary, in_flight, rate: args.rate };
-    let (run, floor) = run(&clients, payload.clone(), load, |run| coordinate(run, &args, floor)).await?;
+    let (run, floor) = run(&loaded, load, |run| coordinate(run, &args, floor)).await?;
     drop(spinner);
     let report =
         ProduceReport { args: &args, payload: &payload, run: &run, in_flight, busy_poll, floor: floor.as_ref() };
     report.print()?;
     if run.records() == 0 { Err(Failure::Message("no record was acknowledged".to_owned())) } else { Ok(()) }
+}
+
+/// Connections, each with the requests that go there. The handle that found them is gone afterwards: it would wake up
+/// beside the load.
+async fn load_all(common: &CommonArgs, batch: u32) -> Result<Vec<Loaded>, Failure> {
+    let cluster = common.server.cluster().await?;
+    let shards =
+        u32::try_from(common.topic(&cluster).await?.len()).expect("a topic has at most TOPIC_SHARDS_MAX shards");
+    let targets = target::find(&cluster, common, shards).await?;
+    let mut payloads: Vec<(Target, Rc<Payload>)> = Vec::new();
+    let mut loaded = Vec::new();
+    for (client, target) in target::connect(common, &targets).await? {
+        let known = payloads.iter().find(|(known, _)| *known == target).map(|(_, payload)| Rc::clone(payload));
+        let payload = match known {
+            Some(payload) => payload,
+            None => Rc::new(Payload::new(&common.topic, &target.shards, batch, common.record_bytes)?),
+        };
+        payloads.push((target, Rc::clone(&payload)));
+        loaded.push(Loaded { client, payload });
+    }
+    Ok(loaded)
 }
 
 fn open_floor(args: &ProduceArgs, payload: &Payload) -> Result<DeviceFloor, Failure> {
@@ -95,18 +117,17 @@ pub(super) struct Load {
 
 /// Runs workers until the coordinator stops them; gives the run and what the coordinator made.
 pub(super) async fn run<T, F: Future<Output = Result<T, Failure>>>(
-    clients: &[Client],
-    payload: Rc<Payload>,
+    loaded: &[Loaded],
     load: Load,
     coordinator: impl FnOnce(Rc<Run>) -> F,
 ) -> Result<(Rc<Run>, T), Failure> {
     let per_client =
-        |number: usize| load.in_flight / clients.len() + usize::from(number < load.in_flight % clients.len());
-    let workers = if load.unary { load.in_flight } else { clients.len() };
+        |number: usize| load.in_flight / loaded.len() + usize::from(number < load.in_flight % loaded.len());
+    let workers = if load.unary { load.in_flight } else { loaded.len() };
     let run = Rc::new(Run::new(workers));
     let start = Instant::now();
     let tasks = FuturesUnordered::new();
-    for (number, client) in clients.iter().enumerate() {
+    for (number, Loaded { client, payload }) in loaded.iter().enumerate() {
         let slots = if load.unary { per_client(number) } else { 1 };
         for _ in 0..slots {
             let requests = load.rate.map(|rate| rate / payload.batch() as f64);
@@ -372,16 +393,17 @@ async fn wait_for(due: Instant) {
 
 /// Fills `topic` with at least `records` records, spread over its shards.
 pub(super) async fn fill(
-    clients: &[Client],
+    client: &Client,
     common: &CommonArgs,
     shards: &[u32],
     batch: u32,
     records: u64,
 ) -> Result<(), Failure> {
     let payload = Rc::new(Payload::new(&common.topic, shards, batch, common.record_bytes)?);
+    let loaded = [Loaded { client: client.clone(), payload }];
     drop(writeln!(std::io::stderr(), "filling topic {} with {records} records", common.topic));
-    let load = Load { unary: false, in_flight: 32.max(clients.len()), rate: None };
-    let (run, ()) = run(clients, payload, load, |run| async move {
+    let load = Load { unary: false, in_flight: 32, rate: None };
+    let (run, ()) = run(&loaded, load, |run| async move {
         run.measure(records);
         let progress = ProgressBar::new_spinner();
         while run.workers() > 0 {

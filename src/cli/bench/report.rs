@@ -101,6 +101,7 @@ fn add_common(object: &mut Map<String, Value>, common: &CommonArgs, busy_poll: b
     object.insert("record_bytes".into(), common.record_bytes.into());
     object.insert("connections".into(), common.connections.into());
     object.insert("busy_poll".into(), busy_poll.into());
+    object.insert("route".into(), if common.any { "any" } else { "direct" }.into());
 }
 
 fn add_floor(object: &mut Map<String, Value>, floor: &Latencies, latencies: &Latencies, bytes: usize) {
@@ -143,11 +144,12 @@ fn print(object: Map<String, Value>, output: OutputForm, done: &str) -> Result<(
 fn text(object: &Map<String, Value>, done: &str) -> String {
     let get = |name: &str| object.get(name).map_or_else(|| "-".to_owned(), |value| value.to_string().replace('"', ""));
     let mut text = format!(
-        "{} of {} B, topic {}, {} connections, busy polling {}\n{done} {} records in {} s: {} records/s, {} MB/s, {} errors\n",
+        "{} of {} B, topic {}, {} connections ({}), busy polling {}\n{done} {} records in {} s: {} records/s, {} MB/s, {} errors\n",
         get("call"),
         get("record_bytes"),
         get("topic"),
         get("connections"),
+        get("route"),
         get("busy_poll"),
         get("records"),
         get("seconds"),

@@ -12,7 +12,7 @@ use crate::{
     env::{channel::OneshotReceiver, runtime::block_on},
     format::entry::{EntryHeader, EntryKind},
     ids::{Index, LogId, NodeId, Offset, Term},
-    log::{HardState, LogError, Vote, verify::verify_dir},
+    log::{HardState, LogError, LogPoint, Vote, verify::verify_dir},
     sim::{SimDisk, TestEnv, random},
 };
 
@@ -196,7 +196,7 @@ impl Model {
         let count = self.entries.len() as u64 * percent / 100;
         let Some(last) = count.checked_sub(1).map(|number| self.entries[number as usize]) else { return };
         let before = (self.start, self.start_offset, self.entries.clone());
-        let done = turns(cut, self.log.purge(last.id, last.end_offset(), last.chain)).await;
+        let done = turns(cut, self.log.purge(crate::log::point_after(&last))).await;
         self.start = last.id.index.next();
         self.start_offset = last.end_offset();
         self.entries.drain(..count as usize);
@@ -213,7 +213,9 @@ impl Model {
         self.quiet().await;
         let id = LogId { term: Term(self.term), index: Index(self.end().0 + count) };
         let offset = self.log.log_end().plus(count);
-        self.log.purge(id, offset, 77).await.unwrap();
+        let to = LogPoint { next: id.index.next(), term: id.term, offset, chain: 77, timestamp_max_us: 99 };
+        self.log.purge(to).await.unwrap();
+        assert_eq!(self.log.end(), to);
         self.start = id.index.next();
         self.start_offset = offset;
         self.entries.clear();

@@ -60,7 +60,15 @@ impl RaftLogStorage<Config> for Filled {
         self.store.truncate_after(last).await
     }
 
+    /// The suite purges beyond the log's end without a snapshot that would say how the log goes on: blanks lead there.
     async fn purge(&mut self, id: types::RaftLogId) -> Result<(), io::Error> {
+        let next = self.log.last().map_or(0, |last| last.index.0 + 1);
+        if next <= id.index {
+            let blanks = (next..=id.index).map(|index| types::Entry::new_blank(types::RaftLogId { index, ..id }));
+            let (sender, flushed) = channel::oneshot();
+            self.store.append(blanks.collect::<Vec<_>>(), IOFlushed::signal(sender)).await?;
+            flushed.await.expect("a good disk").expect("a good disk");
+        }
         self.store.purge(id).await
     }
 }

@@ -168,3 +168,32 @@ fn start_on_a_full_disk() {
         group.close().await.unwrap();
     });
 }
+
+/// A new group on a disk that is truly full is refused, and nothing of it writes on: a reopen when space is back is the only
+/// writer, and begins the group.
+#[test]
+fn new_group_on_a_full_disk() {
+    for free in [0, 8 << 10, 64 << 10, 600 << 10, (1 << 20) - 1] {
+        let disk = SimDisk::new();
+        disk.set_capacity(Some(disk.used_bytes() + free));
+        block_on(async {
+            for _ in 0..2 {
+                let refused = try_open(&disk).await.err();
+                assert!(matches!(refused, Some(GroupError::Full(_))), "{refused:?}, with {free} bytes free");
+            }
+            let writes = disk.count(Operation::AppendDurable);
+            disk.set_capacity(None);
+            // More than the log's supply would wait between two looks.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert_eq!(disk.count(Operation::AppendDurable), writes, "nobody writes");
+            let (group, _) = open(&disk).await;
+            produce(&group, 1, 10).await.unwrap();
+            let (entries, written) = (group.applied_end().0, disk.count(Operation::AppendDurable) - writes);
+            assert!(
+                entries >= 3 && written <= entries + 3,
+                "{written} writes for {entries} entries, and a hard state or two"
+            );
+            group.close().await.unwrap();
+        });
+    }
+}
