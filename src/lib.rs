@@ -21,7 +21,7 @@
 //! 4  catalog    pure: topics, placement; itself replicated as group 0
 //! 3  raft       openraft for an Env: store over log, machine, network
 //! 2  log        append, read, truncate, roll, retain; segment; index; recovery; hard state
-//! 1  env        Env, Disk, File (the seams); uring and mmap (the only unsafe code)
+//! 1  env        Env, Disk, File, Net (the seams); uring and mmap (the only unsafe code); quic
 //! 1  format     pure bytes: entries, records, file headers, gRPC framing
 //! 1  tls        certificates of the cluster, and how they are checked; join tokens
 //! 1  config, observe

@@ -117,8 +117,8 @@ pub const PEER_STREAMS_MAX: usize = 16_384;
 /// Bytes of frames from peers that one reactor has received in part; above it a stream is broken off.
 pub const PEER_RECEIVE_BYTES_MAX: usize = 512 << 20;
 
-/// How long a dial may take: three lost packets in a row are made up for on any path within a continent.
-pub const PEER_DIAL_MAX: Duration = Duration::from_secs(2);
+/// How long a dial may take at all. Above what the network itself waits (`QuicOptions::dial`), which knows the reason.
+pub const PEER_DIAL_MAX: Duration = Duration::from_secs(3);
 
 /// Pause after the first failure to connect to a peer: what a restarting process needs at least.
 pub const PEER_BACKOFF_MIN: Duration = Duration::from_millis(20);

@@ -1,5 +1,7 @@
 //! Peers over the network in memory.
 
+mod over_quic;
+
 use std::{
     cell::{Cell, RefCell},
     future::Future,
@@ -30,21 +32,26 @@ const TO_B: Destination = Destination { node: B, slot: 0 };
 const LONG: Duration = Duration::from_secs(60);
 
 /// Answers each frame with itself, unless the envelope asks for something else.
-#[derive(Default)]
-struct Echo {
+struct Echo<E: Env> {
     datagrams: RefCell<Vec<(NodeId, Bytes)>>,
-    held: RefCell<Vec<FrameStream<TestEnv>>>,
+    held: RefCell<Vec<FrameStream<E>>>,
     streams: Cell<u64>,
 }
 
-impl Handler<TestEnv> for Echo {
-    fn stream(&self, _from: NodeId, first: Received, mut stream: FrameStream<TestEnv>) {
+impl<E: Env> Echo<E> {
+    fn new() -> Rc<Echo<E>> {
+        Rc::new(Echo { datagrams: RefCell::default(), held: RefCell::default(), streams: Cell::new(0) })
+    }
+}
+
+impl<E: Env> Handler<E> for Echo<E> {
+    fn stream(&self, _from: NodeId, first: Received, mut stream: FrameStream<E>) {
         self.streams.set(self.streams.get() + 1);
         match &first.envelope[..] {
             b"break off" => drop(stream),
             b"hang" => self.held.borrow_mut().push(stream),
             b"end" => stream.sender.finish(),
-            _ => env::spawn::<TestEnv>(async move {
+            _ => env::spawn::<E>(async move {
                 let mut next = Ok(Some(first));
                 while let Ok(Some(received)) = next {
                     let parts = received.parts.iter().map(|part| Bytes::copy_from_slice(part.bytes())).collect();
@@ -68,7 +75,7 @@ impl Handler<TestEnv> for Echo {
 struct World {
     network: SimNetwork,
     peers: Peers<TestEnv>,
-    echo: Rc<Echo>,
+    echo: Rc<Echo<TestEnv>>,
 }
 
 fn address(node: NodeId, port: u16) -> PeerNode {
@@ -81,7 +88,7 @@ impl World {
         book.publish([address(A, 1), address(B, 1)]);
         let net: SimNet = network.endpoint(node, &format!("n{node}"), port);
         let peers = Peers::new(node, ReactorNumber(0), net, book, Arc::default());
-        let echo = Rc::<Echo>::default();
+        let echo = Echo::new();
         peers.serve(Rc::clone(&echo) as Rc<dyn Handler<TestEnv>>);
         World { network: network.clone(), peers, echo }
     }

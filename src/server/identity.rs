@@ -20,6 +20,7 @@ use crate::{
     env::{Disk, Env},
     ids::NodeId,
     reactor::node::Identity,
+    tls::is_cluster_id,
 };
 
 /// The format that this program reads and writes.
@@ -58,10 +59,6 @@ pub fn decode(content: &[u8]) -> Result<Identity, String> {
     })();
     // Whatever is not exactly what we write, checksum included, was changed by somebody else.
     parsed.filter(|identity| is_cluster_id(&identity.cluster_id) && encode(identity) == text).ok_or(DAMAGED.to_owned())
-}
-
-fn is_cluster_id(id: &str) -> bool {
-    id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 /// The identity of `data`; a new directory gets one.

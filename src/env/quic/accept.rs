@@ -252,7 +252,7 @@ fn refuse(quic: &quinn::Connection, cause: String) -> String {
     cause
 }
 
-/// What the operator sees of those who were refused; whoever knocks often does not fill the log.
+/// What the operator sees of those who were refused: who, and why. Whoever knocks often does not fill the log.
 struct Refusals {
     left: Cell<u32>,
     refilled: Cell<Instant>,
@@ -284,5 +284,49 @@ impl Refusals {
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
         let unsaid = self.unsaid.take();
         tracing::warn!(%from, unsaid, "a connection from another node was refused: {cause}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::env::{quic::tests::Lines, runtime::block_on};
+
+    /// What waits comes out in order; what does not fit comes back; nobody waits for a closed queue.
+    #[test]
+    fn queue() {
+        block_on(async {
+            let queue = Queue::default();
+            assert!((0..QUEUE_MAX).all(|item| queue.push(item).is_none()));
+            assert_eq!(queue.push(7), Some(7));
+            assert_eq!(queue.pop().await, Some(0));
+            queue.retain(|item| item % 100 == 50);
+            for kept in [50, 150, 250] {
+                assert_eq!(queue.pop().await, Some(kept));
+            }
+            let end = async { queue.close() };
+            let (first, second, ()) = tokio::join!(queue.pop(), queue.pop(), end);
+            assert_eq!((first, second, queue.push(1)), (None, None, Some(1)));
+        });
+    }
+
+    /// Whoever knocks a thousand times gets few lines, and the next line has the number of those that were left out.
+    #[test]
+    fn lines_are_bounded() {
+        let (lines, _guard) = Lines::catch();
+        let refusals = Refusals::default();
+        let begun = refusals.refilled.get();
+        for _ in 0..1_000 {
+            refusals.note(([127, 0, 0, 1], 9).into(), "he is a stranger");
+        }
+        let more = refusals.refilled.get().duration_since(begun).as_secs() as usize;
+        let said = lines.text().matches("a connection from another node was refused: he is a stranger").count();
+        assert!(said >= LINES_MAX as usize && said <= LINES_MAX as usize + more, "{said} lines, {more} s");
+        assert!(refusals.unsaid.get() > 0);
+        refusals.left.set(1);
+        let unsaid = refusals.unsaid.get();
+        refusals.note("[::ffff:127.0.0.1]:9".parse().unwrap(), "and again");
+        let text = lines.text();
+        assert!(text.contains("and again from=127.0.0.1:9") && text.contains(&format!("unsaid={unsaid}")), "{text}");
     }
 }

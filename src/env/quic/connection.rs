@@ -1,10 +1,19 @@
 //! A connection to one reactor of a proven peer: streams and datagrams.
 
-use std::{cell::Cell, rc::Rc};
+use std::{
+    cell::Cell,
+    future::{Future, poll_fn},
+    pin::pin,
+    rc::Rc,
+    task::Poll,
+};
 
 use bytes::Bytes;
 
-use super::{CODE_BROKEN_OFF, CODE_CLOSED, congestion, error, options::STREAMS_AT_FIRST, options::STREAMS_MAX};
+use super::{
+    CODE_BROKEN_OFF, CODE_CLOSED, congestion, error,
+    options::{STREAMS_AT_FIRST, STREAMS_MAX, send_window},
+};
 use crate::{
     env::net::{Connection, NetError, Priority, ReceiveStream, SendStream},
     ids::NodeId,
@@ -58,6 +67,12 @@ impl QuicConnection {
         self.streams.open.get()
     }
 
+    /// Bytes of the largest packet that the path is known to carry.
+    #[cfg(test)]
+    pub(super) fn packet_bytes(&self) -> u16 {
+        self.quic.stats().path.current_mtu
+    }
+
     /// Where the peer sends from.
     #[cfg(test)]
     pub(super) fn remote_port(&self) -> u16 {
@@ -77,7 +92,8 @@ impl QuicConnection {
         counted: Option<Rc<Counted>>,
     ) -> (QuicSend, QuicReceive) {
         let peer = self.peer;
-        let send = QuicSend { stream: send, peer, finished: false, _counted: counted.clone() };
+        let (quic, priority) = (self.quic.clone(), Cell::new(Priority::Normal));
+        let send = QuicSend { stream: send, quic, peer, priority, finished: false, _counted: counted.clone() };
         (send, QuicReceive { stream: receive, peer, _counted: counted })
     }
 }
@@ -127,19 +143,45 @@ impl Connection for QuicConnection {
 #[derive(Debug)]
 pub struct QuicSend {
     stream: quinn::SendStream,
+    quic: quinn::Connection,
     peer: NodeId,
+    priority: Cell<Priority>,
     finished: bool,
     _counted: Option<Rc<Counted>>,
+}
+
+impl QuicSend {
+    /// Writes as much as there is room for, and says how many pieces that were; waits while there is none.
+    async fn write(&mut self, pieces: &mut [Bytes]) -> Result<usize, NetError> {
+        let (quic, room) = (&self.quic, send_window(self.priority.get()));
+        let mut write = pin!(self.stream.write_chunks(pieces));
+        let written = poll_fn(|cx| match write.as_mut().poll(cx) {
+            Poll::Pending if room > send_window(Priority::Bulk) => {
+                // Nobody else runs between these three: only this write sees the larger window.
+                quic.set_send_window(room);
+                let again = write.as_mut().poll(cx);
+                quic.set_send_window(send_window(Priority::Bulk));
+                again
+            }
+            first => first,
+        });
+        written.await.map(|written| written.chunks).map_err(|cause| error::write(self.peer, &cause))
+    }
 }
 
 impl SendStream for QuicSend {
     async fn send(&mut self, mut pieces: Vec<Bytes>) -> Result<(), NetError> {
         // Nothing to write would wait for the window all the same.
         pieces.retain(|piece| !piece.is_empty());
-        self.stream.write_all_chunks(&mut pieces).await.map_err(|cause| error::write(self.peer, &cause))
+        let mut written = 0;
+        while written < pieces.len() {
+            written += self.write(&mut pieces[written..]).await?;
+        }
+        Ok(())
     }
 
     fn set_priority(&self, priority: Priority) {
+        self.priority.set(priority);
         let priority = match priority {
             Priority::Bulk => -1,
             Priority::Normal => 0,

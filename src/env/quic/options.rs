@@ -10,7 +10,7 @@ use quinn::{
 use ring::hmac;
 
 use super::congestion::{Ending, Gates};
-use crate::tls::Credentials;
+use crate::{env::net::Priority, tls::Credentials};
 
 /// Times that decide when a peer is given up. The defaults are for one data centre.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,9 +57,16 @@ const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// nobody reads never blocks another one.
 const CONNECTION_WINDOW_BYTES: u64 = STREAMS_MAX as u64 * STREAM_WINDOW_BYTES as u64;
 
-/// Bytes that were written and are not acknowledged: bounds what a connection keeps in memory. It is shared by all
-/// streams; an urgent one that finds it full waits until any packet is acknowledged, and then goes first.
-const SEND_WINDOW_BYTES: u64 = 64 << 20;
+/// Bytes that were written and are not acknowledged, up to which a stream of that priority may write: bounds what a
+/// connection keeps in memory. All streams share the window, and quinn gives what becomes free to whoever it wakes
+/// first; without the upper parts, streams in bulk would keep urgent ones out for as long as they last.
+pub(super) const fn send_window(priority: Priority) -> u64 {
+    match priority {
+        Priority::Bulk => 32 << 20,
+        Priority::Normal => 48 << 20,
+        Priority::Urgent => 64 << 20,
+    }
+}
 
 /// Datagrams waiting to be sent, or to be read; the oldest are forgotten above it.
 const DATAGRAM_BUFFER_BYTES: usize = 256 << 10;
@@ -88,7 +95,7 @@ impl QuicOptions {
             .max_idle_timeout(Some(self.idle.try_into().expect("an idle time-out is less than centuries")))
             .stream_receive_window(STREAM_WINDOW_BYTES.into())
             .receive_window(VarInt::from_u64(CONNECTION_WINDOW_BYTES).expect("below 2^62, as asserted above"))
-            .send_window(SEND_WINDOW_BYTES)
+            .send_window(send_window(Priority::Bulk))
             .initial_rtt(FIRST_ROUND_TRIP)
             .mtu_discovery_config(Some(probing))
             .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))

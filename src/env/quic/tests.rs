@@ -1,5 +1,8 @@
 //! Real sockets on loopback. Time-outs are only there to end a test that hangs.
 
+mod join;
+mod refusals;
+
 use std::{
     cell::Cell,
     collections::BTreeMap,
@@ -11,6 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::*;
@@ -88,6 +92,15 @@ async fn pair(dialler: &QuicNet, acceptor: &QuicNet, node: u64) -> (QuicConnecti
     (dialled.unwrap(), accepted.unwrap())
 }
 
+/// Dials until somebody answers: with short time-outs a slow machine may need more than one attempt.
+async fn insist(dialler: &QuicNet, target: Endpoint) -> QuicConnection {
+    loop {
+        if let Ok(dialled) = dialler.connect(target.clone()).await {
+            return dialled;
+        }
+    }
+}
+
 async fn read_all(receive: &mut QuicReceive) -> Result<Vec<u8>, NetError> {
     let mut all = Vec::new();
     while let Some(bytes) = receive.receive().await? {
@@ -103,7 +116,7 @@ fn pattern(bytes: usize, seed: usize) -> Bytes {
 
 /// Log lines of this thread.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+pub(in crate::env::quic) struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -125,7 +138,7 @@ impl<'a> MakeWriter<'a> for Lines {
 }
 
 impl Lines {
-    fn catch() -> (Lines, tracing::subscriber::DefaultGuard) {
+    pub(in crate::env::quic) fn catch() -> (Lines, tracing::subscriber::DefaultGuard) {
         let lines = Lines::default();
         let subscriber = tracing_subscriber::fmt()
             .with_writer(lines.clone())
@@ -135,13 +148,13 @@ impl Lines {
         (lines, tracing::subscriber::set_default(subscriber))
     }
 
+    pub(in crate::env::quic) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
     /// Waits until a line says that.
     async fn say(&self, what: &str) {
-        loop {
-            let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-            if text.contains(what) {
-                return;
-            }
+        while !self.text().contains(what) {
             env::sleep::<RealEnv>(Duration::from_millis(5)).await;
         }
     }
@@ -285,6 +298,68 @@ fn bulk_beside_urgent() {
         };
         tokio::join!(fill, send, receive, ask, answer);
         assert!(calls > 0);
+        // The path was probed meanwhile: loopback carries the largest packets.
+        assert!(dialled.packet_bytes() > 6_000, "{}", dialled.packet_bytes());
+    });
+}
+
+/// Streams in bulk fill the window that all share only in part: others write at once, and urgent ones last of all wait.
+#[test]
+fn windows_by_priority() {
+    run(async {
+        let authority = authority(CLUSTER);
+        let (one, two) = (net(&authority, 1), net(&authority, 2));
+        let (dialled, _accepted) = pair(&one, &two, 2).await;
+        let piece = pattern(1 << 20, 0);
+        // Nothing is awaited, so that nothing leaves: whoever does not write at once has no room.
+        let fill = |priority| {
+            let mut streams = Vec::new();
+            let mut bytes = 0;
+            loop {
+                let (mut send, receive) = dialled.open().now_or_never().expect("few are open").unwrap();
+                send.set_priority(priority);
+                let mut wrote = 0;
+                while send.send(vec![piece.clone()]).now_or_never().is_some() {
+                    wrote += piece.len() as u64;
+                }
+                streams.push((send, receive));
+                if wrote == 0 {
+                    return (bytes, streams);
+                }
+                bytes += wrote;
+            }
+        };
+        let (bulk, _bulk) = fill(Priority::Bulk);
+        let (normal, _normal) = fill(Priority::Normal);
+        let (urgent, _urgent) = fill(Priority::Urgent);
+        let all = [bulk, bulk + normal, bulk + normal + urgent];
+        assert_eq!(all, [Priority::Bulk, Priority::Normal, Priority::Urgent].map(options::send_window));
+    });
+}
+
+/// A crowd that connects at the same time is let in, one after the other, though some are asked to prove their address.
+#[test]
+fn crowd() {
+    const CROWD: u64 = 100;
+    run(async {
+        let authority = authority(CLUSTER);
+        let (one, two) = (net(&authority, 1), net(&authority, 2));
+        let dials = futures_util::future::join_all((0..CROWD).map(|_| one.connect(to(&two, 2))));
+        let accepts = async {
+            let mut accepted = Vec::new();
+            for _ in 0..CROWD {
+                accepted.push(two.accept().await.unwrap());
+            }
+            accepted
+        };
+        let (dialled, accepted) = tokio::join!(dials, accepts);
+        assert!(dialled.iter().all(Result::is_ok));
+        assert_eq!(accepted.len() as u64, CROWD);
+        assert_eq!(one.0.endpoint.open_connections() as u64, CROWD);
+        drop((dialled, accepted));
+        while one.0.endpoint.open_connections() + two.0.endpoint.open_connections() > 0 {
+            env::sleep::<RealEnv>(Duration::from_millis(5)).await;
+        }
     });
 }
 
@@ -324,132 +399,6 @@ fn streams_end() {
     });
 }
 
-/// Dials, and gives back the words of the refusal after those of whom was refused.
-async fn refused(dialler: &QuicNet, target: Endpoint) -> String {
-    match dialler.connect(target.clone()).await {
-        Err(NetError::Refused { to, cause }) => {
-            assert_eq!(to, target);
-            cause
-        }
-        other => panic!("{other:?}"),
-    }
-}
-
-/// Whoever is not who he should be is refused, and both sides say why.
-#[test]
-fn wrong_peers() {
-    run(async {
-        let (lines, _guard) = Lines::catch();
-        let (ours, foreign, elsewhere) = (authority(CLUSTER), authority(CLUSTER), authority(OTHER));
-        let (one, two) = (net(&ours, 1), net(&ours, 2));
-        // Another node than the one that was dialled: the dialler refuses.
-        let words = "node 2 answers where node 3 was dialled";
-        assert_eq!(refused(&one, to(&two, 3)).await, words);
-        lines.say(words).await;
-        // Another CA of the same cluster, in both directions.
-        let forger = net(&foreign, 3);
-        let words = format!("the certificate of node 2 is not signed by the CA of cluster {CLUSTER}");
-        assert_eq!(refused(&forger, to(&two, 2)).await, words);
-        lines.say(&words).await;
-        let words = format!("the certificate of node 3 is not signed by the CA of cluster {CLUSTER}");
-        assert_eq!(refused(&one, to(&forger, 3)).await, words);
-        lines.say(&words).await;
-        // Another cluster.
-        let stranger = net(&elsewhere, 2);
-        let words = format!("a certificate of cluster {OTHER} was shown to a node of cluster {CLUSTER}");
-        assert_eq!(refused(&one, to(&stranger, 2)).await, words);
-        lines.say(&words).await;
-        // The same node twice.
-        let copy = net(&ours, 2);
-        let words = "two processes say that they are node 2: was a data directory copied?";
-        let copied = to(&two, 2);
-        // It dials as another node would: by who it is, not by its own guard.
-        let config = PATIENT.client_config(credentials(&ours, 2).client_config(), &Ending::default());
-        let name = credentials(&ours, 1).name_of_peer(NodeId(2));
-        let quic = copy.0.endpoint.connect_with(config, two.local_address(), &name).unwrap().await.unwrap();
-        let (is_refusal, cause) = error::handshake(&quic.closed().await);
-        assert_eq!((is_refusal, &*cause), (true, words));
-        lines.say(words).await;
-        assert_eq!(refused(&copy, copied).await, "it is this node itself");
-        // None of them was handed out.
-        let (dialled, accepted) = pair(&one, &two, 2).await;
-        assert_eq!((dialled.peer(), accepted.peer()), (NodeId(2), NodeId(1)));
-    });
-}
-
-/// A certificate that only the peer's eyes see: the acceptor refuses what the dialler shows.
-#[test]
-fn wrong_diallers() {
-    run(async {
-        let (lines, _guard) = Lines::catch();
-        let (ours, foreign) = (authority(CLUSTER), authority(CLUSTER));
-        let two = net(&ours, 2);
-        let client = |shown: &Credentials| {
-            // Trusts the right CA, and shows something else.
-            let mut config = credentials(&ours, 9).client_config();
-            config.client_auth_cert_resolver = shown.client_config().client_auth_cert_resolver;
-            config
-        };
-        let mut nobody = credentials(&ours, 9).client_config();
-        nobody.client_auth_cert_resolver = join_client_resolver(&ours);
-        let expired = credentials_at(&ours, 9, now_us() - 10 * DAY.as_micros() as i64, DAY);
-        let early = credentials_at(&ours, 9, now_us() + 10 * DAY.as_micros() as i64, DAY);
-        for (config, words) in [
-            (nobody, "no certificate was shown; only members of the cluster have one"),
-            (
-                client(&credentials(&foreign, 9)),
-                "the certificate of node 9 is not signed by the CA of cluster 00112233445566778899aabbccddeeff",
-            ),
-            (
-                client(&credentials(&authority(OTHER), 9)),
-                "a certificate of cluster ffeeddccbbaa99887766554433221100 was shown to a node of cluster \
-                 00112233445566778899aabbccddeeff",
-            ),
-            (client(&expired), "the certificate of node 9 has expired at "),
-            (client(&early), "the certificate of node 9 is valid from "),
-        ] {
-            let nine = net(&ours, 9);
-            let client = PATIENT.client_config(config, &Ending::default());
-            *nine.0.identity.borrow_mut() = Rc::new(Identity { credentials: credentials(&ours, 9), client });
-            let cause = refused(&nine, to(&two, 2)).await;
-            assert!(cause.starts_with(words), "{cause}");
-            lines.say(words).await;
-        }
-        // And what the dialler sees of one that accepts with an expired one.
-        let old = net_with(expired, everybody(), PATIENT);
-        let cause = refused(&net(&ours, 1), to(&old, 9)).await;
-        assert!(cause.starts_with("the certificate of node 9 has expired at "), "{cause}");
-    });
-}
-
-fn join_client_resolver(authority: &Authority) -> Arc<dyn rustls::client::ResolvesClientCert> {
-    let token = JoinToken::new(authority.cluster(), authority.fingerprint()).unwrap();
-    crate::tls::join_client_config(&token).client_auth_cert_resolver
-}
-
-/// A removed node is refused by both sides, from the moment of its removal on.
-#[test]
-fn removed_nodes() {
-    run(async {
-        let (lines, _guard) = Lines::catch();
-        let authority = authority(CLUSTER);
-        let removed = Arc::new(Mutex::new(BTreeMap::new()));
-        let table = removed.clone();
-        let members: Membership = Arc::new(move |node| match table.lock().unwrap().get(&node) {
-            Some(()) => Err("it was removed from the cluster".to_owned()),
-            None => Ok(()),
-        });
-        let (one, two) = (net(&authority, 1), net_with(credentials(&authority, 2), members, PATIENT));
-        pair(&one, &two, 2).await;
-        pair(&two, &one, 1).await;
-        removed.lock().unwrap().insert(NodeId(1), ());
-        let words = "node 1 is refused: it was removed from the cluster";
-        assert_eq!(refused(&one, to(&two, 2)).await, words);
-        lines.say(words).await;
-        assert_eq!(refused(&two, to(&one, 1)).await, "it was removed from the cluster");
-    });
-}
-
 /// Nobody there is an answer, too, in bounded time; so is a name that does not exist, and one that does.
 #[test]
 fn nobody_there() {
@@ -460,6 +409,11 @@ fn nobody_there() {
         let port = silent.local_addr().unwrap().port();
         let error = one.connect(at(2, port)).await.unwrap_err();
         assert_eq!(error.to_string(), format!("node 2 at 127.0.0.1:{port} cannot be reached: nobody answers"));
+        // A dial that is given up leaves nothing behind.
+        assert!(options::timeout(Duration::from_millis(20), one.connect(at(2, port))).await.is_none());
+        while one.0.endpoint.open_connections() > 0 {
+            env::sleep::<RealEnv>(Duration::from_millis(5)).await;
+        }
         let nowhere = Endpoint { node: NodeId(2), host: "no such host".to_owned(), port };
         let error = one.connect(nowhere).await.unwrap_err();
         assert!(matches!(&error, NetError::Unreachable { cause, .. } if cause.contains("could not be looked up")));
@@ -493,7 +447,7 @@ fn death_and_return() {
             let two = net_with(first_life, everybody(), PATIENT);
             told.send(two.local_address()).unwrap();
             let accepted = two.accept().await.unwrap();
-            let dialled = two.connect(at(1, accepted.remote_port())).await.unwrap();
+            let dialled = insist(&two, at(1, accepted.remote_port())).await;
             while !until.load(Ordering::Acquire) {
                 env::sleep::<RealEnv>(Duration::from_millis(5)).await;
             }
@@ -503,12 +457,7 @@ fn death_and_return() {
     let address = port.recv().unwrap();
     run(async {
         let one = net_with(credentials(&authority, 1), everybody(), options);
-        let dialled = loop {
-            // A slow machine may need more than one attempt with these times.
-            if let Ok(dialled) = one.connect(at(2, address.port())).await {
-                break dialled;
-            }
-        };
+        let dialled = insist(&one, at(2, address.port())).await;
         let accepted = one.accept().await.unwrap();
         assert_eq!((dialled.peer(), accepted.peer()), (NodeId(2), NodeId(2)));
         stop.store(true, Ordering::Release);
@@ -596,102 +545,4 @@ fn new_credentials() {
 
 fn shown(connection: &QuicConnection) -> Vec<u8> {
     connection.certificate().expect("a proven peer has shown one")
-}
-
-/// A node without a certificate may ask to join, and nothing else; it trusts only the CA of its token.
-#[test]
-fn join() {
-    run(async {
-        let (lines, _guard) = Lines::catch();
-        let ours = authority(CLUSTER);
-        let one = net(&ours, 1);
-        let port = one.local_address().port();
-        let token = JoinToken::new(CLUSTER, ours.fingerprint()).unwrap();
-        let serve = async {
-            let asked = one.accept_join().await.unwrap();
-            assert!(asked.from().ip().is_loopback());
-            let answer = Bytes::from([b"welcome, ", &asked.request()[..]].concat());
-            asked.reply(answer).await.unwrap();
-        };
-        let within = Duration::from_secs(60);
-        let ask = join_call("127.0.0.1", port, &token, Bytes::from("four"), within);
-        let ((), answer) = tokio::join!(serve, ask);
-        let answer = answer.unwrap();
-        assert_eq!(answer.reply, "welcome, four");
-        assert_eq!(answer.authority, ours.certificate());
-        // The largest request and answer pass; a larger request does not.
-        let serve = async {
-            let asked = one.accept_join().await.unwrap();
-            let answer = asked.request().clone();
-            asked.reply(answer).await.unwrap();
-        };
-        let largest = pattern(JOIN_BYTES_MAX, 1);
-        let ((), answer) = tokio::join!(serve, join_call("127.0.0.1", port, &token, largest.clone(), within));
-        assert_eq!(answer.unwrap().reply, largest);
-        let too_large = pattern(JOIN_BYTES_MAX + 1, 1);
-        let error = join_call("127.0.0.1", port, &token, too_large, within).await.unwrap_err();
-        assert!(matches!(error, JoinError::Unreachable(_)), "{error}");
-        lines.say("its request to join did not arrive: stream too long").await;
-        // A request that is dropped unanswered.
-        let drop_it = async { drop(one.accept_join().await.unwrap()) };
-        let ((), error) = tokio::join!(drop_it, join_call("127.0.0.1", port, &token, Bytes::from("x"), within));
-        assert!(matches!(error, Err(JoinError::Unreachable(_))), "{error:?}");
-        // Another cluster's token: refused before anything is sent.
-        let wrong = JoinToken::new(CLUSTER, authority(CLUSTER).fingerprint()).unwrap();
-        let error = join_call("127.0.0.1", port, &wrong, Bytes::from("secret"), within).await.unwrap_err();
-        let words = "the CA of the node that was asked is not the one that the join token names: the token is of another \
-                     cluster, or the address is";
-        assert_eq!(error, JoinError::Refused(format!("127.0.0.1:{port} was refused: {words}")));
-        lines.say(words).await;
-        // The right CA, and the wrong cluster.
-        let wrong = JoinToken::new(OTHER, ours.fingerprint()).unwrap();
-        let error = join_call("127.0.0.1", port, &wrong, Bytes::from("secret"), within).await.unwrap_err();
-        assert!(error.to_string().contains("was shown to a node of cluster"), "{error}");
-    });
-}
-
-/// Only a few requests to join are held; who gives up makes room, and members are not in the way of joins.
-#[test]
-fn joins_are_bounded() {
-    run(async {
-        let ours = authority(CLUSTER);
-        let one = net(&ours, 1);
-        let port = one.local_address().port();
-        let token = JoinToken::new(CLUSTER, ours.fingerprint()).unwrap();
-        let ask = |text: &'static str, within| join_call("127.0.0.1", port, &token, Bytes::from(text), within);
-        let within = Duration::from_secs(60);
-        let mut waiting: Vec<_> = (0..join::JOINS_MAX).map(|_| Box::pin(ask("wait", within))).collect();
-        // Each is driven until the endpoint holds it.
-        while one.0.joins.len() < join::JOINS_MAX {
-            for call in &mut waiting {
-                let step = options::timeout(Duration::from_millis(20), call.as_mut()).await;
-                assert!(step.is_none(), "{step:?}");
-            }
-        }
-        let error = ask("one too many", within).await.unwrap_err();
-        assert!(error.to_string().contains("other nodes are joining at the moment"), "{error}");
-        let (dialled, _accepted) = pair(&net(&ours, 2), &one, 1).await;
-        assert_eq!(dialled.peer(), NodeId(1));
-        drop(waiting);
-        let serve = async {
-            loop {
-                let asked = one.accept_join().await.unwrap();
-                let is_it = asked.request() == "now";
-                // Those who gave up cannot be answered.
-                drop(asked.reply(Bytes::from("yes")).await);
-                if is_it {
-                    return;
-                }
-            }
-        };
-        let again = async {
-            loop {
-                if let Ok(answer) = ask("now", within).await {
-                    return answer.reply;
-                }
-            }
-        };
-        let ((), answer) = tokio::join!(serve, again);
-        assert_eq!(answer, "yes");
-    });
 }

@@ -1,0 +1,129 @@
+//! Who is refused, and what both sides say.
+
+use super::*;
+
+/// Dials, and gives back the words of the refusal after those of whom was refused.
+async fn refused(dialler: &QuicNet, target: Endpoint) -> String {
+    match dialler.connect(target.clone()).await {
+        Err(NetError::Refused { to, cause }) => {
+            assert_eq!(to, target);
+            cause
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Whoever is not who he should be is refused, and both sides say why.
+#[test]
+fn wrong_peers() {
+    run(async {
+        let (lines, _guard) = Lines::catch();
+        let (ours, foreign, elsewhere) = (authority(CLUSTER), authority(CLUSTER), authority(OTHER));
+        let (one, two) = (net(&ours, 1), net(&ours, 2));
+        // Another node than the one that was dialled: the dialler refuses.
+        let words = "node 2 answers where node 3 was dialled";
+        assert_eq!(refused(&one, to(&two, 3)).await, words);
+        lines.say(words).await;
+        // Another CA of the same cluster, in both directions.
+        let forger = net(&foreign, 3);
+        let words = format!("the certificate of node 2 is not signed by the CA of cluster {CLUSTER}");
+        assert_eq!(refused(&forger, to(&two, 2)).await, words);
+        lines.say(&words).await;
+        let words = format!("the certificate of node 3 is not signed by the CA of cluster {CLUSTER}");
+        assert_eq!(refused(&one, to(&forger, 3)).await, words);
+        lines.say(&words).await;
+        // Another cluster.
+        let stranger = net(&elsewhere, 2);
+        let words = format!("a certificate of cluster {OTHER} was shown to a node of cluster {CLUSTER}");
+        assert_eq!(refused(&one, to(&stranger, 2)).await, words);
+        lines.say(&words).await;
+        // The same node twice.
+        let copy = net(&ours, 2);
+        let words = "two processes say that they are node 2: was a data directory copied?";
+        let copied = to(&two, 2);
+        // It dials as another node would: by who it is, not by its own guard.
+        let config = PATIENT.client_config(credentials(&ours, 2).client_config(), &Ending::default());
+        let name = credentials(&ours, 1).name_of_peer(NodeId(2));
+        let quic = copy.0.endpoint.connect_with(config, two.local_address(), &name).unwrap().await.unwrap();
+        let (is_refusal, cause) = error::handshake(&quic.closed().await);
+        assert_eq!((is_refusal, &*cause), (true, words));
+        lines.say(words).await;
+        assert_eq!(refused(&copy, copied).await, "it is this node itself");
+        // None of them was handed out.
+        let (dialled, accepted) = pair(&one, &two, 2).await;
+        assert_eq!((dialled.peer(), accepted.peer()), (NodeId(2), NodeId(1)));
+    });
+}
+
+/// A certificate that only the peer's eyes see: the acceptor refuses what the dialler shows.
+#[test]
+fn wrong_diallers() {
+    run(async {
+        let (lines, _guard) = Lines::catch();
+        let (ours, foreign) = (authority(CLUSTER), authority(CLUSTER));
+        let two = net(&ours, 2);
+        let client = |shown: &Credentials| {
+            // Trusts the right CA, and shows something else.
+            let mut config = credentials(&ours, 9).client_config();
+            config.client_auth_cert_resolver = shown.client_config().client_auth_cert_resolver;
+            config
+        };
+        let mut nobody = credentials(&ours, 9).client_config();
+        nobody.client_auth_cert_resolver = join_client_resolver(&ours);
+        let expired = credentials_at(&ours, 9, now_us() - 10 * DAY.as_micros() as i64, DAY);
+        let early = credentials_at(&ours, 9, now_us() + 10 * DAY.as_micros() as i64, DAY);
+        for (config, words) in [
+            (nobody, "no certificate was shown; only members of the cluster have one"),
+            (
+                client(&credentials(&foreign, 9)),
+                "the certificate of node 9 is not signed by the CA of cluster 00112233445566778899aabbccddeeff",
+            ),
+            (
+                client(&credentials(&authority(OTHER), 9)),
+                "a certificate of cluster ffeeddccbbaa99887766554433221100 was shown to a node of cluster \
+                 00112233445566778899aabbccddeeff",
+            ),
+            (client(&expired), "the certificate of node 9 has expired at "),
+            (client(&early), "the certificate of node 9 is valid from "),
+        ] {
+            let nine = net(&ours, 9);
+            let client = PATIENT.client_config(config, &Ending::default());
+            *nine.0.identity.borrow_mut() = Rc::new(Identity { credentials: credentials(&ours, 9), client });
+            let cause = refused(&nine, to(&two, 2)).await;
+            assert!(cause.starts_with(words), "{cause}");
+            lines.say(words).await;
+        }
+        // And what the dialler sees of one that accepts with an expired one.
+        let old = net_with(expired, everybody(), PATIENT);
+        let cause = refused(&net(&ours, 1), to(&old, 9)).await;
+        assert!(cause.starts_with("the certificate of node 9 has expired at "), "{cause}");
+    });
+}
+
+fn join_client_resolver(authority: &Authority) -> Arc<dyn rustls::client::ResolvesClientCert> {
+    let token = JoinToken::new(authority.cluster(), authority.fingerprint()).unwrap();
+    crate::tls::join_client_config(&token).client_auth_cert_resolver
+}
+
+/// A removed node is refused by both sides, from the moment of its removal on.
+#[test]
+fn removed_nodes() {
+    run(async {
+        let (lines, _guard) = Lines::catch();
+        let authority = authority(CLUSTER);
+        let removed = Arc::new(Mutex::new(BTreeMap::new()));
+        let table = removed.clone();
+        let members: Membership = Arc::new(move |node| match table.lock().unwrap().get(&node) {
+            Some(()) => Err("it was removed from the cluster".to_owned()),
+            None => Ok(()),
+        });
+        let (one, two) = (net(&authority, 1), net_with(credentials(&authority, 2), members, PATIENT));
+        pair(&one, &two, 2).await;
+        pair(&two, &one, 1).await;
+        removed.lock().unwrap().insert(NodeId(1), ());
+        let words = "node 1 is refused: it was removed from the cluster";
+        assert_eq!(refused(&one, to(&two, 2)).await, words);
+        lines.say(words).await;
+        assert_eq!(refused(&two, to(&one, 1)).await, "it was removed from the cluster");
+    });
+}
