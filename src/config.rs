@@ -196,6 +196,16 @@ impl Config {
             let what = format!("gRPC and HTTP cannot both listen on the same address, {}", self.http);
             return Err(("http", what));
         }
+        let listeners = [("grpc", self.grpc), ("http", self.http), ("peer", self.peer)];
+        for (key, address) in listeners.iter().filter(|(_, address)| address.ip().is_unspecified()) {
+            if self.advertise.is_empty() {
+                let what = format!(
+                    "{key} listens on {address}, which nobody else can dial: say with --advertise under which host name \
+                     or address this node is reached"
+                );
+                return Err(("advertise", what));
+            }
+        }
         for (key, address) in [("grpc", self.grpc), ("http", self.http)] {
             if !address.ip().is_loopback() && !self.insecure {
                 let what = format!(

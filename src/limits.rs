@@ -66,6 +66,9 @@ pub const CONSUME_BYTES_DEFAULT: usize = 1 << 20;
 /// Longest `wait_ms` of a consume; longer ones are `INVALID_ARGUMENT`.
 pub const CONSUME_WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// How long a request without a deadline waits for a leader of its shard: `UNAVAILABLE` then, and nothing was written.
+pub const LEADER_WAIT: Duration = Duration::from_secs(10);
+
 /// Longest topic name in bytes.
 pub const TOPIC_NAME_BYTES_MAX: usize = 249;
 
@@ -155,6 +158,10 @@ pub const STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX: usize = 16 << 20;
 
 /// Checkpoints of one group that wait to be written; the oldest is given up above it (a replay gets longer).
 pub const CHECKPOINTS_PENDING_MAX: usize = 16;
+
+/// Bytes of entries on their way to one follower, sent and not answered. As much as the fastest link and a slow flush (1 GB/s,
+/// 8 ms) can have under way; more would only wait in the follower's memory.
+pub const APPEND_BYTES_IN_FLIGHT_MAX: usize = 8 << 20;
 
 /// Proposals and calls waiting for one group's Raft; above it a proposal is refused, and nothing was written.
 pub const RAFT_QUEUE_MAX: usize = 1_024;

@@ -39,7 +39,7 @@ const BYTES_BUCKETS: &[f64] = &[
 const COUNT_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1_024.0, 4_096.0, 16_384.0];
 
 /// What the libraries below us say is for those who debug them; a filter that names them overrides this.
-const QUIET_LIBRARIES: &str = "openraft=error,h2=warn,hyper=warn,hyper_util=warn,tower=warn";
+const QUIET_LIBRARIES: &str = "openraft=error,quinn_proto=error,h2=warn,hyper=warn,hyper_util=warn,tower=warn";
 
 /// Sends log lines to stderr from now on, for the whole process. Does nothing when something else
 /// (a test) receives them already.

@@ -108,6 +108,12 @@ impl Buffer {
         &mut bytemuck::cast_slice_mut(&mut self.blocks)[..self.len]
     }
 
+    /// The content, frozen and shareable. No copy.
+    pub fn freeze(self) -> Bytes {
+        let len = self.len;
+        self.freeze_padded().slice(..len)
+    }
+
     /// The content and its padding, frozen and shareable; aligned to `BLOCK_BYTES`. No copy.
     pub fn freeze_padded(self) -> Bytes {
         Bytes::from_owner(Frozen(self.blocks))

@@ -170,6 +170,11 @@ impl Records {
         Ok((head, Records { message, count, encoded_bytes_max, timestamp_max_us, unstamped, plain }))
     }
 
+    /// The checked request as its client sent it: what is sent on to another node, which parses it again.
+    pub fn message(&self) -> &Bytes {
+        &self.message
+    }
+
     /// Number of records, at least 1.
     pub fn count(&self) -> u32 {
         self.count

@@ -7,9 +7,11 @@
 
 pub mod grpc;
 pub mod http;
+pub mod refusal;
 pub mod remote;
 pub mod route;
 pub mod status;
+pub mod topology;
 
 use std::{
     cell::{Cell, RefCell},
@@ -22,20 +24,24 @@ use std::{
 use tokio::sync::oneshot;
 
 pub use self::{
-    remote::{Limits, Remote, shard_status_message},
+    remote::{Limits, Remote},
     status::{CallError, Code},
 };
 use crate::{
     catalog,
     env::{self, Env},
     format::records::{ProduceHead, Records},
-    frontend::remote::{checked_consume, durability, stopped},
+    frontend::{
+        refusal::explained,
+        remote::{checked_consume, durability, stopped},
+        route::Near,
+    },
     limits,
     proto::ringlog::v1 as proto,
     reactor::{
         Reactor, ReactorError,
-        mailbox::Request,
-        node::Phase,
+        mailbox::{AdminAnswer, AdminCall, Request},
+        node::{Node, Phase},
         topics::{PlacedTopic, TopicReader},
     },
     shard::{Consume, Consumed, Produce, Produced},
@@ -61,6 +67,18 @@ pub struct ProduceAck {
     pub shard: u32,
     /// Offsets and the rest.
     pub produced: Produced,
+    /// Who leads the shard, if it is another node: the request was forwarded to it.
+    pub leader: Option<Box<proto::LeaderHint>>,
+}
+
+impl ProduceAck {
+    fn new(node: &Node, topic: Arc<str>, shard: u32, produced: Produced) -> ProduceAck {
+        let leader = produced.leader.map(|leader| {
+            let address = node.book.get(leader).map(|node| node.grpc.clone()).unwrap_or_default();
+            Box::new(proto::LeaderHint { node_id: leader.0, address })
+        });
+        ProduceAck { topic, shard, produced, leader }
+    }
 }
 
 /// A consume call from a client.
@@ -84,6 +102,7 @@ struct Local<E: Env> {
     remote: Remote,
     topics: TopicReader,
     turn: Cell<u32>,
+    near: Near,
     /// Calls that wait for the topic that the first of them creates, in order.
     creating: RefCell<HashMap<String, Vec<Waiting>>>,
 }
@@ -101,13 +120,14 @@ enum Submitted<L> {
 }
 
 impl<L: Future<Output = Result<Produced, ReactorError>>> Submitted<L> {
-    async fn ack(self) -> Result<ProduceAck, CallError> {
+    async fn ack(self, node: &Node) -> Result<ProduceAck, CallError> {
         let (topic, shard, produced) = match self {
             Submitted::Here { topic, shard, produced } => (topic, shard, produced.await),
             Submitted::There { topic, shard, produced } => (topic, shard, produced.await.unwrap_or(Err(stopped(true)))),
             Submitted::Waits(ack) => return ack.await.unwrap_or_else(|_| Err(CallError::stopping(true))),
         };
-        Ok(ProduceAck { topic, shard, produced: produced? })
+        let produced = produced.map_err(|error| explained(error, &node.book))?;
+        Ok(ProduceAck::new(node, topic, shard, produced))
     }
 }
 
@@ -122,7 +142,8 @@ impl<E: Env> Frontend<E> {
     pub fn new(reactor: Rc<Reactor<E>>) -> Frontend<E> {
         let node = reactor.node();
         let (remote, topics) = (Remote::new(Arc::clone(node)), TopicReader::new(Arc::clone(&node.topics)));
-        let local = Local { reactor, remote, topics, turn: Cell::new(0), creating: RefCell::default() };
+        let (turn, near, creating) = (Cell::new(0), Near::default(), RefCell::default());
+        let local = Local { reactor, remote, topics, turn, near, creating };
         Frontend { local: Rc::new(local) }
     }
 
@@ -130,8 +151,8 @@ impl<E: Env> Frontend<E> {
     /// ascending offsets, also while they wait for a topic that the first of them creates. Dropping
     /// the future does not take the request back.
     pub fn produce(&self, call: ProduceCall) -> impl Future<Output = Result<ProduceAck, CallError>> + use<E> + 'static {
-        let submitted = self.submit(call);
-        async move { submitted?.ack().await }
+        let (submitted, frontend) = (self.submit(call), self.clone());
+        async move { submitted?.ack(frontend.local.reactor.node()).await }
     }
 
     /// Reads committed records. A wait ends early, with an error, when the node shuts down.
@@ -193,6 +214,27 @@ impl<E: Env> Frontend<E> {
         self.local.remote.get_servers(topics).await
     }
 
+    /// `Admin.DescribeCluster`.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`.
+    pub async fn describe_cluster(&self) -> Result<proto::DescribeClusterResponse, CallError> {
+        self.local.remote.describe_cluster().await
+    }
+
+    /// The calls of `Admin` about the cluster.
+    ///
+    /// # Errors
+    /// The control's.
+    pub async fn admin(&self, call: AdminCall) -> Result<AdminAnswer, CallError> {
+        self.local.remote.admin(call).await
+    }
+
+    /// Tells when the topology may have changed.
+    pub fn watch_topology(&self) -> topology::Changes {
+        self.local.remote.watch_topology()
+    }
+
     /// Largest message and record that clients may send here.
     pub fn limits(&self) -> Limits {
         self.local.remote.limits()
@@ -234,11 +276,17 @@ impl<E: Env> Frontend<E> {
         let turn = local.turn.get();
         local.turn.set(turn.wrapping_add(1));
         let here = local.reactor.number();
-        let shard = route::produce_shard(placed, head.shard, head.key_hash, Some(here), turn)?;
+        let shard = if placed.alone || head.shard.is_some() || head.key_hash.is_some() {
+            let near = placed.by_reactor.get(here.0 as usize).map_or(&[][..], |near| near);
+            route::produce_shard(placed, head.shard, head.key_hash, near, turn)?
+        } else {
+            let near = local.near.get(local.reactor.node(), placed, here);
+            route::produce_shard(placed, None, None, &near, turn)?
+        };
         let place = route::numbered_shard(placed, shard)?;
         let durability = durability(head.durability)?;
         let expected_offset = head.expected_offset.map(crate::ids::Offset);
-        let produce = Produce { records, durability, expected_offset, deadline_us };
+        let produce = Produce { records, durability, expected_offset, deadline_us, forwarded: false };
         let topic = Arc::clone(&placed.view.name);
         if place.reactor == here {
             return Ok(Submitted::Here { topic, shard, produced: local.reactor.produce(place.uid, produce) });
@@ -287,9 +335,9 @@ impl<E: Env> Frontend<E> {
                 // Deleted again in the same moment: the call is told so instead of making it once more.
                 self.local.topics.get(&name).ok_or_else(|| CallError::no_topic(&name))
             });
-            let submitted = view.and_then(|view| self.submit_to(&view, call));
+            let (submitted, frontend) = (view.and_then(|view| self.submit_to(&view, call)), self.clone());
             env::spawn::<E>(async move {
-                let ack = async { submitted?.ack().await };
+                let ack = async { submitted?.ack(frontend.local.reactor.node()).await };
                 drop(reply.send(ack.await));
             });
         }
@@ -320,6 +368,8 @@ impl<E: Env> Frontend<E> {
             local.reactor.node().send(place.reactor, Request::Consume { uid: place.uid, consume, reply })?;
             futures_util::future::Either::Right(async move { consumed.await.unwrap_or(Err(stopped(false))) })
         };
-        Ok((async move { consumed.await.map_err(CallError::from) }, stop))
+        let frontend = self.clone();
+        let book = move || Arc::clone(&frontend.local.reactor.node().book);
+        Ok((async move { consumed.await.map_err(|error| explained(error, &book())) }, stop))
     }
 }

@@ -2,7 +2,6 @@
 //! through mailboxes. `Send`, so that the ops thread's HTTP server can use it.
 
 use std::{
-    collections::BTreeMap,
     future::Future,
     sync::{
         Arc,
@@ -15,10 +14,12 @@ use tokio::sync::oneshot;
 use crate::{
     catalog::{self, CreateTopic},
     frontend::{
-        ConsumeCall, ProduceAck, ProduceCall, route,
+        ConsumeCall, ProduceAck, ProduceCall,
+        refusal::explained,
+        route,
         status::{CallError, Code},
     },
-    ids::{NodeId, Offset, ReactorNumber, ShardUid},
+    ids::{Offset, ReactorNumber},
     limits,
     proto::ringlog::v1 as proto,
     reactor::{
@@ -26,9 +27,9 @@ use crate::{
         control::ControlError,
         mailbox::Request,
         node::{Node, Phase},
-        topics::{PlacedTopic, ShardPlace},
+        topics::PlacedTopic,
     },
-    shard::{Consume, Consumed, Durability, Produce, ShardStatus},
+    shard::{Consume, Consumed, Durability, Produce},
 };
 
 /// Room for the other fields of a response, so that a whole one stays within the message limit,
@@ -81,13 +82,15 @@ impl Remote {
         let ProduceCall { head, records, deadline_us } = call;
         let view = self.topic_to_write(route::topic_name(&head.topic)).await?;
         let turn = self.turn.fetch_add(1, Relaxed);
-        let shard = route::produce_shard(&view, head.shard, head.key_hash, None, turn)?;
+        let near = if view.alone { Vec::new() } else { route::near_now(&self.node, &view, None) };
+        let shard = route::produce_shard(&view, head.shard, head.key_hash, &near, turn)?;
         let place = route::numbered_shard(&view, shard)?;
         let expected_offset = head.expected_offset.map(Offset);
-        let produce = Produce { records, durability: durability(head.durability)?, expected_offset, deadline_us };
-        let produced =
-            self.ask(place.reactor, true, |reply| Request::Produce { uid: place.uid, produce, reply }).await?;
-        Ok(ProduceAck { topic: Arc::clone(&view.view.name), shard, produced })
+        let durability = durability(head.durability)?;
+        let produce = Produce { records, durability, expected_offset, deadline_us, forwarded: false };
+        let produced = self.ask(place.reactor, true, |reply| Request::Produce { uid: place.uid, produce, reply }).await;
+        let produced = produced.map_err(|error| explained(error, &self.node.book))?;
+        Ok(ProduceAck::new(&self.node, Arc::clone(&view.view.name), shard, produced))
     }
 
     /// Reads committed records. A wait ends early, with an error, when the node shuts down.
@@ -101,7 +104,7 @@ impl Remote {
         let consumed = self.ask(place.reactor, false, |reply| Request::Consume { uid: place.uid, consume, reply });
         tokio::select! {
             biased;
-            result = consumed => Ok(result?),
+            result = consumed => result.map_err(|error| explained(error, &self.node.book)),
             () = self.node.reached(Phase::Draining), if !consume.wait.is_zero() => Err(CallError::stopping(false)),
         }
     }
@@ -127,7 +130,11 @@ impl Remote {
         let request = proto::CreateTopicRequest { name: name.to_owned(), ..Default::default() };
         match self.create_topic(request).await {
             Ok(_) => Ok(()),
-            Err(error) if error.code == Code::AlreadyExists => Ok(()),
+            // This node's own catalog may not know it yet.
+            Err(error) if error.code == Code::AlreadyExists => {
+                let name = name.to_owned();
+                Ok(self.ask(ReactorNumber(0), false, |reply| Request::AwaitTopic { name, reply }).await?)
+            }
             Err(error) => Err(error),
         }
     }
@@ -137,18 +144,6 @@ impl Remote {
         let mut topics: Vec<_> = self.node.topics.snapshot().values().map(|view| topic_message(view)).collect();
         topics.sort_by(|a, b| a.name.cmp(&b.name));
         topics
-    }
-
-    /// `Admin.DescribeTopic`.
-    ///
-    /// # Errors
-    /// See `Frontend::describe_topic`.
-    pub async fn describe_topic(&self, name: &str) -> Result<proto::DescribeTopicResponse, CallError> {
-        let view = self.topic(route::topic_name(name))?;
-        let statuses = self.statuses(view.shards.clone()).await?;
-        let shards = (0u32..).zip(view.shards.iter().zip(&statuses));
-        let shards = shards.map(|(number, (place, status))| shard_status_message(number, *place, status)).collect();
-        Ok(proto::DescribeTopicResponse { topic: Some(topic_message(&view)), shards })
     }
 
     /// `Admin.DeleteTopic`.
@@ -173,41 +168,8 @@ impl Remote {
         let view = self.topic(route::topic_name(name))?;
         let place = route::numbered_shard(&view, shard)?;
         let before = Offset(before_offset);
-        let start = self.ask(place.reactor, true, |reply| Request::Trim { uid: place.uid, before, reply }).await?;
-        Ok(start.0)
-    }
-
-    /// `Log.GetServers`; all topics if none is named.
-    ///
-    /// # Errors
-    /// See `Frontend::get_servers`.
-    pub async fn get_servers(&self, topics: Vec<String>) -> Result<proto::GetServersResponse, CallError> {
-        let identity = self.node.identity().ok_or_else(CallError::starting)?;
-        let views = if topics.is_empty() {
-            let mut views: Vec<_> = self.node.topics.snapshot().values().cloned().collect();
-            views.sort_by(|a, b| a.view.name.cmp(&b.view.name));
-            views
-        } else {
-            topics.iter().map(|name| self.topic(route::topic_name(name))).collect::<Result<_, _>>()?
-        };
-        let places: Vec<_> = views.iter().flat_map(|view| view.shards.iter().copied()).collect();
-        let mut statuses = self.statuses(places).await?.into_iter();
-        let topics = views.iter().map(|view| {
-            let shards = (0u32..).zip(&view.shards).zip(&mut statuses);
-            let shards = shards.map(|((shard, place), status)| shard_leader(shard, *place, &status, identity.node));
-            proto::TopicShards { topic: view.view.name.to_string(), shards: shards.collect() }
-        });
-        let topics = topics.collect();
-        let (grpc, http) = self.node.addresses;
-        let server = proto::Server {
-            node_id: identity.node.0,
-            grpc_address: grpc.to_string(),
-            http_address: http.to_string(),
-            reactors: u32::try_from(self.node.reactors.len()).expect("at most REACTORS_MAX"),
-            alive: true,
-            draining: false,
-        };
-        Ok(proto::GetServersResponse { cluster_id: identity.cluster_id.clone(), servers: vec![server], topics })
+        let start = self.ask(place.reactor, true, |reply| Request::Trim { uid: place.uid, before, reply }).await;
+        Ok(start.map_err(|error| explained(error, &self.node.book))?.0)
     }
 
     /// Why there is no such topic: still recovering, an impossible name, or just unknown.
@@ -221,7 +183,7 @@ impl Remote {
         }
     }
 
-    fn topic(&self, name: &str) -> Result<Arc<PlacedTopic>, CallError> {
+    pub(super) fn topic(&self, name: &str) -> Result<Arc<PlacedTopic>, CallError> {
         self.node.topics.snapshot().get(name).cloned().ok_or_else(|| self.no_topic(name))
     }
 
@@ -258,12 +220,15 @@ impl Remote {
             segment_bytes,
             // Reactor 0's clock, when it proposes.
             created_us: 0,
-            replication_factor,
+            replication_factor: match replication_factor {
+                0 => self.node.config.replication_factor,
+                factor => factor,
+            },
         })
     }
 
     /// Sends one request and waits for its answer. `writes`: without an answer it may still have been done.
-    fn ask<T: Send + 'static, R: FnOnce(oneshot::Sender<Result<T, ReactorError>>) -> Request>(
+    pub(super) fn ask<T: Send + 'static, R: FnOnce(oneshot::Sender<Result<T, ReactorError>>) -> Request>(
         &self,
         reactor: ReactorNumber,
         writes: bool,
@@ -277,29 +242,8 @@ impl Remote {
         }
     }
 
-    /// The numbers of shards, in their order: one message per reactor.
-    async fn statuses(&self, places: Vec<ShardPlace>) -> Result<Vec<ShardStatus>, CallError> {
-        let mut asked: BTreeMap<u32, (Vec<usize>, Vec<ShardUid>)> = BTreeMap::new();
-        for (at, place) in places.iter().enumerate() {
-            let (ats, uids) = asked.entry(place.reactor.0).or_default();
-            ats.push(at);
-            uids.push(place.uid);
-        }
-        let asked = asked.into_iter().map(|(reactor, (ats, uids))| {
-            let answer = self.ask(ReactorNumber(reactor), false, |reply| Request::Status { uids, reply });
-            async move { answer.await.map(|statuses| (ats, statuses)) }
-        });
-        let mut found: Vec<Option<ShardStatus>> = places.iter().map(|_| None).collect();
-        for (ats, statuses) in futures_util::future::try_join_all(asked).await? {
-            for (at, status) in ats.into_iter().zip(statuses) {
-                found[at] = Some(status);
-            }
-        }
-        Ok(found.into_iter().map(|status| status.expect("a reactor answers for each uid")).collect())
-    }
-
     /// Reactor 0 dropped a request about topics.
-    fn no_answer(&self) -> CallError {
+    pub(super) fn no_answer(&self) -> CallError {
         if self.node.phase() == Phase::Starting { CallError::starting() } else { CallError::stopping(true) }
     }
 }
@@ -336,7 +280,7 @@ pub(super) fn checked_consume(consume: Consume, limits: Limits) -> Result<Consum
 }
 
 /// A topic on the wire.
-fn topic_message(placed: &PlacedTopic) -> proto::Topic {
+pub(super) fn topic_message(placed: &PlacedTopic) -> proto::Topic {
     let view = &placed.view;
     proto::Topic {
         name: view.name.to_string(),
@@ -351,37 +295,6 @@ fn topic_message(placed: &PlacedTopic) -> proto::Topic {
         }),
         created_us: view.created_us,
         replication_factor: view.replication_factor,
-    }
-}
-
-/// A shard's numbers on the wire.
-pub fn shard_status_message(shard: u32, place: ShardPlace, status: &ShardStatus) -> proto::ShardStatus {
-    proto::ShardStatus {
-        shard,
-        shard_uid: place.uid.0,
-        reactor: place.reactor.0,
-        leader_node_id: status.leader.map_or(0, |node| node.0),
-        term: status.term.0,
-        log_start: status.log_start.0,
-        high_watermark: status.high_watermark.0,
-        log_end: status.log_end.0,
-        size_bytes: status.size_bytes,
-        segments: status.segments,
-        fault: status.fault.clone().unwrap_or_default(),
-        replica_node_ids: Vec::new(),
-        replicas: Vec::new(),
-    }
-}
-
-fn shard_leader(shard: u32, place: ShardPlace, status: &ShardStatus, node: NodeId) -> proto::ShardLeader {
-    // A replica at fault leads nothing, whatever it was before.
-    let leader = status.leader.filter(|_| status.fault.is_none());
-    proto::ShardLeader {
-        shard,
-        leader_node_id: leader.map_or(0, |leader| leader.0),
-        term: status.term.0,
-        reactor: place.reactor.0,
-        replica_node_ids: vec![node.0],
     }
 }
 
@@ -401,7 +314,9 @@ mod tests {
     const LIMITS: Limits = Limits { message_bytes_max: 4 << 20, record_bytes_max: 1 << 20 };
 
     fn consume(records_max: u64, bytes_max: usize, wait_ms: u64) -> Consume {
-        Consume { start: Start::Earliest, records_max, bytes_max, wait: Duration::from_millis(wait_ms) }
+        let wait = Duration::from_millis(wait_ms);
+        let start = Start::Earliest;
+        Consume { start, records_max, bytes_max, wait, min_offset: None, linearizable: false, deadline_us: None }
     }
 
     /// Zeros become the server's values, a response never outgrows a message, waits are bounded.

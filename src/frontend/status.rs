@@ -41,6 +41,35 @@ pub enum Code {
 }
 
 impl Code {
+    /// The code of that number in google.rpc.Code.
+    pub fn from_number(number: i32) -> Option<Code> {
+        use Code::{
+            Aborted, AlreadyExists, Cancelled, DataLoss, DeadlineExceeded, FailedPrecondition, Internal,
+            InvalidArgument, NotFound, Ok, OutOfRange, PermissionDenied, ResourceExhausted, Unauthenticated,
+            Unavailable, Unimplemented, Unknown,
+        };
+        let codes = [
+            Ok,
+            Cancelled,
+            Unknown,
+            InvalidArgument,
+            DeadlineExceeded,
+            NotFound,
+            AlreadyExists,
+            PermissionDenied,
+            ResourceExhausted,
+            FailedPrecondition,
+            Aborted,
+            OutOfRange,
+            Unimplemented,
+            Internal,
+            Unavailable,
+            DataLoss,
+            Unauthenticated,
+        ];
+        codes.into_iter().find(|code| *code as i32 == number)
+    }
+
     /// Its name in google.rpc.Code.
     pub fn name(self) -> &'static str {
         match self {
@@ -140,7 +169,7 @@ impl From<ShardError> for CallError {
         let message = error.to_string();
         match error {
             ShardError::Busy { what: _ } => CallError::retry(Code::ResourceExhausted, "SHARD_BUSY", message),
-            // With one copy the leader is this node, between two terms.
+            // With one copy the leader is this node, between two terms; with more, only other nodes hear this.
             ShardError::NotLeader { leader: _ } => CallError::retry(Code::Unavailable, "NOT_LEADER", message),
             ShardError::Deposed { leader: _ } => {
                 CallError::retry(Code::Unavailable, "LEADER_CHANGED", message).maybe_written(true)
@@ -152,7 +181,21 @@ impl From<ShardError> for CallError {
             ShardError::OutOfRange { offset: _, log_start: _, high_watermark: _ } => {
                 CallError::new(Code::OutOfRange, "OFFSET_OUT_OF_RANGE", message)
             }
+            ShardError::NoLeader { waited: _, deadline: true } => {
+                CallError::new(Code::DeadlineExceeded, "NO_LEADER", message)
+            }
+            ShardError::NoLeader { waited: _, deadline: false } => {
+                CallError::retry(Code::Unavailable, "NO_LEADER", message)
+            }
+            ShardError::Lost { cause: _ } => {
+                CallError::retry(Code::Unavailable, "LEADER_LOST", message).maybe_written(true)
+            }
+            ShardError::Behind { min_offset: _, high_watermark: _ } => {
+                CallError::retry(Code::Unavailable, "REPLICA_BEHIND", message)
+            }
+            ShardError::Elsewhere(refusal) => (*refusal).into(),
             ShardError::Full(error) => error.into(),
+            ShardError::Damaged { cause: _ } => CallError::new(Code::DataLoss, "CORRUPT", message),
             ShardError::Failed { cause: _, maybe_written } => {
                 CallError::new(Code::Unavailable, "SHARD_FAILED", message).maybe_written(maybe_written)
             }
@@ -193,7 +236,7 @@ impl From<ReactorError> for CallError {
             ReactorError::Shard(error) => error.into(),
             ReactorError::NotOpen { error, cause: _ } => match error {
                 // With a single copy, what cannot be opened is lost until somebody restores it.
-                ShardError::Failed { cause: _, maybe_written: _ } => {
+                ShardError::Failed { cause: _, maybe_written: _ } | ShardError::Damaged { cause: _ } => {
                     CallError::new(Code::DataLoss, "SHARD_NOT_OPEN", message)
                 }
                 ShardError::Full(_) => CallError::retry(Code::ResourceExhausted, "DISK_FULL", message),
@@ -203,6 +246,10 @@ impl From<ReactorError> for CallError {
                 | ShardError::Deadline
                 | ShardError::OffsetMismatch { .. }
                 | ShardError::OutOfRange { .. }
+                | ShardError::NoLeader { .. }
+                | ShardError::Lost { .. }
+                | ShardError::Behind { .. }
+                | ShardError::Elsewhere(_)
                 | ShardError::Closing { .. } => CallError::retry(Code::Unavailable, "SHARD_NOT_OPEN", message),
             },
             ReactorError::Gone => CallError::new(Code::NotFound, "SHARD_NOT_FOUND", message),
@@ -236,6 +283,14 @@ impl From<ControlError> for CallError {
             ControlError::Busy => CallError::retry(Code::ResourceExhausted, "CATALOG_BUSY", message),
             ControlError::Catalog(error) => error.into(),
             ControlError::Shards(error) => error.into(),
+            ControlError::RefusedThere { message: _, definite } => {
+                CallError::new(Code::FailedPrecondition, "CATALOG_REFUSED", message).maybe_written(!definite)
+            }
+            ControlError::NoLeader { cause: _, maybe_written } => {
+                CallError::retry(Code::Unavailable, "CATALOG_UNAVAILABLE", message).maybe_written(maybe_written)
+            }
+            ControlError::Precondition(_) => CallError::new(Code::FailedPrecondition, "PRECONDITION", message),
+            ControlError::NotFound(_) => CallError::new(Code::NotFound, "NOT_FOUND", message),
         }
     }
 }
@@ -332,6 +387,13 @@ mod tests {
         assert_eq!(row(ShardError::Deadline), ("DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT", true, false));
         assert_eq!(row(ShardError::OffsetMismatch { expected, actual }), ("FAILED_PRECONDITION", "OFFSET_MISMATCH", true, false));
         assert_eq!(row(far), ("OUT_OF_RANGE", "OFFSET_OUT_OF_RANGE", true, false));
+        let waited = Duration::from_secs(1);
+        assert_eq!(row(ShardError::Deposed { leader: None }), ("UNAVAILABLE", "LEADER_CHANGED", false, true));
+        assert_eq!(row(ShardError::NoLeader { waited, deadline: true }), ("DEADLINE_EXCEEDED", "NO_LEADER", true, false));
+        assert_eq!(row(ShardError::NoLeader { waited, deadline: false }), ("UNAVAILABLE", "NO_LEADER", true, true));
+        assert_eq!(row(ShardError::Lost { cause: "x".into() }), ("UNAVAILABLE", "LEADER_LOST", false, true));
+        assert_eq!(row(ShardError::Behind { min_offset: expected, high_watermark: actual }), ("UNAVAILABLE", "REPLICA_BEHIND", true, true));
+        assert_eq!(row(ShardError::Damaged { cause: "x".into() }), ("DATA_LOSS", "CORRUPT", true, false));
         assert_eq!(row(ShardError::Full(full())), ("RESOURCE_EXHAUSTED", "DISK_FULL", true, true));
         assert_eq!(row(failed(true)), ("UNAVAILABLE", "SHARD_FAILED", false, false));
         assert_eq!(row(failed(false)), ("UNAVAILABLE", "SHARD_FAILED", true, false));
@@ -361,6 +423,8 @@ mod tests {
     #[test]
     fn numbers() {
         assert_eq!((Code::InvalidArgument as i32, Code::NotFound as i32, Code::Unauthenticated as i32), (3, 5, 16));
+        assert!((0..=16).all(|number| Code::from_number(number).is_some_and(|code| code as i32 == number)));
+        assert_eq!((Code::from_number(-1), Code::from_number(17)), (None, None));
         assert_eq!((Code::ResourceExhausted as i32, Code::Unavailable as i32, Code::DataLoss as i32), (8, 14, 15));
     }
 }

@@ -464,6 +464,12 @@ impl<E: Env> Log<E> {
         self.inner.abandon().await;
     }
 
+    /// Fail-stop for damage that a read has found: nothing is written from now on, as after a failed write; reads go on.
+    pub fn condemn(&self, damage: LogError) {
+        let fault = self.inner.stop_with(damage);
+        tracing::error!(%fault, "a replica is damaged: it takes no more records");
+    }
+
     /// Clean shutdown: waits for writes in flight, cuts the files to their true sizes, writes indexes, syncs. The log
     /// takes no more appends afterwards; reads go on.
     ///

@@ -195,9 +195,17 @@ impl<E: Env> Inner<E> {
         for number in first..first + count {
             let at = position(number);
             let inside = (at.saturating_sub(start) as usize).min(chunk.len());
-            let entry = StoredEntry::parse(&chunk.slice(inside..)).map_err(|error| corrupt(at, error.to_string()))?;
-            self.check_place(segment, &entry, number, entries.last()).map_err(|what| corrupt(at, what))?;
-            entries.push(entry);
+            let parsed = StoredEntry::parse(&chunk.slice(inside..)).map_err(|error| error.to_string());
+            let placed = parsed.and_then(|entry| {
+                self.check_place(segment, &entry, number, entries.last())?;
+                Ok(entry)
+            });
+            match placed {
+                Ok(entry) => entries.push(entry),
+                // What is whole in front of the damage is served; who goes on from there hears of it.
+                Err(_) if direct && !entries.is_empty() => break,
+                Err(what) => return Err(corrupt(at, what)),
+            }
         }
         Ok(entries)
     }

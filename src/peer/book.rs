@@ -2,13 +2,14 @@
 //! gossip, read by all reactors.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use crate::{
     env::net::Endpoint,
     ids::{NodeId, ReactorNumber},
+    proto::ringlog::state::v1::ClusterNode,
 };
 
 /// A node as its peers reach it.
@@ -40,6 +41,18 @@ impl PeerNode {
     }
 }
 
+/// A member as the catalog's entries and a join's answer have it.
+pub fn to_peer_node(entry: &ClusterNode) -> PeerNode {
+    PeerNode {
+        node: NodeId(entry.node_id),
+        host: entry.peer_host.clone(),
+        port: u16::try_from(entry.peer_port).unwrap_or(0),
+        reactors: entry.reactors,
+        grpc: entry.grpc_address.clone(),
+        http: entry.http_address.clone(),
+    }
+}
+
 /// The table; shared by all threads of a node.
 ///
 /// Who is a member comes from the catalog alone. Where a member is comes from the catalog, too, but what the
@@ -48,6 +61,7 @@ impl PeerNode {
 #[derive(Debug, Default)]
 pub struct AddressBook {
     table: Mutex<Table>,
+    removed: Mutex<Arc<BTreeSet<NodeId>>>,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +94,16 @@ impl AddressBook {
     /// All of them.
     pub fn snapshot(&self) -> Arc<BTreeMap<NodeId, Arc<PeerNode>>> {
         Arc::clone(&self.lock().merged)
+    }
+
+    /// Whether the node was taken out of the cluster for good: whatever it says is refused.
+    pub fn is_removed(&self, node: NodeId) -> bool {
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner).contains(&node)
+    }
+
+    /// Replaces the list of nodes that were taken out of the cluster.
+    pub fn publish_removed(&self, nodes: BTreeSet<NodeId>) {
+        *self.removed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(nodes);
     }
 
     /// Replaces the table by what the catalog says. What a member has said itself stays, unless the catalog's entry is

@@ -111,6 +111,11 @@ impl<M: Machine> Shared<M> {
         self.position.borrow().applied
     }
 
+    /// Chain hash at the last applied entry.
+    pub fn chain(&self) -> u64 {
+        self.position.borrow().chain
+    }
+
     /// First offset not applied.
     pub fn next_offset(&self) -> Offset {
         self.position.borrow().next_offset

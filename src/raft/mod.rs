@@ -5,11 +5,19 @@
 //! of them (Raft does not survive a failed append). A failed write or sync ends this group on this node, and nothing else.
 //!
 //! With one voter, what is durable in the log is committed: opening elects this node at once, and returns when all
-//! of it is applied. There are no ticks and no heartbeats then. More voters come with connections between nodes.
+//! of it is applied. There are no ticks and no heartbeats then. With several, opening does not wait for a leader.
+//!
+//! - `elections`: a dead leader is replaced quickly, though heartbeats are slow
+//! - `members`: who belongs to it, who leads next, linearizable reads
+//! - `network`, `serve`: what replicas say to each other; `types`: openraft's types and ours
+//! - `store`, `machine`: openraft's log and state machine over ours
 
+mod elections;
 mod machine;
+mod members;
 mod network;
 pub mod offline;
+mod serve;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -37,6 +45,7 @@ use openraft::{
     type_config::alias,
 };
 
+pub use self::serve::group_of;
 use self::{
     machine::{Shared, StateMachine},
     network::Network,
@@ -49,7 +58,7 @@ use crate::{
     ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
     limits::{BLOCK_BYTES, RAFT_QUEUE_MAX},
     log::{Log, LogError, LogOptions, Recovered, TailBudget},
-    peer::{Peers, frame::FrameStream, frame::Received},
+    peer::Peers,
 };
 
 /// The deterministic state that a group's entries build.
@@ -89,6 +98,8 @@ pub struct GroupOptions {
     pub founders: Option<BTreeSet<NodeId>>,
     /// Whose data directory it is in, as in `LogOptions`; 0: not checked.
     pub owner: u64,
+    /// This replica is to lead: when a new group begins, it tries first.
+    pub preferred: bool,
 }
 
 /// Who belongs to a group, as this replica knows it.
@@ -185,6 +196,8 @@ pub struct Group<E: Env, M: Machine> {
 }
 
 struct Inner<E: Env, M: Machine> {
+    place: Place,
+    peers: Peers<E>,
     raft: Raft<TypeConfig<E, M>, StateMachine<E, M>>,
     log: Log<E>,
     shared: Rc<Shared<M>>,
@@ -193,8 +206,17 @@ struct Inner<E: Env, M: Machine> {
     purging: channel::Mutex<()>,
 }
 
+/// Which replica this is, of which group.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    node: NodeId,
+    group: ShardUid,
+    slot: u64,
+    /// It is to lead.
+    preferred: bool,
+}
+
 /// What the watching task tells the handles.
-#[derive(Default)]
 struct State {
     leader: Cell<(Option<NodeId>, Term)>,
     leading: Cell<bool>,
@@ -202,6 +224,28 @@ struct State {
     /// openraft has ended.
     ended: Cell<bool>,
     fault: RefCell<Option<String>>,
+    /// Proposals that openraft has and has not answered.
+    proposed: Rc<Cell<usize>>,
+    /// Transfers of leadership under way: no proposals are taken.
+    handing_over: Cell<usize>,
+    /// openraft's timers run.
+    ticking: Cell<bool>,
+}
+
+impl Default for State {
+    fn default() -> State {
+        State {
+            leader: Cell::default(),
+            leading: Cell::default(),
+            closing: Cell::default(),
+            ended: Cell::default(),
+            fault: RefCell::default(),
+            proposed: Rc::default(),
+            handing_over: Cell::default(),
+            // As openraft starts.
+            ticking: Cell::new(true),
+        }
+    }
 }
 
 impl<E: Env, M: Machine> Clone for Group<E, M> {
@@ -224,14 +268,14 @@ impl<E: Env, M: Machine> Group<E, M> {
         options: GroupOptions,
         machine: M,
     ) -> Result<(Group<E, M>, Recovered), GroupError> {
-        let _ = peers;
-        let GroupOptions { dir, shard, node, segment_bytes_max, slot: _, founders: _, owner } = options;
+        let GroupOptions { dir, shard, node, segment_bytes_max, slot, founders, owner, preferred } = options;
         let (log, recovered) =
             Log::open(disk, tail, LogOptions { dir, shard, segment_bytes_max, owner }).await.map_err(refused)?;
         let shared = Shared::new(machine);
         shared.restore(&log).await.map_err(unusable)?;
-        let group = Group { inner: Rc::new(Inner::build(log, shared, node).await?) };
-        if let Err(error) = group.start(node).await {
+        let place = Place { node, group: shard, slot, preferred };
+        let group = Group { inner: Rc::new(Inner::build(log, shared, place, peers).await?) };
+        if let Err(error) = group.start(founders).await {
             // Else openraft's tasks would go on without a handle.
             group.inner.state.closing.set(true);
             // First the log: openraft does not end while an entry of its own waits for space, and the log would write it
@@ -244,8 +288,8 @@ impl<E: Env, M: Machine> Group<E, M> {
         Ok((group, recovered))
     }
 
-    async fn start(&self, node: NodeId) -> Result<(), GroupError> {
-        let raft = &self.inner.raft;
+    async fn start(&self, founders: Option<BTreeSet<NodeId>>) -> Result<(), GroupError> {
+        let (raft, node) = (&self.inner.raft, self.inner.place.node);
         raft.run();
         env::spawn::<E>(watch_raft(
             raft.server_metrics(),
@@ -256,36 +300,28 @@ impl<E: Env, M: Machine> Group<E, M> {
         ));
         let log = &self.inner.log;
         let is_new = log.last().is_none() && log.hard_state().vote.is_none();
-        if is_new {
+        if is_new && let Some(founders) = founders.filter(|founders| founders.contains(&node)) {
             // Its first membership, and the entry with which its leader begins.
             log.has_room(2 * BLOCK_BYTES).map_err(refused)?;
-        }
-        // openraft does nothing else while it waits for a write of its own.
-        let mut begun = pin!(self.begin(node, is_new));
-        loop {
-            match E::Runtime::timeout(FULL_LOOK, begun.as_mut()).await {
-                Ok(result) => return result,
-                Err(_) if is_new => log.has_room(0).map_err(refused)?,
-                Err(_) => {}
+            let voters: BTreeMap<_, _> = founders.into_iter().map(|founder| (founder.0, Node::default())).collect();
+            let mut initialized = pin!(raft.initialize(voters));
+            loop {
+                match E::Runtime::timeout(FULL_LOOK, initialized.as_mut()).await {
+                    Ok(result) => break result.map_err(|error| self.stopped(&error.to_string()))?,
+                    Err(_) => log.has_room(0).map_err(refused)?,
+                }
             }
-        }
-    }
-
-    async fn begin(&self, node: NodeId, is_new: bool) -> Result<(), GroupError> {
-        let raft = &self.inner.raft;
-        if is_new {
-            let voters = BTreeMap::from([(node.0, Node::default())]);
-            raft.initialize(voters).await.map_err(|error| self.stopped(&error.to_string()))?;
         }
         let only_voter = raft
             .with_raft_state(move |state| state.membership_state.effective().voter_ids().eq([node.0]))
             .await
             .map_err(|error| self.stopped(&error.to_string()))?;
         if !only_voter {
+            self.watch_leader();
             return Ok(());
         }
-        // Nobody to hear a heartbeat, nobody to wait for: a timer would only cost.
-        raft.runtime_config().tick(false);
+        self.keep_ticking();
+        self.watch_leader();
         raft.trigger().elect(false).await.map_err(|error| self.stopped(&error.to_string()))?;
         self.wait_until_caught_up(is_new).await
     }
@@ -330,7 +366,12 @@ impl<E: Env, M: Machine> Group<E, M> {
                     Some(applied) => Ok(applied),
                     None => Err(group.stopped_late("the machine gave no answer")),
                 },
+                // Before it was appended: openraft says so, and `write_entries` does so.
                 Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(&forward)),
+                // Replaced here by another leader's entries; a third node may still have it.
+                Ok(Err(ClientWriteError::LogEntryDiscarded(forward))) => {
+                    Err(GroupError::Deposed { leader: forward.leader_id.map(NodeId) })
+                }
                 Ok(Err(error)) => Err(group.stopped_late(&error.to_string())),
                 // openraft drops what it owes when it ends.
                 Err(channel::Closed) => Err(group.stopped_late("the group was closed")),
@@ -346,6 +387,9 @@ impl<E: Env, M: Machine> Group<E, M> {
         if state.closing.get() {
             return Err(unusable("the group is closing".into()));
         }
+        if state.handing_over.get() > 0 {
+            return Err(GroupError::NotLeader { leader: None });
+        }
         assert!(
             proposal.buffer.len() >= crate::format::entry::ENTRY_HEADER_BYTES,
             "a proposal has room for its header"
@@ -354,7 +398,8 @@ impl<E: Env, M: Machine> Group<E, M> {
         let proposal = Handed::new(proposal, &shared.handed_bytes);
         let (sender, receiver) = channel::oneshot();
         // Its first poll hands the proposal over; it would suspend only if Raft's queue were full, or Raft gone.
-        let handed = raft.client_write_ff(proposal, Some(Reply(sender))).now_or_never();
+        let reply = Reply::new(sender, &state.proposed);
+        let handed = raft.client_write_ff(proposal, Some(reply)).now_or_never();
         match handed {
             Some(Ok(())) => Ok(receiver),
             Some(Err(fatal)) => Err(self.stopped(&fatal.to_string())),
@@ -397,6 +442,20 @@ impl<E: Env, M: Machine> Group<E, M> {
         }
     }
 
+    /// Suspends until an entry at or above `index` is applied here, or the group stops or closes.
+    pub fn wait_applied(&self, index: Index) -> impl Future<Output = ()> + 'static {
+        let group = self.clone();
+        async move {
+            loop {
+                let changed = group.inner.shared.changed.notified();
+                if group.applied_end() > index || group.inner.state.closing.get() || group.fault().is_some() {
+                    return;
+                }
+                changed.await;
+            }
+        }
+    }
+
     /// When the last append became durable here, on `Env::monotonic_us`; 0: none yet.
     pub fn flushed_us(&self) -> u64 {
         self.inner.shared.flushed_us.get()
@@ -409,73 +468,15 @@ impl<E: Env, M: Machine> Group<E, M> {
 
     /// Whether this node leads and has applied the entry with which its term begins: it takes proposals.
     pub fn leads(&self) -> bool {
-        self.inner.state.leading.get()
+        let (_, term) = self.leader();
+        self.inner.state.leading.get() && self.inner.shared.applied().is_some_and(|applied| applied.term == term)
     }
 
-    /// Suspends until leader, term, membership or `leads` may have changed, or the group stops or closes.
+    /// Suspends until leader, term, membership, what is applied or `leads` may have changed since this was called, or the group
+    /// stops or closes.
     pub fn wait_changed(&self) -> impl Future<Output = ()> + 'static {
-        let group = self.clone();
-        async move { group.inner.shared.changed.notified().await }
-    }
-
-    /// Who belongs to it, as known here.
-    pub fn members(&self) -> Members {
-        todo!()
-    }
-
-    /// How far each follower is; empty unless this node leads.
-    pub fn progress(&self) -> Vec<Progress> {
-        todo!()
-    }
-
-    /// Chain hash at the last applied entry: equal on replicas that have applied the same.
-    pub fn applied_chain(&self) -> u64 {
-        todo!()
-    }
-
-    /// ReadIndex (Raft dissertation 6.4): when it returns, everything that was committed anywhere before the call is applied
-    /// here. Asks the leader, wherever it is; waits through an election as long as `within`.
-    ///
-    /// # Errors
-    /// `NotLeader` when no leader confirmed itself in time; `Stopped`.
-    pub async fn linearize(&self, within: Duration) -> Result<(), GroupError> {
-        let _ = within;
-        todo!()
-    }
-
-    /// Has `to`, or the most advanced other voter that is alive, lead instead of this node; returns when this node does not lead
-    /// any more, at once if it does not. Proposals in flight land first; proposals made meanwhile are `NotLeader`.
-    ///
-    /// # Errors
-    /// `NotLeader` with no leader known when nobody could take over within `within`: this node leads on.
-    pub async fn transfer(&self, to: Option<NodeId>, within: Duration) -> Result<(), GroupError> {
-        let _ = (to, within);
-        todo!()
-    }
-
-    /// Makes `voters` the members: adds those that are missing as learners, waits until they have caught up, then changes by
-    /// a joint configuration. Safe to call again after any failure, by any later leader. Only the leader can.
-    ///
-    /// # Errors
-    /// `NotLeader`; `Stopped`. What is under way goes on.
-    pub async fn change_members(&self, voters: BTreeSet<NodeId>) -> Result<(), GroupError> {
-        let _ = voters;
-        todo!()
-    }
-
-    /// Adds a member without a vote, if it is none yet. Only the leader can.
-    ///
-    /// # Errors
-    /// As `change_members`.
-    pub async fn add_learner(&self, node: NodeId) -> Result<(), GroupError> {
-        let _ = node;
-        todo!()
-    }
-
-    /// Answers a peer's stream that is for this group (`group_of`), until it ends. Spawns what takes time.
-    pub fn serve(&self, from: NodeId, first: Received, stream: FrameStream<E>) {
-        let _ = (from, first, stream);
-        todo!()
+        let changed = self.inner.shared.changed.notified();
+        async move { changed.await }
     }
 
     /// Retention: lets the log forget everything up to the largest checkpoint at or below `index`; returns when it has.
@@ -483,7 +484,7 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// # Errors
     /// `Stopped`, when the group does so before that.
     pub async fn purge_to(&self, index: Index) -> Result<(), GroupError> {
-        let Inner { raft, log, shared, state, purging } = &*self.inner;
+        let Inner { raft, log, shared, state, purging, .. } = &*self.inner;
         let _one = purging.lock().await;
         let Some(boundary) = shared.set_boundary(log, index).await.map_err(unusable)? else { return Ok(()) };
         raft.trigger().snapshot().await.map_err(|error| self.stopped(&error.to_string()))?;
@@ -561,27 +562,27 @@ impl<E: Env, M: Machine> Group<E, M> {
     }
 }
 
-/// Which group a stream is for, by its first frame; `None` when that is none of Raft's.
-pub fn group_of(first: &Received) -> Option<ShardUid> {
-    let _ = first;
-    todo!()
-}
-
 /// What openraft answers a proposal.
 type Answer<E, M> = channel::OneshotReceiver<ClientWriteResult<TypeConfig<E, M>>>;
 
 impl<E: Env, M: Machine> Inner<E, M> {
-    async fn build(log: Log<E>, shared: Rc<Shared<M>>, node: NodeId) -> Result<Inner<E, M>, GroupError> {
+    async fn build(
+        log: Log<E>,
+        shared: Rc<Shared<M>>,
+        place: Place,
+        peers: Peers<E>,
+    ) -> Result<Inner<E, M>, GroupError> {
         let headers_only = Rc::new(Cell::new(true));
         let store = Store::new(log.clone(), shared.clone(), headers_only.clone());
         let machine = StateMachine::new(log.clone(), shared.clone());
         let config = config().map_err(unusable)?;
-        let raft = Raft::build(node.0, config, Network, store, machine)
+        let network = Network::new(peers.clone(), place.group, place.slot);
+        let raft = Raft::build(place.node.0, config, network, store, machine)
             .await
             .map_err(|error| log.fault().map_or_else(|| unusable(error.to_string()), refused))?;
         headers_only.set(false);
         let purging = channel::Mutex::new(());
-        Ok(Inner { raft, log, shared, state: Rc::default(), purging })
+        Ok(Inner { place, peers, raft, log, shared, state: Rc::default(), purging })
     }
 }
 
@@ -609,9 +610,11 @@ fn not_leader<E: Env, M: Machine>(forward: &ForwardToLeader<TypeConfig<E, M>>) -
 fn config() -> Result<Arc<Config>, String> {
     let config = Config {
         cluster_name: "ringlog".into(),
-        heartbeat_interval: 250,
-        election_timeout_min: 1_000,
-        election_timeout_max: 2_000,
+        // Slow, so that an idle group costs little; a dead leader is noticed by the detector that all groups share
+        // (`elections`). These are for a leader whose node lives, but which has stopped itself.
+        heartbeat_interval: 1_000,
+        election_timeout_min: 2_500,
+        election_timeout_max: 3_000,
         max_payload_entries: 4_096,
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: 0,

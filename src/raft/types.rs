@@ -226,12 +226,32 @@ impl fmt::Display for Handed {
 }
 
 /// Hands openraft's answer to who proposed; it may have gone.
-pub struct Reply<T>(pub(super) OneshotSender<T>);
+pub struct Reply<T> {
+    sender: OneshotSender<T>,
+    _counted: Counted,
+}
+
+/// Counts a proposal for as long as openraft has it.
+struct Counted(Rc<Cell<usize>>);
+
+impl<T> Reply<T> {
+    /// Counts in `proposed` until the answer is there.
+    pub(super) fn new(sender: OneshotSender<T>, proposed: &Rc<Cell<usize>>) -> Reply<T> {
+        proposed.set(proposed.get() + 1);
+        Reply { sender, _counted: Counted(proposed.clone()) }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
 
 impl<E: Env, M: Machine, T: 'static> Responder<TypeConfig<E, M>, T> for Reply<T> {
     fn on_complete(self, result: T) {
         // Nobody waits any more: a dropped proposal is not taken back, its answer is just not read.
-        drop(self.0.send(result));
+        drop(self.sender.send(result));
     }
 }
 

@@ -330,7 +330,7 @@ impl<E: Env> Inner<E> {
         let node = &self.node;
         NodeState {
             address: self.address.clone(),
-            is_leaving: node.phase() >= Phase::Draining,
+            is_leaving: node.phase() >= Phase::Leaving,
             leaders: 0,
             replicas: u32::try_from(node.shard_count()).unwrap_or(u32::MAX),
             faults: u32::try_from(node.fault_count()).unwrap_or(u32::MAX),

@@ -4,9 +4,12 @@
 //! requests costs one wake-up. Requests of one sender are taken in the order in which they were
 //! sent. At the bound `send` refuses; nothing waits for room.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::SeqCst},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
 };
 
 use crossbeam::queue::ArrayQueue;
@@ -14,9 +17,16 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::{
     catalog::CreateTopic,
-    ids::{Offset, ShardUid},
+    ids::{NodeId, Offset, ShardUid},
     limits,
-    reactor::{ReactorError, control::ControlError, topics::PlacedTopic},
+    peer::Destination,
+    proto::ringlog::state::v1::{ClusterNode, catalog_command::Command, control_reply, control_request},
+    proto::ringlog::v1::ShardMove,
+    reactor::{
+        ReactorError,
+        control::{ControlError, Proposed},
+        topics::PlacedTopic,
+    },
     shard::{Consume, Consumed, Produce, Produced, ShardOptions, ShardStatus},
 };
 
@@ -60,8 +70,8 @@ pub enum Request {
     Status {
         /// Which shards.
         uids: Vec<ShardUid>,
-        /// For the numbers; a shard that did not open has its error as its fault.
-        reply: Reply<Vec<ShardStatus>>,
+        /// For the numbers; a shard that did not open has its error as its fault, one without a replica here has none.
+        reply: Reply<Vec<Option<ShardStatus>>>,
     },
     /// Open shards, making those that are not there.
     Open {
@@ -91,6 +101,22 @@ pub enum Request {
         /// For the topic as it is published.
         reply: oneshot::Sender<Result<Arc<PlacedTopic>, ControlError>>,
     },
+    /// Have another replica lead instead of the one here.
+    MoveLeader {
+        /// Which shard.
+        uid: ShardUid,
+        /// To whom; `None`: any.
+        to: Option<NodeId>,
+        /// When it does.
+        reply: Reply<()>,
+    },
+    /// Have a command committed to the catalog. Only reactor 0 answers it.
+    Propose {
+        /// The command.
+        command: Command,
+        /// For its place.
+        reply: oneshot::Sender<Result<Proposed, ControlError>>,
+    },
     /// Remove a topic. Only reactor 0 answers it.
     DeleteTopic {
         /// Its name.
@@ -98,7 +124,123 @@ pub enum Request {
         /// When it is gone.
         reply: oneshot::Sender<Result<(), ControlError>>,
     },
+    /// Wait until this node knows a topic that exists, for a bounded time.
+    AwaitTopic {
+        /// Its name.
+        name: String,
+        /// When it does, or time is up.
+        reply: Reply<()>,
+    },
+    /// Something about the cluster. Only reactor 0 answers it.
+    Admin {
+        /// What.
+        call: AdminCall,
+        /// For the answer, which is of the same name.
+        reply: AdminReply,
+    },
+    /// Ask another node, over this reactor's connections.
+    Ask {
+        /// Whom.
+        to: Destination,
+        /// What.
+        request: control_request::Request,
+        /// How long to wait for the answer.
+        within: Duration,
+        /// For the answer; a refusal is an error.
+        reply: Reply<control_reply::Reply>,
+    },
+    /// Hear who leads shards that have no replica here, unless that was heard lately.
+    FindLeaders {
+        /// Which shards.
+        uids: Vec<ShardUid>,
+        /// When all who could answer have, and `Node::leaders` knows.
+        reply: Reply<()>,
+    },
 }
+
+/// Something about the cluster that is asked of `control`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminCall {
+    /// Make a token with which nodes can join.
+    CreateJoinToken {
+        /// How long it can be used; 0: the default.
+        valid_s: u32,
+        /// How many nodes may join with it; 0: any number.
+        uses: u32,
+    },
+    /// Move the replicas of a node to others, or take that back.
+    DrainNode {
+        /// Which.
+        node: NodeId,
+        /// Take it back.
+        undo: bool,
+    },
+    /// Take a node out of the cluster.
+    RemoveNode {
+        /// Which.
+        node: NodeId,
+        /// Also while it holds replicas: it will not come back.
+        dead: bool,
+    },
+    /// Spread replicas and leaders evenly.
+    Rebalance {
+        /// Only say what would move.
+        dry_run: bool,
+    },
+    /// Have another replica of a shard lead it.
+    TransferLeader {
+        /// Of which topic.
+        topic: String,
+        /// Number of the shard.
+        shard: u32,
+        /// Which node; `None`: any other one.
+        to: Option<NodeId>,
+    },
+    /// Who belongs to the cluster, as this node's catalog has it.
+    Members,
+}
+
+/// What `control` answers to an `AdminCall` of the same name.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AdminAnswer {
+    /// A new token: a secret.
+    JoinToken {
+        /// For `serve --join-token`.
+        token: String,
+        /// When it ends, µs since the epoch.
+        expires_us: i64,
+    },
+    /// The node is being drained, or is active again.
+    Draining {
+        /// Replicas that it still holds.
+        replicas: u32,
+    },
+    /// The node is removed, or will be.
+    Removed {
+        /// Replicas that it still holds and that are being moved.
+        replicas: u32,
+    },
+    /// What began to move, or would.
+    Moves(Vec<ShardMove>),
+    /// Who leads now.
+    Leader(NodeId),
+    /// The members.
+    Members(ClusterMembers),
+}
+
+/// Who belongs to the cluster.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClusterMembers {
+    /// All nodes, those included that were removed, by id.
+    pub nodes: Vec<ClusterNode>,
+    /// Leader of the catalog, if there is one.
+    pub catalog_leader: Option<NodeId>,
+    /// Its voters.
+    pub catalog_voters: Vec<NodeId>,
+}
+
+/// Where the answer to an `AdminCall` goes.
+pub type AdminReply = oneshot::Sender<Result<AdminAnswer, ControlError>>;
 
 /// See the module's description.
 #[derive(Debug)]
@@ -159,6 +301,11 @@ impl Mailbox {
         self.queue.len()
     }
 
+    /// Whether the reactor has ended.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(SeqCst)
+    }
+
     /// Whether none waits now.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
@@ -200,7 +347,7 @@ impl Mailbox {
 mod tests {
     use super::*;
 
-    fn status(uid: u64) -> (Request, oneshot::Receiver<Result<Vec<ShardStatus>, ReactorError>>) {
+    fn status(uid: u64) -> (Request, oneshot::Receiver<Result<Vec<Option<ShardStatus>>, ReactorError>>) {
         let (reply, answer) = oneshot::channel();
         (Request::Status { uids: vec![ShardUid(uid)], reply }, answer)
     }

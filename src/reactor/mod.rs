@@ -8,10 +8,13 @@
 //! - A shard that cannot be opened, or has stopped, is kept as such: its calls get the reason, the
 //!   other shards serve.
 //!
-//! `control` (topics are made and removed; on reactor 0), `gossip` (who is there; on reactor 0), `listen` (sockets), `thread` (pinning).
+//! `control` (topics are made and removed; on reactor 0), `forward` (what another node has to do), `inbound` (what other
+//! nodes ask), `gossip` (who is there; on reactor 0), `listen` (sockets), `thread` (pinning).
 
 pub mod control;
+pub mod forward;
 pub mod gossip;
+pub mod inbound;
 pub mod listen;
 pub mod mailbox;
 pub mod node;
@@ -19,7 +22,7 @@ pub mod thread;
 pub mod topics;
 
 use std::{
-    cell::{OnceCell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
     future::Future,
     rc::Rc,
@@ -27,20 +30,27 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, future::Either, stream};
+use futures_util::{StreamExt, stream};
+use openraft::AsyncRuntime;
 
 use crate::{
-    env::{self, Disk, Env},
-    ids::{NodeId, Offset, ReactorNumber, ShardUid, Term},
+    env::{
+        self, Disk, Env,
+        channel::{self, OneshotReceiver},
+    },
+    ids::{NodeId, Offset, ReactorNumber, ShardUid},
+    limits,
     log::TailBudget,
     peer::Peers,
     reactor::{
-        control::ControlQueue,
+        control::{ControlError, ControlQueue},
+        forward::{Forwards, goes_elsewhere, leaders::Leader},
         gossip::Gossip,
+        inbound::Hooks,
         mailbox::{Mailbox, Reply, Request},
         node::Node,
     },
-    shard::{Consume, Consumed, Produce, Produced, Shard, ShardError, ShardOptions, ShardStatus},
+    shard::{Consume, Consumed, Owed, Produce, Produced, Shard, ShardError, ShardOptions, ShardStatus},
 };
 
 /// Shards of one reactor that open or close at the same time. Each reads and writes its own files;
@@ -101,7 +111,12 @@ pub struct Reactor<E: Env> {
     tail: TailBudget,
     peers: OnceCell<Peers<E>>,
     shards: RefCell<HashMap<ShardUid, Slot<E>>>,
+    forwards: Forwards,
+    /// Leaders are asked for once at a time.
+    finding: channel::Mutex<()>,
+    closing: Cell<bool>,
     control: OnceCell<ControlQueue>,
+    hooks: Hooks<E>,
     gossip: OnceCell<Gossip<E>>,
 }
 
@@ -109,9 +124,20 @@ impl<E: Env> Reactor<E> {
     /// A reactor without shards.
     pub fn new(number: ReactorNumber, node: Arc<Node>, disk: E::Disk) -> Rc<Reactor<E>> {
         let tail = TailBudget::new(node.config.tail_bytes);
-        let (peers, shards) = (OnceCell::new(), RefCell::default());
-        let (control, gossip) = (OnceCell::new(), OnceCell::new());
-        Rc::new(Reactor { number, node, disk, tail, peers, shards, control, gossip })
+        Rc::new(Reactor {
+            number,
+            node,
+            disk,
+            tail,
+            peers: OnceCell::new(),
+            shards: RefCell::default(),
+            forwards: Forwards::default(),
+            finding: channel::Mutex::new(()),
+            closing: Cell::new(false),
+            control: OnceCell::new(),
+            hooks: Hooks::default(),
+            gossip: OnceCell::new(),
+        })
     }
 
     /// Its number.
@@ -147,6 +173,11 @@ impl<E: Env> Reactor<E> {
         assert!(self.peers.set(peers).is_ok(), "a reactor's connections are made once");
     }
 
+    /// Who answers what it cannot answer itself.
+    pub fn hooks(&self) -> &Hooks<E> {
+        &self.hooks
+    }
+
     /// This node's part in the gossip, on reactor 0 once it has begun. Whoever handles datagrams feeds it.
     pub fn gossip(&self) -> Option<&Gossip<E>> {
         self.gossip.get()
@@ -168,6 +199,11 @@ impl<E: Env> Reactor<E> {
         assert!(self.control.set(control).is_ok(), "there is one catalog");
     }
 
+    /// Where commands to the catalog go; `None` before it is open, and on all reactors but the first.
+    pub fn control(&self) -> Option<&ControlQueue> {
+        self.control.get()
+    }
+
     /// Does what comes into the mailbox, for ever.
     pub async fn serve_mailbox(self: Rc<Self>) {
         let mut batch = Vec::new();
@@ -181,53 +217,119 @@ impl<E: Env> Reactor<E> {
         }
     }
 
-    /// Queues a produce at once; calls for one shard made one after the other keep their order.
-    /// Dropping the future does not take the request back.
+    /// Queues a produce at once, for the shard's leader, wherever it is; calls for one shard made one after the other keep
+    /// their order. Dropping the future does not take the request back.
     pub fn produce(
         self: &Rc<Self>,
         uid: ShardUid,
         produce: Produce,
     ) -> impl Future<Output = Result<Produced, ReactorError>> + use<E> + 'static {
-        match self.serving(uid) {
-            Ok(shard) => {
-                let (produced, reactor) = (shard.produce(produce), Rc::clone(self));
-                Either::Left(async move { note(&reactor.node, uid, produced.await) })
-            }
-            Err(error) => Either::Right(std::future::ready(Err(error))),
+        let (answer, reactor) = (self.submit(uid, produce), Rc::clone(self));
+        async move {
+            // A reply that is dropped unanswered means that the reactor's tasks are gone.
+            let answer = answer?.await.unwrap_or(Err(ShardError::Closing { maybe_written: true }));
+            reactor.noted(uid, answer)
         }
     }
 
-    /// Reads committed records; waits as long as the request says.
+    fn submit(
+        self: &Rc<Self>,
+        uid: ShardUid,
+        produce: Produce,
+    ) -> Result<OneshotReceiver<Result<Produced, ShardError>>, ReactorError> {
+        if !self.forwards.is_idle(uid) {
+            return self.forward(uid, produce, ReactorError::Gone);
+        }
+        match self.serving(uid) {
+            Ok(shard) => match shard.submit(produce) {
+                Ok(answer) => Ok(answer),
+                Err((error, produce)) => {
+                    let elsewhere = goes_elsewhere(&error);
+                    let error = self.noted::<()>(uid, Err(error)).expect_err("it was an error");
+                    if elsewhere { self.forward(uid, produce, error) } else { Err(error) }
+                }
+            },
+            Err(error) => self.forward(uid, produce, error),
+        }
+    }
+
+    /// Reads committed records, of the replica here if there is one that will do; waits as long as the request says.
     pub fn consume(
         self: &Rc<Self>,
         uid: ShardUid,
         consume: Consume,
     ) -> impl Future<Output = Result<Consumed, ReactorError>> + use<E> + 'static {
-        match self.serving(uid) {
-            Ok(shard) => {
-                let (consumed, reactor) = (shard.consume(consume), Rc::clone(self));
-                Either::Left(async move { note(&reactor.node, uid, consumed.await) })
+        let here = self.serving(uid).and_then(|shard| match shard.is_readable() || !self.is_elsewhere(uid) {
+            true => Ok(shard.consume(Self::near(&shard, consume))),
+            false => Err(inbound::not_filled(&shard)),
+        });
+        let reactor = Rc::clone(self);
+        async move {
+            let result = match here {
+                Ok(consumed) => reactor.noted(uid, consumed.await),
+                Err(error) => Err(error),
+            };
+            match result {
+                Err(error) if reactor.reads_elsewhere(uid, &error) => {
+                    Box::pin(reactor.consume_elsewhere(uid, consume, error)).await
+                }
+                result => result,
             }
-            Err(error) => Either::Right(std::future::ready(Err(error))),
         }
     }
 
-    /// Moves a shard's log start up; answers with the present one.
+    /// Moves a shard's log start up; answers with the present one. Only if this node leads.
     ///
     /// # Errors
     /// The shard's.
-    pub async fn trim(&self, uid: ShardUid, before: Offset) -> Result<Offset, ReactorError> {
+    pub async fn trim_here(&self, uid: ShardUid, before: Offset) -> Result<Offset, ReactorError> {
         let shard = self.serving(uid)?;
-        note(&self.node, uid, shard.trim(before).await)
+        self.noted(uid, shard.trim(before).await)
     }
 
-    /// Numbers of shards, in the order asked for.
-    pub fn status(&self, uids: &[ShardUid]) -> Vec<ShardStatus> {
+    /// Has another replica lead instead of this one.
+    ///
+    /// # Errors
+    /// `NotLeader`: this one does not lead; or, without a leader in it, nobody could take over in time.
+    pub async fn move_leader(&self, uid: ShardUid, to: Option<NodeId>, within: Duration) -> Result<(), ReactorError> {
+        let shard = self.serving(uid)?;
+        if !shard.leads() {
+            return Err(ShardError::NotLeader { leader: shard.leader().0 }.into());
+        }
+        self.noted(uid, shard.transfer(to, within).await)
+    }
+
+    /// Whether this node leads the shard, and its replica takes records.
+    pub fn leads(&self, uid: ShardUid) -> bool {
+        self.serving(uid).is_ok_and(|shard| shard.leads())
+    }
+
+    /// The replica here.
+    ///
+    /// # Errors
+    /// `NotOpen`, `Gone`.
+    pub fn shard(&self, uid: ShardUid) -> Result<Shard<E>, ReactorError> {
+        self.serving(uid)
+    }
+
+    /// All shards that serve here, by uid.
+    pub fn open_shards(&self) -> Vec<(ShardUid, Shard<E>)> {
         let shards = self.shards.borrow();
-        let status = |uid| match shards.get(uid) {
-            Some(Slot::Serving(shard)) => shard.status(),
-            Some(Slot::NotOpen { cause, error: _ }) => absent(cause.clone()),
-            None => absent(ReactorError::Gone.to_string()),
+        let serving = shards.iter().filter_map(|(uid, slot)| match slot {
+            Slot::Serving(shard) => Some((*uid, shard.clone())),
+            Slot::NotOpen { .. } => None,
+        });
+        let mut serving: Vec<_> = serving.collect();
+        serving.sort_by_key(|(uid, _)| *uid);
+        serving
+    }
+
+    /// Numbers of shards, in the order asked for; `None` for those without a replica here.
+    pub fn status(&self, uids: &[ShardUid]) -> Vec<Option<ShardStatus>> {
+        let shards = self.shards.borrow();
+        let status = |uid| match shards.get(uid)? {
+            Slot::Serving(shard) => Some(shard.status()),
+            Slot::NotOpen { cause, error: _ } => Some(ShardStatus { fault: Some(cause.clone()), ..Default::default() }),
         };
         uids.iter().map(status).collect()
     }
@@ -242,7 +344,7 @@ impl<E: Env> Reactor<E> {
             let uid = options.uid;
             let shard = Shard::open(self.disk.clone(), self.tail.clone(), self.peers().clone(), options.clone()).await;
             let (slot, result) = match shard {
-                Ok(shard) => (Slot::Serving(shard), Ok(())),
+                Ok(shard) => (self.opened(uid, shard), Ok(())),
                 Err(error) => {
                     let is_full = matches!(error, ShardError::Full(_));
                     let slot = Slot::not_open(&self.node, &options, error.clone());
@@ -277,7 +379,8 @@ impl<E: Env> Reactor<E> {
             let opened = Shard::open(self.disk.clone(), self.tail.clone(), self.peers().clone(), options.clone()).await;
             match opened {
                 Ok(shard) if waits() => {
-                    self.shards.borrow_mut().insert(uid, Slot::Serving(shard));
+                    let slot = self.opened(uid, shard);
+                    self.shards.borrow_mut().insert(uid, slot);
                     self.node.forget_fault(uid);
                     tracing::info!(shard_uid = uid.0, "shard serves again");
                     return;
@@ -299,12 +402,43 @@ impl<E: Env> Reactor<E> {
         }
     }
 
+    /// A shard that was just opened: what it cannot do goes elsewhere, and who leads it is told.
+    fn opened(self: &Rc<Self>, uid: ShardUid, shard: Shard<E>) -> Slot<E> {
+        let reactor = Rc::downgrade(self);
+        let hand_back = move |owed: Vec<Owed>, error: ShardError| match reactor.upgrade() {
+            Some(reactor) => reactor.take_back(uid, owed, &error),
+            None => owed.into_iter().for_each(|owed| owed.answer(Err(error.clone()))),
+        };
+        shard.set_elsewhere(Rc::new(hand_back));
+        self.tell_leader(uid, &shard);
+        env::spawn::<E>(Rc::clone(self).watch_leader(uid, shard.clone()));
+        Slot::Serving(shard)
+    }
+
+    /// Tells who leads a shard, each time it changes, until it closes.
+    async fn watch_leader(self: Rc<Self>, uid: ShardUid, shard: Shard<E>) {
+        while shard.is_open() {
+            let changed = shard.wait_changed();
+            self.tell_leader(uid, &shard);
+            changed.await;
+        }
+    }
+
+    fn tell_leader(&self, uid: ShardUid, shard: &Shard<E>) {
+        let (leader, term) = shard.leader();
+        let me = self.node.identity().map(|identity| identity.node);
+        // A replica at fault leads nothing, whatever it was before; and one that was just elected does not yet.
+        let node = leader.filter(|leader| Some(*leader) != me || shard.leads());
+        self.node.leaders.note_own(uid, Leader { node, term }, E::monotonic_us());
+    }
+
     /// Closes shards and removes their directories. What cannot be removed now is removed when the
     /// node starts again, as nothing refers to it any more.
     pub async fn remove(&self, uids: Vec<ShardUid>) {
         for uid in uids {
             let slot = self.shards.borrow_mut().remove(&uid);
             self.node.forget_fault(uid);
+            self.node.leaders.forget_own(uid);
             if let Some(Slot::Serving(shard)) = slot
                 && let Err(error) = shard.close().await
             {
@@ -327,6 +461,8 @@ impl<E: Env> Reactor<E> {
     /// reactor has stopped.
     pub async fn close(&self) {
         self.mailbox().close();
+        self.closing.set(true);
+        self.close_forwards();
         let shards = std::mem::take(&mut *self.shards.borrow_mut());
         let serving = shards.into_iter().filter_map(|(uid, slot)| match slot {
             Slot::Serving(shard) => Some((uid, shard)),
@@ -381,10 +517,47 @@ impl<E: Env> Reactor<E> {
                     control.create(create, reply);
                 }
             }
+            Request::MoveLeader { uid, to, reply } => {
+                let reactor = Rc::clone(self);
+                answer::<E, _>(reply, async move { reactor.move_leader(uid, to, limits::LEADER_WAIT).await });
+            }
+            Request::Propose { command, reply } => {
+                if let Some(control) = self.control.get() {
+                    control.propose(command, reply);
+                }
+            }
             Request::DeleteTopic { name, reply } => {
                 if let Some(control) = self.control.get() {
                     control.delete(name, reply);
                 }
+            }
+            Request::AwaitTopic { name, reply } => {
+                let topics = Arc::clone(&self.node.topics);
+                answer::<E, _>(reply, async move {
+                    let mut changes = topics.watch();
+                    let known = async {
+                        while !topics.snapshot().contains_key(name.as_str()) && changes.changed().await.is_ok() {}
+                    };
+                    // In vain: whoever asked looks for it, and finds that it is not there.
+                    drop(E::Runtime::timeout(limits::LEADER_WAIT, known).await);
+                    Ok(())
+                });
+            }
+            Request::Admin { call, reply } => {
+                if let Err(reply) = self.hooks.admin(call, reply) {
+                    drop(reply.send(Err(ControlError::Busy)));
+                }
+            }
+            Request::Ask { to, request, within, reply } => {
+                let reactor = Rc::clone(self);
+                answer::<E, _>(reply, async move { reactor.ask(to, request, within).await });
+            }
+            Request::FindLeaders { uids, reply } => {
+                let reactor = Rc::clone(self);
+                answer::<E, _>(reply, async move {
+                    reactor.find_leaders(&uids).await;
+                    Ok(())
+                });
             }
         }
     }
@@ -412,6 +585,19 @@ impl<E: Env> Reactor<E> {
         }
     }
 
+    /// The reactor ends: nothing new is begun.
+    fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
+    /// Notes a shard that has stopped, for readiness and for the log.
+    fn noted<T>(&self, uid: ShardUid, result: Result<T, ShardError>) -> Result<T, ReactorError> {
+        if let Err(ShardError::Failed { cause, .. } | ShardError::Damaged { cause }) = &result {
+            self.node.note_fault(uid, cause);
+        }
+        Ok(result?)
+    }
+
     fn count_shards(&self) {
         let count = self.shards.borrow().len();
         self.node.reactors[self.number.0 as usize].shards.store(count, Relaxed);
@@ -421,26 +607,4 @@ impl<E: Env> Reactor<E> {
 /// Runs `work` and sends what it says.
 fn answer<E: Env, T: 'static>(reply: Reply<T>, work: impl Future<Output = Result<T, ReactorError>> + 'static) {
     env::spawn::<E>(async move { drop(reply.send(work.await)) });
-}
-
-/// Notes a shard that has stopped, for readiness and for the log.
-fn note<T>(node: &Node, uid: ShardUid, result: Result<T, ShardError>) -> Result<T, ReactorError> {
-    if let Err(ShardError::Failed { cause, .. }) = &result {
-        node.note_fault(uid, cause);
-    }
-    Ok(result?)
-}
-
-/// The numbers of a shard that is not open.
-fn absent(fault: String) -> ShardStatus {
-    ShardStatus {
-        leader: None::<NodeId>,
-        term: Term(0),
-        log_start: Offset(0),
-        high_watermark: Offset(0),
-        log_end: Offset(0),
-        size_bytes: 0,
-        segments: 0,
-        fault: Some(fault),
-    }
 }

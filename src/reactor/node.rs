@@ -18,9 +18,10 @@ use crate::{
     format::state_files::owner_tag,
     ids::{NodeId, ReactorNumber, ShardUid},
     peer::{book::AddressBook, liveness::Liveness},
+    proto::ringlog::state::v1::{ClusterNode, NodeState},
     reactor::{
-        ReactorError, gossip::table::GossipTable, listen::Connections, mailbox::Mailbox, mailbox::Request,
-        topics::Topics,
+        ReactorError, forward::leaders::Leaders, gossip::table::GossipTable, listen::Connections, mailbox::Mailbox,
+        mailbox::Request, topics::Topics,
     },
 };
 
@@ -31,6 +32,8 @@ pub enum Phase {
     Starting,
     /// Serving.
     Serving,
+    /// Leaders move to other nodes; everything is still served.
+    Leaving,
     /// No new connections; those that there are finish what they have.
     Draining,
     /// Shards close.
@@ -44,12 +47,27 @@ pub struct Identity {
     pub cluster_id: String,
     /// Its number in the cluster.
     pub node: NodeId,
+    /// Random, made with the data directory.
+    pub incarnation: u64,
+}
+
+/// Where this node is reached, as others are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advertised {
+    /// Host name or address for peers.
+    pub peer_host: String,
+    /// UDP port of reactor 0.
+    pub peer_port: u16,
+    /// gRPC, `host:port`.
+    pub grpc: String,
+    /// HTTP, `host:port`.
+    pub http: String,
 }
 
 impl Identity {
     /// What this node's shards carry in their files, so that another node's are not taken for them.
     pub fn owner(&self) -> u64 {
-        owner_tag(&self.cluster_id, self.node, 0)
+        owner_tag(&self.cluster_id, self.node, self.incarnation)
     }
 }
 
@@ -79,6 +97,10 @@ pub struct Node {
     pub book: Arc<AddressBook>,
     /// Which of them were heard of lately.
     pub liveness: Arc<Liveness>,
+    /// Where others reach it.
+    pub advertised: Advertised,
+    /// Who leads the shards, as far as this node has heard.
+    pub leaders: Arc<Leaders>,
     /// What they say of themselves and of each other.
     pub gossip: Arc<GossipTable>,
     identity: OnceLock<Identity>,
@@ -89,7 +111,7 @@ pub struct Node {
 
 impl Node {
     /// A node that is starting.
-    pub fn new(config: Config, reactors: usize, addresses: (SocketAddr, SocketAddr)) -> Node {
+    pub fn new(config: Config, reactors: usize, addresses: (SocketAddr, SocketAddr), advertised: Advertised) -> Node {
         assert!(reactors > 0, "a node has at least one reactor");
         Node {
             config,
@@ -98,6 +120,8 @@ impl Node {
             topics: Arc::default(),
             book: Arc::default(),
             liveness: Arc::default(),
+            advertised,
+            leaders: Arc::default(),
             gossip: Arc::default(),
             identity: OnceLock::new(),
             phase: watch::Sender::new(Phase::Starting),
@@ -123,6 +147,30 @@ impl Node {
     /// The identity; `None` while the node has not read it yet.
     pub fn identity(&self) -> Option<&Identity> {
         self.identity.get()
+    }
+
+    /// This node as the catalog keeps it.
+    ///
+    /// # Panics
+    /// Before the node knows who it is.
+    pub fn own_entry(&self) -> ClusterNode {
+        let identity = self.identity().expect("the identity is read first");
+        let Advertised { peer_host, peer_port, grpc, http } = self.advertised.clone();
+        ClusterNode {
+            node_id: identity.node.0,
+            state: NodeState::Active as i32,
+            peer_host,
+            peer_port: u32::from(peer_port),
+            reactors: u32::try_from(self.reactors.len()).expect("at most REACTORS_MAX"),
+            grpc_address: grpc,
+            http_address: http,
+            incarnation: identity.incarnation,
+        }
+    }
+
+    /// Whether a node says that it is about to leave: it is not to be given anything to lead.
+    pub fn is_leaving(&self, node: NodeId) -> bool {
+        self.gossip.get(node).and_then(|view| view.state).is_some_and(|state| state.is_leaving)
     }
 
     /// What the node does now.
@@ -192,7 +240,13 @@ mod tests {
 
     fn node() -> Node {
         let anywhere: SocketAddr = ([127, 0, 0, 1], 0).into();
-        Node::new(Config::default(), 2, (anywhere, anywhere))
+        let advertised = Advertised {
+            peer_host: "127.0.0.1".into(),
+            peer_port: 7500,
+            grpc: anywhere.to_string(),
+            http: anywhere.to_string(),
+        };
+        Node::new(Config::default(), 2, (anywhere, anywhere), advertised)
     }
 
     /// Phases only move forward, and whoever waits for one is woken by a later one, too.

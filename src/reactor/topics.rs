@@ -13,6 +13,8 @@ use std::{
     },
 };
 
+use tokio::sync::watch;
+
 use crate::{
     catalog::{self, TopicView},
     ids::{NodeId, ReactorNumber, ShardNumber, ShardUid},
@@ -40,6 +42,8 @@ pub struct PlacedTopic {
     pub shards: Vec<ShardPlace>,
     /// Numbers of the shards of each reactor.
     pub by_reactor: Vec<Vec<u32>>,
+    /// All replicas of all its shards are on this node, so that each shard is led by its own reactor here.
+    pub alone: bool,
 }
 
 impl PlacedTopic {
@@ -61,7 +65,8 @@ impl PlacedTopic {
         for (number, place) in (0u32..).zip(&shards) {
             by_reactor[place.reactor.0 as usize].push(number);
         }
-        PlacedTopic { view, shards, by_reactor }
+        let alone = view.replicas.iter().all(|replicas| replicas.nodes == [me] && replicas.target.is_empty());
+        PlacedTopic { view, shards, by_reactor, alone }
     }
 }
 
@@ -69,10 +74,24 @@ impl PlacedTopic {
 pub type TopicTable = HashMap<Arc<str>, Arc<PlacedTopic>>;
 
 /// The published table; shared by all threads.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Topics {
     version: AtomicU64,
     table: Mutex<Arc<TopicTable>>,
+    /// Topic and number of each shard, for those who are asked by uid.
+    shards: Mutex<HashMap<ShardUid, (Arc<PlacedTopic>, u32)>>,
+    changed: watch::Sender<()>,
+}
+
+impl Default for Topics {
+    fn default() -> Topics {
+        Topics {
+            version: AtomicU64::new(0),
+            table: Mutex::default(),
+            shards: Mutex::default(),
+            changed: watch::Sender::new(()),
+        }
+    }
 }
 
 impl Topics {
@@ -82,21 +101,51 @@ impl Topics {
         Arc::clone(&self.table.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The topic that a shard belongs to, and its number there.
+    pub fn shard(&self, uid: ShardUid) -> Option<(Arc<PlacedTopic>, u32)> {
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner).get(&uid).cloned()
+    }
+
+    /// Tells of every change.
+    pub fn watch(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Goes up with every change.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
     /// Adds topics, or replaces those of the same name.
     pub fn publish(&self, topics: impl IntoIterator<Item = Arc<PlacedTopic>>) {
-        self.change(|table| table.extend(topics.into_iter().map(|topic| (Arc::clone(&topic.view.name), topic))));
+        let topics: Vec<_> = topics.into_iter().collect();
+        self.change(|table, shards| {
+            for topic in topics {
+                if let Some(before) = table.insert(Arc::clone(&topic.view.name), Arc::clone(&topic)) {
+                    before.shards.iter().for_each(|place| drop(shards.remove(&place.uid)));
+                }
+                let numbered = (0u32..).zip(&topic.shards);
+                shards.extend(numbered.map(|(number, place)| (place.uid, (Arc::clone(&topic), number))));
+            }
+        });
     }
 
     /// Takes a topic out.
     pub fn withdraw(&self, name: &str) {
-        self.change(|table| drop(table.remove(name)));
+        self.change(|table, shards| {
+            if let Some(topic) = table.remove(name) {
+                topic.shards.iter().for_each(|place| drop(shards.remove(&place.uid)));
+            }
+        });
     }
 
-    fn change(&self, change: impl FnOnce(&mut TopicTable)) {
+    fn change(&self, change: impl FnOnce(&mut TopicTable, &mut HashMap<ShardUid, (Arc<PlacedTopic>, u32)>)) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        change(Arc::make_mut(&mut table));
+        change(Arc::make_mut(&mut table), &mut self.shards.lock().unwrap_or_else(PoisonError::into_inner));
         // Inside the lock and after the change: who sees the new version gets the new table.
         self.version.fetch_add(1, Ordering::Release);
+        drop(table);
+        self.changed.send_replace(());
     }
 }
 
@@ -156,7 +205,10 @@ mod tests {
         topics.publish([topic("a", 1)]);
         let before = topics.snapshot();
         assert_eq!(reader.get("a").unwrap().by_reactor, [vec![1], vec![0, 2]]);
+        let (found, number) = topics.shard(ShardUid(7)).unwrap();
+        assert_eq!((&*found.view.name, number, found.alone), ("a", 2, true));
         topics.withdraw("a");
+        assert!(topics.shard(ShardUid(7)).is_none());
         assert_eq!(reader.get("a"), None);
         topics.publish([topic("a", 2)]);
         assert_eq!(reader.get("a").unwrap().view.id, TopicId(2));

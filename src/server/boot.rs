@@ -1,76 +1,164 @@
-//! What reactor 0 does before the front doors open: identity, catalog, then every shard of every
-//! topic, each on its reactor. A node that cannot tell what it holds does not start.
+//! What reactor 0 does before the front doors open: the catalog, then every replica that this node holds, each on its
+//! reactor. A node that cannot tell what it holds does not start.
 
-use std::{collections::BTreeSet, path::Path, rc::Rc, sync::Arc};
+use std::{collections::BTreeSet, path::Path, rc::Rc, time::Duration};
 
 use crate::{
     catalog::CreateTopic,
-    env::{Disk, Env},
+    env::{self, Disk, Env},
     frontend::route::DEFAULT_TOPIC,
-    ids::ShardUid,
+    ids::{NodeId, ShardUid},
+    proto::ringlog::state::v1::{ClusterNode, UpdateNode, catalog_command::Command},
     reactor::{
         Reactor, ReactorError,
-        control::{Control, shard_dir},
-        topics::PlacedTopic,
+        control::{Control, join::Trust, shard_dir},
     },
-    server::identity,
 };
+
+/// How often a node that waits for the cluster says so.
+const WAIT_REPORT: Duration = Duration::from_secs(5);
+
+/// How often something that needs the cluster is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The node that begins a cluster, and its catalog, has this id; all others get theirs from the catalog.
+pub const FOUNDER: NodeId = NodeId(1);
 
 /// Recovers the node. Shards that do not open are noted and do not stop it; a missing, foreign or
 /// damaged catalog does.
 ///
 /// # Errors
 /// In one sentence: what is wrong, and what to do.
-pub async fn boot<E: Env>(reactor: Rc<Reactor<E>>) -> Result<Control<E>, String> {
-    let node = Arc::clone(reactor.node());
-    let identity = identity::load_or_make::<E>(reactor.disk(), &node.config.data).await?;
-    node.set_identity(identity.clone());
+pub async fn boot<E: Env>(reactor: Rc<Reactor<E>>, trust: Trust) -> Result<Control<E>, String> {
     let found = shards_on_disk::<E>(&reactor).await?;
-    let (control, recovered) = Control::open(Rc::clone(&reactor))
+    check_catalog(&reactor, &found).await?;
+    let founder = reactor.node().identity().expect("it was established before").node == FOUNDER;
+    let (control, recovered) = Control::open(Rc::clone(&reactor), founder, trust)
         .await
         .map_err(|error| format!("the catalog of topics could not be opened, and the node does not start: {error}"))?;
     tracing::debug!(?recovered, "catalog recovered");
-    let is_new = control.cluster_id().is_none();
-    if is_new && found.iter().any(|uid| *uid != ShardUid::CATALOG) {
-        let dir = shard_dir(&node.config.data, ShardUid::CATALOG);
-        let close = control.close().await;
-        tracing::debug!(?close, "new catalog closed again");
+    learn_cluster(&reactor, &control, founder).await?;
+    let mut emptied = BTreeSet::new();
+    for uid in found.iter().filter(|uid| **uid != ShardUid::CATALOG) {
+        if is_emptied(&reactor, *uid).await? {
+            emptied.insert(*uid);
+        }
+    }
+    let shards = found.iter().filter(|uid| **uid != ShardUid::CATALOG).copied().collect();
+    control.take_over(&shards, &emptied).await?;
+    control.note_lost().await.map_err(|error| error.to_string())?;
+    control.reconcile().await;
+    check_reactors(&reactor)?;
+    if founder && control.shard_uid_end() == ShardUid(ShardUid::CATALOG.0 + 1) {
+        make_default_topic(&reactor, &control).await?;
+    }
+    reactor.set_control(control.serve());
+    env::spawn::<E>(keep_entry(Rc::clone(&reactor), control.clone()));
+    Ok(control)
+}
+
+/// Where replicas are, or were, a catalog was: a new one would hide that it is gone.
+async fn check_catalog<E: Env>(reactor: &Reactor<E>, found: &BTreeSet<ShardUid>) -> Result<(), String> {
+    let data = &reactor.node().config.data;
+    let dir = shard_dir(data, ShardUid::CATALOG);
+    if found.contains(&ShardUid::CATALOG) && !is_emptied(reactor, ShardUid::CATALOG).await? {
+        return Ok(());
+    }
+    let had_replicas = match reactor.disk().read_file(&data.join("replicas")).await {
+        Ok(content) => !content.is_empty(),
+        Err(_) => false,
+    };
+    if had_replicas || found.iter().any(|uid| *uid != ShardUid::CATALOG) {
         return Err(format!(
-            "there are shards, but the catalog in {} is missing or empty: restore it from a backup",
+            "there are shards, but the catalog in {} is missing or empty: restore it from a backup, or begin with an \
+             empty data directory as a new node",
             dir.display()
         ));
     }
-    let cluster_id = match control.cluster_id() {
-        Some(cluster_id) => cluster_id,
-        None => control.init(identity.cluster_id.clone()).await.map_err(|error| error.to_string())?,
-    };
-    if *cluster_id != *identity.cluster_id {
-        return Err(format!(
+    Ok(())
+}
+
+/// Makes sure that catalog and identity are of one cluster; a new catalog gets its cluster's id, or waits for it.
+async fn learn_cluster<E: Env>(reactor: &Rc<Reactor<E>>, control: &Control<E>, founder: bool) -> Result<(), String> {
+    let identity = reactor.node().identity().expect("it was established before");
+    let mut waited = Duration::ZERO;
+    while control.cluster_id().is_none() {
+        if founder {
+            control.init(identity.cluster_id.clone()).await.map_err(|error| error.to_string())?;
+            continue;
+        }
+        if let Some(cause) = control.fault() {
+            return Err(format!("the catalog could not be followed: {cause}"));
+        }
+        if waited.as_millis().is_multiple_of(WAIT_REPORT.as_millis()) && !waited.is_zero() {
+            tracing::info!(waited_s = waited.as_secs(), "waiting for the cluster's catalog: is one of its nodes up?");
+        }
+        env::sleep::<E>(RETRY_INTERVAL).await;
+        waited += RETRY_INTERVAL;
+    }
+    match control.cluster_id() {
+        Some(cluster_id) if *cluster_id == *identity.cluster_id => Ok(()),
+        Some(cluster_id) => Err(format!(
             "{} says cluster {}, but the catalog there is of cluster {cluster_id}: the directory was put together from \
              two nodes; restore one of them whole",
-            node.config.data.join("identity").display(),
+            reactor.node().config.data.join("identity").display(),
             identity.cluster_id
-        ));
+        )),
+        None => Err("the catalog has no cluster id".to_owned()),
     }
-    let topics = control.topics();
-    remove_orphans(&reactor, &control, &topics, &found).await?;
-    open_all(&reactor, &control, &topics, &found).await?;
-    node.topics.publish(topics);
-    if control.shard_uid_end() == ShardUid(ShardUid::CATALOG.0 + 1) {
-        let shards = u32::try_from(node.reactors.len()).expect("at most REACTORS_MAX");
-        let (bytes, age) = (node.config.retention_bytes, node.config.retention_age_ms);
-        let create = CreateTopic {
-            name: DEFAULT_TOPIC.to_owned(),
-            shards,
-            retention_bytes_max: bytes,
-            retention_age_ms_max: age,
-            ..Default::default()
-        };
-        let created = control.create(create).await;
-        created.map_err(|error| format!("the topic {DEFAULT_TOPIC:?} could not be made: {error}"))?;
+}
+
+async fn make_default_topic<E: Env>(reactor: &Rc<Reactor<E>>, control: &Control<E>) -> Result<(), String> {
+    let node = reactor.node();
+    let create = CreateTopic {
+        name: DEFAULT_TOPIC.to_owned(),
+        shards: u32::try_from(node.reactors.len()).expect("at most REACTORS_MAX"),
+        retention_bytes_max: node.config.retention_bytes,
+        retention_age_ms_max: node.config.retention_age_ms,
+        replication_factor: node.config.replication_factor,
+        ..Default::default()
+    };
+    control.found_topic(create).await.map_err(|error| format!("the topic {DEFAULT_TOPIC:?} could not be made: {error}"))
+}
+
+/// A reactor that has ended while shards were being opened ends the start.
+fn check_reactors<E: Env>(reactor: &Reactor<E>) -> Result<(), String> {
+    for view in &reactor.node().reactors {
+        if view.mailbox.is_closed() {
+            let error = ReactorError::Stopped { maybe_written: false };
+            return Err(format!("a reactor ended while shards were being opened: {error}"));
+        }
     }
-    reactor.set_control(control.serve());
-    Ok(control)
+    Ok(())
+}
+
+/// Tells the catalog where this node is now, if that has changed, until it knows.
+async fn keep_entry<E: Env>(reactor: Rc<Reactor<E>>, control: Control<E>) {
+    loop {
+        let own = reactor.node().own_entry();
+        let known = control.member_entries().into_iter().find(|node| node.node_id == own.node_id);
+        match known {
+            Some(known) if is_same_place(&known, &own) => return,
+            Some(_) | None => {}
+        }
+        match control.propose(Command::UpdateNode(UpdateNode { node: Some(own.clone()) })).await {
+            Ok(_) => {
+                tracing::info!(peer = %format!("{}:{}", own.peer_host, own.peer_port), grpc = %own.grpc_address,
+                    "the cluster knows this node's addresses");
+                return;
+            }
+            Err(error) => tracing::warn!(%error, "the cluster does not know this node's new addresses yet"),
+        }
+        env::sleep::<E>(RETRY_INTERVAL).await;
+    }
+}
+
+fn is_same_place(a: &ClusterNode, b: &ClusterNode) -> bool {
+    let place = |node: &ClusterNode| {
+        let (host, grpc, http) = (node.peer_host.clone(), node.grpc_address.clone(), node.http_address.clone());
+        (host, node.peer_port, node.reactors, grpc, http)
+    };
+    place(a) == place(b)
 }
 
 /// Uids of the directories in `<data>/shards`; what else lies there is left alone.
@@ -98,66 +186,4 @@ async fn is_emptied<E: Env>(reactor: &Reactor<E>, uid: ShardUid) -> Result<bool,
     let entries = reactor.disk().list(&dir).await.map_err(explain)?;
     let is_kept = |name: &Path| name == "hard_state" || name.extension().is_some_and(|end| end == "store");
     Ok(!entries.iter().any(|entry| is_kept(&entry.name)))
-}
-
-/// Removes what a deletion, or the taking back of a topic, left behind when the node died in it.
-async fn remove_orphans<E: Env>(
-    reactor: &Rc<Reactor<E>>,
-    control: &Control<E>,
-    topics: &[Arc<PlacedTopic>],
-    found: &BTreeSet<ShardUid>,
-) -> Result<(), String> {
-    let known: BTreeSet<ShardUid> = topics.iter().flat_map(|topic| topic.view.shards.iter().copied()).collect();
-    let orphans = found.difference(&known).filter(|uid| **uid != ShardUid::CATALOG);
-    for uid in orphans {
-        let dir = shard_dir(&reactor.node().config.data, *uid);
-        if *uid >= control.shard_uid_end() {
-            // Never handed out by this catalog: somebody else's records are not ours to delete.
-            return Err(format!(
-                "{} belongs to no topic, and this node's catalog never made it: move it away, or restore the catalog \
-                 that knows it",
-                dir.display()
-            ));
-        }
-        match reactor.disk().remove_dir_all(&dir).await {
-            Ok(()) => tracing::info!(dir = %dir.display(), "shard of a deleted topic removed"),
-            Err(error) => tracing::warn!(dir = %dir.display(), %error, "shard of a deleted topic could not be removed"),
-        }
-    }
-    Ok(())
-}
-
-/// Opens every shard, all reactors at once.
-async fn open_all<E: Env>(
-    reactor: &Rc<Reactor<E>>,
-    control: &Control<E>,
-    topics: &[Arc<PlacedTopic>],
-    found: &BTreeSet<ShardUid>,
-) -> Result<(), String> {
-    // Only the newest topic may have died between its commit and its first file. For any other, a
-    // missing directory means that records are gone.
-    let newest = topics.iter().map(|topic| topic.view.id).max();
-    let older = topics.iter().filter(|topic| Some(topic.view.id) != newest);
-    let mut lost: Vec<ShardUid> = Vec::new();
-    for uid in older.flat_map(|topic| &topic.view.shards).copied() {
-        if !found.contains(&uid) || is_emptied(reactor, uid).await? {
-            lost.push(uid);
-        }
-    }
-    control.note_lost(topics, &lost).await.map_err(|error| error.to_string())?;
-    let mut shards = control.shards_to_open(topics);
-    for (_, shards) in &mut shards {
-        shards.retain(|shard| !lost.contains(&shard.uid));
-    }
-    match control.open_shards(shards).await {
-        Ok(()) => Ok(()),
-        Err(error @ (ReactorError::Stopped { .. } | ReactorError::MailboxFull | ReactorError::Gone)) => {
-            Err(format!("a reactor ended while shards were being opened: {error}"))
-        }
-        // Noted shard by shard; the others serve.
-        Err(ReactorError::Shard(_) | ReactorError::NotOpen { .. }) => {
-            tracing::error!(faults = reactor.node().fault_count(), "some shards do not serve; the others do");
-            Ok(())
-        }
-    }
 }

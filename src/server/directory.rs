@@ -1,9 +1,10 @@
-//! The data directory: made if it is missing, and held by one server at a time.
+//! The data directory: made if it is missing, and held by one server at a time. Also the few small files that a node reads
+//! and writes before it has a reactor whose disk could do it; all of it blocks.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -54,6 +55,80 @@ fn held(path: &Path, lock: &mut File) -> String {
         _ => "another process".to_owned(),
     };
     format!("{} is in use by {who}: stop that server, or choose another directory with --data", path.display())
+}
+
+/// Who may read a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// As the umask says.
+    Public,
+    /// Only the server's own user: keys.
+    Private,
+}
+
+/// A small file's content; `None` if it is not there.
+///
+/// # Errors
+/// In one sentence.
+#[allow(clippy::disallowed_methods, reason = "before there is a reactor whose disk could do it")]
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>, String> {
+    match fs::read(path) {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("{} could not be read: {error}", path.display())),
+    }
+}
+
+/// Whether a directory is there and not empty.
+///
+/// # Errors
+/// In one sentence.
+#[allow(clippy::disallowed_methods, reason = "before there is a reactor whose disk could do it")]
+pub fn has_entries(path: &Path) -> Result<bool, String> {
+    match fs::read_dir(path) {
+        Ok(mut entries) => Ok(entries.next().is_some()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(format!("{} could not be read: {error}", path.display())),
+    }
+}
+
+/// Replaces a small file, atomically and durably; makes its directory.
+///
+/// # Errors
+/// In one sentence.
+#[allow(clippy::disallowed_methods, reason = "before there is a reactor whose disk could do it")]
+pub fn write(path: &Path, content: &[u8], mode: Mode) -> Result<(), String> {
+    let bits = match mode {
+        Mode::Public => 0o644,
+        Mode::Private => 0o600,
+    };
+    let written = (|| {
+        let parent = path.parent().unwrap_or(Path::new("."));
+        DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".tmp");
+        let temporary = path.with_file_name(name);
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(bits).open(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        // The name is durable only with its directory.
+        File::open(parent)?.sync_all()
+    })();
+    written.map_err(|error: io::Error| explain(path, "written", &error))
+}
+
+/// Removes a file if it is there.
+///
+/// # Errors
+/// In one sentence.
+#[allow(clippy::disallowed_methods, reason = "before there is a reactor whose disk could do it")]
+pub fn remove(path: &Path) -> Result<(), String> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(format!("{} could not be removed: {error}", path.display())),
+    }
 }
 
 fn explain(path: &Path, action: &str, error: &io::Error) -> String {

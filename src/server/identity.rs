@@ -1,34 +1,30 @@
 //! `<data>/identity`: which cluster and node a data directory belongs to, and in which format it is.
 //!
-//! Text, so that a person can read it; four lines and nothing else:
+//! Text, so that a person can read it; five lines and nothing else:
 //!
 //! ```text
-//! ringlog 1                                   format of the directory
+//! ringlog 2                                   format of the directory
 //! cluster 00112233445566778899aabbccddeeff    32 hexadecimal digits
 //! node 1                                      decimal
-//! crc32c c91bba20                             of the bytes of the three lines above
+//! incarnation 0123456789abcdef                16 hexadecimal digits, random: made with the directory
+//! crc32c 2f7c1b9e                             of the bytes of the four lines above
 //! ```
 //!
-//! It is written once, before anything else is. A directory with shards but without it is refused,
-//! never begun afresh.
+//! It is written once, when the node knows who it is, and before anything else but its keys. A directory with shards but
+//! without it is refused, never begun afresh. (Format 1, of the versions before there were clusters, had no incarnation; those
+//! were never released, and it is refused.)
 
 use std::path::Path;
 
-use bytes::Bytes;
-
-use crate::{
-    env::{Disk, Env},
-    ids::NodeId,
-    reactor::node::Identity,
-    tls::is_cluster_id,
-};
+use crate::{ids::NodeId, reactor::node::Identity, server::directory};
 
 /// The format that this program reads and writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The file's content.
 pub fn encode(identity: &Identity) -> String {
-    let body = format!("ringlog {FORMAT}\ncluster {}\nnode {}\n", identity.cluster_id, identity.node);
+    let Identity { cluster_id, node, incarnation } = identity;
+    let body = format!("ringlog {FORMAT}\ncluster {cluster_id}\nnode {node}\nincarnation {incarnation:016x}\n");
     format!("{body}crc32c {:08x}\n", crc32c::crc32c(body.as_bytes()))
 }
 
@@ -54,44 +50,48 @@ pub fn decode(content: &[u8]) -> Result<Identity, String> {
     let parsed = (|| {
         let rest = text.strip_prefix(&format!("ringlog {FORMAT}\ncluster "))?;
         let (cluster_id, rest) = rest.split_once("\nnode ")?;
-        let (node, _) = rest.split_once("\ncrc32c ")?;
-        Some(Identity { cluster_id: cluster_id.to_owned(), node: NodeId(node.parse().ok()?) })
+        let (node, rest) = rest.split_once("\nincarnation ")?;
+        let (incarnation, _) = rest.split_once("\ncrc32c ")?;
+        let incarnation = u64::from_str_radix(incarnation, 16).ok()?;
+        Some(Identity { cluster_id: cluster_id.to_owned(), node: NodeId(node.parse().ok()?), incarnation })
     })();
     // Whatever is not exactly what we write, checksum included, was changed by somebody else.
     parsed.filter(|identity| is_cluster_id(&identity.cluster_id) && encode(identity) == text).ok_or(DAMAGED.to_owned())
 }
 
-/// The identity of `data`; a new directory gets one.
+/// Whether it is 32 lower-case hexadecimal digits.
+pub fn is_cluster_id(id: &str) -> bool {
+    id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+/// The identity of `data`; `None` in a new directory.
 ///
 /// # Errors
-/// In one sentence, when the directory is not what it should be or cannot be read or written.
-pub async fn load_or_make<E: Env>(disk: &E::Disk, data: &Path) -> Result<Identity, String> {
+/// In one sentence, when the directory is not what it should be or cannot be read.
+pub fn load(data: &Path) -> Result<Option<Identity>, String> {
     let path = data.join("identity");
     let shown = path.display();
-    match disk.read_file(&path).await {
-        Ok(content) => return decode(&content).map_err(|what| format!("{shown} {what}")),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(format!("{shown} could not be read: {error}")),
+    if let Some(content) = directory::read(&path)? {
+        return decode(&content).map(Some).map_err(|what| format!("{shown} {what}"));
     }
-    let shards = data.join("shards");
-    match disk.list(&shards).await {
-        Ok(entries) if !entries.is_empty() => {
-            return Err(format!(
-                "{} has shards but no file `identity`: the directory is damaged or not ringlog's; restore the file, or \
-                 choose another directory with --data",
-                data.display()
-            ));
-        }
-        Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(format!("{} could not be read: {error}", shards.display())),
+    if directory::has_entries(&data.join("shards"))? {
+        return Err(format!(
+            "{} has shards but no file `identity`: the directory is damaged or not ringlog's; restore the file, or \
+             choose another directory with --data",
+            data.display()
+        ));
     }
-    let cluster_id = format!("{:016x}{:016x}", E::random_u64(), E::random_u64());
-    let identity = Identity { cluster_id, node: NodeId(1) };
-    let written = disk.write_file(&path, Bytes::from(encode(&identity))).await;
-    written.map_err(|error| format!("{shown} could not be written: {error}"))?;
+    Ok(None)
+}
+
+/// Writes the identity of a new directory, durably.
+///
+/// # Errors
+/// In one sentence.
+pub fn save(data: &Path, identity: &Identity) -> Result<(), String> {
+    directory::write(&data.join("identity"), encode(identity).as_bytes(), directory::Mode::Public)?;
     tracing::info!(cluster_id = %identity.cluster_id, node = identity.node.0, "new data directory");
-    Ok(identity)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -99,14 +99,21 @@ mod tests {
     use super::*;
 
     fn identity() -> Identity {
-        Identity { cluster_id: "00112233445566778899aabbccddeeff".to_owned(), node: NodeId(1) }
+        Identity {
+            cluster_id: "00112233445566778899aabbccddeeff".to_owned(),
+            node: NodeId(1),
+            incarnation: 0x0123_4567_89ab_cdef,
+        }
     }
 
     /// The file is the one drawn above.
     #[test]
     fn fixed_bytes() {
         let text = encode(&identity());
-        assert_eq!(text, "ringlog 1\ncluster 00112233445566778899aabbccddeeff\nnode 1\ncrc32c c91bba20\n");
+        let drawn =
+            "ringlog 2\ncluster 00112233445566778899aabbccddeeff\nnode 1\nincarnation 0123456789abcdef\ncrc32c ";
+        assert!(text.starts_with(drawn), "{text}");
+        assert_eq!(&text[drawn.len()..], "2f7c1b9e\n");
         assert_eq!(decode(text.as_bytes()), Ok(identity()));
     }
 
@@ -127,7 +134,7 @@ mod tests {
     /// Another format is named, not called damage.
     #[test]
     fn other_format() {
-        let error = decode(b"ringlog 2\nwhatever comes then").unwrap_err();
-        assert!(error.contains("format 2") && error.contains("format 1"), "{error}");
+        let error = decode(b"ringlog 3\nwhatever comes then").unwrap_err();
+        assert!(error.contains("format 3") && error.contains("format 2"), "{error}");
     }
 }

@@ -1,26 +1,42 @@
 //! A reactor's life, from its thread's first step to its last.
 
-use std::{future::Future, net::TcpListener, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    net::{TcpListener, UdpSocket},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
+use bytes::Bytes;
 use crossbeam::channel::Sender;
+use prost::Message;
 
 use crate::{
     config::{Choice, Config},
     env::{
         self, Env,
         disk::{DiskOptions, RealDisk, StorageReport},
+        quic::{QuicNet, QuicOptions},
         real::RealEnv,
     },
-    frontend::{Frontend, grpc},
-    ids::ReactorNumber,
+    frontend::{Frontend, grpc, refusal},
+    ids::{NodeId, ReactorNumber},
     limits,
+    peer::{Peers, book::to_peer_node},
+    proto::ringlog::state::v1::{ControlReply, ControlRequest, PeerRefusal, control_reply, control_request},
     reactor::{
         Reactor,
-        control::Control,
+        control::{Control, duties},
+        gossip,
+        inbound::Inbound,
         listen,
         node::{Node, Phase},
     },
-    server::boot::boot,
+    server::{
+        boot::boot,
+        membership::{self, Membership},
+    },
 };
 
 /// How often connections that finish are counted.
@@ -40,24 +56,45 @@ pub struct Report {
 pub enum Stage {
     /// The reactor has its disk; reactor 0 has recovered the node.
     Up,
+    /// It has handed its leaderships to other nodes.
+    Left,
     /// Its connections have finished, or their grace is over.
     Drained,
     /// Its shards are closed.
     Closed,
 }
 
-/// Runs reactor `number` until the node closes, and reports on the way.
-pub async fn live(number: ReactorNumber, node: Arc<Node>, listener: TcpListener, report: Sender<Report>) {
+/// What a reactor's thread begins with.
+#[derive(Debug)]
+pub struct Birth {
+    /// Its number.
+    pub number: ReactorNumber,
+    /// What it shares with the others.
+    pub node: Arc<Node>,
+    /// Where its gRPC clients come in.
+    pub listener: TcpListener,
+    /// Where its peers come in.
+    pub peers: UdpSocket,
+    /// Who the node is.
+    pub membership: Arc<Membership>,
+    /// Where it reports.
+    pub report: Sender<Report>,
+}
+
+/// Runs a reactor until the node closes, and reports on the way.
+pub async fn live(birth: Birth) {
+    let Birth { number, node, listener, peers, membership, report } = birth;
     // A report to nobody: whoever started us has given up.
     let tell = |stage, result| drop(report.send(Report { stage, result }));
-    let (reactor, storage) = match open_disk(&node.config) {
-        Ok((disk, storage)) => (Reactor::<RealEnv>::new(number, Arc::clone(&node), disk), storage),
+    let (reactor, storage) = match open(number, &node, peers, &membership) {
+        Ok(opened) => opened,
         Err(error) => {
             // Nobody will read it: whoever waits for this reactor must not wait for ever.
             node.reactors[number.0 as usize].mailbox.close();
             tell(Stage::Up, Err(error));
-            tell(Stage::Drained, Ok(()));
-            tell(Stage::Closed, Ok(()));
+            for stage in [Stage::Left, Stage::Drained, Stage::Closed] {
+                tell(stage, Ok(()));
+            }
             return;
         }
     };
@@ -66,7 +103,7 @@ pub async fn live(number: ReactorNumber, node: Arc<Node>, listener: TcpListener,
     if number == ReactorNumber(0) {
         log_storage(&storage);
         let started = RealEnv::monotonic_us();
-        match boot(Rc::clone(&reactor)).await {
+        match start_node(&reactor, &membership).await {
             Ok(opened) => {
                 log_start(&node, Duration::from_micros(RealEnv::monotonic_us() - started));
                 control = Some(opened);
@@ -78,11 +115,103 @@ pub async fn live(number: ReactorNumber, node: Arc<Node>, listener: TcpListener,
         tell(Stage::Up, Ok(()));
     }
     node.reached(Phase::Serving).await;
-    let accepted = if node.phase() == Phase::Serving { serve(&reactor, listener).await } else { Ok(()) };
+    if node.phase() == Phase::Serving {
+        env::spawn::<RealEnv>(duties::look_after(Rc::clone(&reactor)));
+        env::spawn::<RealEnv>(leave(Rc::clone(&reactor), control.clone(), report.clone()));
+    } else {
+        tell(Stage::Left, Ok(()));
+    }
+    let accepted = if node.phase() < Phase::Draining { serve(&reactor, listener).await } else { Ok(()) };
     drain(&node, number).await;
     tell(Stage::Drained, accepted);
     node.reached(Phase::Closing).await;
     tell(Stage::Closed, close(&reactor, control).await);
+}
+
+/// The reactor with its disk and its connections to other nodes.
+fn open(
+    number: ReactorNumber,
+    node: &Arc<Node>,
+    socket: UdpSocket,
+    membership: &Membership,
+) -> Result<(Rc<Reactor<RealEnv>>, StorageReport), String> {
+    let (disk, storage) = open_disk(&node.config)?;
+    let reactor = Reactor::<RealEnv>::new(number, Arc::clone(node), disk);
+    let book = Arc::clone(&node.book);
+    let members =
+        Arc::new(
+            move |id: NodeId| {
+                if book.is_removed(id) { Err("it was removed from the cluster".to_owned()) } else { Ok(()) }
+            },
+        );
+    let net = QuicNet::new(socket, Arc::clone(&membership.credentials), members, QuicOptions::default()).map_err(
+        |error| format!("connections between nodes cannot be made: {error}; choose another address with --peer"),
+    )?;
+    if number == ReactorNumber(0) {
+        env::spawn::<RealEnv>(let_in(Rc::clone(&reactor), net.clone()));
+    }
+    let me = membership.identity.node;
+    let peers = Peers::new(me, number, net, Arc::clone(&node.book), Arc::clone(&node.liveness));
+    peers.serve(Inbound::new(Rc::clone(&reactor), refusal::refusal));
+    reactor.set_peers(peers);
+    Ok((reactor, storage))
+}
+
+/// Recovers the node, on reactor 0.
+async fn start_node(reactor: &Rc<Reactor<RealEnv>>, membership: &Membership) -> Result<Control<RealEnv>, String> {
+    let node = reactor.node();
+    let members = membership.members.iter().chain([&node.own_entry()]).map(to_peer_node).collect::<Vec<_>>();
+    node.book.publish(members);
+    reactor.peers().watch_liveness();
+    let gossip = gossip::start(reactor);
+    reactor.hooks().set_datagrams(move |from, datagram| gossip.feed(from, &datagram));
+    boot(Rc::clone(reactor), membership::trust(&node.config, membership)?).await
+}
+
+/// Answers nodes that want to join, for ever.
+async fn let_in(reactor: Rc<Reactor<RealEnv>>, net: QuicNet) {
+    while let Some(asked) = net.accept_join().await {
+        let reactor = Rc::clone(&reactor);
+        env::spawn::<RealEnv>(async move {
+            let reply = answer_join(&reactor, asked.request()).await;
+            if let Err(error) = asked.reply(reply).await {
+                tracing::debug!(%error, "a node that wanted to join has gone");
+            }
+        });
+    }
+}
+
+/// Answers the bytes of a request to join: always a `ControlReply`.
+async fn answer_join(reactor: &Rc<Reactor<RealEnv>>, request: &Bytes) -> Bytes {
+    let decoded = ControlRequest::decode(request.clone()).ok().and_then(|request| request.request);
+    let reply = match (decoded, reactor.control()) {
+        (Some(request @ control_request::Request::Join(_)), Some(control)) => control.answer(None, request).await,
+        (Some(_), None) => refuse_join("the node is still starting", true),
+        (_, _) => refuse_join("this is no request to join: both nodes should run the same version of ringlog", false),
+    };
+    reply.encode_to_vec().into()
+}
+
+fn refuse_join(message: &str, retry: bool) -> ControlReply {
+    let refused = PeerRefusal {
+        code: 14,
+        reason: "NOT_JOINED".to_owned(),
+        message: message.to_owned(),
+        definite: true,
+        retry_after_ms: if retry { limits::RETRY_AFTER.as_millis() as u64 } else { 0 },
+        ..PeerRefusal::default()
+    };
+    ControlReply { reply: Some(control_reply::Reply::Refused(refused)) }
+}
+
+/// Hands the leaderships of a reactor to other nodes when this one begins to leave.
+async fn leave(reactor: Rc<Reactor<RealEnv>>, control: Option<Control<RealEnv>>, report: Sender<Report>) {
+    reactor.node().reached(Phase::Leaving).await;
+    if let Some(control) = control {
+        control.leave().await;
+    }
+    duties::leave(&reactor).await;
+    drop(report.send(Report { stage: Stage::Left, result: Ok(()) }));
 }
 
 /// Suspends the ops thread's or a reactor's task.
@@ -110,12 +239,14 @@ fn log_storage(storage: &StorageReport) {
 
 fn log_start(node: &Node, recovered: Duration) {
     let (grpc, http) = node.addresses;
+    let peer = format!("{}:{}", node.advertised.peer_host, node.advertised.peer_port);
     let (config, topics, shards) = (&node.config, node.topics.snapshot().len(), node.shard_count());
     let faults = node.fault_count();
     let identity = node.identity().expect("it was just recovered");
     tracing::info!(
         %grpc,
         %http,
+        %peer,
         data = %config.data.display(),
         reactors = node.reactors.len(),
         topics,
@@ -155,9 +286,17 @@ async fn drain(node: &Node, number: ReactorNumber) {
 
 /// Closes the shards of this reactor; on reactor 0 then the catalog.
 async fn close(reactor: &Rc<Reactor<RealEnv>>, control: Option<Control<RealEnv>>) -> Result<(), String> {
+    if let Some(control) = &control {
+        control.stop();
+    }
     reactor.close().await;
-    match control {
+    if let Some(gossip) = reactor.gossip() {
+        gossip.leave();
+    }
+    let closed = match control {
         Some(control) => control.close().await.map_err(|error| format!("the catalog did not close cleanly: {error}")),
         None => Ok(()),
-    }
+    };
+    reactor.peers().close().await;
+    closed
 }

@@ -2,31 +2,40 @@
 //!
 //! Start: check the configuration, take the data directory, bind the sockets, start the threads,
 //! recover (`boot`), and only then accept connections. Health pages answer from the beginning.
-//! Stop: no new connections, calls in flight finish within the grace, shards close, then the
+//! Stop: leaders move to other nodes, then no new connections, calls in flight finish within the grace, shards close, then the
 //! catalog. A crash at any moment is safe; a clean stop only makes the next start quick.
 
 pub mod boot;
 pub mod directory;
 pub mod identity;
 mod life;
+pub mod membership;
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
     directory::DataDir,
-    life::{Report, Stage},
+    life::{Birth, Report, Stage},
+    membership::Membership,
 };
 use crate::{
     config::Config,
+    env::quic,
     frontend::{Remote, http},
     ids::ReactorNumber,
     limits, observe,
     reactor::{
         listen,
-        node::{Node as Shared, Phase},
+        node::{Advertised, Node as Shared, Phase},
         thread,
     },
 };
@@ -70,17 +79,22 @@ impl Node {
             socket.local_addr().map_err(|error| format!("a socket has no address: {error}"))
         };
         let addresses = (address(&grpc[0])?, address(&http)?);
+        let (peer_port, peers) = bind_peers(config.peer, reactors)?;
+        let advertised = advertise(&config, addresses, peer_port);
         let pin = config.pin;
-        let shared = Arc::new(Shared::new(config, reactors, addresses));
-        // Three reports of each thread at most: nobody waits to report.
-        let (report, reports) = bounded(3 * (reactors + 1));
+        let shared = Arc::new(Shared::new(config, reactors, addresses, advertised));
+        // Four reports of each thread at most: nobody waits to report.
+        let (report, reports) = bounded(4 * (reactors + 1));
         let mut node = Node { shared, threads: Vec::new(), reports, down: false, _data: data };
         node.start_ops(http, report.clone())?;
-        for (number, listener) in grpc.into_iter().enumerate() {
+        let membership = Arc::new(establish(&node.shared)?);
+        node.shared.set_identity(membership.identity.clone());
+        for (number, (listener, peers)) in grpc.into_iter().zip(peers).enumerate() {
             let core = pin.then(|| cores[number % cores.len()]);
             let number = ReactorNumber(u32::try_from(number).expect("at most REACTORS_MAX"));
-            let (shared, report) = (Arc::clone(&node.shared), report.clone());
-            let main = move || life::live(number, shared, listener, report);
+            let (shared, membership) = (Arc::clone(&node.shared), Arc::clone(&membership));
+            let birth = Birth { number, node: shared, listener, peers, membership, report: report.clone() };
+            let main = move || life::live(birth);
             let started = thread::start(format!("ringlog-{number}"), core, main);
             node.threads.push(started.map_err(|error| format!("a reactor's thread could not be started: {error}"))?);
         }
@@ -128,8 +142,11 @@ impl Node {
             return Ok(());
         }
         let reactors = self.shared.reactors.len();
+        let was_serving = self.shared.phase() == Phase::Serving;
+        self.shared.enter(Phase::Leaving);
+        let mut result = if was_serving { self.wait_for(Stage::Left, reactors) } else { Ok(()) };
         self.shared.enter(Phase::Draining);
-        let mut result = self.wait_for(Stage::Drained, reactors + 1);
+        result = result.and(self.wait_for(Stage::Drained, reactors + 1));
         self.shared.enter(Phase::Closing);
         result = result.and(self.wait_for(Stage::Closed, reactors));
         for thread in self.threads.drain(..) {
@@ -199,6 +216,38 @@ impl Node {
         self.threads.push(started.map_err(|error| format!("the ops thread could not be started: {error}"))?);
         Ok(())
     }
+}
+
+/// The peers' sockets, and the port of the first one.
+fn bind_peers(address: SocketAddr, reactors: usize) -> Result<(u16, Vec<UdpSocket>), String> {
+    let sockets = quic::bind_reactors(address, reactors).map_err(|error| {
+        format!(
+            "the peers' address {address} (and one port more for each reactor) cannot be listened on: {error}; choose \
+             another with --peer"
+        )
+    })?;
+    let first = sockets.first().ok_or("a node has at least one reactor")?;
+    let port = first.local_addr().map_err(|error| format!("a socket has no address: {error}"))?.port();
+    Ok((port, sockets))
+}
+
+/// Where others reach this node.
+fn advertise(config: &Config, (grpc, http): (SocketAddr, SocketAddr), peer_port: u16) -> Advertised {
+    let host = |own: IpAddr| if config.advertise.is_empty() { own.to_string() } else { config.advertise.clone() };
+    let with_port = |own: SocketAddr| {
+        let host = host(own.ip());
+        if host.contains(':') { format!("[{host}]:{}", own.port()) } else { format!("{host}:{}", own.port()) }
+    };
+    Advertised { peer_host: host(config.peer.ip()), peer_port, grpc: with_port(grpc), http: with_port(http) }
+}
+
+/// Who this node is; on a thread of its own, since whoever starts a node may be in a runtime.
+fn establish(node: &Arc<Shared>) -> Result<Membership, String> {
+    let shared = Arc::clone(node);
+    let work = move || membership::establish(&shared.config, &shared.advertised, shared.reactors.len());
+    let thread = std::thread::Builder::new().name("ringlog-join".to_owned()).spawn(work);
+    let thread = thread.map_err(|error| format!("a thread could not be started: {error}"))?;
+    thread.join().unwrap_or_else(|_| Err("finding out who this node is ended in a panic".to_owned()))
 }
 
 impl Drop for Node {

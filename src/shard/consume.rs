@@ -16,7 +16,7 @@ use crate::{
         records::{record_ranges, record_timestamp, slice_records},
     },
     ids::{Index, Offset},
-    limits::{MESSAGE_BYTES_MAX, READ_BYTES},
+    limits::{LEADER_WAIT, MESSAGE_BYTES_MAX, READ_BYTES},
     log::LogError,
 };
 
@@ -128,10 +128,11 @@ fn first_not_before(entry: &StoredEntry, from: Offset, timestamp_us: i64) -> Opt
 pub(super) async fn consume<E: Env>(inner: Rc<Inner<E>>, consume: Consume) -> Result<Consumed, ShardError> {
     let wait_us = u64::try_from(consume.wait.as_micros()).unwrap_or(u64::MAX);
     let deadline_us = E::monotonic_us().saturating_add(wait_us);
-    inner.check_life()?;
+    inner.check_readable()?;
+    inner.wait_for_view(&consume).await?;
     let start = inner.resolve(consume.start).await?;
     loop {
-        inner.check_life()?;
+        inner.check_readable()?;
         inner.check_range(start)?;
         if start < inner.group.high_watermark() && consume.records_max > 0 {
             let mut taking = Taking::new(start, consume.records_max, consume.bytes_max.min(BYTES_MAX));
@@ -146,9 +147,11 @@ pub(super) async fn consume<E: Env>(inner: Rc<Inner<E>>, consume: Consume) -> Re
         if left_us == 0 || consume.records_max == 0 {
             return Ok(inner.consumed(Taking::new(start, 0, 0)));
         }
+        // Nothing more is committed by a replica that has stopped.
+        inner.check_life()?;
         let grown = inner.group.wait_above(start);
         if <E::Runtime as AsyncRuntime>::timeout(Duration::from_micros(left_us), grown).await.is_err() {
-            inner.check_life()?;
+            inner.check_readable()?;
             inner.check_range(start)?;
             return Ok(inner.consumed(Taking::new(start, 0, 0)));
         }
@@ -156,6 +159,49 @@ pub(super) async fn consume<E: Env>(inner: Rc<Inner<E>>, consume: Consume) -> Re
 }
 
 impl<E: Env> Inner<E> {
+    /// Waits until this replica shows what the consumer has to see at least.
+    ///
+    /// # Errors
+    /// `Behind` or `NotLeader` when it does not in time; those of a stopped shard.
+    async fn wait_for_view(&self, consume: &Consume) -> Result<(), ShardError> {
+        if consume.min_offset.is_none() && !consume.linearizable {
+            return Ok(());
+        }
+        let deadline_us = consume.deadline_us.unwrap_or_else(|| E::monotonic_us() + LEADER_WAIT.as_micros() as u64);
+        let left = || Duration::from_micros(deadline_us.saturating_sub(E::monotonic_us()));
+        if consume.linearizable {
+            self.group.linearize(left()).await?;
+        }
+        let min_offset = consume.min_offset.unwrap_or_default();
+        loop {
+            let high_watermark = self.group.high_watermark();
+            if high_watermark >= min_offset {
+                return Ok(());
+            }
+            self.check_life()?;
+            let left = left();
+            if left.is_zero() {
+                return Err(ShardError::Behind { min_offset, high_watermark });
+            }
+            let grown = self.group.wait_above(Offset(min_offset.0 - 1));
+            drop(<E::Runtime as AsyncRuntime>::timeout(left, grown).await);
+        }
+    }
+
+    /// Damage in what is committed: it is not served, and this replica takes no more records. Other failures of a read
+    /// may pass.
+    fn read_failed(&self, error: LogError) -> ShardError {
+        if let LogError::Corrupt { .. } = error
+            && !self.is_damaged()
+        {
+            self.group.log().condemn(error.clone());
+            let group = self.group.clone();
+            // If there is another replica it leads better than one that cannot write.
+            crate::env::spawn::<E>(async move { drop(group.transfer(None, LEADER_WAIT).await) });
+        }
+        error.into()
+    }
+
     fn consumed(&self, taking: Taking) -> Consumed {
         self.check_offsets();
         let bytes = taking.chunks.iter().map(Bytes::len).sum();
@@ -196,8 +242,10 @@ impl<E: Env> Inner<E> {
         let end = self.group.applied_end();
         let high_watermark = self.group.high_watermark();
         let log_start = self.log_start();
-        let Some(found) = self.group.log().find_timestamp(timestamp_us).await? else { return Ok(high_watermark) };
-        let kept = self.group.log().find_offset(log_start).await?.unwrap_or(end);
+        let found = self.group.log().find_timestamp(timestamp_us).await.map_err(|error| self.read_failed(error))?;
+        let Some(found) = found else { return Ok(high_watermark) };
+        let kept = self.group.log().find_offset(log_start).await.map_err(|error| self.read_failed(error))?;
+        let kept = kept.unwrap_or(end);
         let mut index = found.max(kept);
         while index < end {
             let entries = match self.group.log().read(index, end, READ_BYTES).await {
@@ -207,7 +255,7 @@ impl<E: Env> Inner<E> {
                     index = first;
                     continue;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(self.read_failed(error)),
             };
             for entry in &entries {
                 if let Some(offset) = first_not_before(entry, log_start, timestamp_us) {
@@ -228,7 +276,7 @@ impl<E: Env> Inner<E> {
         let remembered = self.cursors.borrow_mut().take(start);
         let mut index = match remembered {
             Some(index) => index,
-            None => match self.group.log().find_offset(start).await? {
+            None => match self.group.log().find_offset(start).await.map_err(|error| self.read_failed(error))? {
                 Some(index) => index,
                 None => return self.lost(start),
             },
@@ -237,7 +285,7 @@ impl<E: Env> Inner<E> {
             let entries = match self.group.log().read(index, end, taking.bytes_left).await {
                 Ok(entries) => entries,
                 Err(LogError::NotFound { .. }) => return self.lost(start),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(self.read_failed(error)),
             };
             index = next_index(&entries, index)?;
             for entry in &entries {

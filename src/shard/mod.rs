@@ -13,12 +13,15 @@
 //! - `estimate`: how long an append takes just now, for deadlines (pure)
 //! - `produce`: admit, propose, ack in order
 //! - `consume`: catch up, then follow
+//! - `call`, `error`: what is asked of a shard, and what it answers
 //! - `retention`: which prefix may go, and the task that lets it go
 //! - `machine`: the replicated state, the log start
 //!
 //! Not here: which shard a request goes to (`frontend`), and what becomes of it in the log (`raft`).
 
+mod call;
 mod consume;
+mod error;
 mod estimate;
 mod machine;
 mod metrics;
@@ -36,17 +39,22 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-
 use crate::{
-    env::{Env, channel::Notify},
-    format::records::Records,
-    ids::{NodeId, Offset, ShardUid, Term},
+    env::{
+        Env,
+        channel::{Notify, OneshotReceiver},
+    },
+    ids::{Index, NodeId, Offset, ShardUid, Term},
     log::{LogError, Recovered, TailBudget},
-    peer::Peers,
-    raft::{Group, GroupError, GroupOptions},
+    peer::{Peers, frame::FrameStream, frame::Received},
+    raft::{Group, GroupOptions, Members},
 };
 
+pub use self::{
+    call::{Consume, Consumed, Durability, Produce, Produced, ShardStatus, Start},
+    error::ShardError,
+    queue::Owed,
+};
 use self::{consume::Cursors, machine::ShardMachine, metrics::Metrics};
 
 /// Where and how a shard is kept.
@@ -66,186 +74,12 @@ pub struct ShardOptions {
     pub founders: Option<BTreeSet<NodeId>>,
     /// Whose data directory it is in, as in `log::LogOptions`; 0: not checked.
     pub owner: u64,
+    /// This replica is to lead.
+    pub preferred: bool,
     /// Retention, 0: none.
     pub retention_bytes_max: u64,
     /// Retention, 0: none.
     pub retention_age_ms_max: u64,
-}
-
-/// What an acknowledgement means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// Flushed on a majority of replicas: the default.
-    QuorumFlushed,
-    /// In the leader's memory only.
-    LeaderMemory,
-}
-
-/// One produce request.
-#[derive(Clone, Debug)]
-pub struct Produce {
-    /// Its records.
-    pub records: Records,
-    /// Wanted durability.
-    pub durability: Durability,
-    /// Conditional append.
-    pub expected_offset: Option<Offset>,
-    /// On `Env::monotonic_us`: refused before it is proposed if this has passed, or will have before an append can end.
-    pub deadline_us: Option<u64>,
-}
-
-/// Its acknowledgement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Produced {
-    /// Offset of the first record.
-    pub base_offset: Offset,
-    /// Number of records.
-    pub count: u32,
-    /// Leader's clock, µs.
-    pub timestamp_us: i64,
-    /// What the ack means.
-    pub durability: Durability,
-}
-
-/// Where a consume starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// At this record.
-    Offset(Offset),
-    /// At the first record with a timestamp not before this, µs.
-    Timestamp(i64),
-    /// At the log start.
-    Earliest,
-    /// At the high watermark.
-    Latest,
-}
-
-/// One consume request.
-#[derive(Clone, Copy, Debug)]
-pub struct Consume {
-    /// Where.
-    pub start: Start,
-    /// At most this many records.
-    pub records_max: u64,
-    /// At most this many bytes of records (at least one record is returned).
-    pub bytes_max: usize,
-    /// Wait that long for a first record.
-    pub wait: Duration,
-}
-
-/// Its answer.
-#[derive(Clone, Debug)]
-pub struct Consumed {
-    /// Encoded `records` fields (`repeated Record records = 1`), to be sent as they are.
-    pub chunks: Vec<Bytes>,
-    /// Number of records in them.
-    pub count: u64,
-    /// Where to go on.
-    pub next_offset: Offset,
-    /// First offset kept.
-    pub log_start: Offset,
-    /// First offset not committed.
-    pub high_watermark: Offset,
-}
-
-/// State of a shard, for reports.
-#[derive(Clone, Debug)]
-pub struct ShardStatus {
-    /// Leader, if known.
-    pub leader: Option<NodeId>,
-    /// Present term.
-    pub term: Term,
-    /// First offset kept.
-    pub log_start: Offset,
-    /// First offset not committed.
-    pub high_watermark: Offset,
-    /// Next offset to be given.
-    pub log_end: Offset,
-    /// Bytes of segment files.
-    pub size_bytes: u64,
-    /// Number of segments.
-    pub segments: u32,
-    /// Why it does not serve.
-    pub fault: Option<String>,
-}
-
-/// Why a shard refuses.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum ShardError {
-    /// Retry: the queue is full. Nothing was written.
-    #[error("shard queue is full ({what}); retry after a moment")]
-    Busy {
-        /// Which bound was met.
-        what: &'static str,
-    },
-    /// Retry elsewhere: not the leader. Nothing was written.
-    #[error("this node does not lead the shard")]
-    NotLeader {
-        /// Who does, if known.
-        leader: Option<NodeId>,
-    },
-    /// Refused before it was proposed. Nothing was written.
-    #[error("the deadline would pass before the batch could be durable; nothing was written")]
-    Deadline,
-    /// Conditional append found another offset. Nothing was written.
-    #[error("expected offset {expected}, but the batch would get {actual}; nothing was written")]
-    OffsetMismatch {
-        /// In the request.
-        expected: Offset,
-        /// Next offset of the shard.
-        actual: Offset,
-    },
-    /// Offset outside of what is kept and committed.
-    #[error("offset {offset} is out of range: the shard holds {log_start} to {high_watermark}, exclusive")]
-    OutOfRange {
-        /// Asked for.
-        offset: Offset,
-        /// First kept.
-        log_start: Offset,
-        /// First not committed.
-        high_watermark: Offset,
-    },
-    /// The leader changed while the record was on its way: it may still appear.
-    #[error("the shard's leader changed before the record was committed: it may still appear")]
-    Deposed {
-        /// Who leads, if known.
-        leader: Option<NodeId>,
-    },
-    /// Disk full: nothing was written, reads go on.
-    #[error("{0}")]
-    Full(LogError),
-    /// Stop: this replica cannot be trusted. `maybe_written`: the record may still appear.
-    #[error("{cause}")]
-    Failed {
-        /// What happened.
-        cause: String,
-        /// The batch had been proposed: it may or may not be in the log.
-        maybe_written: bool,
-    },
-    /// The shard is closing (node shutdown, topic deleted).
-    #[error("the shard is closing")]
-    Closing {
-        /// The batch had been proposed: it may or may not be in the log.
-        maybe_written: bool,
-    },
-}
-
-impl From<GroupError> for ShardError {
-    fn from(error: GroupError) -> ShardError {
-        match error {
-            GroupError::NotLeader { leader } => ShardError::NotLeader { leader },
-            GroupError::Deposed { leader } => ShardError::Deposed { leader },
-            GroupError::Full(error) => ShardError::Full(error),
-            GroupError::Stopped { cause, maybe_written } => ShardError::Failed { cause, maybe_written },
-        }
-    }
-}
-
-impl From<LogError> for ShardError {
-    /// A failed read: nothing was to be written.
-    fn from(error: LogError) -> ShardError {
-        ShardError::Failed { cause: error.to_string(), maybe_written: false }
-    }
 }
 
 /// A shard. Clones are handles to the same one; all stay on its reactor.
@@ -268,6 +102,10 @@ struct Inner<E: Env> {
     state: RefCell<produce::State>,
     cursors: RefCell<Cursors>,
     life: Cell<Life>,
+    /// Where requests go that this replica cannot propose; nowhere: they are answered.
+    elsewhere: RefCell<Option<Elsewhere>>,
+    /// How often requests were handed back because this replica could not propose them.
+    losses: Cell<u64>,
     /// Trims and purges under way; `close` waits for them.
     operations: Cell<u32>,
     /// An entry was proposed, or the shard has closed: the pump looks.
@@ -277,6 +115,9 @@ struct Inner<E: Env> {
     /// A segment has filled up, or the shard closes: retention looks.
     rolled: Notify,
 }
+
+/// Takes requests that this replica cannot propose, oldest first, and the reason. Nothing of them was written.
+pub type Elsewhere = Rc<dyn Fn(Vec<Owed>, ShardError)>;
 
 /// Where a shard is in its life; it only goes down this list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -288,7 +129,7 @@ enum Life {
 }
 
 impl<E: Env> Shard<E> {
-    /// Opens or makes the shard and waits until it serves (with one voter: until it leads).
+    /// Opens or makes the shard; with one voter, waits until it leads.
     ///
     /// # Errors
     /// `Failed` with the log's own words when the directory is damaged, foreign or cannot be read; `Full`.
@@ -306,6 +147,7 @@ impl<E: Env> Shard<E> {
             slot: options.slot,
             founders: options.founders.clone(),
             owner: options.owner,
+            preferred: options.preferred,
         };
         let (group, recovered) = Group::open(disk, tail, peers, group_options, ShardMachine::default()).await?;
         let state = produce::State::new(group.log().log_end());
@@ -317,6 +159,8 @@ impl<E: Env> Shard<E> {
             state: RefCell::new(state),
             cursors: RefCell::default(),
             life: Cell::new(Life::Serving),
+            elsewhere: RefCell::default(),
+            losses: Cell::new(0),
             operations: Cell::new(0),
             work: Notify::new(),
             idle: Notify::new(),
@@ -341,12 +185,121 @@ impl<E: Env> Shard<E> {
     /// # Errors
     /// Those of `ShardError` but `OutOfRange`; each says whether the records may still appear.
     pub fn produce(&self, produce: Produce) -> impl Future<Output = Result<Produced, ShardError>> + use<E> + 'static {
-        let answer = self.inner.admit(produce);
+        let answer = self.submit(produce);
         async move {
-            // A reply that is dropped unanswered means that the reactor's tasks are gone.
-            let gone = || ShardError::Closing { maybe_written: true };
-            answer?.await.unwrap_or_else(|_| Err(gone()))
+            match answer {
+                // A reply that is dropped unanswered means that the reactor's tasks are gone.
+                Ok(answer) => answer.await.unwrap_or(Err(ShardError::Closing { maybe_written: true })),
+                Err((error, _)) => Err(error),
+            }
         }
+    }
+
+    /// As `produce`, but a request that is refused at once is given back, so that it can go to another replica.
+    ///
+    /// # Errors
+    /// As `produce`; nothing of it was written.
+    #[allow(clippy::result_large_err, reason = "giving the request back is what this is for")]
+    pub fn submit(
+        &self,
+        produce: Produce,
+    ) -> Result<OneshotReceiver<Result<Produced, ShardError>>, (ShardError, Produce)> {
+        let now_us = E::monotonic_us();
+        let (owed, answer) = Owed::new(produce, now_us);
+        match self.inner.admit(owed, now_us) {
+            Ok(()) => Ok(answer),
+            Err((error, owed)) => Err((error, owed.produce)),
+        }
+    }
+
+    /// Queues a request that was handed back before; its answer goes where it is owed.
+    ///
+    /// # Errors
+    /// As `submit`.
+    #[allow(clippy::result_large_err, reason = "giving the request back is what this is for")]
+    pub fn resubmit(&self, owed: Owed) -> Result<(), (ShardError, Owed)> {
+        self.inner.admit(owed, E::monotonic_us())
+    }
+
+    /// Requests that this replica cannot propose (it leads no more, or has stopped) go there from now on, in their order,
+    /// instead of being refused; but not those that another node has forwarded.
+    pub fn set_elsewhere(&self, elsewhere: Elsewhere) {
+        *self.inner.elsewhere.borrow_mut() = Some(elsewhere);
+    }
+
+    /// Counts how often requests were handed back or refused because this replica could not propose them: while it stays
+    /// the same, no request was, and those that were admitted keep their order.
+    pub fn losses(&self) -> u64 {
+        self.inner.losses.get()
+    }
+
+    /// Leader and term, as known here.
+    pub fn leader(&self) -> (Option<NodeId>, Term) {
+        self.inner.group.leader()
+    }
+
+    /// Whether this replica takes proposals: it leads, serves, and is not at fault.
+    pub fn leads(&self) -> bool {
+        self.inner.group.leads() && self.inner.check_life().is_ok()
+    }
+
+    /// Whether it can be read: it belongs to the group and knows something of it, and what it has can be trusted.
+    pub fn is_readable(&self) -> bool {
+        self.inner.check_readable().is_ok() && self.inner.group.applied_end() > Index(0)
+    }
+
+    /// First offset that is not committed here.
+    pub fn high_watermark(&self) -> Offset {
+        self.inner.group.high_watermark()
+    }
+
+    /// Suspends until the high watermark is above `offset`, or the shard stops or closes.
+    pub fn wait_above(&self, offset: Offset) -> impl Future<Output = ()> + use<E> + 'static {
+        let group = self.inner.group.clone();
+        async move { group.wait_above(offset).await }
+    }
+
+    /// Neither closed nor closing.
+    pub fn is_open(&self) -> bool {
+        self.inner.life.get() == Life::Serving
+    }
+
+    /// Suspends until leader, term, membership or `leads` may have changed, or the shard stops or closes.
+    pub fn wait_changed(&self) -> impl Future<Output = ()> + use<E> + 'static {
+        let group = self.inner.group.clone();
+        async move { group.wait_changed().await }
+    }
+
+    /// Why it does not serve, if so.
+    pub fn fault(&self) -> Option<String> {
+        self.inner.group.fault()
+    }
+
+    /// Has another replica lead; see `Group::transfer`.
+    ///
+    /// # Errors
+    /// `NotLeader` when nobody could take over in time.
+    pub async fn transfer(&self, to: Option<NodeId>, within: Duration) -> Result<(), ShardError> {
+        Ok(self.inner.group.transfer(to, within).await?)
+    }
+
+    /// Its Raft group, for who changes its members.
+    pub fn change_members(
+        &self,
+        voters: BTreeSet<NodeId>,
+    ) -> impl Future<Output = Result<(), ShardError>> + use<E> + 'static {
+        let group = self.inner.group.clone();
+        async move { Ok(group.change_members(voters).await?) }
+    }
+
+    /// Who belongs to its group, as known here.
+    pub fn members(&self) -> Members {
+        self.inner.group.members()
+    }
+
+    /// Answers a peer's stream for its Raft group.
+    pub fn serve(&self, from: NodeId, first: Received, stream: FrameStream<E>) {
+        self.inner.group.serve(from, first, stream);
     }
 
     /// Committed records from a start on; waits for a first one as long as asked. Without one `next_offset` is the start, which
@@ -394,7 +347,18 @@ impl<E: Env> Shard<E> {
             size_bytes: segments.iter().map(|segment| segment.bytes).sum(),
             segments: u32::try_from(segments.len()).unwrap_or(u32::MAX),
             fault: self.inner.group.fault(),
+            applied_end: self.inner.group.applied_end(),
+            chain: self.inner.group.applied_chain(),
+            members: self.inner.group.members(),
+            progress: self.inner.group.progress(),
         }
+    }
+
+    /// Entries that a follower is behind, as the leader knows it; `None` on a replica that does not lead, and for strangers.
+    pub fn lag_of(&self, node: NodeId) -> Option<u64> {
+        let progress = self.inner.group.progress().into_iter().find(|progress| progress.node == node)?;
+        let end = self.inner.group.log().last().map_or(0, |last| last.index.0 + 1);
+        Some(end - progress.matched.map_or(0, |matched| matched.index.0 + 1).min(end))
     }
 
     /// Refuses new requests, finishes those in flight, closes the log cleanly. A second call waits for the first.
@@ -449,6 +413,19 @@ impl<E: Env> Inner<E> {
             Some(cause) => Err(ShardError::Failed { cause, maybe_written: false }),
             None => Ok(()),
         }
+    }
+
+    /// Why nothing can be read, if so. Damage is no reason: what is whole can be.
+    fn check_readable(&self) -> Result<(), ShardError> {
+        match self.check_life() {
+            Err(ShardError::Failed { .. }) if self.is_damaged() => Ok(()),
+            result => result,
+        }
+    }
+
+    /// A read has found damage.
+    fn is_damaged(&self) -> bool {
+        matches!(self.group.log().fault(), Some(LogError::Corrupt { .. }))
     }
 
     /// Nothing waits, nothing is in flight.

@@ -7,6 +7,11 @@
 //! A batch is encoded for the offset that it will have if everything before it lands where predicted. If that turns out
 //! wrong the entry is void, and everything behind it too; nothing more is proposed until all in flight
 //! have landed, then the void ones go again, in their order.
+//!
+//! A replica that does not lead (any more) proposes nothing. When the last entry in flight has landed, all requests that
+//! wait are handed back, in their order, none of them written: to `Shard::set_elsewhere`, or as `NotLeader` to their
+//! callers. Until then new ones queue behind them. So of two requests the later one is never proposed here after the
+//! earlier one was handed back, unless it came after that.
 
 use std::{
     collections::VecDeque,
@@ -17,21 +22,18 @@ use std::{
 };
 
 use super::{
-    Durability, Inner, Life, Produce, Produced, ShardError,
+    Durability, Inner, Life, Produced, ShardError,
     estimate::AppendEstimate,
     machine::ShardAnswer,
     metrics::Stations,
-    queue::{Gathered, Placed, Queue, Waiting},
+    queue::{Gathered, Owed, Placed, Queue, Waiting},
 };
 use crate::{
-    env::{
-        Env,
-        buffer::Buffer,
-        channel::{self, OneshotReceiver},
-    },
+    env::{Env, buffer::Buffer},
     format::entry::{ENTRY_HEADER_BYTES, EntryHeader},
     ids::{Offset, SegmentSequence},
     limits::{ENTRIES_IN_FLIGHT_MAX, PROPOSE_BYTES_EAGER},
+    log::LogError,
     raft::{Applied, GroupError, Proposal, ProposalKind},
 };
 
@@ -67,6 +69,8 @@ pub(super) struct State {
     refused_held: bool,
     /// Requests to be proposed again after that.
     void: Vec<Waiting>,
+    /// Raft refuses entries, for this reason: all that wait are handed back after that.
+    lost: Option<ShardError>,
     estimate: AppendEstimate,
     /// Segment of the last entry that landed.
     segment: SegmentSequence,
@@ -82,6 +86,7 @@ impl State {
             stalled: false,
             refused_held: false,
             void: Vec::new(),
+            lost: None,
             estimate: AppendEstimate::default(),
             segment: SegmentSequence::default(),
         }
@@ -136,23 +141,38 @@ pub(super) async fn pump<E: Env>(inner: Rc<Inner<E>>) {
 
 impl<E: Env> Inner<E> {
     /// Queues a request, and proposes it if nothing is in flight.
-    pub(super) fn admit(&self, produce: Produce) -> Result<OneshotReceiver<Result<Produced, ShardError>>, ShardError> {
-        self.check_life()?;
-        let now_us = E::monotonic_us();
+    #[allow(clippy::result_large_err, reason = "giving the request back is what this is for")]
+    pub(super) fn admit(&self, owed: Owed, now_us: u64) -> Result<(), (ShardError, Owed)> {
+        if let Err(error) = self.check_life() {
+            return Err((error, owed));
+        }
         let mut state = self.state.borrow_mut();
-        if let Err(busy) = state.queue.admit(produce.records.encoded_bytes_max()) {
+        if !self.group.leads() && state.is_idle() {
+            drop(state);
+            return Err((self.not_leading(), owed));
+        }
+        if let Err(busy) = state.queue.admit(owed.produce.records.encoded_bytes_max()) {
             self.metrics.refused_busy.increment(1);
-            return Err(busy);
+            return Err((busy, owed));
         }
-        if !state.estimate.can_meet(produce.deadline_us, now_us) {
+        if !state.estimate.can_meet(owed.produce.deadline_us, now_us) {
             self.metrics.refused_deadline.increment(1);
-            return Err(ShardError::Deadline);
+            return Err((ShardError::Deadline, owed));
         }
-        let (reply, answer) = channel::oneshot();
-        state.queue.push(Waiting { produce, queued_us: now_us, attempts: 0, reply: Some(reply) });
+        state.queue.push(owed.into());
         drop(state);
         self.propose_due();
-        Ok(answer)
+        Ok(())
+    }
+
+    /// Why nothing is proposed by a replica that serves and does not lead.
+    fn not_leading(&self) -> ShardError {
+        let leader = self.group.leader().0.filter(|leader| *leader != self.options.node);
+        match self.group.log().has_room(0) {
+            // Else the only voter, which cannot lead before there is space, would not say why.
+            Err(error @ LogError::Full { .. }) if leader.is_none() => ShardError::Full(error),
+            Ok(()) | Err(_) => ShardError::NotLeader { leader },
+        }
     }
 
     /// Proposes what is due.
@@ -160,6 +180,15 @@ impl<E: Env> Inner<E> {
         loop {
             let mut state = self.state.borrow_mut();
             if !state.is_due() {
+                return;
+            }
+            if !self.group.leads() {
+                let landed = state.in_flight.is_empty();
+                drop(state);
+                // What is in flight may still tell the requests behind it that they are refused for it.
+                if landed {
+                    self.hand_back(&self.not_leading());
+                }
                 return;
             }
             let now_us = E::monotonic_us();
@@ -266,6 +295,7 @@ impl<E: Env> Inner<E> {
                 count: waiting.produce.records.count(),
                 timestamp_us: entry.timestamp_us,
                 durability: Durability::QuorumFlushed,
+                leader: None,
             };
             waiting.answer(Ok(produced));
         }
@@ -279,12 +309,18 @@ impl<E: Env> Inner<E> {
 
     /// Answers the requests of an entry that is void (`None`) or failed, or keeps them for another try.
     fn not_appended(&self, requests: Vec<Placed>, error: Option<GroupError>) {
-        let stopped = matches!(error, Some(GroupError::Stopped { .. }));
+        let lost = match &error {
+            Some(GroupError::NotLeader { .. } | GroupError::Deposed { .. }) => Some(self.not_leading()),
+            Some(GroupError::Stopped { cause, .. }) => Some(self.stopped(cause, false)),
+            Some(GroupError::Full(_)) | None => None,
+        };
+        if lost.is_some() {
+            self.state.borrow_mut().lost = lost;
+        }
         for Placed { mut waiting, refused, .. } in requests {
             match &error {
-                Some(GroupError::Stopped { cause, maybe_written }) => {
-                    let maybe_written = *maybe_written && !refused;
-                    waiting.answer(Err(self.stopped(cause, maybe_written)));
+                Some(GroupError::Stopped { cause, maybe_written: true }) if !refused => {
+                    waiting.answer(Err(self.stopped(cause, true)));
                 }
                 Some(GroupError::Full(error)) if !refused => {
                     self.metrics.refused_full.increment(1);
@@ -293,11 +329,12 @@ impl<E: Env> Inner<E> {
                 Some(GroupError::Deposed { leader }) if !refused => {
                     waiting.answer(Err(ShardError::Deposed { leader: *leader }));
                 }
-                Some(GroupError::NotLeader { leader }) if !refused => {
-                    waiting.answer(Err(ShardError::NotLeader { leader: *leader }));
+                // Nothing of it was written: it is handed back with all that wait.
+                Some(GroupError::NotLeader { .. } | GroupError::Stopped { .. }) => {
+                    self.state.borrow_mut().void.push(waiting);
                 }
                 // What it was refused for, or predicted from, has not come about: it is looked at again.
-                None | Some(GroupError::Full(_) | GroupError::NotLeader { .. } | GroupError::Deposed { .. }) => {
+                None | Some(GroupError::Full(_) | GroupError::Deposed { .. }) => {
                     waiting.attempts += 1;
                     if waiting.attempts < ATTEMPTS_MAX {
                         self.state.borrow_mut().void.push(waiting);
@@ -310,20 +347,27 @@ impl<E: Env> Inner<E> {
         if error.is_none() {
             self.metrics.voids.increment(1);
         }
-        if stopped {
-            self.fail_waiting(&error);
-        }
     }
 
-    /// The group has stopped: what was not proposed never will be.
-    fn fail_waiting(&self, error: &Option<GroupError>) {
-        let Some(GroupError::Stopped { cause, .. }) = error else { return };
-        let (void, waiting) = {
-            let mut state = self.state.borrow_mut();
-            (std::mem::take(&mut state.void), state.queue.drain())
-        };
-        for waiting in void.into_iter().chain(waiting) {
-            waiting.answer(Err(self.stopped(cause, false)));
+    /// Hands all that waits back, in its order: nothing of it was written, and nothing will be by this replica.
+    fn hand_back(&self, error: &ShardError) {
+        let waiting = self.state.borrow_mut().queue.drain();
+        if waiting.is_empty() {
+            return;
+        }
+        // Before anybody is told: whoever forwards to this replica looks at it before the next request.
+        self.losses.set(self.losses.get() + 1);
+        let elsewhere = self.elsewhere.borrow().clone();
+        let mut owed = Vec::with_capacity(waiting.len());
+        for request in waiting.into_iter().filter_map(Waiting::owed) {
+            if request.produce.forwarded || elsewhere.is_none() {
+                request.answer(Err(error.clone()));
+            } else {
+                owed.push(request);
+            }
+        }
+        if let Some(elsewhere) = elsewhere.filter(|_| !owed.is_empty()) {
+            elsewhere(owed, error.clone());
         }
     }
 
@@ -335,16 +379,21 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// When nothing is in flight any more, void batches go again.
+    /// When nothing is in flight any more, void batches go again, or all that wait is handed back.
     fn restart_when_landed(&self) {
         let mut state = self.state.borrow_mut();
+        let mut lost = None;
         if state.stalled && state.in_flight.is_empty() {
             state.stalled = false;
+            lost = std::mem::take(&mut state.lost);
             let void = std::mem::take(&mut state.void);
             state.queue.put_back(void);
         }
         assert!(state.stalled || state.void.is_empty(), "void batches wait only while stalled");
         drop(state);
+        if let Some(error) = lost {
+            self.hand_back(&error);
+        }
         self.propose_due();
     }
 
@@ -381,6 +430,7 @@ fn ack_from_memory(requests: &mut [Placed], landing: &mut Landing, timestamp_us:
             count: placed.waiting.produce.records.count(),
             timestamp_us,
             durability: Durability::LeaderMemory,
+            leader: None,
         };
         // Nobody may be listening any more.
         drop(reply.send(Ok(produced)));

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::{Produce, Produced, ShardError, estimate::AppendEstimate};
 use crate::{
-    env::channel::OneshotSender,
+    env::channel::{self, OneshotReceiver, OneshotSender},
     ids::Offset,
     limits::{ENTRY_BYTES_MAX, ENTRY_BYTES_TARGET, PRODUCE_QUEUE_BYTES_MAX, PRODUCE_QUEUE_REQUESTS_MAX},
 };
@@ -13,7 +13,40 @@ use crate::{
 const GATHER_RESERVE_MAX: usize = 256;
 
 /// Where a request's answer goes.
-pub(super) type Reply = OneshotSender<Result<Produced, ShardError>>;
+type Reply = OneshotSender<Result<Produced, ShardError>>;
+
+/// A request, and where its answer is owed.
+pub struct Owed {
+    /// What is asked for.
+    pub produce: Produce,
+    /// When it came, on the monotonic clock.
+    queued_us: u64,
+    reply: Reply,
+}
+
+impl Owed {
+    /// A request that came at `now_us` on the monotonic clock, and its answer.
+    pub fn new(produce: Produce, now_us: u64) -> (Owed, OneshotReceiver<Result<Produced, ShardError>>) {
+        let (reply, answer) = channel::oneshot();
+        (Owed { produce, queued_us: now_us, reply }, answer)
+    }
+
+    /// When it came, on the monotonic clock.
+    pub fn queued_us(&self) -> u64 {
+        self.queued_us
+    }
+
+    /// Answers it. Nobody may be listening any more.
+    pub fn answer(self, answer: Result<Produced, ShardError>) {
+        drop(self.reply.send(answer));
+    }
+}
+
+impl std::fmt::Debug for Owed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Owed").field("produce", &self.produce).finish_non_exhaustive()
+    }
+}
 
 /// A request that is not proposed.
 pub(super) struct Waiting {
@@ -26,10 +59,22 @@ pub(super) struct Waiting {
     pub(super) reply: Option<Reply>,
 }
 
+impl From<Owed> for Waiting {
+    fn from(Owed { produce, queued_us, reply }: Owed) -> Waiting {
+        Waiting { produce, queued_us, attempts: 0, reply: Some(reply) }
+    }
+}
+
 impl Waiting {
     /// Bound of its bytes in an entry.
     fn bytes(&self) -> usize {
         self.produce.records.encoded_bytes_max()
+    }
+
+    /// The request, if it is not answered yet.
+    pub(super) fn owed(self) -> Option<Owed> {
+        let Waiting { produce, queued_us, attempts: _, reply } = self;
+        Some(Owed { produce, queued_us, reply: reply? })
     }
 
     /// Answers it, if it is not answered yet. Nobody may be listening any more.
@@ -157,7 +202,6 @@ mod tests {
 
     use super::*;
     use crate::{
-        env::channel::{self, OneshotReceiver},
         format::records::Records,
         limits::{MESSAGE_BYTES_MAX, RECORD_BYTES_MAX},
         shard::Durability,
@@ -177,12 +221,13 @@ mod tests {
             message.extend(&record);
         }
         let (_, records) = Records::parse(Bytes::from(message), RECORD_BYTES_MAX).unwrap();
-        Produce { records, durability: Durability::QuorumFlushed, expected_offset: None, deadline_us: None }
+        let durability = Durability::QuorumFlushed;
+        Produce { records, durability, expected_offset: None, deadline_us: None, forwarded: false }
     }
 
     fn push(queue: &mut Queue, produce: Produce) -> Answer {
-        let (reply, answer) = channel::oneshot();
-        queue.push(Waiting { produce, queued_us: 0, attempts: 0, reply: Some(reply) });
+        let (owed, answer) = Owed::new(produce, 0);
+        queue.push(owed.into());
         answer
     }
 

@@ -103,8 +103,8 @@ impl<E: Env> Inner<E> {
     /// Applies the limits once.
     pub(super) async fn retain(self: &Rc<Self>, retention: Retention) -> Result<(), ShardError> {
         let wanted = boundary(&self.group.log().segments(), retention, E::wall_us());
-        // Entries that are not committed yet may be in a segment that is full already.
-        let wanted = wanted.map(|offset| offset.min(self.group.high_watermark()));
+        // Entries that are not committed yet may be in a segment that is full already. Followers trim when they are told to.
+        let wanted = wanted.map(|offset| offset.min(self.group.high_watermark())).filter(|_| self.group.leads());
         if let Some(before) = wanted.filter(|before| *before > self.log_start()) {
             self.trim(before).await?;
         }

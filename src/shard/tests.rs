@@ -13,6 +13,7 @@ use prost::Message;
 use super::*;
 use crate::{
     env::runtime::block_on,
+    format::records::Records,
     ids::{NodeId, ShardUid},
     limits::{RECORD_BYTES_MAX, SEGMENT_BYTES_MIN, TAIL_BYTES_MAX},
     proto::ringlog::v1::{ConsumeResponse, ProduceRequest, Record},
@@ -30,6 +31,7 @@ fn options() -> ShardOptions {
         slot: 0,
         founders: Some([NodeId(1)].into()),
         owner: 0,
+        preferred: true,
         retention_bytes_max: 0,
         retention_age_ms_max: 0,
     }
@@ -68,6 +70,7 @@ fn values<V: AsRef<[u8]>>(values: impl IntoIterator<Item = V>) -> Produce {
         durability: Durability::QuorumFlushed,
         expected_offset: None,
         deadline_us: None,
+        forwarded: false,
     }
 }
 
@@ -81,7 +84,15 @@ fn large(bytes: usize) -> Produce {
 }
 
 fn from(start: Start) -> Consume {
-    Consume { start, records_max: u64::MAX, bytes_max: 1 << 20, wait: Duration::ZERO }
+    Consume {
+        start,
+        records_max: u64::MAX,
+        bytes_max: 1 << 20,
+        wait: Duration::ZERO,
+        min_offset: None,
+        linearizable: false,
+        deadline_us: None,
+    }
 }
 
 fn at(offset: u64) -> Consume {

@@ -194,6 +194,7 @@ mod tests {
             slot: 0,
             founders: Some([NodeId(1)].into()),
             owner: 0,
+            preferred: true,
         };
         let peers = Peers::<TestEnv>::alone(NodeId(1));
         let opened = Group::open(disk.clone(), TailBudget::new(1 << 20), peers, options, Catalog::new()).await;
@@ -247,7 +248,7 @@ mod tests {
         made: Option<&str>,
         found: impl IntoIterator<Item = u64>,
     ) -> Judgement {
-        let identity = Identity { cluster_id: cluster_id.to_owned(), node: NodeId(node) };
+        let identity = Identity { cluster_id: cluster_id.to_owned(), node: NodeId(node), incarnation: 1 };
         let (made, found) = (made.map(str::as_bytes), found.into_iter().map(ShardUid).collect());
         Holdings { data: "/data".as_ref(), identity: &identity, catalog, made, found: &found }.judge()
     }

@@ -1,4 +1,4 @@
-//! `ringlog.v1.Admin`, and `Log.GetServers`: one request, one response, each a call of `Frontend`.
+//! Topics of `ringlog.v1.Admin`, and `Log.GetServers`: one request, one response, each a call of `Frontend`.
 
 use crate::env::Env;
 use crate::frontend::CallError;
@@ -49,6 +49,13 @@ pub(super) async fn unary<E: Env>(call: &mut Call<E>, method: Method) -> Result<
         | Method::ProduceStream
         | Method::Consume
         | Method::ConsumeStream
+        | Method::WatchServers
+        | Method::DescribeCluster
+        | Method::CreateJoinToken
+        | Method::DrainNode
+        | Method::RemoveNode
+        | Method::Rebalance
+        | Method::TransferLeader
         | Method::HealthCheck
         | Method::HealthWatch
         | Method::Reflect

@@ -28,6 +28,7 @@ use crate::frontend::Code;
 use crate::frontend::Frontend;
 use crate::frontend::grpc::admin;
 use crate::frontend::grpc::body::Body;
+use crate::frontend::grpc::cluster;
 use crate::frontend::grpc::consume;
 use crate::frontend::grpc::health;
 use crate::frontend::grpc::method::Method;
@@ -38,6 +39,7 @@ use crate::frontend::grpc::stream::Requests;
 use crate::frontend::grpc::stream::Responses;
 use crate::frontend::grpc::stream::Stop;
 use crate::frontend::grpc::timeout;
+use crate::frontend::grpc::watch;
 
 /// A call that passed the checks.
 pub(super) struct Call<E: Env> {
@@ -142,6 +144,13 @@ impl<E: Env> Call<E> {
             | Method::DeleteTopic
             | Method::TrimTopic
             | Method::Unknown => Box::pin(admin::unary(self, method)).await,
+            Method::WatchServers => Box::pin(watch::stream(self)).await,
+            Method::DescribeCluster
+            | Method::CreateJoinToken
+            | Method::DrainNode
+            | Method::RemoveNode
+            | Method::Rebalance
+            | Method::TransferLeader => Box::pin(cluster::unary(self, method)).await,
         }
     }
 

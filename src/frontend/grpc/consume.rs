@@ -44,6 +44,9 @@ pub(super) async fn unary<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
             records_max: u64::from(request.max_records),
             bytes_max: request.max_bytes as usize,
             wait: Duration::from_millis(u64::from(request.wait_ms)),
+            min_offset: request.min_offset.map(Offset),
+            linearizable: request.linearizable,
+            deadline_us: call.deadline_us,
         },
     };
     let consumed = call.frontend.consume(consume);
@@ -93,6 +96,9 @@ pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
             records_max: if request.max_records == 0 { u64::MAX } else { request.max_records },
             bytes_max: request.max_bytes as usize,
             wait: limits::CONSUME_WAIT_MAX,
+            min_offset: request.min_offset.map(Offset),
+            linearizable: request.linearizable,
+            deadline_us: call.deadline_us,
         },
     };
     let mut follow = Follow::new(consume, |consume| frontend.consume(consume));
@@ -169,6 +175,8 @@ where
             };
             let wanted = &mut self.consume.consume;
             wanted.start = Start::Offset(consumed.next_offset);
+            // They were for the first answer; the later ones follow it.
+            (wanted.min_offset, wanted.linearizable) = (None, false);
             wanted.records_max = wanted.records_max.saturating_sub(consumed.count);
             if wanted.records_max == 0 {
                 self.end(Ok(()));
@@ -212,7 +220,15 @@ mod tests {
             let consume = ConsumeCall {
                 topic: String::new(),
                 shard: 0,
-                consume: Consume { start: Start::Earliest, records_max: RECORDS, bytes_max: 0, wait: Duration::ZERO },
+                consume: Consume {
+                    start: Start::Earliest,
+                    records_max: RECORDS,
+                    bytes_max: 0,
+                    wait: Duration::ZERO,
+                    min_offset: None,
+                    linearizable: false,
+                    deadline_us: None,
+                },
             };
             let start = |_: ConsumeCall| {
                 asked.set(asked.get() + 1);

@@ -8,7 +8,7 @@
 //! status      errors to trailers
 //! timeout     the grpc-timeout header
 //! method      paths, and the counters of each
-//! produce, consume, admin, health, reflection: the services
+//! produce, consume, watch, admin, cluster, health, reflection: the services
 //! ```
 //!
 //! Promises: a client that breaks HTTP/2 or gRPC loses its call or its connection, and nobody else's;
@@ -18,6 +18,7 @@
 mod admin;
 mod body;
 mod call;
+mod cluster;
 mod connection;
 mod consume;
 mod health;
@@ -31,6 +32,7 @@ mod stream;
 mod tests;
 mod timeout;
 mod turn;
+mod watch;
 
 use crate::env::Env;
 use crate::frontend::Frontend;

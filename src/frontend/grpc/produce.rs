@@ -12,6 +12,7 @@ use bytes::Buf;
 use bytes::BufMut;
 use bytes::Bytes;
 use bytes::BytesMut;
+use prost::Message;
 use prost::encoding::encode_varint;
 use prost::encoding::encoded_len_varint;
 
@@ -230,11 +231,10 @@ fn varints(ack: &ProduceAck) -> [(u8, u64); 5] {
 /// Bytes of its message, without the prefix.
 fn message_len(ack: &ProduceAck) -> usize {
     let numbers = varints(ack).into_iter().filter(|(_, value)| *value != 0);
-    let topic = ack.topic.len();
+    let delimited = |bytes: usize| 1 + encoded_len_varint(bytes as u64) + bytes;
     numbers.map(|(_, value)| 1 + encoded_len_varint(value)).sum::<usize>()
-        + 1
-        + encoded_len_varint(topic as u64)
-        + topic
+        + delimited(ack.topic.len())
+        + ack.leader.as_ref().map_or(0, |leader| delimited(leader.encoded_len()))
 }
 
 fn ack_len(ack: &ProduceAck) -> usize {
@@ -255,12 +255,16 @@ fn encode_ack(ack: &ProduceAck, out: &mut BytesMut) {
     out.put_u8(6 << 3 | 2);
     encode_varint(ack.topic.len() as u64, out);
     out.put_slice(ack.topic.as_bytes());
+    if let Some(leader) = &ack.leader {
+        // Field 13, length-delimited.
+        out.put_u8(13 << 3 | 2);
+        leader.encode_length_delimited(out).expect("there is room");
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use prost::Message;
 
     use super::*;
     use crate::ids::Offset;
@@ -271,10 +275,13 @@ mod tests {
         #[test]
         fn acks_are_produce_responses(
             shard: u32, base_offset: u64, count: u32, timestamp_us: i64, memory: bool, topic in "[a-z]{1,249}",
+            leader in prop::option::of((any::<u64>(), "[a-z.]{0,60}:[0-9]{1,5}")),
         ) {
             let durability = if memory { Durability::LeaderMemory } else { Durability::QuorumFlushed };
-            let produced = Produced { base_offset: Offset(base_offset), count, timestamp_us, durability };
-            let ack = ProduceAck { topic: topic.as_str().into(), shard, produced };
+            let produced =
+                Produced { base_offset: Offset(base_offset), count, timestamp_us, durability, leader: None };
+            let leader = leader.map(|(node_id, address)| v1::LeaderHint { node_id, address });
+            let ack = ProduceAck { topic: topic.as_str().into(), shard, produced, leader: leader.clone().map(Box::new) };
             let mut out = BytesMut::new();
             encode_ack(&ack, &mut out);
             let expected = v1::ProduceStreamResponse {
@@ -284,7 +291,7 @@ mod tests {
                 timestamp_us,
                 durability: super::durability(durability) as i32,
                 topic,
-                ..Default::default()
+                leader,
             };
             prop_assert_eq!(out.len(), ack_len(&ack));
             prop_assert_eq!(&out[..grpc::PREFIX_BYTES], &grpc::prefix(expected.encoded_len()));

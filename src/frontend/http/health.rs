@@ -63,6 +63,7 @@ pub async fn ready(State(api): State<Api>) -> Response {
     let phase = match node.phase() {
         Phase::Starting => "recovering",
         Phase::Serving => "serving",
+        Phase::Leaving => "leaving",
         Phase::Draining | Phase::Closing => "shutting down",
     };
     let faults = node.faults();

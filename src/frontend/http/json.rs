@@ -127,6 +127,15 @@ pub struct AckOut {
     count: u32,
     timestamp_us: i64,
     durability: DurabilityName,
+    /// Set when another node leads the shard: go there straight next time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leader: Option<LeaderHintOut>,
+}
+
+#[derive(Debug, Serialize)]
+struct LeaderHintOut {
+    node_id: u64,
+    address: String,
 }
 
 impl From<ProduceAck> for AckOut {
@@ -141,6 +150,7 @@ impl From<ProduceAck> for AckOut {
                 Durability::QuorumFlushed => DurabilityName::QuorumFlushed,
                 Durability::LeaderMemory => DurabilityName::LeaderMemory,
             },
+            leader: ack.leader.map(|leader| LeaderHintOut { node_id: leader.node_id, address: leader.address }),
         }
     }
 }
@@ -229,6 +239,7 @@ pub struct TopicConfigJson {
 pub struct CreateTopicBody {
     shards: u32,
     config: Option<TopicConfigJson>,
+    replication_factor: u32,
 }
 
 impl CreateTopicBody {
@@ -240,7 +251,7 @@ impl CreateTopicBody {
                 .map(|retention| proto::Retention { bytes_max: retention.bytes_max, age_ms_max: retention.age_ms_max }),
             segment_bytes: config.segment_bytes,
         });
-        proto::CreateTopicRequest { name, shards: self.shards, config, ..Default::default() }
+        proto::CreateTopicRequest { name, shards: self.shards, config, replication_factor: self.replication_factor }
     }
 }
 
@@ -252,6 +263,7 @@ pub struct TopicOut {
     shards: u32,
     config: TopicConfigJson,
     created_us: i64,
+    replication_factor: u32,
 }
 
 impl From<proto::Topic> for TopicOut {
@@ -265,6 +277,7 @@ impl From<proto::Topic> for TopicOut {
             shards: topic.shards,
             config: TopicConfigJson { retention: Some(retention), segment_bytes: config.segment_bytes },
             created_us: topic.created_us,
+            replication_factor: topic.replication_factor,
         }
     }
 }
@@ -288,8 +301,9 @@ pub struct DescribedOut {
     shards: Vec<ShardStatusOut>,
 }
 
+/// A shard.
 #[derive(Debug, Serialize)]
-struct ShardStatusOut {
+pub struct ShardStatusOut {
     shard: u32,
     shard_uid: u64,
     reactor: u32,
@@ -302,11 +316,44 @@ struct ShardStatusOut {
     segments: u32,
     #[serde(skip_serializing_if = "String::is_empty")]
     fault: String,
+    replica_node_ids: Vec<u64>,
+    replicas: Vec<ReplicaStatusOut>,
 }
 
-impl From<proto::DescribeTopicResponse> for DescribedOut {
-    fn from(response: proto::DescribeTopicResponse) -> DescribedOut {
-        let shard = |status: proto::ShardStatus| ShardStatusOut {
+#[derive(Debug, Serialize)]
+struct ReplicaStatusOut {
+    node_id: u64,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    fault: String,
+    log_start: u64,
+    high_watermark: u64,
+    log_end: u64,
+    lag: u64,
+    learner: bool,
+    /// Hexadecimal: JSON's numbers are not wide enough everywhere.
+    chain: String,
+    applied_end: u64,
+}
+
+impl From<proto::ReplicaStatus> for ReplicaStatusOut {
+    fn from(status: proto::ReplicaStatus) -> ReplicaStatusOut {
+        ReplicaStatusOut {
+            node_id: status.node_id,
+            fault: status.fault,
+            log_start: status.log_start,
+            high_watermark: status.high_watermark,
+            log_end: status.log_end,
+            lag: status.lag,
+            learner: status.learner,
+            chain: format!("{:016x}", status.chain),
+            applied_end: status.applied_end,
+        }
+    }
+}
+
+impl From<proto::ShardStatus> for ShardStatusOut {
+    fn from(status: proto::ShardStatus) -> ShardStatusOut {
+        ShardStatusOut {
             shard: status.shard,
             shard_uid: status.shard_uid,
             reactor: status.reactor,
@@ -318,10 +365,17 @@ impl From<proto::DescribeTopicResponse> for DescribedOut {
             size_bytes: status.size_bytes,
             segments: status.segments,
             fault: status.fault,
-        };
+            replica_node_ids: status.replica_node_ids,
+            replicas: status.replicas.into_iter().map(ReplicaStatusOut::from).collect(),
+        }
+    }
+}
+
+impl From<proto::DescribeTopicResponse> for DescribedOut {
+    fn from(response: proto::DescribeTopicResponse) -> DescribedOut {
         DescribedOut {
             topic: response.topic.map(TopicOut::from),
-            shards: response.shards.into_iter().map(shard).collect(),
+            shards: response.shards.into_iter().map(ShardStatusOut::from).collect(),
         }
     }
 }
@@ -355,6 +409,8 @@ struct ServerOut {
     grpc_address: String,
     http_address: String,
     reactors: u32,
+    alive: bool,
+    draining: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -379,6 +435,8 @@ impl From<proto::GetServersResponse> for ServersOut {
             grpc_address: server.grpc_address,
             http_address: server.http_address,
             reactors: server.reactors,
+            alive: server.alive,
+            draining: server.draining,
         };
         let leader = |shard: proto::ShardLeader| ShardLeaderOut {
             shard: shard.shard,

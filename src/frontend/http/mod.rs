@@ -3,16 +3,22 @@
 //! | | |
 //! |---|---|
 //! | `POST /v1/topics/{topic}/records` | append: `{"records": [{"value_text": "hi"}]}` |
-//! | `GET /v1/topics/{topic}/shards/{shard}/records` | read: `?offset=` or `?timestamp_us=` or `?position=earliest\|latest`, `max_records`, `max_bytes`, `wait_ms`, `text` |
+//! | `GET /v1/topics/{topic}/shards/{shard}/records` | read: `?offset=` or `?timestamp_us=` or `?position=earliest\|latest`, `max_records`, `max_bytes`, `wait_ms`, `min_offset`, `linearizable`, `text` |
 //! | `POST /v1/topics/{topic}/shards/{shard}/trim` | `{"before_offset": 7}` |
 //! | `GET /v1/topics`, `GET, PUT, POST, DELETE /v1/topics/{topic}` | list, describe, create (two ways), delete |
 //! | `GET /v1/servers` | the topology; `?topic=` for one topic |
+//! | `GET /v1/cluster` | nodes with their health, and where every shard is |
+//! | `POST /v1/cluster/join-tokens` | `{"valid_s": 3600, "uses": 1}`; both may be left out |
+//! | `POST /v1/cluster/nodes/{node}/drain`, `DELETE /v1/cluster/nodes/{node}` | `{"undo": true}`; `?dead=true` |
+//! | `POST /v1/cluster/rebalance` | `{"dry_run": true}` |
+//! | `POST /v1/topics/{topic}/shards/{shard}/leader` | `{"to_node_id": 2}`; any other replica if left out |
 //! | `GET /livez`, `/readyz`, `/metrics` | health, with reasons; Prometheus |
 //!
 //! Bodies are `application/json`: a web page cannot send that to somebody's local server unasked.
 //! Errors are `{code, reason, message, definite, retry_after_ms}`. Nothing here touches a log; every
 //! call is a message to a reactor. Memory is bounded: connections, and bytes of bodies being read.
 
+mod cluster;
 mod health;
 pub mod json;
 mod socket;
@@ -89,7 +95,13 @@ fn router(remote: Remote) -> Router {
         .route("/v1/topics/{topic}/shards/{shard}/trim", post(trim))
         .route("/v1/topics", get(list_topics))
         .route("/v1/topics/{topic}", get(describe).put(create).post(create).delete(delete))
+        .route("/v1/topics/{topic}/shards/{shard}/leader", post(cluster::transfer_leader))
         .route("/v1/servers", get(servers))
+        .route("/v1/cluster", get(cluster::describe))
+        .route("/v1/cluster/join-tokens", post(cluster::create_join_token))
+        .route("/v1/cluster/nodes/{node}/drain", post(cluster::drain_node))
+        .route("/v1/cluster/nodes/{node}", axum::routing::delete(cluster::remove_node))
+        .route("/v1/cluster/rebalance", post(cluster::rebalance))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))
@@ -128,6 +140,9 @@ struct ConsumeQuery {
     max_bytes: u32,
     #[serde(default)]
     wait_ms: u32,
+    min_offset: Option<u64>,
+    #[serde(default)]
+    linearizable: bool,
     #[serde(default)]
     text: bool,
 }
@@ -163,6 +178,9 @@ async fn consume(
         records_max: query.max_records.into(),
         bytes_max: query.max_bytes as usize,
         wait: Duration::from_millis(query.wait_ms.into()),
+        min_offset: query.min_offset.map(Offset),
+        linearizable: query.linearizable,
+        deadline_us: None,
     };
     let consumed = api.remote.consume(ConsumeCall { topic, shard, consume }).await?;
     // The chunks are encoded `records` fields: together they are a message already.

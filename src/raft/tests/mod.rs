@@ -78,6 +78,7 @@ fn options() -> GroupOptions {
         slot: 0,
         founders: Some([NodeId(3)].into()),
         owner: 0,
+        preferred: true,
     }
 }
 

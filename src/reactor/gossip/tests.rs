@@ -3,6 +3,7 @@
 use std::{future::Future, net::SocketAddr};
 
 use super::*;
+use crate::reactor::node::Advertised;
 use crate::{
     config::Config,
     env::runtime::block_on,
@@ -64,7 +65,13 @@ impl World {
     /// A node that knows the others at those ports, itself at its own.
     fn start(network: &SimNetwork, node: u64, port: u16, known: &[(u64, u16)]) -> World {
         let anywhere: SocketAddr = ([127, 0, 0, 1], 0).into();
-        let shared = Arc::new(Node::new(Config::default(), 1, (anywhere, anywhere)));
+        let advertised = Advertised {
+            peer_host: "host".to_owned(),
+            peer_port: port,
+            grpc: anywhere.to_string(),
+            http: anywhere.to_string(),
+        };
+        let shared = Arc::new(Node::new(Config::default(), 1, (anywhere, anywhere), advertised));
         shared.book.publish(known.iter().map(|(node, port)| at(*node, *port)).chain([at(node, port)]));
         let net = network.endpoint(NodeId(node), "host", port);
         let (book, liveness) = (Arc::clone(&shared.book), Arc::clone(&shared.liveness));

@@ -1,0 +1,163 @@
+//! What a reactor does for the shards that it leads: their members become what the catalog wants, and their leadership goes
+//! where the catalog prefers it.
+//!
+//! Again and again, from what is there now; a few shards at a time. A change that another leader began is finished by this
+//! one. Nothing here is needed for a record to be safe.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+
+use super::{Control, ControlError, Proposed};
+use crate::{
+    catalog::Replicas,
+    env::{self, Env},
+    ids::{NodeId, ReactorNumber, ShardUid},
+    proto::ringlog::state::v1::{FinishMove, catalog_command::Command},
+    reactor::{Reactor, mailbox::Request, node::Phase},
+    shard::Shard,
+};
+
+/// How often a reactor looks at its shards.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Shards of one reactor whose members change at the same time: each new replica copies a whole log.
+const CHANGES_AT_ONCE: usize = 4;
+
+/// How long a shard stays where it is after a change of leaders: after an election the old leader may still be catching up.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// Longest wait for a preferred leader to take over.
+const TRANSFER_MAX: Duration = Duration::from_secs(2);
+
+/// Looks after the shards that `reactor` leads, until the node drains.
+pub async fn look_after<E: Env>(reactor: Rc<Reactor<E>>) {
+    let busy: Rc<RefCell<BTreeSet<ShardUid>>> = Rc::default();
+    let mut led: BTreeMap<ShardUid, u64> = BTreeMap::new();
+    while reactor.node().phase() < Phase::Leaving {
+        env::sleep::<E>(LOOK_INTERVAL).await;
+        let now_us = E::monotonic_us();
+        let topics = reactor.node().topics.snapshot();
+        let mut still_led = BTreeMap::new();
+        for topic in topics.values() {
+            for (place, replicas) in topic.shards.iter().zip(&topic.view.replicas) {
+                if place.reactor != reactor.number() || !place.here {
+                    continue;
+                }
+                let Some(shard) = reactor.shard(place.uid).ok().filter(Shard::leads) else { continue };
+                let since_us = led.get(&place.uid).copied().unwrap_or(now_us);
+                still_led.insert(place.uid, since_us);
+                if busy.borrow().len() >= CHANGES_AT_ONCE || busy.borrow().contains(&place.uid) {
+                    continue;
+                }
+                let settled = now_us.saturating_sub(since_us) > SETTLE.as_micros() as u64;
+                if !is_due(&reactor, &shard, replicas, settled) {
+                    continue;
+                }
+                busy.borrow_mut().insert(place.uid);
+                let (reactor, busy, uid, replicas) = (reactor.clone(), busy.clone(), place.uid, replicas.clone());
+                env::spawn::<E>(async move {
+                    tend(&reactor, uid, &shard, &replicas, settled).await;
+                    busy.borrow_mut().remove(&uid);
+                });
+            }
+        }
+        led = still_led;
+    }
+}
+
+/// Whether there is something to do for a shard that leads here.
+fn is_due<E: Env>(reactor: &Reactor<E>, shard: &Shard<E>, replicas: &Replicas, settled: bool) -> bool {
+    let members = shard.members();
+    let wanted: BTreeSet<NodeId> = goal(replicas).iter().copied().collect();
+    members.voters != wanted
+        || !members.learners.is_empty()
+        || members.changing
+        || !replicas.target.is_empty()
+        || (settled && preferred(reactor, shard, replicas).is_some())
+}
+
+/// Where the replicas are to be.
+fn goal(replicas: &Replicas) -> &[NodeId] {
+    if replicas.target.is_empty() { &replicas.nodes } else { &replicas.target }
+}
+
+/// The node that is to lead instead of this one, if it can now.
+fn preferred<E: Env>(reactor: &Reactor<E>, shard: &Shard<E>, replicas: &Replicas) -> Option<NodeId> {
+    let node = reactor.node();
+    let me = node.identity()?.node;
+    let first = goal(replicas).first().copied().filter(|first| *first != me)?;
+    let is_able = node.liveness.is_alive(first) && !node.is_leaving(first) && shard.members().voters.contains(&first);
+    // It would have to catch up first, and nobody could write meanwhile.
+    let lag = shard.lag_of(first)?;
+    (is_able && lag <= TRANSFER_LAG_MAX).then_some(first)
+}
+
+/// Entries that a follower may be behind when it is asked to lead.
+const TRANSFER_LAG_MAX: u64 = 64;
+
+async fn tend<E: Env>(reactor: &Rc<Reactor<E>>, uid: ShardUid, shard: &Shard<E>, replicas: &Replicas, settled: bool) {
+    let wanted: BTreeSet<NodeId> = goal(replicas).iter().copied().collect();
+    let members = shard.members();
+    if members.voters != wanted || members.changing || !members.learners.is_empty() {
+        if let Err(error) = shard.change_members(wanted.clone()).await {
+            tracing::debug!(shard_uid = uid.0, %error, "a shard's members were not changed yet; it is tried again");
+            return;
+        }
+        tracing::info!(shard_uid = uid.0, members = ?wanted.iter().map(|node| node.0).collect::<Vec<_>>(), "members changed");
+    }
+    if !replicas.target.is_empty() && shard.members().voters == wanted && !shard.members().changing {
+        let node_ids = replicas.target.iter().map(|node| node.0).collect();
+        let finish = Command::FinishMove(FinishMove { shard_uid: uid.0, node_ids });
+        if let Err(error) = propose(reactor, finish).await {
+            tracing::debug!(shard_uid = uid.0, %error, "the end of a move was not noted yet; it is tried again");
+        }
+        return;
+    }
+    if settled
+        && let Some(to) = preferred(reactor, shard, replicas)
+        && let Err(error) = shard.transfer(Some(to), TRANSFER_MAX).await
+    {
+        tracing::debug!(shard_uid = uid.0, to = to.0, %error, "the preferred leader did not take over; it is tried again");
+    }
+}
+
+/// Has reactor 0 propose a command to the catalog.
+async fn propose<E: Env>(reactor: &Rc<Reactor<E>>, command: Command) -> Result<Proposed, ControlError> {
+    let (reply, answer) = oneshot::channel();
+    let sent = reactor.node().send(ReactorNumber(0), Request::Propose { command, reply });
+    sent.map_err(ControlError::Shards)?;
+    answer.await.unwrap_or(Err(ControlError::Busy))
+}
+
+impl<E: Env> Control<E> {
+    /// Hands the leadership of the catalog to another voter, if this node has it.
+    pub async fn leave(&self) {
+        if self.inner.catalog.leads()
+            && let Err(error) = self.inner.catalog.transfer(None, TRANSFER_MAX).await
+        {
+            tracing::warn!(%error, "nobody took over the catalog; the others elect a leader when this node is gone");
+        }
+    }
+}
+
+/// Hands the leadership of all shards of this reactor to other replicas, a few at a time.
+pub async fn leave<E: Env>(reactor: &Rc<Reactor<E>>) {
+    use futures_util::{StreamExt, stream};
+    let leading =
+        reactor.open_shards().into_iter().filter(|(_, shard)| shard.leads() && shard.members().voters.len() > 1);
+    let transfers = stream::iter(leading).map(|(uid, shard)| async move {
+        if let Err(error) = shard.transfer(None, TRANSFER_MAX).await {
+            tracing::warn!(shard_uid = uid.0, %error, "nobody took over; the others elect a leader when this node is gone");
+        }
+    });
+    transfers.buffer_unordered(LEAVE_AT_ONCE).collect::<()>().await;
+}
+
+/// Shards of one reactor that are handed over at the same time.
+const LEAVE_AT_ONCE: usize = 16;

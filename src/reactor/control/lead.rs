@@ -1,0 +1,85 @@
+//! What the catalog's leader does beside answering: it keeps the catalog's own group in shape (every member follows it,
+//! an odd number of them votes), and proposes which replicas move where.
+//!
+//! All of it again and again, from what is there now: whoever leads next goes on where this one stopped.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use super::Control;
+use crate::{
+    catalog::Catalog,
+    env::{self, Env},
+    ids::NodeId,
+};
+
+/// How often the leader looks.
+const LEAD_INTERVAL: Duration = Duration::from_millis(250);
+
+impl<E: Env> Control<E> {
+    /// Does the leader's work while this node leads the catalog.
+    pub(super) async fn lead_for_ever(self) {
+        loop {
+            env::sleep::<E>(LEAD_INTERVAL).await;
+            if self.inner.closing.get() || self.fault().is_some() {
+                return;
+            }
+            if self.inner.catalog.leads() {
+                self.tend_members().await;
+                self.move_replicas().await;
+            }
+        }
+    }
+
+    /// Has every member of the cluster follow the catalog, and the right ones vote.
+    async fn tend_members(&self) {
+        let group = &self.inner.catalog;
+        let (members, wanted) = group.with_machine(|catalog| (catalog.members(), catalog.wanted_voters()));
+        let present = group.members();
+        if members.is_empty() || present.changing {
+            return;
+        }
+        for node in members.iter().filter(|node| !present.voters.contains(node) && !present.learners.contains(node)) {
+            if let Err(error) = group.add_learner(*node).await {
+                tracing::warn!(node = node.0, %error, "a node could not be added to the catalog; it is tried again");
+                return;
+            }
+            tracing::info!(node = node.0, "node follows the catalog");
+        }
+        // A voter that is dead would only make the quorum harder to reach: it is let in when it is heard of.
+        let dead = self.dead();
+        let new_ones = wanted.difference(&present.voters);
+        if wanted != present.voters
+            && new_ones.clone().all(|node| !dead.contains(node))
+            && let Err(error) = group.change_members(wanted.clone()).await
+        {
+            tracing::warn!(?wanted, %error, "the catalog's voters could not be changed; it is tried again");
+            return;
+        }
+        let gone: BTreeSet<NodeId> =
+            present.learners.iter().chain(&present.voters).filter(|node| !members.contains(node)).copied().collect();
+        if !gone.is_empty()
+            && wanted == present.voters
+            && let Err(error) = group.remove_learners(gone).await
+        {
+            tracing::warn!(%error, "removed nodes could not be taken out of the catalog's group; it is tried again");
+        }
+    }
+
+    /// Proposes the next moves of replicas.
+    async fn move_replicas(&self) {
+        let dead = self.dead();
+        for command in self.inner.catalog.with_machine(|catalog: &Catalog| catalog.plan(&dead)) {
+            if let Err(error) = self.propose_if_leader(command).await {
+                tracing::debug!(%error, "a move of replicas was not begun");
+                return;
+            }
+        }
+    }
+
+    /// Members that were not heard of lately.
+    pub(super) fn dead(&self) -> BTreeSet<NodeId> {
+        let liveness = &self.inner.reactor.node().liveness;
+        let members = self.inner.catalog.with_machine(Catalog::members);
+        members.into_iter().filter(|node| *node != self.inner.me && !liveness.is_alive(*node)).collect()
+    }
+}

@@ -1,0 +1,338 @@
+//! Carries out on this node what the catalog says: addresses and topics are published, replicas that are to be here are
+//! opened, those that are not any more are closed and removed.
+//!
+//! Level-triggered: each round compares what is wanted with what is there, whatever happened before.
+//!
+//! Replicas whose files are here are opened from what this node's catalog says, however old that is. But a replica is made
+//! anew, or removed, only when the catalog is known to be fresh (ReadIndex): a node that starts replays old history, in which
+//! it may have to make replicas that it had, and lost, long ago; made anew they would vote without knowing how they voted.
+//!
+//! Which replicas this node has made is kept in `<data>/replicas`, one uid a line: a replica in it whose directory is gone is
+//! lost, and is not made anew, for the same reason.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use super::{Control, ControlError, shard_dir};
+use crate::{
+    catalog::NodeState,
+    env::{self, Disk, Env},
+    ids::{Index, NodeId, ReactorNumber, ShardUid},
+    peer::book::PeerNode,
+    reactor::{mailbox::Request, topics::PlacedTopic},
+    shard::ShardOptions,
+};
+
+/// How often what failed is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Longest wait for the word of the catalog's leader.
+const FRESH_MAX: Duration = Duration::from_secs(2);
+
+/// How often the catalog's log is looked at for what can be forgotten.
+const PURGE_ROUNDS: u32 = 256;
+
+impl<E: Env> Control<E> {
+    /// Takes over what was found on the disk: reads which replicas this node has made before, and finds those whose files are
+    /// gone. Before the first `reconcile`.
+    ///
+    /// # Errors
+    /// In one sentence, when files cannot be read, or are of a shard that this catalog never made.
+    pub async fn take_over(&self, found: &BTreeSet<ShardUid>, emptied: &BTreeSet<ShardUid>) -> Result<(), String> {
+        let path = self.replicas_file();
+        let made = match self.inner.reactor.disk().read_file(&path).await {
+            Ok(content) => parse(&content).ok_or_else(|| {
+                format!(
+                    "{} is damaged: it lists shard numbers, one a line; restore it, or write it anew",
+                    path.display()
+                )
+            })?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeSet::new(),
+            Err(error) => return Err(format!("{} could not be read: {error}", path.display())),
+        };
+        let lost = made.iter().filter(|uid| !found.contains(uid) || emptied.contains(uid));
+        *self.inner.lost.borrow_mut() = lost.copied().collect();
+        *self.inner.on_disk.borrow_mut() = found.difference(emptied).copied().collect();
+        Ok(())
+    }
+
+    /// Carries out the catalog as it is applied here, for ever.
+    pub(super) async fn reconcile_for_ever(self) {
+        let mut rounds = 0;
+        while !self.inner.closing.get() {
+            let seen = self.inner.catalog.applied_end();
+            let done = self.reconcile().await;
+            rounds += 1;
+            if rounds % PURGE_ROUNDS == 0 {
+                self.purge().await;
+            }
+            if done {
+                self.inner.reconciled.set(seen);
+                self.inner.reconciled_changed.notify_all();
+                self.inner.catalog.wait_applied(seen).await;
+            } else {
+                env::sleep::<E>(RETRY_INTERVAL).await;
+            }
+            if self.fault().is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until an entry of the catalog is carried out here, as far as it can be.
+    pub(super) async fn reconciled(&self, index: Index) -> Result<(), ControlError> {
+        loop {
+            let changed = self.inner.reconciled_changed.notified();
+            if self.inner.reconciled.get() > index {
+                return Ok(());
+            }
+            if self.inner.closing.get() || self.fault().is_some() {
+                let cause = "this node is shutting down".to_owned();
+                return Err(ControlError::NoLeader { cause, maybe_written: true });
+            }
+            changed.await;
+        }
+    }
+
+    /// One round; whether nothing is left to be tried again. A replica that cannot be opened counts as done: it is noted, and
+    /// its reactor goes on trying where that can help.
+    pub async fn reconcile(&self) -> bool {
+        self.publish_book();
+        let topics = self.topics();
+        let wanted = self.wanted(&topics);
+        self.withdraw_deleted(&topics);
+        let opened = self.open_wanted(&wanted, true).await;
+        let is_fresh = !self.needs_fresh(&wanted) || self.inner.catalog.linearize(FRESH_MAX).await.is_ok();
+        // What was applied meanwhile comes with the next round.
+        let (topics, wanted) = if is_fresh {
+            let topics = self.topics();
+            let wanted = self.wanted(&topics);
+            self.publish_book();
+            self.withdraw_deleted(&topics);
+            let removed = self.remove_unwanted(&wanted).await;
+            (topics, removed.then_some(wanted))
+        } else {
+            (topics, None)
+        };
+        let made = match wanted {
+            Some(wanted) => self.open_wanted(&wanted, false).await,
+            None => false,
+        };
+        self.inner.reactor.node().topics.publish(topics);
+        opened && made
+    }
+
+    /// Whether a replica is to be made anew, or removed.
+    fn needs_fresh(&self, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>) -> bool {
+        let (held, on_disk) = (self.inner.held.borrow(), self.inner.on_disk.borrow());
+        let unknown = |uid: &ShardUid| !wanted.contains_key(uid);
+        wanted.keys().any(|uid| !held.contains_key(uid)) || held.keys().any(unknown) || on_disk.iter().any(unknown)
+    }
+
+    /// Tells all reactors who the nodes are.
+    fn publish_book(&self) {
+        let nodes: Vec<_> = self.inner.catalog.with_machine(|catalog| catalog.nodes().cloned().collect());
+        if nodes.is_empty() {
+            // A node that has just joined knows the others from its answer, until its catalog comes.
+            return;
+        }
+        let book = &self.inner.reactor.node().book;
+        let members = nodes.iter().filter(|node| node.state != NodeState::Removed).map(|node| PeerNode {
+            node: node.id,
+            host: node.peer_host.clone(),
+            port: node.peer_port,
+            reactors: node.reactors,
+            grpc: node.grpc.clone(),
+            http: node.http.clone(),
+        });
+        book.publish(members);
+        let removed: BTreeSet<NodeId> =
+            nodes.iter().filter(|node| node.state == NodeState::Removed).map(|node| node.id).collect();
+        book.publish_removed(removed);
+    }
+
+    /// Replicas that are to be here, lost ones left out.
+    fn wanted(&self, topics: &[Arc<PlacedTopic>]) -> BTreeMap<ShardUid, (ReactorNumber, ShardOptions)> {
+        let node = self.inner.reactor.node();
+        let lost = self.inner.lost.borrow();
+        let mut wanted = BTreeMap::new();
+        for topic in topics {
+            let view = &topic.view;
+            let segment_bytes = if view.segment_bytes == 0 { node.config.segment_bytes } else { view.segment_bytes };
+            for (place, replicas) in topic.shards.iter().zip(&view.replicas) {
+                if !place.here || lost.contains(&place.uid) {
+                    continue;
+                }
+                let options = ShardOptions {
+                    dir: shard_dir(&node.config.data, place.uid),
+                    uid: place.uid,
+                    node: self.inner.me,
+                    segment_bytes_max: segment_bytes,
+                    slot: place.slot,
+                    founders: replicas.founders(self.inner.me),
+                    owner: node.identity().expect("the catalog is open").owner(),
+                    preferred: replicas.goal().first() == Some(&self.inner.me),
+                    retention_bytes_max: view.retention_bytes_max,
+                    retention_age_ms_max: view.retention_age_ms_max,
+                };
+                wanted.insert(place.uid, (place.reactor, options));
+            }
+        }
+        wanted
+    }
+
+    fn withdraw_deleted(&self, topics: &[Arc<PlacedTopic>]) {
+        let names: BTreeSet<&str> = topics.iter().map(|topic| &*topic.view.name).collect();
+        let table = &self.inner.reactor.node().topics;
+        for (name, published) in table.snapshot().iter() {
+            let same = topics.iter().any(|topic| topic.view.name == *name && topic.view.id == published.view.id);
+            if !same && !names.contains(&**name) {
+                table.withdraw(name);
+            }
+        }
+    }
+
+    /// Closes and removes replicas that are not to be here any more.
+    async fn remove_unwanted(&self, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>) -> bool {
+        let unwanted: Vec<_> = {
+            let (held, on_disk) = (self.inner.held.borrow(), self.inner.on_disk.borrow());
+            // Not held, but here: of a topic that was deleted, or moved away, while this node was down.
+            let orphans = on_disk.iter().filter(|uid| !held.contains_key(uid)).map(|uid| (*uid, ReactorNumber(0)));
+            let held = held.iter().map(|(uid, reactor)| (*uid, *reactor));
+            held.chain(orphans).filter(|(uid, _)| !wanted.contains_key(uid)).collect()
+        };
+        let end = self.shard_uid_end();
+        if let Some((uid, _)) = unwanted.iter().find(|(uid, _)| *uid >= end) {
+            // Never handed out by this catalog: somebody else's records are not ours to delete.
+            let dir = shard_dir(&self.inner.reactor.node().config.data, *uid);
+            tracing::error!(dir = %dir.display(), "belongs to no topic, and the catalog never made it: move it away");
+        }
+        let unwanted: Vec<_> = unwanted.into_iter().filter(|(uid, _)| *uid < end).collect();
+        let forgotten = self.forget_lost(wanted);
+        if unwanted.is_empty() {
+            return !forgotten || self.write_replicas().await;
+        }
+        let mut by_reactor: BTreeMap<ReactorNumber, Vec<ShardUid>> = BTreeMap::new();
+        for (uid, reactor) in &unwanted {
+            by_reactor.entry(*reactor).or_default().push(*uid);
+        }
+        let removals = by_reactor
+            .into_iter()
+            .map(|(reactor, uids)| self.ask(reactor, move |reply| Request::Remove { uids, reply }));
+        let results = futures_util::future::join_all(removals).await;
+        for (uid, _) in &unwanted {
+            self.inner.held.borrow_mut().remove(uid);
+            self.inner.on_disk.borrow_mut().remove(uid);
+            self.inner.failed.borrow_mut().remove(uid);
+        }
+        self.write_replicas().await;
+        results.iter().all(Result::is_ok)
+    }
+
+    /// A replica that was lost, and is not to be here any more, may come back as a new one some day.
+    fn forget_lost(&self, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>) -> bool {
+        let topics = self.topics();
+        let is_here = |uid: &ShardUid| {
+            let mut places = topics.iter().flat_map(|topic| &topic.shards);
+            wanted.contains_key(uid) || places.any(|place| place.uid == *uid && place.here)
+        };
+        let mut lost = self.inner.lost.borrow_mut();
+        let before = lost.len();
+        lost.retain(is_here);
+        before != lost.len()
+    }
+
+    /// Opens replicas that are to be here and are not open; `existing`: only those whose files are here.
+    async fn open_wanted(&self, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>, existing: bool) -> bool {
+        let mut missing: BTreeMap<ReactorNumber, Vec<ShardOptions>> = BTreeMap::new();
+        for (uid, (reactor, options)) in wanted {
+            let is_candidate = !existing || self.inner.on_disk.borrow().contains(uid);
+            if is_candidate && !self.inner.held.borrow().contains_key(uid) {
+                missing.entry(*reactor).or_default().push(options.clone());
+            }
+        }
+        if missing.is_empty() {
+            return true;
+        }
+        let opened = missing.into_iter().map(|(reactor, shards)| async move {
+            let uids: Vec<_> = shards.iter().map(|shard| shard.uid).collect();
+            let result = self.ask(reactor, move |reply| Request::Open { shards, reply }).await;
+            (reactor, uids, result)
+        });
+        for (reactor, uids, result) in futures_util::future::join_all(opened).await {
+            for uid in uids {
+                // Those that did not open are kept by their reactor with the reason.
+                self.inner.held.borrow_mut().insert(uid, reactor);
+                self.inner.on_disk.borrow_mut().insert(uid);
+                match &result {
+                    Ok(()) => drop(self.inner.failed.borrow_mut().remove(&uid)),
+                    Err(error) => drop(self.inner.failed.borrow_mut().insert(uid, error.clone())),
+                }
+            }
+        }
+        self.write_replicas().await
+    }
+
+    /// Tells the reactors of lost replicas, so that their calls get the reason.
+    ///
+    /// # Errors
+    /// When a reactor has ended.
+    pub async fn note_lost(&self) -> Result<(), crate::reactor::ReactorError> {
+        let lost = self.inner.lost.borrow().clone();
+        for topic in self.topics() {
+            for place in topic.shards.iter().filter(|place| place.here && lost.contains(&place.uid)) {
+                let uids = vec![place.uid];
+                self.ask(place.reactor, |reply| Request::Lost { uids, reply }).await?;
+                self.inner.held.borrow_mut().insert(place.uid, place.reactor);
+            }
+        }
+        Ok(())
+    }
+
+    /// Replicas that this node holds.
+    pub fn held(&self) -> BTreeSet<ShardUid> {
+        self.inner.held.borrow().keys().copied().collect()
+    }
+
+    fn replicas_file(&self) -> PathBuf {
+        self.inner.reactor.node().config.data.join("replicas")
+    }
+
+    /// After a replica was made, and after one was removed: a crash in between costs a check, never a record.
+    async fn write_replicas(&self) -> bool {
+        let uids: BTreeSet<ShardUid> = {
+            let (held, lost) = (self.inner.held.borrow(), self.inner.lost.borrow());
+            held.keys().chain(lost.iter()).copied().collect()
+        };
+        let content = uids.iter().fold(String::new(), |mut text, uid| {
+            writeln!(text, "{uid}").expect("writing to a string");
+            text
+        });
+        let path = self.replicas_file();
+        let written = self.inner.reactor.disk().write_file(&path, Bytes::from(content)).await;
+        if let Err(error) = &written {
+            tracing::warn!(path = %path.display(), %error, "the list of replicas could not be written; it is tried again");
+        }
+        written.is_ok()
+    }
+
+    /// Lets the catalog's log forget what its newest checkpoint covers.
+    async fn purge(&self) {
+        let applied = self.inner.catalog.applied_end();
+        if let Err(error) = self.inner.catalog.purge_to(applied).await {
+            tracing::warn!(%error, "the catalog's log could not be shortened");
+        }
+    }
+}
+
+fn parse(content: &[u8]) -> Option<BTreeSet<ShardUid>> {
+    let text = std::str::from_utf8(content).ok()?;
+    text.lines().map(|line| line.parse().ok().map(ShardUid)).collect()
+}

@@ -1,0 +1,249 @@
+//! Requests for shards that this node does not lead, or does not hold: sent on to the node that can answer them.
+//!
+//! Produce requests of one shard go through one FIFO per reactor, so that those of one connection keep their order
+//! through any number of leaders; while it is empty, and this node leads, it is passed by. What a node refuses for want of
+//! leadership was not written, and is sent again, in order; what may have been written when a connection broke is
+//! never sent again, and its caller is told so. During an election requests wait, within their deadlines.
+//!
+//! - `fifo`: the requests of one shard, as a pure state machine
+//! - `search`: who is asked next, and when (pure)
+//! - `session`: one FIFO's life: find the leader, send, take the answers
+//! - `consume`: reads, from this node's replica or from another's
+//! - `ask`: trims, and control requests to other nodes
+//! - `leaders`: who leads what, as far as this node has heard
+//! - `wire`: requests and answers as frames
+
+pub mod ask;
+mod consume;
+mod fifo;
+pub mod leaders;
+mod search;
+mod session;
+pub(super) mod wire;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+    time::Duration,
+};
+
+use self::{
+    fifo::{Fifo, Item},
+    search::LocalView,
+};
+use crate::{
+    env::{
+        self, Env,
+        channel::{Notify, OneshotReceiver},
+    },
+    ids::{NodeId, ShardUid},
+    limits::LEADER_WAIT,
+    peer::Destination,
+    proto::ringlog::state::v1::PeerRefusal,
+    reactor::{Reactor, ReactorError},
+    shard::{Owed, Produce, Produced, Shard, ShardError},
+};
+
+/// How long before its deadline a request that still waits is answered, at most: so that the caller hears that nothing was
+/// written, and not only that time is up.
+const DEADLINE_MARGIN_US: u64 = 20_000;
+
+/// `google.rpc.Code` of refusals that are looked at here.
+const CODE_NOT_FOUND: i32 = 5;
+const CODE_UNAVAILABLE: i32 = 14;
+const CODE_DATA_LOSS: i32 = 15;
+
+/// The requests of one shard that go elsewhere.
+#[derive(Default)]
+struct Queue {
+    fifo: RefCell<Fifo<Owed>>,
+    /// Something was pushed or answered.
+    changed: Notify,
+    /// A task works for it.
+    driven: Cell<bool>,
+}
+
+/// A reactor's FIFOs: of the shards whose requests have gone elsewhere lately.
+#[derive(Default)]
+pub(super) struct Forwards {
+    queues: RefCell<HashMap<ShardUid, Rc<Queue>>>,
+}
+
+impl Forwards {
+    /// Whether nothing of that shard is on its way elsewhere: its requests may go to the own replica at once.
+    #[inline]
+    pub(super) fn is_idle(&self, uid: ShardUid) -> bool {
+        let queues = self.queues.borrow();
+        queues.is_empty() || queues.get(&uid).is_none_or(|queue| queue.fifo.borrow().is_empty())
+    }
+}
+
+/// Who can answer for a shard, by the catalog.
+pub(super) struct Holders {
+    /// Nodes that hold a replica, then those that are to hold one; each once.
+    pub(super) nodes: Vec<NodeId>,
+    /// Decides the reactor on each of them.
+    pub(super) slot: u64,
+}
+
+/// Whether a refusal says that the request can go to another node: this one has not done it, and will not.
+pub(super) fn may_go_on(refusal: &PeerRefusal) -> bool {
+    refusal.definite
+        && (refusal.code == CODE_UNAVAILABLE || matches!(refusal.reason.as_str(), "SHARD_NOT_FOUND" | "SHARD_NOT_OPEN"))
+}
+
+/// The same of the own replica's answer to a produce.
+pub(super) fn goes_elsewhere(error: &ShardError) -> bool {
+    match error {
+        ShardError::NotLeader { .. }
+        | ShardError::Failed { maybe_written: false, .. }
+        | ShardError::Closing { maybe_written: false } => true,
+        ShardError::Failed { maybe_written: true, .. }
+        | ShardError::Closing { maybe_written: true }
+        | ShardError::Busy { .. }
+        | ShardError::Deadline
+        | ShardError::OffsetMismatch { .. }
+        | ShardError::OutOfRange { .. }
+        | ShardError::Deposed { .. }
+        | ShardError::NoLeader { .. }
+        | ShardError::Lost { .. }
+        | ShardError::Behind { .. }
+        | ShardError::Elsewhere(_)
+        | ShardError::Full(_)
+        | ShardError::Damaged { .. } => false,
+    }
+}
+
+/// The answer for a shard that the catalog does not know (any more).
+fn gone() -> ShardError {
+    ShardError::Elsewhere(Box::new(PeerRefusal {
+        code: CODE_NOT_FOUND,
+        reason: "SHARD_NOT_FOUND".to_owned(),
+        message: ReactorError::Gone.to_string(),
+        definite: true,
+        ..PeerRefusal::default()
+    }))
+}
+
+impl<E: Env> Reactor<E> {
+    /// Who holds the shard; `None` when the catalog does not know it.
+    pub(super) fn holders(&self, uid: ShardUid) -> Option<Holders> {
+        let (topic, number) = self.node.topics.shard(uid)?;
+        let replicas = topic.view.replicas.get(number as usize)?;
+        let mut nodes = replicas.nodes.clone();
+        nodes.extend(replicas.target.iter().filter(|node| !replicas.nodes.contains(node)));
+        Some(Holders { nodes, slot: topic.shards[number as usize].slot })
+    }
+
+    /// Whether another node has, or is to have, a replica.
+    pub(super) fn is_elsewhere(&self, uid: ShardUid) -> bool {
+        let me = self.me();
+        self.holders(uid).is_some_and(|holders| holders.nodes.iter().any(|node| *node != me))
+    }
+
+    fn me(&self) -> NodeId {
+        self.node.identity().expect("requests come after the identity was read").node
+    }
+
+    /// What the own replica says about the leadership, if it can be trusted.
+    fn local_view(&self, uid: ShardUid) -> Option<LocalView> {
+        let shard = self.serving(uid).ok().filter(Shard::is_readable)?;
+        Some(LocalView { leader: shard.leader().0, leads: shard.leads() })
+    }
+
+    fn destination(holders: &Holders, node: NodeId) -> Destination {
+        Destination { node, slot: holders.slot }
+    }
+
+    /// Queues a request for the shard's leader, wherever it is. `error` is why it cannot be done here: the answer, if it
+    /// cannot be done anywhere else.
+    ///
+    /// # Errors
+    /// `error`, or `Busy`. Nothing was written.
+    pub(super) fn forward(
+        self: &Rc<Self>,
+        uid: ShardUid,
+        produce: Produce,
+        error: ReactorError,
+    ) -> Result<OneshotReceiver<Result<Produced, ShardError>>, ReactorError> {
+        // While something is on its way, all go the same way, or they would overtake it.
+        if self.forwards.is_idle(uid) && !self.is_elsewhere(uid) {
+            return Err(error);
+        }
+        let now_us = E::monotonic_us();
+        let queue = self.queue(uid);
+        let bytes = produce.records.encoded_bytes_max();
+        queue.fifo.borrow().admit(bytes).map_err(|what| ShardError::Busy { what })?;
+        let (owed, answer) = Owed::new(produce, now_us);
+        self.push(uid, &queue, [owed], now_us);
+        Ok(answer)
+    }
+
+    /// Takes what the own replica hands back. It had been admitted before: the bounds may be passed by what was in flight.
+    pub(super) fn take_back(self: &Rc<Self>, uid: ShardUid, owed: Vec<Owed>, error: &ShardError) {
+        if !self.is_elsewhere(uid) || self.is_closing() {
+            owed.into_iter().for_each(|owed| owed.answer(Err(error.clone())));
+            return;
+        }
+        let queue = self.queue(uid);
+        self.push(uid, &queue, owed, E::monotonic_us());
+    }
+
+    fn queue(&self, uid: ShardUid) -> Rc<Queue> {
+        Rc::clone(self.forwards.queues.borrow_mut().entry(uid).or_default())
+    }
+
+    fn push(self: &Rc<Self>, uid: ShardUid, queue: &Rc<Queue>, owed: impl IntoIterator<Item = Owed>, now_us: u64) {
+        let mut fifo = queue.fifo.borrow_mut();
+        for owed in owed {
+            let until_us = owed.produce.deadline_us.map(|deadline_us| {
+                let margin_us = (deadline_us.saturating_sub(now_us) / 10).min(DEADLINE_MARGIN_US);
+                deadline_us - margin_us.min(deadline_us)
+            });
+            let bytes = owed.produce.records.encoded_bytes_max();
+            fifo.push(Item { request: owed, bytes, since_us: now_us, until_us });
+        }
+        drop(fifo);
+        if !queue.driven.replace(true) {
+            env::spawn::<E>(session::drive(Rc::clone(self), uid, Rc::clone(queue)));
+        }
+        queue.changed.notify_all();
+    }
+
+    /// Answers all that waits here for leaders elsewhere: the reactor ends. What was sent may have been written.
+    pub(super) fn close_forwards(&self) {
+        for (_, queue) in std::mem::take(&mut *self.forwards.queues.borrow_mut()) {
+            let (sent, waiting) = {
+                let mut fifo = queue.fifo.borrow_mut();
+                (fifo.lost(), fifo.drain())
+            };
+            let answer = |items: VecDeque<Item<Owed>>, maybe_written| {
+                items.into_iter().for_each(|item| item.request.answer(Err(ShardError::Closing { maybe_written })));
+            };
+            answer(sent, true);
+            answer(waiting, false);
+            queue.changed.notify_all();
+        }
+    }
+}
+
+impl Queue {
+    /// Answers what has waited until its time. `searching_us`: since when the leader is looked for; `None`: there is one.
+    fn expire(&self, now_us: u64, searching_us: Option<u64>) {
+        let patience_us = LEADER_WAIT.as_micros() as u64;
+        let expired = self.fifo.borrow_mut().expired(now_us, searching_us, patience_us);
+        for Item { request, since_us, until_us, .. } in expired {
+            let waited = Duration::from_micros(now_us.saturating_sub(since_us));
+            request.answer(Err(match searching_us {
+                Some(_) => ShardError::NoLeader { waited, deadline: until_us.is_some() },
+                None => ShardError::Deadline,
+            }));
+        }
+    }
+
+    /// When the next one has waited for long enough.
+    fn expiry_us(&self, searching_us: Option<u64>) -> Option<u64> {
+        self.fifo.borrow().expiry_us(searching_us, LEADER_WAIT.as_micros() as u64)
+    }
+}

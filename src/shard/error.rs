@@ -1,0 +1,133 @@
+//! Why a shard refuses: by what the caller can do about it.
+
+use std::time::Duration;
+
+use crate::{
+    ids::{NodeId, Offset},
+    log::LogError,
+    proto::ringlog::state::v1::PeerRefusal,
+    raft::GroupError,
+};
+
+/// Why a shard refuses.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ShardError {
+    /// Retry: the queue is full. Nothing was written.
+    #[error("shard queue is full ({what}); retry after a moment")]
+    Busy {
+        /// Which bound was met.
+        what: &'static str,
+    },
+    /// Retry elsewhere: not the leader. Nothing was written.
+    #[error("this node does not lead the shard")]
+    NotLeader {
+        /// Who does, if known.
+        leader: Option<NodeId>,
+    },
+    /// Refused before it was proposed. Nothing was written.
+    #[error("the deadline would pass before the batch could be durable; nothing was written")]
+    Deadline,
+    /// Conditional append found another offset. Nothing was written.
+    #[error("expected offset {expected}, but the batch would get {actual}; nothing was written")]
+    OffsetMismatch {
+        /// In the request.
+        expected: Offset,
+        /// Next offset of the shard.
+        actual: Offset,
+    },
+    /// Offset outside of what is kept and committed.
+    #[error("offset {offset} is out of range: the shard holds {log_start} to {high_watermark}, exclusive")]
+    OutOfRange {
+        /// Asked for.
+        offset: Offset,
+        /// First kept.
+        log_start: Offset,
+        /// First not committed.
+        high_watermark: Offset,
+    },
+    /// The leader changed while the record was on its way: it may still appear.
+    #[error("the shard's leader changed before the record was committed: it may still appear")]
+    Deposed {
+        /// Who leads, if known.
+        leader: Option<NodeId>,
+    },
+    /// No leader of the shard was found in time. Nothing was written.
+    #[error("no leader of the shard was found within {} ms; nothing was written", waited.as_millis())]
+    NoLeader {
+        /// How long it was looked for.
+        waited: Duration,
+        /// Until the caller's deadline; else until the server's own bound.
+        deadline: bool,
+    },
+    /// The node that led the shard is gone, or was cut off, and had the record: it may still appear.
+    #[error(
+        "the node that led the shard was lost while the record was on its way to it: it may still appear ({cause})"
+    )]
+    Lost {
+        /// What happened.
+        cause: String,
+    },
+    /// Retry: this replica does not have yet what the consumer has to see.
+    #[error(
+        "records below offset {min_offset} are wanted, but only those below {high_watermark} are committed here by now"
+    )]
+    Behind {
+        /// In the request.
+        min_offset: Offset,
+        /// First not committed here.
+        high_watermark: Offset,
+    },
+    /// Another node's answer.
+    #[error("{}", .0.message)]
+    Elsewhere(Box<PeerRefusal>),
+    /// Disk full: nothing was written, reads go on.
+    #[error("{0}")]
+    Full(LogError),
+    /// Stop: a read found committed records damaged. They are not served, what is whole is, and this replica takes no
+    /// more. Nothing was written.
+    #[error("{cause}")]
+    Damaged {
+        /// Where, and what was found.
+        cause: String,
+    },
+    /// Stop: this replica cannot be trusted. `maybe_written`: the record may still appear.
+    #[error("{cause}")]
+    Failed {
+        /// What happened.
+        cause: String,
+        /// The batch had been proposed: it may or may not be in the log.
+        maybe_written: bool,
+    },
+    /// The shard is closing (node shutdown, topic deleted).
+    #[error("the shard is closing")]
+    Closing {
+        /// The batch had been proposed: it may or may not be in the log.
+        maybe_written: bool,
+    },
+}
+
+impl From<GroupError> for ShardError {
+    fn from(error: GroupError) -> ShardError {
+        match error {
+            GroupError::NotLeader { leader } => ShardError::NotLeader { leader },
+            GroupError::Deposed { leader } => ShardError::Deposed { leader },
+            GroupError::Full(error) => ShardError::Full(error),
+            GroupError::Stopped { cause, maybe_written } => ShardError::Failed { cause, maybe_written },
+        }
+    }
+}
+
+impl From<LogError> for ShardError {
+    /// A failed read: nothing was to be written.
+    fn from(error: LogError) -> ShardError {
+        let cause = error.to_string();
+        match error {
+            LogError::Corrupt { .. } | LogError::Diverged { .. } => ShardError::Damaged { cause },
+            LogError::NotFound { .. }
+            | LogError::Full { .. }
+            | LogError::Stopped { .. }
+            | LogError::Foreign { .. }
+            | LogError::Io { .. } => ShardError::Failed { cause, maybe_written: false },
+        }
+    }
+}
