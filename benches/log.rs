@@ -35,7 +35,8 @@ fn block_on<T>(runtime: &mut LocalRuntime, work: impl Future<Output = T>) -> T {
 }
 
 async fn open(disk: &SimDisk) -> BenchLog {
-    let options = LogOptions { dir: PathBuf::from("/bench"), shard: ShardUid(1), segment_bytes_max: SEGMENT_BYTES };
+    let options =
+        LogOptions { dir: PathBuf::from("/bench"), shard: ShardUid(1), segment_bytes_max: SEGMENT_BYTES, owner: 0 };
     Log::open(disk.clone(), TailBudget::new(1 << 20), options).await.expect("a good disk").0
 }
 

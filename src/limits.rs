@@ -181,6 +181,10 @@ pub const RAFT_RETRY_MIN: Duration = Duration::from_millis(5);
 /// ... up to this.
 pub const RAFT_RETRY_MAX: Duration = Duration::from_millis(200);
 
+/// Bytes of entries that an offline reader of a group's state keeps in memory; a group of small state has far fewer after
+/// its newest checkpoint.
+pub const OFFLINE_BYTES_MAX: usize = 256 << 20;
+
 /// Most reactors.
 pub const REACTORS_MAX: usize = 1_024;
 

@@ -354,6 +354,28 @@ fn verifies() {
     assert_eq!(output.status.code(), Some(1));
     let report = text(&output.stdout);
     assert!(report.contains(damaged.file_name().unwrap().to_str().unwrap()), "{report}");
+
+    // A shard that is gone altogether, one of another node, and one that the catalog never made.
+    let shards = data.join("shards");
+    fs::rename(shards.join("1"), dir.path().join("gone")).unwrap();
+    let (elsewhere, other) = self::node(&["--reactors", "2"]);
+    assert!(other.stop().success());
+    fs::rename(shards.join("2"), shards.join("77")).unwrap();
+    fs::rename(elsewhere.path().join("data/shards/2"), shards.join("2")).unwrap();
+    let output = ringlog(&["verify", data_text, "-o", "json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let problems = report["problems"].as_array().unwrap();
+    for (place, words) in [
+        ("shards/1", "replica of shard 0 of topic \"default\""),
+        ("shards/2/hard_state", "another node or in another cluster"),
+        ("shards/77", "never made it"),
+    ] {
+        let found = problems.iter().any(|problem| {
+            problem["file"].as_str().unwrap().ends_with(place) && problem["what"].as_str().unwrap().contains(words)
+        });
+        assert!(found, "{place}: {problems:#?}");
+    }
     let output = ringlog(&["verify", "/nowhere/at/all"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("/nowhere/at/all"));

@@ -106,8 +106,9 @@ impl Catalog {
         validate_topic_name(&topic.name).map_err(|_| "has an impossible name")?;
         let first = *topic.shard_uids.first().ok_or("has no shards")?;
         let consecutive = topic.shard_uids.windows(2).all(|pair| pair[0].checked_add(1) == Some(pair[1]));
-        let uids_valid =
-            consecutive && first > ShardUid::CATALOG.0 && topic.shard_uids.iter().all(|uid| *uid < self.shard_uid_next);
+        let uids_valid = consecutive
+            && first != ShardUid::CATALOG.0
+            && topic.shard_uids.iter().all(|uid| *uid < self.shard_uid_next);
         if !uids_valid || topic.topic_id >= self.topic_id_next {
             return Err("has impossible ids");
         }

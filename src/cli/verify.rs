@@ -1,6 +1,10 @@
-//! `ringlog verify`: every checksum and chain of a data directory, offline. It changes nothing.
+//! `ringlog verify`: every checksum and chain of a data directory, offline, and whether every replica is there that the
+//! catalog says this node holds. It changes nothing.
+
+mod holdings;
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, Write},
     path::{Path, PathBuf},
@@ -19,7 +23,9 @@ use crate::{
         Disk,
         disk::{DiskOptions, RealDisk},
     },
-    log::verify::{Problem, Report, verify_dir},
+    ids::ShardUid,
+    log::verify::{Problem, Report, verify_and_read, verify_dir},
+    reactor::node::Identity,
     server::identity,
 };
 
@@ -39,6 +45,8 @@ struct Findings {
     shards: Vec<(PathBuf, Report)>,
     /// Problems outside of the shards' logs.
     problems: Vec<Problem>,
+    /// What is odd there and harmless.
+    notes: Vec<Problem>,
 }
 
 /// Runs the command.
@@ -69,41 +77,80 @@ async fn examine(disk: &RealDisk, dir: PathBuf) -> Result<Findings, Failure> {
     let has = |name: &str| names.iter().any(|entry| entry.name == Path::new(name));
     if has("hard_state") || names.iter().any(|entry| entry.name.extension().is_some_and(|end| end == "store")) {
         refuse_if_in_use(&dir.join("../../lock"))?;
-        let report = check_shard(disk, &dir).await?;
-        return Ok(Findings { shards: vec![(dir.clone(), report)], dir, problems: Vec::new() });
+        let owner = disk.read_file(&dir.join("../../identity")).await.ok();
+        let owner = owner.and_then(|content| identity::decode(&content).ok()).map_or(0, |identity| identity.owner());
+        let mut report = verify_dir(disk, &dir).await.map_err(|error| Failure::Message(error.to_string()))?;
+        check_place(&mut report, &dir, owner);
+        return Ok(Findings { shards: vec![(dir.clone(), report)], dir, problems: Vec::new(), notes: Vec::new() });
     }
     if !has("identity") && !has("shards") {
         return Err(format!("{} is neither a node's data directory nor a shard's", dir.display()).into());
     }
     refuse_if_in_use(&dir.join("lock"))?;
-    let mut findings = Findings { dir: dir.clone(), shards: Vec::new(), problems: Vec::new() };
+    let mut findings = Findings { dir: dir.clone(), shards: Vec::new(), problems: Vec::new(), notes: Vec::new() };
     let path = dir.join("identity");
-    let what = match disk.read_file(&path).await {
-        Ok(content) => identity::decode(&content).err(),
-        Err(error) => Some(format!("could not be read: {error}")),
+    let identity = match disk.read_file(&path).await {
+        Ok(content) => identity::decode(&content),
+        Err(error) => Err(format!("could not be read: {error}")),
     };
-    findings.problems.extend(what.map(|what| Problem { file: path, position: Default::default(), what }));
-    let shards = dir.join("shards");
-    let mut entries = disk.list(&shards).await.map_err(|error| unreadable(&shards, error))?;
-    // In the order of their numbers, not of their digits.
-    entries.sort_by_key(|entry| entry.name.to_str().and_then(|name| name.parse::<u64>().ok()));
-    for entry in entries.iter().filter(|entry| entry.is_dir) {
-        let path = shards.join(&entry.name);
-        let report = check_shard(disk, &path).await?;
-        findings.shards.push((path, report));
+    if let Err(what) = &identity {
+        findings.problems.push(Problem { file: path, position: Default::default(), what: what.clone() });
     }
+    check_shards(disk, &mut findings, identity.ok().as_ref()).await?;
     Ok(findings)
 }
 
-/// As `verify_dir`, and the directory must be the one of the shard whose log it holds.
-async fn check_shard(disk: &RealDisk, dir: &Path) -> Result<Report, Failure> {
-    let mut report = verify_dir(disk, dir).await.map_err(|error| Failure::Message(error.to_string()))?;
+/// Checks every shard's directory, the catalog's first, and what the catalog says about them.
+async fn check_shards(disk: &RealDisk, findings: &mut Findings, identity: Option<&Identity>) -> Result<(), Failure> {
+    let shards = findings.dir.join("shards");
+    let mut entries = match disk.list(&shards).await {
+        Ok(entries) => entries,
+        // A node that died before it made the first one.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(format!("cannot read {}: {error}", shards.display()).into()),
+    };
+    let uid = |name: &Path| name.to_str()?.parse::<u64>().ok().filter(|uid| Path::new(&uid.to_string()) == name);
+    // In the order of their numbers, not of their digits.
+    entries.sort_by_key(|entry| uid(&entry.name));
+    let owner = identity.map_or(0, Identity::owner);
+    let mut found = BTreeSet::new();
+    let mut catalog = None;
+    for entry in entries.iter().filter(|entry| entry.is_dir) {
+        let path = shards.join(&entry.name);
+        let is_catalog = uid(&entry.name) == Some(ShardUid::CATALOG.0);
+        let (mut report, content) = if is_catalog {
+            let checked = verify_and_read(disk, &path).await;
+            checked.map(|(report, content)| (report, Some(content)))
+        } else {
+            verify_dir(disk, &path).await.map(|report| (report, None))
+        }
+        .map_err(|error| Failure::Message(error.to_string()))?;
+        check_place(&mut report, &path, owner);
+        found.extend(uid(&entry.name).map(ShardUid));
+        catalog = catalog.or(content);
+        findings.shards.push((path, report));
+    }
+    let Some(identity) = identity else { return Ok(()) };
+    let made = match disk.read_file(&findings.dir.join(holdings::REPLICAS_FILE)).await {
+        Ok(content) => Some(content),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(format!("cannot read the list of replicas: {error}").into()),
+    };
+    let (data, catalog, made) = (&findings.dir, catalog.as_ref(), made.as_deref());
+    let judgement = holdings::Holdings { data, identity, catalog, made, found: &found }.judge();
+    findings.problems.extend(judgement.problems);
+    findings.notes.extend(judgement.notes);
+    Ok(())
+}
+
+/// The directory must be the one of the shard whose log it holds, and of this node.
+fn check_place(report: &mut Report, dir: &Path, owner: u64) {
     let named = dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<u64>().ok());
     if report.problems.is_empty() && named.is_some_and(|uid| uid != report.shard.0) {
         let what = format!("it holds the log of shard {}; was it moved here?", report.shard);
         report.problems.push(Problem { file: dir.to_owned(), position: Default::default(), what });
     }
-    Ok(report)
+    report.check_owner(dir, owner);
 }
 
 /// What a running node is writing looks torn. The lock is only looked at.
@@ -123,6 +170,10 @@ fn refuse_if_in_use(lock: &Path) -> Result<(), Failure> {
 impl Findings {
     fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.problems.iter().chain(self.shards.iter().flat_map(|(_, report)| &report.problems))
+    }
+
+    fn notes(&self) -> impl Iterator<Item = &Problem> {
+        self.notes.iter().chain(self.shards.iter().flat_map(|(_, report)| &report.notes))
     }
 
     fn total(&self, number: impl Fn(&Report) -> u64) -> u64 {
@@ -154,6 +205,9 @@ impl Findings {
         table(out, &headings, &self.shards.iter().map(row).collect::<Vec<_>>())?;
         for Problem { file, position, what } in self.problems() {
             writeln!(out, "{} at byte {position}: {what}", file.display())?;
+        }
+        for Problem { file, position, what } in self.notes() {
+            writeln!(out, "note: {} at byte {position}: {what}", file.display())?;
         }
         let (shards, records) = (self.shards.len(), self.total(|report| report.records));
         match self.problems().count() {
@@ -188,6 +242,7 @@ impl Findings {
             "bytes": self.total(|report| report.bytes),
             "shards": self.shards.iter().map(shard).collect::<Vec<_>>(),
             "problems": self.problems().map(problem).collect::<Vec<_>>(),
+            "notes": self.notes().map(problem).collect::<Vec<_>>(),
         })
     }
 }

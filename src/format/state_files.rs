@@ -20,6 +20,7 @@
 //! Integers are little-endian.
 
 use bytes::Bytes;
+use twox_hash::XxHash3_64;
 
 use super::segment::{BlockError, LogPoint, check_block, number, point, put, put_crc, put_point, take};
 use crate::{
@@ -68,6 +69,15 @@ pub struct HardStateSlot {
     pub state: HardState,
     /// Where the log begins: after the last purged entry; `LogPoint::default()` when none was purged.
     pub start: LogPoint,
+    /// The data directory that it was made in (`owner_tag`); 0: none.
+    pub owner: u64,
+}
+
+/// Tells one node's files from those of another node or cluster, and from its own of an earlier life: XXH3-64 of the cluster
+/// id's 32 characters, the node id and the incarnation (little-endian). Never 0, which means that nobody is known.
+pub fn owner_tag(cluster_id: &str, node: NodeId, incarnation: u64) -> u64 {
+    let content = [cluster_id.as_bytes(), &node.0.to_le_bytes(), &incarnation.to_le_bytes()].concat();
+    XxHash3_64::oneshot(&content).max(1)
 }
 
 const HAS_VOTE: u32 = 1;
@@ -95,6 +105,7 @@ impl HardStateSlot {
         put(out, 8, self.shard.0.to_le_bytes());
         put(out, 16, self.sequence.to_le_bytes());
         put_point(out, 56, &self.start);
+        put(out, 96, self.owner.to_le_bytes());
         put_crc(out);
         block.freeze_padded()
     }
@@ -118,6 +129,7 @@ impl HardStateSlot {
             sequence: number(block, 16),
             state: HardState { vote, committed },
             start: point(block, 56),
+            owner: number(block, 96),
         })
     }
 }
@@ -171,6 +183,7 @@ mod tests {
                 chain: 0xfeed_f00d,
                 timestamp_max_us: -3,
             },
+            owner: 0x1122_3344_5566_7788,
         }
     }
 
@@ -188,7 +201,7 @@ mod tests {
         "524c483107000000080706050403020109000000000000000400000000000000",
         "0300000000000000020000000000000011000000000000000700000000000000",
         "020000000000000084030000000000000df0edfe00000000fdffffffffffffff",
-        "00000000000000000000000000000000000000000000000000000000d680149a",
+        "887766554433221100000000000000000000000000000000000000006ce5b74f",
     );
     const CHECKPOINT_HEX: &str = concat!(
         "524c433100000000010000000000000002000000000000000500000000000000",
@@ -207,6 +220,18 @@ mod tests {
         }
         let file = encode_checkpoint(ShardUid(1), Index(2), b"state");
         assert_eq!(parse_checkpoint(&file), Ok((ShardUid(1), Index(2), Bytes::from_static(b"state"))));
+    }
+
+    /// On disks, too: who calculates it otherwise finds all directories foreign.
+    #[test]
+    fn owner_tags() {
+        let cluster = "00112233445566778899aabbccddeeff";
+        let tag = owner_tag(cluster, NodeId(3), 4);
+        assert_eq!(tag, 7_707_652_414_606_804_830);
+        let others = [("10112233445566778899aabbccddeeff", 3, 4), (cluster, 4, 4), (cluster, 3, 5)];
+        for (cluster, node, incarnation) in others {
+            assert_ne!(owner_tag(cluster, NodeId(node), incarnation), tag);
+        }
     }
 
     /// Cut short, or with any bit flipped: refused.

@@ -75,6 +75,9 @@ pub struct LogOptions {
     pub shard: ShardUid,
     /// Largest segment file; a multiple of `BLOCK_BYTES`, from `SEGMENT_BYTES_MIN` to `SEGMENT_BYTES_LIMIT`.
     pub segment_bytes_max: u64,
+    /// Whose data directory it is in (`format::state_files::owner_tag`): one that was made elsewhere is `Foreign`. 0: not
+    /// checked.
+    pub owner: u64,
 }
 
 /// What recovery found.

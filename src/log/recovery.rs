@@ -112,23 +112,34 @@ async fn hard_state<E: Env>(
             return Err(LogError::Corrupt { file: path, position: 0, what });
         }
         let state = HardState::default();
-        let slot = HardStateSlot { shard: options.shard, sequence: 0, state, start: LogPoint::default() };
+        let (shard, owner) = (options.shard, options.owner);
+        let slot = HardStateSlot { shard, sequence: 0, state, start: LogPoint::default(), owner };
         let mut content = slot.encode().to_vec();
         content.resize(2 * BLOCK_BYTES, 0);
         disk.write_file(&path, content.into()).await.map_err(|error| io_error(&path, "written", &error))?;
         return Ok(slot);
     }
     let content = disk.read_file(&path).await.map_err(|error| io_error(&path, "read", &error))?;
-    newest_slot(&content, options.shard, &path)
+    let slot = newest_slot(&content, &path)?;
+    if slot.shard != options.shard {
+        return Err(of_another(&path, slot.shard, options.shard));
+    }
+    if options.owner != 0 && slot.owner != options.owner {
+        return Err(LogError::Foreign { file: path, what: OF_ANOTHER_OWNER.into() });
+    }
+    Ok(slot)
 }
 
+/// What is wrong with a directory that has the right shard's number.
+pub(super) const OF_ANOTHER_OWNER: &str = "it was not made in this data directory, but by another node or in another cluster, \
+     or before `identity` was replaced: put each shard's directory back where it was made";
+
 /// The slot that counts.
-pub(super) fn newest_slot(content: &[u8], shard: ShardUid, path: &Path) -> Result<HardStateSlot, LogError> {
+pub(super) fn newest_slot(content: &[u8], path: &Path) -> Result<HardStateSlot, LogError> {
     let slots: Vec<_> = content.chunks(BLOCK_BYTES).map(HardStateSlot::parse).collect();
     let newest = slots.iter().filter_map(|slot| slot.ok()).max_by_key(|slot| slot.sequence);
     match newest {
-        Some(slot) if slot.shard == shard => Ok(slot),
-        Some(slot) => Err(of_another(path, slot.shard, shard)),
+        Some(slot) => Ok(slot),
         None => match slots.iter().find_map(|slot| slot.err().filter(|e| matches!(e, BlockError::Version(_)))) {
             Some(version) => Err(of_version(path, &version)),
             None => {

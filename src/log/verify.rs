@@ -5,17 +5,23 @@ use std::path::{Path, PathBuf};
 
 use super::{
     LogError, io_error,
-    recovery::{SegmentFile, checkpoint_index, has_extension, live_and_purged, newest_slot, read_footer, read_header},
+    recovery::{
+        OF_ANOTHER_OWNER, SegmentFile, checkpoint_index, has_extension, live_and_purged, newest_slot, read_footer,
+        read_header,
+    },
     scan::{Found, Scan},
 };
+use bytes::Bytes;
+
 use crate::{
     env::{Disk, OpenMode},
     format::{
-        segment::{LogPoint, SLOT_BYTES, Slot},
+        entry::StoredEntry,
+        segment::{BlockError, LogPoint, SLOT_BYTES, SegmentHeader, Slot},
         state_files::{HardStateSlot, parse_checkpoint},
     },
-    ids::{Offset, Position, ShardUid},
-    limits::BLOCK_BYTES,
+    ids::{Index, Offset, Position, ShardUid},
+    limits::{BLOCK_BYTES, OFFLINE_BYTES_MAX},
 };
 
 /// What was found.
@@ -39,8 +45,35 @@ pub struct Report {
     pub torn_tail: u64,
     /// The log was closed cleanly.
     pub clean: bool,
+    /// Whose it is (`format::state_files::owner_tag`); 0: nobody's, or not known.
+    pub owner: u64,
     /// Damage, in the order of the files.
     pub problems: Vec<Problem>,
+    /// What looks odd and is not damage.
+    pub notes: Vec<Problem>,
+}
+
+/// What a small log says, for who reads it without a node.
+#[derive(Clone, Debug, Default)]
+pub struct Content {
+    /// First entry that is kept.
+    pub first: Index,
+    /// The newest checkpoint that is whole, and the last entry in it.
+    pub checkpoint: Option<(Index, Bytes)>,
+    /// Whole entries after the checkpoint, in order, committed or not.
+    pub entries: Vec<StoredEntry>,
+    /// There were more of them than `OFFLINE_BYTES_MAX`: not all are here.
+    pub is_cut: bool,
+}
+
+impl Report {
+    /// Says so if the directory is not one of this owner's; nothing for 0.
+    pub fn check_owner(&mut self, dir: &Path, owner: u64) {
+        if owner != 0 && self.owner != 0 && self.owner != owner {
+            let file = dir.join("hard_state");
+            self.problems.push(Problem { file, position: Position(0), what: OF_ANOTHER_OWNER.into() });
+        }
+    }
 }
 
 /// One piece of damage.
@@ -59,35 +92,59 @@ pub struct Problem {
 /// # Errors
 /// `Io` when something cannot be read at all. Damage is not an error but in the report.
 pub async fn verify_dir<D: Disk>(disk: &D, dir: &Path) -> Result<Report, LogError> {
-    let mut check = Check { disk, report: Report::default(), hard: None };
+    Ok(verify(disk, dir, None).await?.0)
+}
+
+/// As `verify_dir`, and returns what the log says. For the catalog's, which is small.
+///
+/// # Errors
+/// As `verify_dir`.
+pub async fn verify_and_read<D: Disk>(disk: &D, dir: &Path) -> Result<(Report, Content), LogError> {
+    let (report, content) = verify(disk, dir, Some(Content::default())).await?;
+    Ok((report, content.expect("it was asked for")))
+}
+
+async fn verify<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    content: Option<Content>,
+) -> Result<(Report, Option<Content>), LogError> {
+    let mut check = Check { disk, report: Report::default(), hard: None, content, content_bytes: 0 };
     let names = disk.list(dir).await.map_err(|error| io_error(dir, "listed", &error))?;
     check.hard_state(&dir.join("hard_state")).await?;
-    let mut segments = Vec::new();
+    let mut headers = Vec::new();
     for entry in &names {
-        let path = dir.join(&entry.name);
         let named = has_extension(&entry.name, "store");
         if named || has_extension(&entry.name, "spare") {
-            match read_header(disk, &path).await? {
-                Ok(header) if header.shard == check.report.shard => {
-                    segments.push(SegmentFile { path, bytes: entry.bytes, header, named });
-                }
-                Ok(header) if named => check.problem(&path, 0, format!("it belongs to shard {}", header.shard)),
-                Err(error) if named => check.problem(&path, 0, format!("the segment's header: {error}")),
-                Ok(_) | Err(_) => {}
-            }
-        } else if checkpoint_index(&entry.name).is_some() {
-            check.checkpoint(&path).await?;
+            let path = dir.join(&entry.name);
+            headers.push((read_header(disk, &path).await?, path, entry.bytes, named));
         }
+    }
+    if check.hard.is_none() {
+        // Else every segment would be called another shard's.
+        let named = headers.iter().filter(|(.., named)| *named);
+        let oldest = named.filter_map(|(header, ..)| header.ok()).min_by_key(|header| header.sequence);
+        check.report.shard = oldest.map_or(ShardUid(0), |header| header.shard);
+    }
+    let mut segments = Vec::new();
+    for (header, path, bytes, named) in headers {
+        segments.extend(check.header(header, path, bytes, named));
+    }
+    for entry in names.iter().filter(|entry| checkpoint_index(&entry.name).is_some()) {
+        check.checkpoint(&dir.join(&entry.name)).await?;
     }
     segments.sort_by_key(|segment| segment.header.sequence);
     check.segments(&segments).await?;
-    Ok(check.report)
+    Ok((check.report, check.content))
 }
 
 struct Check<'a, D> {
     disk: &'a D,
     report: Report,
     hard: Option<HardStateSlot>,
+    /// If it is asked for.
+    content: Option<Content>,
+    content_bytes: usize,
 }
 
 impl<D: Disk> Check<'_, D> {
@@ -106,18 +163,67 @@ impl<D: Disk> Check<'_, D> {
         };
         self.report.files += 1;
         self.report.bytes += content.len() as u64;
-        let slots: Vec<_> = content.chunks(BLOCK_BYTES).filter_map(|slot| HardStateSlot::parse(slot).ok()).collect();
-        let shard = slots.first().map_or(ShardUid(0), |slot| slot.shard);
-        match newest_slot(&content, shard, path) {
+        match newest_slot(&content, path) {
             Ok(slot) => {
+                self.note_other_slot(&content, &slot, path);
                 self.report.shard = slot.shard;
+                self.report.owner = slot.owner;
                 self.report.log_start = slot.start.offset;
                 self.report.log_end = slot.start.offset;
                 self.hard = Some(slot);
             }
+            Err(LogError::Corrupt { .. }) => {
+                let words = |number: usize| match content.chunks(BLOCK_BYTES).nth(number).map(HardStateSlot::parse) {
+                    Some(Err(error)) => error.to_string(),
+                    Some(Ok(_)) | None => "it is not there".into(),
+                };
+                let what = format!(
+                    "neither of its two slots is whole (at byte 0: {}; at byte {BLOCK_BYTES}: {}): the vote in it is \
+                     lost, and where the log begins",
+                    words(0),
+                    words(1)
+                );
+                self.problem(path, 0, what);
+            }
             Err(error) => self.problem(path, 0, error.to_string()),
         }
         Ok(())
+    }
+
+    /// The slot that does not count should be the one written before.
+    fn note_other_slot(&mut self, content: &[u8], newest: &HardStateSlot, path: &Path) {
+        let number = (newest.sequence + 1) % 2;
+        let position = number * BLOCK_BYTES as u64;
+        let other = content.chunks(BLOCK_BYTES).nth(number as usize).unwrap_or_default();
+        let never_written = newest.sequence == 0 && other.iter().all(|byte| *byte == 0);
+        if let Err(error) = HardStateSlot::parse(other)
+            && !never_written
+        {
+            let what = format!(
+                "{error}; the other slot counts, and is whole. A crash during a write leaves it like this; otherwise a \
+                 vote that was given may be lost"
+            );
+            self.report.notes.push(Problem { file: path.into(), position: Position(position), what });
+        }
+    }
+
+    /// A segment, if it is one of this log.
+    fn header(
+        &mut self,
+        header: Result<SegmentHeader, BlockError>,
+        path: PathBuf,
+        bytes: u64,
+        named: bool,
+    ) -> Option<SegmentFile> {
+        match header {
+            Ok(header) if header.shard == self.report.shard => {
+                return Some(SegmentFile { path, bytes, header, named });
+            }
+            Ok(header) if named => self.problem(&path, 0, format!("it belongs to shard {}", header.shard)),
+            Err(error) if named => self.problem(&path, 0, format!("the segment's header: {error}")),
+            Ok(_) | Err(_) => {}
+        }
+        None
     }
 
     async fn checkpoint(&mut self, path: &Path) -> Result<(), LogError> {
@@ -125,7 +231,13 @@ impl<D: Disk> Check<'_, D> {
         self.report.files += 1;
         self.report.bytes += content.len() as u64;
         match parse_checkpoint(&content) {
-            Ok((shard, index, _)) if shard == self.report.shard && Some(index) == checkpoint_index(path) => {}
+            Ok((shard, index, state)) if shard == self.report.shard && Some(index) == checkpoint_index(path) => {
+                if let Some(content) = &mut self.content
+                    && content.checkpoint.as_ref().is_none_or(|(newest, _)| *newest < index)
+                {
+                    content.checkpoint = Some((index, state));
+                }
+            }
             Ok((shard, index, _)) => self.problem(path, 0, format!("it is of shard {shard} at entry {index}")),
             Err(error) => self.problem(path, 0, error.to_string()),
         }
@@ -133,8 +245,19 @@ impl<D: Disk> Check<'_, D> {
     }
 
     async fn segments(&mut self, segments: &[SegmentFile]) -> Result<(), LogError> {
-        let start = self.hard.map_or(LogPoint::default(), |hard| hard.start);
-        let (live, _) = live_and_purged(segments, start.next);
+        let (live, start) = match self.hard {
+            Some(hard) => (live_and_purged(segments, hard.start.next).0, hard.start),
+            None => {
+                // Where it begins is not known: where the first one does, and leftovers cannot be told from the others.
+                let named: Vec<_> = segments.iter().filter(|segment| segment.named).collect();
+                let start = named.first().map_or(LogPoint::default(), |first| first.header.base);
+                self.report.log_start = start.offset;
+                (named, start)
+            }
+        };
+        if let Some(content) = &mut self.content {
+            content.first = start.next;
+        }
         let mut end: Option<LogPoint> = None;
         for (number, file) in live.iter().enumerate() {
             let base = file.header.base;
@@ -179,6 +302,7 @@ impl<D: Disk> Check<'_, D> {
                     index.extend_from_slice(&slot.encode());
                     self.report.entries += 1;
                     self.report.records += u64::from(entry.header.record_count);
+                    self.keep(entry);
                 }
                 Found::Footer | Found::End => break,
                 Found::Bad(what) => {
@@ -219,6 +343,21 @@ impl<D: Disk> Check<'_, D> {
             self.index(file, &index, footer.index_crc).await?;
         }
         Ok(point)
+    }
+
+    /// Keeps an entry for who asked for them.
+    fn keep(&mut self, entry: StoredEntry) {
+        let Some(content) = &mut self.content else { return };
+        let covered = content.checkpoint.as_ref().is_some_and(|(index, _)| entry.header.id.index <= *index);
+        if covered || entry.header.id.index < content.first || content.is_cut {
+            return;
+        }
+        self.content_bytes += entry.header.padded_bytes();
+        if self.content_bytes > OFFLINE_BYTES_MAX {
+            content.is_cut = true;
+            return;
+        }
+        content.entries.push(entry);
     }
 
     /// Checks the index file of a sealed segment against its entries.

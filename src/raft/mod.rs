@@ -17,6 +17,7 @@ mod linearize;
 mod machine;
 mod members;
 mod network;
+pub mod offline;
 mod pipeline;
 mod proposals;
 mod serve;
@@ -103,6 +104,8 @@ pub struct GroupOptions {
     /// A new group begins with these voters; each of them may be the one that initialises it, with the same result.
     /// `None`, or a list without this node: a new replica waits until the group's leader adds it.
     pub founders: Option<BTreeSet<NodeId>>,
+    /// Whose data directory it is in, as in `LogOptions`; 0: not checked.
+    pub owner: u64,
     /// This replica is to lead: when a new group begins, it begins it.
     pub preferred: bool,
 }
@@ -271,9 +274,9 @@ impl<E: Env, M: Machine> Group<E, M> {
         timing: Timing,
         machine: M,
     ) -> Result<(Group<E, M>, Recovered), GroupError> {
-        let GroupOptions { dir, shard, node, segment_bytes_max, slot, founders, preferred } = options;
+        let GroupOptions { dir, shard, node, segment_bytes_max, slot, founders, owner, preferred } = options;
         let (log, recovered) =
-            Log::open(disk, tail, LogOptions { dir, shard, segment_bytes_max }).await.map_err(refused)?;
+            Log::open(disk, tail, LogOptions { dir, shard, segment_bytes_max, owner }).await.map_err(refused)?;
         let shared = Shared::new(machine);
         shared.restore(&log).await.map_err(unusable)?;
         let network = Network::new(peers, shard, slot);

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::{
     config::Config,
+    format::state_files::owner_tag,
     ids::{NodeId, ReactorNumber, ShardUid},
     peer::{book::AddressBook, liveness::Liveness},
     proto::ringlog::state::v1::{ClusterNode, NodeState},
@@ -61,6 +62,13 @@ pub struct Advertised {
     pub grpc: String,
     /// HTTP, `host:port`.
     pub http: String,
+}
+
+impl Identity {
+    /// What this node's shards carry in their files, so that another node's are not taken for them.
+    pub fn owner(&self) -> u64 {
+        owner_tag(&self.cluster_id, self.node, self.incarnation)
+    }
 }
 
 /// One reactor as the others see it.

@@ -72,6 +72,8 @@ pub struct ShardOptions {
     pub slot: u64,
     /// See `raft::GroupOptions`.
     pub founders: Option<BTreeSet<NodeId>>,
+    /// Whose data directory it is in, as in `log::LogOptions`; 0: not checked.
+    pub owner: u64,
     /// This replica is to lead.
     pub preferred: bool,
     /// Retention, 0: none.
@@ -144,6 +146,7 @@ impl<E: Env> Shard<E> {
             segment_bytes_max: retention::segment_bytes(options.segment_bytes_max, options.retention_bytes_max),
             slot: options.slot,
             founders: options.founders.clone(),
+            owner: options.owner,
             preferred: options.preferred,
         };
         let (group, recovered) = Group::open(disk, tail, peers, group_options, ShardMachine::default()).await?;

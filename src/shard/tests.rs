@@ -30,6 +30,7 @@ fn options() -> ShardOptions {
         segment_bytes_max: SEGMENT_BYTES_MIN,
         slot: 0,
         founders: Some([NodeId(1)].into()),
+        owner: 0,
         preferred: true,
         retention_bytes_max: 0,
         retention_age_ms_max: 0,

@@ -292,13 +292,30 @@ fn gaps_are_corruption() {
 fn hard_state_slots() {
     block_on(async {
         let disk = crashed(2).await;
+        let report = async |disk: &SimDisk| verify_dir(disk, DIR.as_ref()).await.unwrap();
+        assert_eq!((report(&disk).await.problems, report(&disk).await.notes), (vec![], vec![]));
         let lost = copy(&disk);
         lost.delete(path("hard_state"));
         assert!(matches!(open_with(&lost, 64 << 10, 0).await.map(|_| ()), Err(LogError::Corrupt { .. })));
+        let [missing] = &report(&lost).await.problems[..] else { panic!("one problem: the file itself") };
+        assert_eq!((&missing.file, &*missing.what), (&path("hard_state"), "it is missing; the vote in it is lost"));
+
+        // What a torn write leaves is not called damage, but is not kept quiet about.
         disk.flip_bit(path("hard_state"), 4096, 0);
         assert_eq!(outcome(&copy(&disk)).await, Ok(2));
+        let one = report(&disk).await;
+        assert_eq!((one.problems.len(), one.notes.len(), one.notes[0].position.0), (0, 1, 4096));
+        assert!(one.notes[0].what.contains("the other slot counts"), "{}", one.notes[0].what);
+
+        // The entries are still those of this shard, and are checked.
         disk.flip_bit(path("hard_state"), 10, 0);
-        assert_eq!(outcome(&disk).await, Err(("hard_state".into(), 0)));
+        assert_eq!(outcome(&copy(&disk)).await, Err(("hard_state".into(), 0)));
+        let none = report(&disk).await;
+        assert_eq!((none.shard, none.entries, none.problems.len()), (SHARD, 2, 1));
+        let words = "neither of its two slots is whole (at byte 0: its checksum does not match; at byte 4096: ";
+        assert!(none.problems[0].what.starts_with(words), "{}", none.problems[0].what);
+        disk.flip_bit(path(STORE), entry_at(0) + 300, 0);
+        assert!(report(&disk).await.problems.iter().any(|problem| problem.file == path(STORE)));
     });
 }
 
@@ -323,6 +340,31 @@ fn foreign_directories() {
             let error = open_with(&disk, 64 << 10, 0).await.map(|_| ()).unwrap_err();
             assert!(matches!(&error, LogError::Foreign { what, .. } if what.contains("'9'")), "{error}");
         }
+    });
+}
+
+/// A directory that another node made, or this one for another cluster, is refused; who does not ask gets it.
+#[test]
+fn foreign_owners() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let tail = || crate::log::TailBudget::new(0);
+        let owned = |owner| crate::log::LogOptions { owner, ..options(64 << 10) };
+        let (log, _) = TestLog::open(disk.clone(), tail(), owned(5)).await.unwrap();
+        append_one(&log, 1, 10).await;
+        // Each write of the hard state keeps it.
+        let vote = Some(crate::log::Vote { term: Term(1), node: crate::ids::NodeId(1), committed: true });
+        for _ in 0..2 {
+            log.save_hard_state(HardState { vote, committed: None }).await.unwrap();
+        }
+        log.close().await.unwrap();
+        for owner in [5, 0] {
+            let (log, _) = TestLog::open(copy(&disk), tail(), owned(owner)).await.unwrap();
+            assert_eq!(log.last().unwrap().index, Index(0));
+        }
+        let error = TestLog::open(disk, tail(), owned(6)).await.map(|_| ()).unwrap_err();
+        let words = "another node or in another cluster";
+        assert!(matches!(&error, LogError::Foreign { what, .. } if what.contains(words)), "{error}");
     });
 }
 

@@ -19,7 +19,7 @@ pub const DIR: &str = "/data/shards/42";
 pub type TestLog = Log<TestEnv>;
 
 pub fn options(segment_bytes_max: u64) -> LogOptions {
-    LogOptions { dir: DIR.into(), shard: SHARD, segment_bytes_max }
+    LogOptions { dir: DIR.into(), shard: SHARD, segment_bytes_max, owner: 0 }
 }
 
 pub fn path(name: &str) -> PathBuf {

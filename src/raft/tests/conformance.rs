@@ -78,7 +78,7 @@ struct Builder;
 impl StoreBuilder<Config, Filled, StateMachine<TestEnv, Tally>> for Builder {
     async fn build(&self) -> Result<((), Filled, StateMachine<TestEnv, Tally>), StorageError<Config>> {
         let GroupOptions { dir, shard, segment_bytes_max, .. } = options();
-        let log_options = LogOptions { dir, shard, segment_bytes_max };
+        let log_options = LogOptions { dir, shard, segment_bytes_max, owner: 0 };
         let (log, _) = Log::<TestEnv>::open(SimDisk::new(), TailBudget::new(4096), log_options).await.unwrap();
         let shared = Shared::new(Tally::default());
         let store = Store::new(log.clone(), shared.clone(), Rc::new(Cell::new(false)));

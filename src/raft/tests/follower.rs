@@ -30,7 +30,7 @@ fn begins_from_a_snapshot() {
         leader.purge_to(boundary).await.unwrap();
 
         let GroupOptions { shard, segment_bytes_max, .. } = options();
-        let log_options = LogOptions { dir: "/shards/follower".into(), shard, segment_bytes_max };
+        let log_options = LogOptions { dir: "/shards/follower".into(), shard, segment_bytes_max, owner: 0 };
         let log = Log::<TestEnv>::open(follower_disk.clone(), TailBudget::new(4096), log_options).await.unwrap().0;
         let shared = Shared::new(Tally::default());
         let mut store = Store::new(log.clone(), shared.clone(), Rc::default());

@@ -81,6 +81,7 @@ fn options() -> GroupOptions {
         segment_bytes_max: SEGMENT_BYTES_MIN,
         slot: 0,
         founders: Some([NodeId(3)].into()),
+        owner: 0,
         preferred: true,
     }
 }

@@ -222,7 +222,8 @@ impl<E: Env> Control<E> {
         trust: join::Trust,
     ) -> Result<(Control<E>, Recovered), GroupError> {
         let config = &reactor.node().config;
-        let me = reactor.node().identity().expect("the identity is read first").node;
+        let identity = reactor.node().identity().expect("the identity is read first");
+        let me = identity.node;
         let options = GroupOptions {
             dir: shard_dir(&config.data, ShardUid::CATALOG),
             shard: ShardUid::CATALOG,
@@ -230,6 +231,7 @@ impl<E: Env> Control<E> {
             segment_bytes_max: limits::SEGMENT_BYTES_MIN,
             slot: 0,
             founders: founder.then(|| [me].into()),
+            owner: identity.owner(),
             preferred: founder,
         };
         let (disk, tail) = (reactor.disk().clone(), reactor.tail().clone());

@@ -216,6 +216,7 @@ impl<E: Env> Control<E> {
                     segment_bytes_max: segment_bytes,
                     slot: place.slot,
                     founders: replicas.founders(self.inner.me),
+                    owner: node.identity().expect("the catalog is open").owner(),
                     preferred: replicas.goal().first() == Some(&self.inner.me),
                     retention_bytes_max: view.retention_bytes_max,
                     retention_age_ms_max: view.retention_age_ms_max,
