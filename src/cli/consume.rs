@@ -2,6 +2,7 @@
 //! Each shard is in order; between shards there is no order.
 
 use std::{
+    collections::BTreeMap,
     io::{self, BufWriter, Write},
     time::SystemTime,
 };
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{Failure, ServerArgs, start::From};
 use crate::{
-    client::{Cluster, Consumer, Start},
+    client::{ClientError, Cluster, Consumer, Start},
     proto::ringlog::v1::{ConsumeRequest, Record},
 };
 
@@ -61,16 +62,18 @@ enum Format {
     Delimited,
 }
 
-/// Runs the command.
+/// Runs the command. A shard that cannot be read does not keep the others from being read; the command fails in the end.
 pub(super) async fn consume(args: ConsumeArgs) -> Result<(), Failure> {
     if args.records == Some(0) {
         return Ok(());
     }
     let cluster = args.server.cluster().await?;
-    let Some(mut consumer) = open(&cluster, &args).await? else { return Ok(()) };
+    let mut work = open(&cluster, &args).await?;
     let mut out = BufWriter::with_capacity(OUTPUT_BYTES, io::stdout().lock());
     let mut left = args.records.unwrap_or(u64::MAX);
-    loop {
+    while let Some(consumer) = &mut work.consumer
+        && !work.ends.is_empty()
+    {
         // Nothing is held back while we wait for more.
         let next = match consumer.next().now_or_never() {
             Some(next) => next,
@@ -82,28 +85,54 @@ pub(super) async fn consume(args: ConsumeArgs) -> Result<(), Failure> {
         let fetched = match next {
             None => break,
             Some(Ok(fetched)) => fetched,
-            Some(Err(error)) if args.follow && !error.is_final => {
-                // Nobody has to read it.
-                drop(writeln!(io::stderr(), "ringlog: {error}"));
+            Some(Err(error)) => {
+                say(&error);
+                if error.is_final || !args.follow {
+                    work.ends.remove(&error.shard);
+                    work.failed = true;
+                }
                 continue;
             }
-            Some(Err(error)) => return Err(Failure::Message(error.to_string())),
         };
         for record in &fetched.records {
             write_record(&mut out, &args, fetched.shard, record)?;
             left -= 1;
             if left == 0 {
                 out.flush()?;
-                return Ok(());
+                return work.result();
             }
         }
+        if work.ends.get(&fetched.shard).is_some_and(|end| fetched.next_offset >= *end) {
+            work.ends.remove(&fetched.shard);
+        }
     }
-    Ok(out.flush()?)
+    out.flush()?;
+    work.result()
 }
 
-/// A consumer of what there is to read; `None` if that is nothing.
+/// What goes wrong with one shard; nobody has to read it.
+fn say(error: &dyn std::fmt::Display) {
+    drop(writeln!(io::stderr(), "ringlog: {error}"));
+}
+
+/// What there is to read.
+struct Work {
+    /// None: nothing.
+    consumer: Option<Consumer>,
+    /// Where each shard ends that is not done; `u64::MAX` for those that are followed.
+    ends: BTreeMap<u32, u64>,
+    /// Some shard cannot be read, and that is said.
+    failed: bool,
+}
+
+impl Work {
+    fn result(&self) -> Result<(), Failure> {
+        if self.failed { Err(Failure::Said) } else { Ok(()) }
+    }
+}
+
 #[allow(clippy::disallowed_methods, reason = "the CLI is not part of the simulated world")]
-async fn open(cluster: &Cluster, args: &ConsumeArgs) -> Result<Option<Consumer>, Failure> {
+async fn open(cluster: &Cluster, args: &ConsumeArgs) -> Result<Work, Failure> {
     let start = args.from.start(SystemTime::now());
     let shards: Vec<u32> = match args.shard {
         Some(shard) => vec![shard],
@@ -116,21 +145,28 @@ async fn open(cluster: &Cluster, args: &ConsumeArgs) -> Result<Option<Consumer>,
             shards.len()
         )));
     }
-    let builder = cluster.consumer(&args.topic).start(start);
+    let mut builder = cluster.consumer(&args.topic).start(start);
     if args.follow {
-        return Ok(Some(builder.shards(shards).open().await?));
+        let ends = shards.iter().map(|shard| (*shard, u64::MAX)).collect();
+        return Ok(Work { consumer: Some(builder.shards(shards).open().await?), ends, failed: false });
     }
-    let (mut builder, mut wanted) = (builder, Vec::new());
+    let (mut ends, mut failed) = (BTreeMap::new(), false);
     for shard in shards {
-        let Some((first, end)) = what_is_there(cluster, args, shard, start).await? else { continue };
-        let end = end.min(first.saturating_add(args.records.unwrap_or(u64::MAX)));
-        builder = builder.start_of(shard, Start::Offset(first)).end_of(shard, end);
-        wanted.push(shard);
+        match what_is_there(cluster, args, shard, start).await {
+            Ok(None) => {}
+            Ok(Some((first, end))) => {
+                let end = end.min(first.saturating_add(args.records.unwrap_or(u64::MAX)));
+                builder = builder.start_of(shard, Start::Offset(first)).end_of(shard, end);
+                ends.insert(shard, end);
+            }
+            Err(error) => {
+                say(&format_args!("topic {} shard {shard} cannot be read: {error}", args.topic));
+                failed = true;
+            }
+        }
     }
-    if wanted.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(builder.shards(wanted).open().await?))
+    let consumer = if ends.is_empty() { None } else { Some(builder.shards(ends.keys().copied()).open().await?) };
+    Ok(Work { consumer, ends, failed })
 }
 
 /// First offset, and the present high watermark, if there is something between them.
@@ -139,7 +175,7 @@ async fn what_is_there(
     args: &ConsumeArgs,
     shard: u32,
     start: Start,
-) -> Result<Option<(u64, u64)>, Failure> {
+) -> Result<Option<(u64, u64)>, ClientError> {
     let request = ConsumeRequest {
         topic: args.topic.clone(),
         shard,

@@ -249,7 +249,7 @@ fn foreign_directories() {
     let identity = data.path().join("identity");
     let own = fs::read(&identity).unwrap();
     fs::copy(other.path().join("identity"), &identity).unwrap();
-    refused("by another node or in another cluster");
+    refused("is of cluster");
     fs::write(&identity, b"ringlog 9\n").unwrap();
     refused("format 9");
     fs::write(&identity, &own[1..]).unwrap();

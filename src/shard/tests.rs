@@ -2,6 +2,7 @@
 
 mod consume;
 mod crash;
+mod damage;
 mod produce;
 mod retain;
 

@@ -148,7 +148,7 @@ impl Cluster {
     /// Replaces the last entry on the disk of a node that does not run: another payload under the same term and index.
     pub(super) async fn forge_last_entry(&self, id: u64) {
         let GroupOptions { dir, shard, segment_bytes_max, .. } = options();
-        let log_options = LogOptions { dir, shard, segment_bytes_max };
+        let log_options = LogOptions { dir, shard, segment_bytes_max, owner: 0 };
         let opening = Log::<TestEnv>::open(self.disk(id).clone(), TailBudget::new(1 << 20), log_options);
         let (log, _) = opening.await.unwrap();
         let last = log.last().unwrap().index;
@@ -228,14 +228,15 @@ impl Cluster {
         }
     }
 
-    /// Produces through whoever leads among these, until it is acknowledged; definite refusals are tried again.
+    /// Produces through whoever leads among these, until it is acknowledged; it may be in the log more than once when the
+    /// leader changed meanwhile.
     pub(super) async fn produce(&self, among: &[u64], count: u32, bytes: usize) -> EntryHeader {
         let producing = async {
             loop {
                 let leader = self.leader_of(among).await;
                 match produce(self.group(leader), count, bytes).await {
                     Ok(applied) if applied.header.kind == EntryKind::Batch => return applied.header,
-                    Ok(_) | Err(GroupError::NotLeader { .. } | GroupError::Full(_)) => {}
+                    Ok(_) | Err(GroupError::NotLeader { .. } | GroupError::Deposed { .. } | GroupError::Full(_)) => {}
                     Err(error) => panic!("{error:?}"),
                 }
                 env::sleep::<TestEnv>(Duration::from_millis(1)).await;

@@ -186,7 +186,10 @@ fn leader_is_cut_off() {
             for node in [1, 2, 3] {
                 cluster.note(node, true);
             }
-            acknowledged.push(cluster.produce(&[1, 2, 3], 2, 10).await);
+            // More than those that are lost, so that each of their places is taken.
+            for _ in 0..6 {
+                acknowledged.push(cluster.produce(&others, 2, 10).await);
+            }
             cluster.agree(&[1, 2, 3]).await;
             for answer in lost {
                 match guard("an answer", answer).await {

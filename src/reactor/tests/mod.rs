@@ -112,6 +112,7 @@ impl World {
             segment_bytes_max: crate::limits::SEGMENT_BYTES_MIN,
             slot: 0,
             founders: Some(nodes(founders).into_iter().collect::<BTreeSet<_>>()),
+            owner: 0,
             preferred: founders.first() == Some(&self.id.0),
             retention_bytes_max: 0,
             retention_age_ms_max: 0,
