@@ -46,6 +46,14 @@ pub enum NetError {
         /// In words.
         cause: String,
     },
+    /// A proven member of the cluster says that this node is none any more, and will never be one again under this id.
+    #[error("{to} says of this node: {cause}")]
+    NotMember {
+        /// Who says so.
+        to: Endpoint,
+        /// In words.
+        cause: String,
+    },
     /// It was there, and is gone.
     #[error("the connection to node {node} is lost: {cause}")]
     Lost {

@@ -44,7 +44,7 @@ pub use self::{
 use super::net::{Endpoint, Net, NetError};
 use crate::{ids::NodeId, tls::Credentials};
 
-/// Whether a node is still a member, or in one clause why it is refused ("it was removed from the cluster"). Called on
+/// Whether a node may be a member, or in one clause why never again ("it was removed from the cluster"). Called on
 /// the reactor for every connection, in both directions; must not block.
 pub type Membership = Arc<dyn Fn(NodeId) -> Result<(), String> + Send + Sync>;
 
@@ -59,6 +59,9 @@ const CODE_STOPPING: u32 = 3;
 
 /// Application code of a close: too many connections at the moment.
 const CODE_BUSY: u32 = 4;
+
+/// Application code of a close: the reason says why the peer is no member any more, and never will be.
+const CODE_NOT_MEMBER: u32 = 6;
 
 /// Error code of a stream that was dropped before it was finished.
 const CODE_BROKEN_OFF: u32 = 5;

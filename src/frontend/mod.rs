@@ -103,8 +103,8 @@ struct Local<E: Env> {
     topics: TopicReader,
     turn: Cell<u32>,
     near: Near,
-    /// Calls that wait for the topic that the first of them creates, in order.
-    creating: RefCell<HashMap<String, Vec<Waiting>>>,
+    /// Calls that wait for a topic that is looked up, or made, for the first of them; in order.
+    sought: RefCell<HashMap<String, Vec<Waiting>>>,
 }
 
 struct Waiting {
@@ -142,8 +142,8 @@ impl<E: Env> Frontend<E> {
     pub fn new(reactor: Rc<Reactor<E>>) -> Frontend<E> {
         let node = reactor.node();
         let (remote, topics) = (Remote::new(Arc::clone(node)), TopicReader::new(Arc::clone(&node.topics)));
-        let (turn, near, creating) = (Cell::new(0), Near::default(), RefCell::default());
-        let local = Local { reactor, remote, topics, turn, near, creating };
+        let (turn, near, sought) = (Cell::new(0), Near::default(), RefCell::default());
+        let local = Local { reactor, remote, topics, turn, near, sought };
         Frontend { local: Rc::new(local) }
     }
 
@@ -157,8 +157,16 @@ impl<E: Env> Frontend<E> {
 
     /// Reads committed records. A wait ends early, with an error, when the node shuts down.
     pub fn consume(&self, call: ConsumeCall) -> impl Future<Output = Result<Consumed, CallError>> + use<E> + 'static {
-        let started = self.start_consume(call);
+        let known = self.local.topics.get(route::topic_name(&call.topic)).is_some();
+        let (started, frontend) = (if known { Ok(self.start_consume(call)) } else { Err(call) }, self.clone());
         async move {
+            let started = match started {
+                Ok(started) => started,
+                Err(call) => {
+                    frontend.local.remote.find_topic(route::topic_name(&call.topic)).await?;
+                    frontend.start_consume(call)
+                }
+            };
             let (consumed, stop) = started?;
             let Some(stop) = stop else { return consumed.await };
             tokio::select! {
@@ -257,12 +265,12 @@ impl<E: Env> Frontend<E> {
     ) -> Result<Submitted<impl Future<Output = Result<Produced, ReactorError>> + use<E> + 'static>, CallError> {
         let local = &self.local;
         let name = route::topic_name(&call.head.topic);
-        if !local.creating.borrow().is_empty() && local.creating.borrow().contains_key(name) {
+        if !local.sought.borrow().is_empty() && local.sought.borrow().contains_key(name) {
             return self.wait_for_topic(call).map(Submitted::Waits);
         }
         match local.topics.get(name) {
             Some(view) => self.submit_to(&view, call),
-            None => self.create_for(call).map(Submitted::Waits),
+            None => self.look_up_for(call).map(Submitted::Waits),
         }
     }
 
@@ -296,46 +304,40 @@ impl<E: Env> Frontend<E> {
         Ok(Submitted::There { topic, shard, produced })
     }
 
-    /// Begins to make the topic of `call`, which waits for it.
-    fn create_for(&self, call: ProduceCall) -> Result<oneshot::Receiver<Result<ProduceAck, CallError>>, CallError> {
+    /// Begins to look for the topic of `call`, or to make it; the call waits for it.
+    fn look_up_for(&self, call: ProduceCall) -> Result<oneshot::Receiver<Result<ProduceAck, CallError>>, CallError> {
         let name = route::topic_name(&call.head.topic).to_owned();
         if self.local.reactor.node().phase() == Phase::Starting {
             return Err(CallError::starting());
         }
         catalog::validate_topic_name(&name)?;
-        if !self.local.remote.auto_create() {
-            return Err(CallError::no_topic(&name));
-        }
-        self.local.creating.borrow_mut().insert(name.clone(), Vec::new());
+        self.local.sought.borrow_mut().insert(name.clone(), Vec::new());
         let ack = self.wait_for_topic(call);
         let frontend = self.clone();
-        env::spawn::<E>(async move { frontend.create_and_release(name).await });
+        env::spawn::<E>(async move { frontend.seek_and_release(name).await });
         ack
     }
 
     fn wait_for_topic(&self, call: ProduceCall) -> Result<oneshot::Receiver<Result<ProduceAck, CallError>>, CallError> {
-        let mut creating = self.local.creating.borrow_mut();
-        let waiting: usize = creating.values().map(Vec::len).sum();
+        let mut sought = self.local.sought.borrow_mut();
+        let waiting: usize = sought.values().map(Vec::len).sum();
         if waiting >= limits::MAILBOX_REQUESTS_MAX {
-            let message = "too many calls wait for topics to be created; retry after a moment";
+            let message = "too many calls wait for topics that are looked up or created; retry after a moment";
             return Err(CallError::retry(Code::ResourceExhausted, "CATALOG_BUSY", message));
         }
         let (reply, ack) = oneshot::channel();
-        let calls = creating.get_mut(route::topic_name(&call.head.topic)).expect("the caller looked");
+        let calls = sought.get_mut(route::topic_name(&call.head.topic)).expect("the caller looked");
         calls.push(Waiting { call, reply });
         Ok(ack)
     }
 
-    /// Makes the topic, then hands all that waited for it to their shards, in order.
-    async fn create_and_release(self, name: String) {
-        let created = self.local.remote.auto_create_topic(&name).await;
-        let waiting = self.local.creating.borrow_mut().remove(&name).expect("only this task removes it");
+    /// Finds or makes the topic, then hands all that waited for it to their shards, in order.
+    async fn seek_and_release(self, name: String) {
+        let found = self.local.remote.topic_to_write(&name).await;
+        let waiting = self.local.sought.borrow_mut().remove(&name).expect("only this task removes it");
         for Waiting { call, reply } in waiting {
-            let view = created.clone().and_then(|()| {
-                // Deleted again in the same moment: the call is told so instead of making it once more.
-                self.local.topics.get(&name).ok_or_else(|| CallError::no_topic(&name))
-            });
-            let (submitted, frontend) = (view.and_then(|view| self.submit_to(&view, call)), self.clone());
+            let submitted = found.clone().and_then(|view| self.submit_to(&view, call));
+            let frontend = self.clone();
             env::spawn::<E>(async move {
                 let ack = async { submitted?.ack(frontend.local.reactor.node()).await };
                 drop(reply.send(ack.await));

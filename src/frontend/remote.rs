@@ -99,7 +99,7 @@ impl Remote {
     /// As documented in `status`.
     pub async fn consume(&self, call: ConsumeCall) -> Result<Consumed, CallError> {
         let consume = checked_consume(call.consume, self.limits())?;
-        let view = self.topic(route::topic_name(&call.topic))?;
+        let view = self.find_topic(route::topic_name(&call.topic)).await?;
         let place = route::numbered_shard(&view, call.shard)?;
         let consumed = self.ask(place.reactor, false, |reply| Request::Consume { uid: place.uid, consume, reply });
         tokio::select! {
@@ -126,15 +126,12 @@ impl Remote {
     ///
     /// # Errors
     /// See `Frontend::create_topic`.
-    pub async fn auto_create_topic(&self, name: &str) -> Result<(), CallError> {
+    async fn auto_create_topic(&self, name: &str) -> Result<(), CallError> {
         let request = proto::CreateTopicRequest { name: name.to_owned(), ..Default::default() };
         match self.create_topic(request).await {
             Ok(_) => Ok(()),
             // This node's own catalog may not know it yet.
-            Err(error) if error.code == Code::AlreadyExists => {
-                let name = name.to_owned();
-                Ok(self.ask(ReactorNumber(0), false, |reply| Request::AwaitTopic { name, reply }).await?)
-            }
+            Err(error) if error.code == Code::AlreadyExists => self.learn_topics().await,
             Err(error) => Err(error),
         }
     }
@@ -165,7 +162,7 @@ impl Remote {
     /// # Errors
     /// See `Frontend::trim_topic`.
     pub async fn trim_topic(&self, name: &str, shard: u32, before_offset: u64) -> Result<u64, CallError> {
-        let view = self.topic(route::topic_name(name))?;
+        let view = self.find_topic(route::topic_name(name)).await?;
         let place = route::numbered_shard(&view, shard)?;
         let before = Offset(before_offset);
         let start = self.ask(place.reactor, true, |reply| Request::Trim { uid: place.uid, before, reply }).await;
@@ -183,18 +180,41 @@ impl Remote {
         }
     }
 
-    pub(super) fn topic(&self, name: &str) -> Result<Arc<PlacedTopic>, CallError> {
-        self.node.topics.snapshot().get(name).cloned().ok_or_else(|| self.no_topic(name))
+    /// The topic. One that this node does not know may have been made through another node a moment ago: that it does
+    /// not exist is said only when the catalog's leader was asked.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `UNAVAILABLE`.
+    pub(super) async fn find_topic(&self, name: &str) -> Result<Arc<PlacedTopic>, CallError> {
+        if let Some(topic) = self.known_topic(name) {
+            return Ok(topic);
+        }
+        if self.no_topic(name).code == Code::NotFound {
+            self.learn_topics().await?;
+        }
+        self.known_topic(name).ok_or_else(|| self.no_topic(name))
     }
 
-    async fn topic_to_write(&self, name: &str) -> Result<Arc<PlacedTopic>, CallError> {
-        match self.topic(name) {
-            Err(error) if error.code == Code::NotFound && self.auto_create() => {
-                self.auto_create_topic(name).await?;
-                self.topic(name)
-            }
-            found => found,
+    fn known_topic(&self, name: &str) -> Option<Arc<PlacedTopic>> {
+        self.node.topics.snapshot().get(name).cloned()
+    }
+
+    /// Waits until this node knows all topics that exist by now.
+    async fn learn_topics(&self) -> Result<(), CallError> {
+        let (reply, learned) = oneshot::channel();
+        self.node.send(ReactorNumber(0), Request::LearnTopics { reply })?;
+        Ok(learned.await.map_err(|_| self.no_answer())??)
+    }
+
+    /// The topic, made if it does not exist and that is allowed.
+    ///
+    /// # Errors
+    /// As `find_topic` and `create_topic`.
+    pub(super) async fn topic_to_write(&self, name: &str) -> Result<Arc<PlacedTopic>, CallError> {
+        if self.auto_create() && self.known_topic(name).is_none() && self.no_topic(name).code == Code::NotFound {
+            self.auto_create_topic(name).await?;
         }
+        self.find_topic(name).await
     }
 
     fn create_command(&self, request: proto::CreateTopicRequest) -> Result<CreateTopic, CallError> {

@@ -283,7 +283,11 @@ impl From<ControlError> for CallError {
             ControlError::Busy => CallError::retry(Code::ResourceExhausted, "CATALOG_BUSY", message),
             ControlError::Catalog(error) => error.into(),
             ControlError::Shards(error) => error.into(),
-            ControlError::RefusedThere { message: _, definite } => {
+            ControlError::RefusedThere { message: _, definite, retry: true } => {
+                CallError::retry(Code::Unavailable, "CATALOG_UNAVAILABLE", message).maybe_written(!definite)
+            }
+            ControlError::NoCaKey => CallError::new(Code::FailedPrecondition, "NO_CA_KEY", message),
+            ControlError::RefusedThere { message: _, definite, retry: false } => {
                 CallError::new(Code::FailedPrecondition, "CATALOG_REFUSED", message).maybe_written(!definite)
             }
             ControlError::NoLeader { cause: _, maybe_written } => {

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join_all};
 use tokio::sync::{oneshot, watch};
 
 use crate::{
@@ -45,7 +45,7 @@ impl Remote {
         let placed = if topics.is_empty() {
             self.all_topics()
         } else {
-            topics.iter().map(|name| self.topic(route::topic_name(name))).collect::<Result<_, _>>()?
+            try_join_all(topics.iter().map(|name| self.find_topic(route::topic_name(name)))).await?
         };
         let members = self.members().await?;
         self.find_leaders(&placed).await?;
@@ -138,7 +138,7 @@ impl Remote {
     /// # Errors
     /// `NOT_FOUND`, `UNAVAILABLE`.
     pub async fn describe_topic(&self, name: &str) -> Result<proto::DescribeTopicResponse, CallError> {
-        let topic = self.topic(route::topic_name(name))?;
+        let topic = self.find_topic(route::topic_name(name)).await?;
         let said = self.ask_replicas(std::slice::from_ref(&topic)).await?;
         Ok(proto::DescribeTopicResponse {
             topic: Some(topic_message(&topic)),

@@ -3,8 +3,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+
+use tokio::sync::watch;
 
 use crate::{
     env::net::Endpoint,
@@ -67,6 +70,8 @@ pub fn to_peer_node(entry: &ClusterNode) -> PeerNode {
 pub struct AddressBook {
     table: Mutex<Table>,
     removed: Mutex<Arc<BTreeSet<NodeId>>>,
+    /// Who has said that this node is no member any more.
+    expelled: watch::Sender<Option<NodeId>>,
 }
 
 #[derive(Debug, Default)]
@@ -108,6 +113,27 @@ impl AddressBook {
     /// Whether the node was taken out of the cluster for good: whatever it says is refused.
     pub fn is_removed(&self, node: NodeId) -> bool {
         self.removed.lock().unwrap_or_else(PoisonError::into_inner).contains(&node)
+    }
+
+    /// Notes that a member says that this node was removed from the cluster.
+    pub fn note_expelled(&self, by: NodeId) {
+        self.expelled.send_if_modified(|expelled| expelled.replace(by).is_none());
+    }
+
+    /// Who has said that this node was removed from the cluster, if anybody has.
+    pub fn expelled(&self) -> Option<NodeId> {
+        *self.expelled.borrow()
+    }
+
+    /// Resolves when somebody says that this node was removed from the cluster.
+    pub fn wait_expelled(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut expelled = self.expelled.subscribe();
+        async move {
+            if expelled.wait_for(Option::is_some).await.is_err() {
+                // The node is gone, and so is whoever waits.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Replaces the list of nodes that were taken out of the cluster.

@@ -295,7 +295,12 @@ async fn run_dial<E: Env>(inner: Rc<Inner<E>>, key: (NodeId, ReactorNumber), end
     let within = limits::PEER_DIAL_MAX;
     let dialled = Box::pin(E::Runtime::timeout(within, net.connect(endpoint.clone())));
     let outcome = match select(dialled, ending).await {
-        Either::Left((Ok(outcome), _)) => outcome.map_err(|error: NetError| error.to_string()),
+        Either::Left((Ok(outcome), _)) => outcome.map_err(|error: NetError| {
+            if let NetError::NotMember { to, .. } = &error {
+                inner.book.note_expelled(to.node);
+            }
+            error.to_string()
+        }),
         Either::Left((Err(_), _)) => Err(format!("{endpoint} does not answer within {within:?}")),
         Either::Right(_) => return,
     };

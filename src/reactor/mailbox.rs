@@ -124,12 +124,10 @@ pub enum Request {
         /// When it is gone.
         reply: oneshot::Sender<Result<(), ControlError>>,
     },
-    /// Wait until this node knows a topic that exists, for a bounded time.
-    AwaitTopic {
-        /// Its name.
-        name: String,
-        /// When it does, or time is up.
-        reply: Reply<()>,
+    /// Wait until this node knows all topics that exist by now. Only reactor 0 answers it.
+    LearnTopics {
+        /// When it does.
+        reply: oneshot::Sender<Result<(), ControlError>>,
     },
     /// Something about the cluster. Only reactor 0 answers it.
     Admin {

@@ -33,7 +33,6 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use openraft::AsyncRuntime;
 
 use crate::{
     env::{
@@ -533,8 +532,10 @@ impl<E: Env> Reactor<E> {
                     control.delete(name, reply);
                 }
             }
-            Request::AwaitTopic { name, reply } => {
-                answer::<E, _>(reply, await_topic::<E>(Arc::clone(&self.node), name))
+            Request::LearnTopics { reply } => {
+                if let Some(control) = self.control.get() {
+                    control.catch_up(reply);
+                }
             }
             Request::Admin { call, reply } => {
                 if let Err(reply) = self.hooks.admin(call, reply) {
@@ -600,16 +601,6 @@ impl<E: Env> Reactor<E> {
         let count = self.shards.borrow().len();
         self.node.reactors[self.number.0 as usize].shards.store(count, Relaxed);
     }
-}
-
-/// Waits until a topic is published here.
-async fn await_topic<E: Env>(node: Arc<Node>, name: String) -> Result<(), ReactorError> {
-    let mut changes = node.topics.watch();
-    let known =
-        async { while !node.topics.snapshot().contains_key(name.as_str()) && changes.changed().await.is_ok() {} };
-    // In vain: whoever asked looks for it, and finds that it is not there.
-    drop(E::Runtime::timeout(limits::LEADER_WAIT, known).await);
-    Ok(())
 }
 
 /// Runs `work` and sends what it says.

@@ -12,6 +12,7 @@ use crate::{
     reactor::{
         Reactor, ReactorError,
         control::{Control, join::Trust, shard_dir},
+        node::Node,
     },
 };
 
@@ -102,6 +103,9 @@ async fn learn_cluster<E: Env>(reactor: &Rc<Reactor<E>>, control: &Control<E>, f
         if let Some(cause) = control.fault() {
             return Err(format!("the catalog could not be followed: {cause}"));
         }
+        if let Some(by) = reactor.node().book.expelled() {
+            return Err(removed(reactor.node(), by));
+        }
         if waited.as_millis().is_multiple_of(WAIT_REPORT.as_millis()) && !waited.is_zero() {
             tracing::info!(waited_s = waited.as_secs(), "waiting for the cluster's catalog: are most of the nodes up?");
         }
@@ -118,6 +122,16 @@ async fn learn_cluster<E: Env>(reactor: &Rc<Reactor<E>>, control: &Control<E>, f
         )),
         None => Err("the catalog has no cluster id".to_owned()),
     }
+}
+
+/// What is said of a node that the others do not let in any more.
+pub fn removed(node: &Node, by: NodeId) -> String {
+    let me = node.identity().map_or(0, |identity| identity.node.0);
+    format!(
+        "node {me} was removed from the cluster, says node {by}, and cannot come back under this id: to use this machine \
+         again, empty {} and --join as a new node",
+        node.config.data.display()
+    )
 }
 
 async fn make_default_topic<E: Env>(reactor: &Rc<Reactor<E>>, control: &Control<E>) -> Result<(), String> {

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! new cluster   tls/{ca,node}.{crt,key} -> identity
-//! join          tls/node.key, joining (incarnation, request) -> [the catalog gives the id] -> tls/{ca,node}.crt -> identity
+//! join          tls/node.key, joining (incarnation, request) -> [the catalog gives the id] -> tls/{ca,node}.crt, members -> identity
 //! ```
 //!
 //! A repeated join with the same incarnation gets the same id. Certificates that were made elsewhere (`--peer-cert`) stay where
@@ -30,7 +30,7 @@ use crate::{
         real::RealEnv,
         runtime,
     },
-    ids::NodeId,
+    ids::{Index, NodeId},
     proto::ringlog::state::v1::{
         ClusterNode, ControlReply, ControlRequest, JoinReply, JoinRequest, control_reply, control_request,
     },
@@ -221,6 +221,9 @@ fn join_cluster(config: &Config, advertised: &Advertised, reactors: usize, keys:
     let credentials = keys.load()?;
     let identity = Identity { cluster_id: reply.cluster_id, node: NodeId(reply.node_id), incarnation };
     credentials.must_be_of(identity.node, &identity.cluster_id).map_err(|error| error.to_string())?;
+    // Who is killed before the catalog has come knows whom to ask.
+    let members = remembered::encode(Index(0), reply.nodes.clone());
+    directory::write(&config.data.join(MEMBERS_FILE), members.as_bytes(), Mode::Public)?;
     identity::save(&config.data, &identity)?;
     directory::remove(&config.data.join("joining"))?;
     Ok(Membership { identity, credentials, members: reply.nodes })

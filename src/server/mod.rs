@@ -308,11 +308,17 @@ fn run_until_signal(node: Node) -> Result<(), String> {
     runtime.block_on(async {
         let listen = |kind| signal(kind).map_err(|error| format!("signals cannot be received: {error}"));
         let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+        let expelled = node.shared.book.wait_expelled();
         let name = tokio::select! {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
+            () = expelled => {
+                let by = node.shared.book.expelled().unwrap_or_default();
+                tracing::warn!("{}", boot::removed(&node.shared, by));
+                "removed from the cluster"
+            }
         };
-        tracing::info!(signal = name, "shutting down; a second signal ends the process at once");
+        tracing::info!(reason = name, "shutting down; a second signal ends the process at once");
         let (done, ended) = tokio::sync::oneshot::channel();
         let stop = move || drop(done.send(node.shutdown()));
         let thread = std::thread::Builder::new().name("ringlog-stop".to_owned()).spawn(stop);

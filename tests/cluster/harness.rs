@@ -427,8 +427,12 @@ pub fn alive(status: &DescribeClusterResponse) -> usize {
 
 /// Whether every shard has a leader, all its replicas, and no lag.
 pub fn is_well(status: &DescribeClusterResponse) -> bool {
-    let shards = status.topics.iter().flat_map(|topic| &topic.shards);
-    status.catalog_leader_node_id != 0 && shards.into_iter().all(is_shard_well)
+    let members = status.nodes.iter().filter(|node| node.state() == v1::NodeState::Active).count();
+    let is_topic_well = |topic: &v1::TopicStatus| {
+        let wanted = topic.topic.as_ref().map_or(1, |topic| topic.replication_factor as usize).min(members);
+        topic.shards.iter().all(|shard| shard.replica_node_ids.len() == wanted && is_shard_well(shard))
+    };
+    status.catalog_leader_node_id != 0 && status.topics.iter().all(is_topic_well)
 }
 
 fn is_shard_well(shard: &ShardStatus) -> bool {

@@ -13,7 +13,7 @@ use quinn::{Incoming, crypto::rustls::HandshakeData};
 use rustls::pki_types::CertificateDer;
 
 use super::{
-    CODE_BUSY, CODE_REFUSED, Membership, QuicConnection, QuicOptions, WELCOME, congestion, error,
+    CODE_BUSY, CODE_NOT_MEMBER, CODE_REFUSED, Membership, QuicConnection, QuicOptions, WELCOME, congestion, error,
     join::{self, JoinConnection},
     options,
 };
@@ -193,6 +193,10 @@ impl Acceptor {
 
     async fn greet_member(&self, quic: quinn::Connection) -> Result<(), String> {
         let peer = self.prove(&quic).map_err(|cause| refuse(&quic, cause))?;
+        if let Err(cause) = (self.members)(peer) {
+            congestion::close(&quic, CODE_NOT_MEMBER, &cause);
+            return Err(format!("node {peer} is refused: {cause}"));
+        }
         let welcome = async {
             let mut stream = quic.open_uni().await.ok()?;
             stream.write_all(WELCOME).await.ok()?;
@@ -218,7 +222,6 @@ impl Acceptor {
         if node == self.me {
             return Err(format!("two processes say that they are node {node}: was a data directory copied?"));
         }
-        (self.members)(node).map_err(|cause| format!("node {node} is refused: {cause}"))?;
         Ok(node)
     }
 

@@ -2,7 +2,7 @@
 
 use quinn::{ConnectionError, ReadError, TransportErrorCode, WriteError};
 
-use super::{CODE_BUSY, CODE_REFUSED, CODE_STOPPING};
+use super::{CODE_BUSY, CODE_NOT_MEMBER, CODE_REFUSED, CODE_STOPPING};
 use crate::{
     env::net::{Endpoint, NetError},
     ids::NodeId,
@@ -21,6 +21,11 @@ pub(super) fn refused(to: &Endpoint, cause: &str) -> NetError {
 
 /// A dial that failed: nothing but the handshake was sent.
 pub(super) fn dial(to: &Endpoint, error: &ConnectionError) -> NetError {
+    if let ConnectionError::ApplicationClosed(close) = error
+        && close.error_code == CODE_NOT_MEMBER.into()
+    {
+        return NetError::NotMember { to: to.clone(), cause: close_words(close) };
+    }
     let (is_refusal, cause) = handshake(error);
     if is_refusal { refused(to, &cause) } else { unreachable(to, &cause) }
 }

@@ -135,7 +135,7 @@ fn transfers_under_load() {
                 assert!(!group.leads());
                 let next = cluster.leader().await;
                 assert!(to.is_none_or(|to| to == NodeId(next)) || cluster.group(next).leader().1 > group.leader().1);
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                env::sleep::<TestEnv>(Duration::from_millis(5)).await;
             }
             stop.set(true);
         };

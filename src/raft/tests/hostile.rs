@@ -17,6 +17,16 @@ async fn ask(cluster: &Cluster, from: u64, to: u64, kind: FrameKind, message: Me
     Envelope::decode(&answer.envelope).unwrap().message
 }
 
+/// Snapshots that are none: without state, and of a term that the leader cannot know.
+fn bad_snapshots(leader: u64, vote: Vote, last: LogId) -> [(u64, FrameKind, Message, Vec<Bytes>, &'static str); 2] {
+    let snapshot = |last| Message::Snapshot { vote, last, membership_log_id: None, membership: Bytes::new() };
+    let later = LogId { term: Term(vote.term.0 + 1), ..last };
+    [
+        (leader, FrameKind::Snapshot, snapshot(last), vec![Bytes::from_static(b"nothing of use")], ""),
+        (leader, FrameKind::Snapshot, snapshot(later), vec![Bytes::new()], "cannot be of the leader"),
+    ]
+}
+
 /// Votes and entries of others, entries that are damaged, of another shard or out of order, snapshots that are none.
 #[test]
 fn refused() {
@@ -64,26 +74,8 @@ fn refused() {
                 "speaks for",
             ),
             (other, FrameKind::Raft, Message::Transfer { vote, to: None, last: None }, vec![], "speaks for"),
-            (
-                leader,
-                FrameKind::Snapshot,
-                Message::Snapshot { vote, last, membership_log_id: None, membership: Bytes::new() },
-                vec![Bytes::from_static(b"nothing of use")],
-                "",
-            ),
-            (
-                leader,
-                FrameKind::Snapshot,
-                Message::Snapshot {
-                    vote,
-                    last: LogId { term: Term(vote.term.0 + 1), ..last },
-                    membership_log_id: None,
-                    membership: Bytes::new(),
-                },
-                vec![Bytes::new()],
-                "cannot be of the leader",
-            ),
         ];
+        let cases = cases.into_iter().chain(bad_snapshots(leader, vote, last));
         for (from, kind, message, parts, why) in cases {
             let said = format!("{message:?}");
             match ask(&cluster, from, victim, kind, message, parts).await {

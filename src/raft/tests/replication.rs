@@ -224,13 +224,13 @@ fn isolated_node_does_not_disturb() {
         cluster.note(lonely, false);
         for _ in 0..40 {
             cluster.produce(&[leader], 1, 10).await;
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            env::sleep::<TestEnv>(Duration::from_millis(10)).await;
         }
         cluster.network.heal();
         cluster.network.expire();
         for _ in 0..20 {
             cluster.produce(&[leader], 1, 10).await;
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            env::sleep::<TestEnv>(Duration::from_millis(5)).await;
         }
         for node in [1, 2, 3] {
             cluster.note(node, true);

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use openraft::AsyncRuntime;
 use tokio::sync::oneshot;
 
 use super::{Control, ControlError, Proposed};
@@ -28,6 +29,10 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Shards of one reactor whose members change at the same time: each new replica copies a whole log.
 const CHANGES_AT_ONCE: usize = 4;
+
+/// After this long a change of members is begun again, from what is wanted then: it may wait for a node that has died, and
+/// another is to take its place. (What has been copied to a new replica stays.)
+pub(super) const CHANGE_MAX: Duration = Duration::from_secs(2);
 
 /// How long a shard stays where it is after a change of leaders: after an election the old leader may still be catching up.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -105,9 +110,13 @@ async fn tend<E: Env>(reactor: &Rc<Reactor<E>>, uid: ShardUid, shard: &Shard<E>,
     let wanted: BTreeSet<NodeId> = goal(replicas).iter().copied().collect();
     let members = shard.members();
     if members.voters != wanted || members.changing || !members.learners.is_empty() {
-        if let Err(error) = shard.change_members(wanted.clone()).await {
-            tracing::debug!(shard_uid = uid.0, %error, "a shard's members were not changed yet; it is tried again");
-            return;
+        match E::Runtime::timeout(CHANGE_MAX, shard.change_members(wanted.clone())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(shard_uid = uid.0, %error, "a shard's members were not changed yet; it is tried again");
+                return;
+            }
+            Err(_) => return,
         }
         tracing::info!(shard_uid = uid.0, members = ?wanted.iter().map(|node| node.0).collect::<Vec<_>>(), "members changed");
     }

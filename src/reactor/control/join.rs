@@ -50,23 +50,25 @@ impl fmt::Debug for Trust {
 }
 
 impl<E: Env> Control<E> {
-    /// Answers a node that wants to join: with a token's secret, as nobody (`proven` is `None`), or with a certificate of its own,
-    /// as the node that it names.
+    /// Answers a node that wants to join with a token's secret: it gets an id and a certificate, or has a certificate and claims the
+    /// id in it. `passed_on`: another node has the request, and no key to sign with; it is not passed on again.
     ///
     /// # Errors
     /// `Refused`: the token is wrong, expired or used up, or the id is another node's. `Precondition`: no node that can be
     /// reached has the CA's key.
-    pub async fn join(&self, request: JoinRequest, proven: Option<NodeId>) -> Result<JoinReply, ControlError> {
-        let JoinRequest { node, csr, token_secret } = request.clone();
+    pub async fn join(&self, request: JoinRequest, passed_on: bool) -> Result<JoinReply, ControlError> {
+        let JoinRequest { node, csr, token_secret } = request;
         let node = node.ok_or_else(|| ControlError::Precondition("the request names no node".to_owned()))?;
         // With a certificate of its own it claims the id that is in it; else it gets one, and a certificate.
         let wants_certificate = !csr.is_empty();
         if wants_certificate && self.inner.trust.sign.is_none() {
+            if passed_on {
+                return Err(ControlError::NoCaKey);
+            }
             return self.join_elsewhere(JoinRequest { node: Some(node), csr, token_secret }).await;
         }
-        let claimed = if wants_certificate { 0 } else { node.node_id };
-        let node = ClusterNode { node_id: proven.map_or(claimed, |proven| proven.0), ..node };
-        let token_secret_hash = if proven.is_some() { Vec::new() } else { (self.inner.trust.hash)(&token_secret) };
+        let node = ClusterNode { node_id: if wants_certificate { 0 } else { node.node_id }, ..node };
+        let token_secret_hash = (self.inner.trust.hash)(&token_secret);
         let add = AddNode { node: Some(node), token_secret_hash: token_secret_hash.into(), now_us: E::wall_us() };
         let proposed = self.propose(Command::AddNode(add)).await?;
         let id = proposed.node.ok_or_else(|| ControlError::Precondition("the catalog gave no node id".to_owned()))?;
@@ -91,17 +93,13 @@ impl<E: Env> Control<E> {
         for node in members.into_iter().filter(|node| *node != self.inner.me && !dead.contains(node)) {
             match self.request(node, control_request::Request::Join(request.clone())).await {
                 Ok(control_reply::Reply::Join(reply)) => return Ok(reply),
-                Ok(control_reply::Reply::Refused(refused)) if refused.reason == NO_SIGNER => {}
+                Ok(control_reply::Reply::Refused(refused)) if refused.reason == NO_CA_KEY => {}
                 Ok(control_reply::Reply::Refused(refused)) => return Err(refused_there(refused)),
                 Ok(other) => tracing::warn!(node = node.0, ?other, "another answer to a join"),
                 Err(error) => tracing::debug!(node = node.0, %error, "a join could not be passed on"),
             }
         }
-        Err(ControlError::Precondition(
-            "no node that can be reached has the key of the cluster's CA: issue a certificate with `ringlog ca issue`, and \
-             start the node with --peer-ca, --peer-cert and --peer-key"
-                .to_owned(),
-        ))
+        Err(ControlError::NoCaKey)
     }
 
     /// Whether this node can sign.
@@ -117,4 +115,4 @@ impl<E: Env> Control<E> {
 }
 
 /// Reason of a refusal by a node without the CA's key.
-pub const NO_SIGNER: &str = "NO_CA_KEY";
+pub const NO_CA_KEY: &str = "NO_CA_KEY";

@@ -3,17 +3,29 @@
 //!
 //! All of it again and again, from what is there now: whoever leads next goes on where this one stopped.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, future::Future, time::Duration};
 
-use super::Control;
+use openraft::AsyncRuntime;
+
+use super::{Control, duties::CHANGE_MAX};
 use crate::{
     catalog::Catalog,
     env::{self, Env},
     ids::NodeId,
+    raft::GroupError,
 };
 
 /// How often the leader looks.
 const LEAD_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What a change of the catalog's members comes to, within `CHANGE_MAX`: the node that it waits for may have died, and is then
+/// wanted no longer.
+async fn soon<E: Env>(change: impl Future<Output = Result<(), GroupError>>) -> Result<(), String> {
+    match E::Runtime::timeout(CHANGE_MAX, change).await {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("it takes long: is a node that it waits for down?".to_owned()),
+    }
+}
 
 impl<E: Env> Control<E> {
     /// Does the leader's work while this node leads the catalog.
@@ -39,8 +51,8 @@ impl<E: Env> Control<E> {
             return;
         }
         for node in members.iter().filter(|node| !present.voters.contains(node) && !present.learners.contains(node)) {
-            if let Err(error) = group.add_learner(*node).await {
-                tracing::warn!(node = node.0, %error, "a node could not be added to the catalog; it is tried again");
+            if let Err(error) = soon::<E>(group.add_learner(*node)).await {
+                tracing::warn!(node = node.0, error, "a node could not be added to the catalog; it is tried again");
                 return;
             }
             tracing::info!(node = node.0, "node follows the catalog");
@@ -50,18 +62,18 @@ impl<E: Env> Control<E> {
         let new_ones = wanted.difference(&present.voters);
         if wanted != present.voters
             && new_ones.clone().all(|node| !dead.contains(node))
-            && let Err(error) = group.change_members(wanted.clone()).await
+            && let Err(error) = soon::<E>(group.change_members(wanted.clone())).await
         {
-            tracing::warn!(?wanted, %error, "the catalog's voters could not be changed; it is tried again");
+            tracing::warn!(?wanted, error, "the catalog's voters could not be changed; it is tried again");
             return;
         }
         let gone: BTreeSet<NodeId> =
             present.learners.iter().chain(&present.voters).filter(|node| !members.contains(node)).copied().collect();
         if !gone.is_empty()
             && wanted == present.voters
-            && let Err(error) = group.remove_learners(gone).await
+            && let Err(error) = soon::<E>(group.remove_learners(gone)).await
         {
-            tracing::warn!(%error, "removed nodes could not be taken out of the catalog's group; it is tried again");
+            tracing::warn!(error, "removed nodes could not be taken out of the catalog's group; it is tried again");
         }
     }
 

@@ -52,6 +52,9 @@ const COMMANDS_MAX: usize = 1_024;
 /// How long a command waits for a leader of the catalog, and for this node's replica to have applied it.
 const COMMAND_MAX: Duration = Duration::from_secs(10);
 
+/// How long a look-up of a topic that this node does not know waits for the catalog's leader.
+const LOOK_UP_MAX: Duration = Duration::from_secs(3);
+
 /// Why a topic, or anything else in the catalog, is not changed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ControlError {
@@ -65,7 +68,16 @@ pub enum ControlError {
         message: String,
         /// Nothing was changed.
         definite: bool,
+        /// It may be otherwise in a moment.
+        retry: bool,
     },
+    /// Nobody who is up can sign a new node's certificate. Nothing was changed.
+    #[error(
+        "no node that is up has the key of the cluster's CA (tls/ca.key in the data directory of the node that began the \
+         cluster): copy it there on another node and restart that one, or issue a certificate with `ringlog ca issue` and \
+         start the new node with --peer-ca, --peer-cert and --peer-key"
+    )]
+    NoCaKey,
     /// Retry: too many commands wait. Nothing was changed.
     #[error("too many commands to the catalog wait; retry after a moment")]
     Busy,
@@ -100,6 +112,7 @@ pub fn shard_dir(data: &Path, uid: ShardUid) -> PathBuf {
 enum Job {
     Create { create: CreateTopic, reply: oneshot::Sender<Result<Arc<PlacedTopic>, ControlError>> },
     Delete { name: String, reply: oneshot::Sender<Result<(), ControlError>> },
+    CatchUp { reply: oneshot::Sender<Result<(), ControlError>> },
     Propose { command: Command, reply: oneshot::Sender<Result<Proposed, ControlError>> },
     Admin { call: AdminCall, reply: AdminReply },
     Peer { from: Option<NodeId>, request: control_request::Request, reply: oneshot::Sender<control_reply::Reply> },
@@ -110,6 +123,7 @@ impl Job {
         match self {
             Job::Create { reply, .. } => drop(reply.send(Err(error))),
             Job::Delete { reply, .. } => drop(reply.send(Err(error))),
+            Job::CatchUp { reply } => drop(reply.send(Err(error))),
             Job::Propose { reply, .. } => drop(reply.send(Err(error))),
             Job::Admin { reply, .. } => drop(reply.send(Err(error))),
             Job::Peer { reply, .. } => drop(reply.send(propose::refusal(&error))),
@@ -130,6 +144,11 @@ impl ControlQueue {
     /// Queues the removal of a topic.
     pub fn delete(&self, name: String, reply: oneshot::Sender<Result<(), ControlError>>) {
         self.put(Job::Delete { name, reply });
+    }
+
+    /// Queues a wait until this node knows all that the catalog has committed by then.
+    pub fn catch_up(&self, reply: oneshot::Sender<Result<(), ControlError>>) {
+        self.put(Job::CatchUp { reply });
     }
 
     /// Queues a command to the catalog.
@@ -322,6 +341,7 @@ impl<E: Env> Control<E> {
             match job {
                 Job::Create { create, reply } => drop(reply.send(control.create(create).await)),
                 Job::Delete { name, reply } => drop(reply.send(control.delete(name).await)),
+                Job::CatchUp { reply } => drop(reply.send(control.catch_up_within(LOOK_UP_MAX).await)),
                 Job::Propose { command, reply } => drop(reply.send(control.propose(command).await)),
                 Job::Admin { call, reply } => drop(reply.send(control.admin(call).await)),
                 Job::Peer { from, request, reply } => drop(reply.send(control.answer(from, request).await)),
@@ -408,9 +428,13 @@ impl<E: Env> Control<E> {
     /// # Errors
     /// `NoLeader`.
     pub async fn catch_up(&self) -> Result<(), ControlError> {
+        self.catch_up_within(COMMAND_MAX).await
+    }
+
+    async fn catch_up_within(&self, within: Duration) -> Result<(), ControlError> {
         self.inner
             .catalog
-            .linearize(COMMAND_MAX)
+            .linearize(within)
             .await
             .map_err(|error| ControlError::NoLeader { cause: error.to_string(), maybe_written: false })?;
         match self.inner.catalog.applied_end() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message;
 
-use super::{COMMAND_MAX, Control, ControlError};
+use super::{COMMAND_MAX, Control, ControlError, join::NO_CA_KEY};
 use crate::{
     catalog::{CatalogAnswer, CatalogCommand},
     env::{self, Env, buffer::Buffer, net::Priority},
@@ -96,7 +96,9 @@ impl<E: Env> Control<E> {
                     control_reply::Reply::Proposed(state::Proposed { index: index.0, node_id })
                 })
             }
-            control_request::Request::Join(request) => self.join(request, from).await.map(control_reply::Reply::Join),
+            control_request::Request::Join(request) => {
+                self.join(request, from.is_some()).await.map(control_reply::Reply::Join)
+            }
             other => Err(ControlError::Precondition(format!("this node does not answer {other:?} here"))),
         };
         answered.unwrap_or_else(|error| refusal(&error))
@@ -226,8 +228,8 @@ pub fn reply_of(frame: &Received) -> Result<control_reply::Reply, String> {
 
 /// Another node's refusal as ours.
 pub fn refused_there(refused: state::PeerRefusal) -> ControlError {
-    let state::PeerRefusal { message, definite, .. } = refused;
-    ControlError::RefusedThere { message, definite }
+    let state::PeerRefusal { message, definite, retry_after_ms, .. } = refused;
+    ControlError::RefusedThere { message, definite, retry: retry_after_ms > 0 }
 }
 
 /// Our refusal for another node.
@@ -235,9 +237,13 @@ pub fn refusal(error: &ControlError) -> control_reply::Reply {
     let message = error.to_string();
     let (code, reason, definite, retry) = match error {
         ControlError::Refused(_) => (CODE_FAILED_PRECONDITION, CATALOG_REFUSED.to_owned(), true, false),
-        ControlError::RefusedThere { definite, .. } => {
+        ControlError::RefusedThere { definite, retry: true, .. } => {
+            (CODE_UNAVAILABLE, NOT_LEADER.to_owned(), *definite, true)
+        }
+        ControlError::RefusedThere { definite, retry: false, .. } => {
             (CODE_FAILED_PRECONDITION, CATALOG_REFUSED.to_owned(), *definite, false)
         }
+        ControlError::NoCaKey => (CODE_FAILED_PRECONDITION, NO_CA_KEY.to_owned(), true, false),
         ControlError::Busy => (CODE_RESOURCE_EXHAUSTED, "CATALOG_BUSY".to_owned(), true, true),
         ControlError::NoLeader { maybe_written, .. } => (CODE_UNAVAILABLE, NOT_LEADER.to_owned(), !maybe_written, true),
         ControlError::Catalog(error) => {

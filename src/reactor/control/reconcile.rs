@@ -183,7 +183,7 @@ impl<E: Env> Control<E> {
             return;
         }
         let path = self.members_file();
-        let content = remembered::encode(applied_end, nodes.iter().map(|node| &**node));
+        let content = remembered::encode(applied_end, nodes.iter().map(|node| node.to_entry()));
         match self.inner.reactor.disk().write_file(&path, Bytes::from(content)).await {
             Ok(()) => {
                 *self.inner.remembered.borrow_mut() = nodes;

@@ -14,9 +14,8 @@
 use std::fmt::Write;
 
 use crate::{
-    catalog::{NodeState, NodeView},
     ids::Index,
-    proto::ringlog::state::v1::ClusterNode,
+    proto::ringlog::state::v1::{ClusterNode, NodeState},
 };
 
 /// Its name below the data directory.
@@ -32,13 +31,13 @@ pub struct Remembered {
 }
 
 /// The file's content.
-pub fn encode<'a>(applied_end: Index, nodes: impl Iterator<Item = &'a NodeView>) -> String {
+pub fn encode(applied_end: Index, nodes: impl IntoIterator<Item = ClusterNode>) -> String {
     let mut text = format!("applied {applied_end}\n");
-    for node in nodes.filter(|node| node.state != NodeState::Removed) {
-        let or_none = |address: &'a str| if address.is_empty() { "-" } else { address };
-        let (host, port, reactors) = (&node.peer_host, node.peer_port, node.reactors);
-        let (grpc, http) = (or_none(&node.grpc), or_none(&node.http));
-        writeln!(text, "{} {host} {port} {reactors} {grpc} {http}", node.id).expect("writing to a string");
+    for node in nodes.into_iter().filter(|node| node.state() != NodeState::Removed) {
+        let or_none = |address: &str| if address.is_empty() { "-".to_owned() } else { address.to_owned() };
+        let (id, host, port, reactors) = (node.node_id, &node.peer_host, node.peer_port, node.reactors);
+        let (grpc, http) = (or_none(&node.grpc_address), or_none(&node.http_address));
+        writeln!(text, "{id} {host} {port} {reactors} {grpc} {http}").expect("writing to a string");
     }
     let checksum = crc32c::crc32c(text.as_bytes());
     writeln!(text, "crc32c {checksum:08x}").expect("writing to a string");
@@ -75,26 +74,24 @@ fn node(line: &str) -> Option<ClusterNode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::NodeId;
-
-    fn view(id: u64, state: NodeState) -> NodeView {
-        NodeView {
-            id: NodeId(id),
-            state,
-            peer_host: format!("10.0.0.{id}"),
+    fn entry(node_id: u64, state: NodeState) -> ClusterNode {
+        ClusterNode {
+            node_id,
+            state: state.into(),
+            peer_host: format!("10.0.0.{node_id}"),
             peer_port: 7500,
             reactors: 4,
-            grpc: format!("10.0.0.{id}:7400"),
-            http: String::new(),
-            incarnation: id,
+            grpc_address: format!("10.0.0.{node_id}:7400"),
+            http_address: String::new(),
+            incarnation: node_id,
         }
     }
 
     /// The file is the one drawn above, without the removed, and reads back.
     #[test]
     fn fixed_bytes() {
-        let nodes = [view(1, NodeState::Active), view(2, NodeState::Draining), view(3, NodeState::Removed)];
-        let text = encode(Index(17), nodes.iter());
+        let nodes = [(1, NodeState::Active), (2, NodeState::Draining), (3, NodeState::Removed)];
+        let text = encode(Index(17), nodes.map(|(id, state)| entry(id, state)));
         let (body, checksum) = text.split_at(text.find("crc32c").unwrap());
         assert_eq!(body, "applied 17\n1 10.0.0.1 7500 4 10.0.0.1:7400 -\n2 10.0.0.2 7500 4 10.0.0.2:7400 -\n");
         assert_eq!(checksum.len(), "crc32c 00000000\n".len());
@@ -108,7 +105,7 @@ mod tests {
     /// Every cut and every changed bit is noticed.
     #[test]
     fn damage() {
-        let text = encode(Index(1), [view(1, NodeState::Active)].iter()).into_bytes();
+        let text = encode(Index(1), [entry(1, NodeState::Active)]).into_bytes();
         for end in 0..text.len() {
             assert_eq!(decode(&text[..end]), None, "cut at {end}");
         }
