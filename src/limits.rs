@@ -175,6 +175,9 @@ pub const RAFT_APPEND_BYTES_BULK: usize = 1 << 20;
 /// A follower that answers no append request for this long loses its stream; what was on it is sent again.
 pub const RAFT_APPEND_WAIT: Duration = Duration::from_secs(5);
 
+/// How long the news that entries are committed waits for entries to go with to a follower.
+pub const RAFT_COMMIT_HOLD: Duration = Duration::from_millis(1);
+
 /// First pause before a replica that cannot be reached is tried again; it doubles ...
 pub const RAFT_RETRY_MIN: Duration = Duration::from_millis(5);
 

@@ -216,6 +216,8 @@ struct Inner<E: Env> {
     flight: RefCell<Option<writer::Flight<E>>>,
     /// Somebody is in `drive` further up the stack.
     driving: Cell<bool>,
+    /// A task is about to call `drive`.
+    driven_soon: Cell<bool>,
     /// Of the writer task; known once it ran.
     waker: RefCell<Option<Waker>>,
     /// Something landed, failed, was prepared or sealed.
@@ -279,12 +281,31 @@ impl<E: Env> Log<E> {
     /// # Panics
     /// When the first entry's index is not the one after the last.
     pub fn append(&self, entries: Vec<NewEntry>, done: OnDurable) -> Result<(), LogError> {
+        self.queue(entries, done)?;
+        self.inner.drive();
+        Ok(())
+    }
+
+    /// As `append`, but what else can run now does so first: for a leader, whose followers are to hear of the entries
+    /// before it pays for its own write (30 µs of submitting, which they would wait for, and their way is the longer one).
+    ///
+    /// # Errors
+    /// As `append`.
+    ///
+    /// # Panics
+    /// As `append`.
+    pub fn append_behind(&self, entries: Vec<NewEntry>, done: OnDurable) -> Result<(), LogError> {
+        self.queue(entries, done)?;
+        self.inner.drive_soon();
+        Ok(())
+    }
+
+    fn queue(&self, entries: Vec<NewEntry>, done: OnDurable) -> Result<(), LogError> {
         self.inner.check_alive()?;
         for entry in entries {
             self.inner.assign(entry).map_err(|error| self.inner.stop_with(error))?;
         }
         self.inner.state.borrow_mut().queue.push_back(writer::Job::Done(done));
-        self.inner.drive();
         Ok(())
     }
 

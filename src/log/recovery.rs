@@ -90,6 +90,7 @@ pub(super) async fn open<E: Env>(
         state: state.into(),
         flight: None.into(),
         driving: false.into(),
+        driven_soon: false.into(),
         waker: None.into(),
         changed: Notify::new(),
         background: 0.into(),

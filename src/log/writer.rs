@@ -170,6 +170,22 @@ impl<E: Env> Inner<E> {
         }
     }
 
+    /// As `drive`, when what is ready to run now has run.
+    pub(super) fn drive_soon(self: &Rc<Self>) {
+        // What is in flight drives when it lands.
+        if self.flight.borrow().is_some() || self.driven_soon.replace(true) {
+            return;
+        }
+        let weak = Rc::downgrade(self);
+        crate::env::spawn::<E>(async move {
+            tokio::task::yield_now().await;
+            if let Some(inner) = weak.upgrade() {
+                inner.driven_soon.set(false);
+                inner.drive();
+            }
+        });
+    }
+
     fn drive_with(self: &Rc<Self>, context: &mut Context<'_>) {
         if self.driving.replace(true) {
             return;

@@ -4,6 +4,9 @@
 //! (a heartbeat, a probe) sends that one as an urgent call of its own; the others go on the follower's stream, which
 //! outlives the session if every request on it was answered.
 //!
+//! A request that only says how far is committed waits for `RAFT_COMMIT_HOLD`: the next entries say it, too, and a record
+//! costs each follower one request, not two. A follower's readers see a record that much later when nothing follows it.
+//!
 //! Bounds: bytes and requests on their way; beyond them no more are taken from openraft. A follower that answers nothing
 //! for `RAFT_APPEND_WAIT` while requests are on their way loses the stream.
 
@@ -31,7 +34,10 @@ use super::{
 use crate::{
     env::{Env, net::Priority},
     ids::LogId,
-    limits::{APPEND_BYTES_IN_FLIGHT_MAX, RAFT_APPEND_BYTES_BULK, RAFT_APPEND_WAIT, RAFT_APPENDS_IN_FLIGHT_MAX},
+    limits::{
+        APPEND_BYTES_IN_FLIGHT_MAX, RAFT_APPEND_BYTES_BULK, RAFT_APPEND_WAIT, RAFT_APPENDS_IN_FLIGHT_MAX,
+        RAFT_COMMIT_HOLD,
+    },
     peer::{
         PeerError,
         frame::{Frame, FrameKind, FrameReceiver, FrameSender, FrameStream, Received},
@@ -51,6 +57,9 @@ pub struct Session<'s, E: Env, M: Machine, S> {
     asking: Option<Local<Item<E, M>>>,
     sending: Sending<E>,
     receiving: Receiving<E>,
+    /// A request without entries that waits for one with entries, and since when; and an alarm for its age.
+    held: Option<(AppendEntriesRequest<TypeConfig<E, M>>, Moment<E>)>,
+    hold: Option<Pin<Box<<E::Runtime as AsyncRuntime>::Sleep>>>,
     in_flight: VecDeque<OnItsWay>,
     in_flight_bytes: usize,
     /// Of the stream, as last set.
@@ -109,6 +118,8 @@ where
             asking: None,
             sending,
             receiving,
+            held: None,
+            hold: None,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             priority: Priority::Normal,
@@ -120,7 +131,38 @@ where
         }
     }
 
-    /// Takes the next request and begins to send it.
+    /// Takes openraft's next request: begins to send it, or holds it.
+    fn take_or_hold(&mut self, request: AppendEntriesRequest<TypeConfig<E, M>>) {
+        // What was held says less than the new one.
+        let held = self.held.take();
+        if self.begun && request.entries.is_empty() {
+            let since = held.map_or_else(Moment::<E>::now, |(_, since)| since);
+            self.held = Some((request, since));
+        } else {
+            self.take(&request);
+        }
+    }
+
+    /// Begins to send what is held, when it was held for long enough, or nothing can follow any more.
+    fn poll_held(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some((_, since)) = &self.held else { return Poll::Pending };
+        while !self.input_done {
+            let hold = self.hold.get_or_insert_with(|| Box::pin(E::Runtime::sleep(RAFT_COMMIT_HOLD)));
+            ready!(hold.as_mut().poll(context));
+            self.hold = None;
+            let held = Moment::<E>::now() - *since;
+            if held >= RAFT_COMMIT_HOLD {
+                break;
+            }
+            self.hold = Some(Box::pin(E::Runtime::sleep(RAFT_COMMIT_HOLD - held)));
+        }
+        if let Some((request, _)) = self.held.take() {
+            self.take(&request);
+        }
+        Poll::Ready(())
+    }
+
+    /// Begins to send a request.
     fn take(&mut self, request: &AppendEntriesRequest<TypeConfig<E, M>>) {
         let line = &self.peer.line;
         if !std::mem::replace(&mut self.begun, true) && request.entries.is_empty() {
@@ -312,15 +354,17 @@ where
                 Poll::Ready(Err(error)) => return this.fail(&error),
                 Poll::Ready(Ok(())) if !this.input_done => match this.input.poll_next_unpin(context) {
                     Poll::Ready(Some(request)) => {
-                        this.take(&request);
+                        this.take_or_hold(request);
                         continue;
                     }
                     Poll::Ready(None) => {
                         this.input_done = true;
                         continue;
                     }
+                    Poll::Pending if this.poll_held(context).is_ready() => continue,
                     Poll::Pending => {}
                 },
+                Poll::Ready(Ok(())) if this.poll_held(context).is_ready() => continue,
                 Poll::Ready(Ok(())) if this.in_flight.is_empty() => {
                     this.finish();
                     return Poll::Ready(None);

@@ -144,7 +144,13 @@ impl<E: Env, M: Machine> RaftLogStorage<TypeConfig<E, M>> for Store<E, M> {
             callback.io_completed(result.map_err(to_io));
             shared.flushed.notify_all();
         });
-        self.log.append(entries, done).map_err(to_io)
+        let own = entries.iter().all(|entry| entry.leader.is_none());
+        let appended = if own && self.shared.has_followers.get() {
+            self.log.append_behind(entries, done)
+        } else {
+            self.log.append(entries, done)
+        };
+        appended.map_err(to_io)
     }
 
     async fn truncate_after(&mut self, last: Option<RaftLogId>) -> Result<(), io::Error> {
