@@ -276,7 +276,7 @@ fn catch_up() {
     cluster.stop(follower);
     let fill = Command::new(RINGLOG)
         .args(["bench", "produce", "--server", &grpc, "--topic", "behind", "--in-flight", "32", "--batch", "100"])
-        .args(["--count", &(BEHIND_BYTES / RECORD_BYTES as u64).to_string()])
+        .args(["--records", &(BEHIND_BYTES / RECORD_BYTES as u64).to_string()])
         .output()
         .unwrap();
     assert!(fill.status.success(), "{}", String::from_utf8_lossy(&fill.stderr));
@@ -292,7 +292,6 @@ fn catch_up() {
     let goal = end(&cluster, leader);
     cluster.launch(follower);
     let since = Instant::now();
-    let shared = &cluster;
     let follower_grpc = cluster.nodes[follower].grpc.clone();
     let done = thread::scope(|scope| {
         let watch = scope.spawn(move || {
@@ -312,7 +311,6 @@ fn catch_up() {
         let during = latencies(&grpc, "behind", STREAMS, || !watch.is_finished());
         (watch.join().unwrap(), during)
     });
-    let _ = shared;
     let (took, during) = done;
     let (before, after) = (percentile(&without, 0.99), percentile(&during, 0.99));
     println!(

@@ -178,6 +178,10 @@ pub const RAFT_APPEND_WAIT: Duration = Duration::from_secs(5);
 /// How long the news that entries are committed waits for entries to go with to a follower.
 pub const RAFT_COMMIT_HOLD: Duration = Duration::from_millis(1);
 
+/// How long an entry that a leader has taken waits for a majority that does not answer at all, before its caller is told that
+/// it may or may not be committed. Longer than an election takes, and than a node that is restarted.
+pub const RAFT_QUORUM_WAIT: Duration = Duration::from_secs(5);
+
 /// First pause before a replica that cannot be reached is tried again; it doubles ...
 pub const RAFT_RETRY_MIN: Duration = Duration::from_millis(5);
 

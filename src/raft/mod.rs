@@ -174,9 +174,9 @@ pub enum GroupError {
         /// Who does, if known.
         leader: Option<NodeId>,
     },
-    /// This node led the group when it took the proposal, and another one does now: the entry may have been replaced, or it may
-    /// still be committed.
-    #[error("the leader of the group changed before the proposal was committed")]
+    /// This node led the group when it took the proposal, and another one does now, or no majority answers: the entry may have
+    /// been replaced, or it may still be committed.
+    #[error("the leader of the group changed, or lost its majority, before the proposal was committed")]
     Deposed {
         /// Who leads, if known.
         leader: Option<NodeId>,

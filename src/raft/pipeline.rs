@@ -46,6 +46,7 @@ use crate::{
 
 type Local<T> = Pin<Box<dyn Future<Output = T>>>;
 type Item<E, M> = Result<StreamAppendResult<TypeConfig<E, M>>, RPCError<TypeConfig<E, M>>>;
+type Held<E, M> = (AppendEntriesRequest<TypeConfig<E, M>>, Moment<E>);
 type Moment<E> = <<E as Env>::Runtime as AsyncRuntime>::Instant;
 
 /// One run of openraft's requests; a stream of their answers.
@@ -58,7 +59,7 @@ pub struct Session<'s, E: Env, M: Machine, S> {
     sending: Sending<E>,
     receiving: Receiving<E>,
     /// A request without entries that waits for one with entries, and since when; and an alarm for its age.
-    held: Option<(AppendEntriesRequest<TypeConfig<E, M>>, Moment<E>)>,
+    held: Option<Held<E, M>>,
     hold: Option<Pin<Box<<E::Runtime as AsyncRuntime>::Sleep>>>,
     in_flight: VecDeque<OnItsWay>,
     in_flight_bytes: usize,

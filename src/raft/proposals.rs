@@ -2,6 +2,8 @@
 //!
 //! A leader that no majority has answered lately (a fresh one, or one whose lease has lapsed) would refuse; its proposals wait
 //! here, in order, while it asks for answers. If none come for a whole lease, they are refused, and nothing was written.
+//! What has a place in the log already when the majority is lost waits for `RAFT_QUORUM_WAIT`: the others may have another
+//! leader, and nobody can tell here whether the entry will be committed.
 
 use std::{
     cell::{Cell, RefCell},
@@ -12,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, future::select};
+use futures_util::{
+    FutureExt,
+    future::{Either, select},
+};
 use openraft::{
     errors::{ClientWriteError, ForwardToLeader},
     raft::ClientWriteResult,
@@ -28,7 +33,7 @@ use crate::{
     env::{self, Env, channel},
     format::entry::ENTRY_HEADER_BYTES,
     ids::{LogId, NodeId},
-    limits::RAFT_QUEUE_MAX,
+    limits::{RAFT_QUEUE_MAX, RAFT_QUORUM_WAIT},
 };
 
 /// What openraft answers a proposal.
@@ -54,7 +59,11 @@ impl<E: Env, M: Machine> Group<E, M> {
         let group = self.clone();
         async move {
             let (receiver, placed) = handed?;
-            match receiver.await {
+            let answer = match select(receiver, pin!(group.quorum_lost())).await {
+                Either::Left((answer, _)) => answer,
+                Either::Right(((), _)) => return Err(GroupError::Deposed { leader: None }),
+            };
+            match answer {
                 Ok(Ok(response)) => match response.data {
                     Some(applied) => Ok(applied),
                     None => Err(group.stopped_late("the machine gave no answer")),
@@ -113,6 +122,19 @@ impl<E: Env, M: Machine> Group<E, M> {
         Ok((receiver, placed))
     }
 
+    /// Resolves when no majority has answered this leader for `RAFT_QUORUM_WAIT`.
+    async fn quorum_lost(&self) {
+        let mut left = RAFT_QUORUM_WAIT;
+        loop {
+            E::Runtime::sleep(left).await;
+            match self.inner.unconfirmed_for() {
+                Some(unconfirmed) if unconfirmed < RAFT_QUORUM_WAIT => left = RAFT_QUORUM_WAIT - unconfirmed,
+                Some(_) => return,
+                None => left = RAFT_QUORUM_WAIT,
+            }
+        }
+    }
+
     fn hand_to_raft(&self, handed: Handed, reply: Reply<Answer<E, M>>) -> Result<(), GroupError> {
         // Its first poll hands the proposal over; it would suspend only if Raft's queue were full, or Raft gone.
         match self.inner.raft.client_write_ff(handed, Some(reply)).now_or_never() {
@@ -153,6 +175,15 @@ impl<E: Env, M: Machine> Default for Gate<E, M> {
 }
 
 impl<E: Env, M: Machine> Inner<E, M> {
+    /// How long ago a majority has answered this leader; `None` when it needs no others, or does not lead.
+    fn unconfirmed_for(&self) -> Option<Duration> {
+        if self.state.only_voter.get() || !self.state.leading.get() {
+            return None;
+        }
+        let acked = self.data.borrow_watched().last_quorum_acked.map(|acked| acked.into_inner())?;
+        Some(<E::Runtime as AsyncRuntime>::Instant::now().saturating_duration_since(acked))
+    }
+
     /// Whether a majority has answered this leader so lately that openraft takes proposals, for at least `spare` longer.
     pub(super) fn is_confirmed(&self, spare: Duration) -> bool {
         if self.state.only_voter.get() {

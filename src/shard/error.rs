@@ -46,7 +46,7 @@ pub enum ShardError {
         high_watermark: Offset,
     },
     /// The leader changed while the record was on its way: it may still appear.
-    #[error("the shard's leader changed before the record was committed: it may still appear")]
+    #[error("the shard's leader changed, or lost its majority, before the record was committed: it may still appear")]
     Deposed {
         /// Who leads, if known.
         leader: Option<NodeId>,
