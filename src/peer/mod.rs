@@ -13,6 +13,7 @@
 //! - `book`: who the nodes are and where; shared by all reactors
 //! - `frame`: frames on a stream
 //! - `liveness`: who was heard of lately; shared by all reactors
+//! - `pace`: how fast those who are behind may be sent what they lack
 //! - `ping`: finds that out
 //! - `dial`: connections that this side makes
 //! - `serve`: connections that the others make
@@ -21,6 +22,7 @@ pub mod book;
 mod dial;
 pub mod frame;
 pub mod liveness;
+pub mod pace;
 mod ping;
 mod serve;
 
@@ -39,6 +41,7 @@ use self::{
     dial::Links,
     frame::{Frame, FrameStream, Received, Shared},
     liveness::{Liveness, Pulse},
+    pace::Pace,
 };
 use crate::{
     env::{
@@ -127,6 +130,7 @@ struct Inner<E: Env> {
     receiving: Rc<Cell<usize>>,
     /// Connections that others have made and that are not over.
     accepted: Cell<usize>,
+    pace: Pace,
     closed: Cell<bool>,
     /// Told when `closed` is set.
     ending: Notify,
@@ -159,6 +163,11 @@ impl<E: Env> Peers<E> {
     /// This node.
     pub fn me(&self) -> NodeId {
         self.inner.me
+    }
+
+    /// How fast this reactor's followers that are behind may be served.
+    pub fn pace(&self) -> &Pace {
+        &self.inner.pace
     }
 
     /// Takes what peers send from now on, until `close`. Called once.
@@ -272,6 +281,7 @@ impl<E: Env> Inner<E> {
             links: RefCell::default(),
             receiving: Rc::default(),
             accepted: Cell::new(0),
+            pace: Pace::default(),
             closed: Cell::new(false),
             ending: Notify::new(),
         }

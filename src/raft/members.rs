@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// A learner this close behind the leader has caught up.
-const CLOSE_ENTRIES: u64 = 64;
+pub(super) const CLOSE_ENTRIES: u64 = 64;
 
 /// Pause before a step is tried again that another change kept from being done.
 const TRY_AGAIN: Duration = Duration::from_millis(50);

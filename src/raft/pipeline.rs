@@ -28,6 +28,7 @@ use openraft::{
 
 use super::{
     Machine,
+    members::CLOSE_ENTRIES,
     network::{AskError, Line, PeerOf, append_message, appended, last_of},
     types::TypeConfig,
 };
@@ -36,7 +37,7 @@ use crate::{
     ids::LogId,
     limits::{
         APPEND_BYTES_IN_FLIGHT_MAX, RAFT_APPEND_BYTES_BULK, RAFT_APPEND_WAIT, RAFT_APPENDS_IN_FLIGHT_MAX,
-        RAFT_COMMIT_HOLD,
+        RAFT_COMMIT_HOLD, READ_BYTES,
     },
     peer::{
         PeerError,
@@ -63,6 +64,8 @@ pub struct Session<'s, E: Env, M: Machine, S> {
     hold: Option<Pin<Box<<E::Runtime as AsyncRuntime>::Sleep>>>,
     in_flight: VecDeque<OnItsWay>,
     in_flight_bytes: usize,
+    /// Until the next request may be taken for a follower that is behind.
+    pause: Option<Pin<Box<<E::Runtime as AsyncRuntime>::Sleep>>>,
     /// Of the stream, as last set.
     priority: Priority,
     /// When the last answer came, or the first request was sent after all were answered; and an alarm for its age.
@@ -123,6 +126,7 @@ where
             hold: None,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
+            pause: None,
             priority: Priority::Normal,
             heard: Moment::<E>::now(),
             alarm: None,
@@ -173,6 +177,10 @@ where
         let (message, parts) = append_message(request);
         let bytes = parts.iter().map(bytes::Bytes::len).sum::<usize>();
         let frame = line.frame(FrameKind::Append, message, parts);
+        if bytes >= READ_BYTES && is_behind(request) {
+            let pause_us = line.peers.pace().pause_us(bytes, E::monotonic_us());
+            self.pause = (pause_us > 0).then(|| Box::pin(E::Runtime::sleep(Duration::from_micros(pause_us))));
+        }
         if self.in_flight.is_empty() {
             self.heard = Moment::<E>::now();
         }
@@ -218,6 +226,10 @@ where
                 sent?;
                 self.sending = Sending::Idle(sender);
             }
+        }
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(context));
+            self.pause = None;
         }
         let full =
             self.in_flight.len() >= RAFT_APPENDS_IN_FLIGHT_MAX || self.in_flight_bytes >= APPEND_BYTES_IN_FLIGHT_MAX;
@@ -300,6 +312,12 @@ impl<'s, E: Env, M: Machine> Session<'s, E, M, futures_util::stream::Empty<Appen
     ) -> Item<E, M> {
         ask(line.clone(), heartbeat_of(&request), within).await
     }
+}
+
+/// Whether others have had what is in it for some time: the follower catches up.
+fn is_behind<E: Env, M: Machine>(request: &AppendEntriesRequest<TypeConfig<E, M>>) -> bool {
+    let next = last_of(request).map_or(0, |last| last.index.0 + 1);
+    request.leader_commit.as_ref().is_some_and(|commit| commit.index > next + CLOSE_ENTRIES)
 }
 
 /// A request without entries.

@@ -102,6 +102,7 @@ impl<E: Env, M: Machine> Group<E, M> {
         if !state.leading.get() {
             return Err(GroupError::NotLeader { leader: self.leader().0 });
         }
+        self.inner.network.peers().pace().note_fresh(proposal.buffer.len(), E::monotonic_us());
         let handed = Handed::new(proposal, &shared.handed_bytes);
         let placed = handed.placed();
         let (sender, receiver) = channel::oneshot();
