@@ -66,8 +66,9 @@ pub const CONSUME_BYTES_DEFAULT: usize = 1 << 20;
 /// Longest `wait_ms` of a consume; longer ones are `INVALID_ARGUMENT`.
 pub const CONSUME_WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// How long a request without a deadline waits for a leader of its shard: `UNAVAILABLE` then, and nothing was written.
-pub const LEADER_WAIT: Duration = Duration::from_secs(10);
+/// How long a request waits for a leader of its shard, if its own deadline is not sooner: `UNAVAILABLE` then, and nothing was
+/// written. Several times what an election takes; who is told goes to another node, which may know one.
+pub const LEADER_WAIT: Duration = Duration::from_secs(5);
 
 /// Longest topic name in bytes.
 pub const TOPIC_NAME_BYTES_MAX: usize = 249;

@@ -123,7 +123,7 @@ impl<E: Env, M: Machine> Group<E, M> {
         Ok((receiver, placed))
     }
 
-    /// Resolves when no majority has answered this leader for `RAFT_QUORUM_WAIT`.
+    /// Resolves when no majority has answered this leader for `RAFT_QUORUM_WAIT`, or it leads no longer.
     async fn quorum_lost(&self) {
         let mut left = RAFT_QUORUM_WAIT;
         loop {
@@ -176,10 +176,13 @@ impl<E: Env, M: Machine> Default for Gate<E, M> {
 }
 
 impl<E: Env, M: Machine> Inner<E, M> {
-    /// How long ago a majority has answered this leader; `None` when it needs no others, or does not lead.
+    /// How long ago a majority has answered this leader (for ever, if it leads no longer); `None` when it needs no others.
     fn unconfirmed_for(&self) -> Option<Duration> {
-        if self.state.only_voter.get() || !self.state.leading.get() {
+        if self.state.only_voter.get() {
             return None;
+        }
+        if !self.state.leading.get() {
+            return Some(Duration::MAX);
         }
         let acked = self.data.borrow_watched().last_quorum_acked.map(|acked| acked.into_inner())?;
         Some(<E::Runtime as AsyncRuntime>::Instant::now().saturating_duration_since(acked))

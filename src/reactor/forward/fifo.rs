@@ -141,8 +141,13 @@ impl<T> Fifo<T> {
         waiting
     }
 
-    /// Takes out what has waited until its time. One without a time of its own waits `patience_us` from when it came, or
-    /// from `searching_us` if that was later: how long a leader is being looked for; `None`: there is one.
+    /// When the oldest came that waits.
+    pub(super) fn oldest_us(&self) -> Option<u64> {
+        self.waiting.iter().map(|item| item.since_us).min()
+    }
+
+    /// Takes out what has waited until its time: its own, or `patience_us` from when it came, or from `searching_us` if that
+    /// was later: how long a leader is being looked for; `None`: there is one.
     pub(super) fn expired(&mut self, now_us: u64, searching_us: Option<u64>, patience_us: u64) -> Vec<Item<T>> {
         let is_due = |item: &Item<T>| due_us(item, searching_us, patience_us).is_some_and(|due_us| due_us <= now_us);
         if !self.waiting.iter().any(is_due) {
@@ -161,7 +166,8 @@ impl<T> Fifo<T> {
 }
 
 fn due_us<T>(item: &Item<T>, searching_us: Option<u64>, patience_us: u64) -> Option<u64> {
-    item.until_us.or_else(|| Some(item.since_us.max(searching_us?).saturating_add(patience_us)))
+    let patience = searching_us.map(|searching_us| item.since_us.max(searching_us).saturating_add(patience_us));
+    [item.until_us, patience].into_iter().flatten().min()
 }
 
 #[cfg(test)]
@@ -252,7 +258,7 @@ mod tests {
         assert!(fifo.admit(2).unwrap_err().contains("bytes"));
     }
 
-    /// A request waits until its own time; without one, as long as a leader has been looked for in vain.
+    /// A request waits until its own time, or until a leader has been looked for in vain for long enough.
     #[test]
     fn expiry() {
         let mut fifo = Fifo::default();
@@ -266,6 +272,9 @@ mod tests {
         assert_eq!(numbers(&fifo.expired(130, Some(30), 100)), [1]);
         assert_eq!(numbers(&fifo.expired(1_000, None, 100)), [] as [u32; 0], "there is a leader: it will be sent");
         assert_eq!(fifo.bytes, 1);
+        fifo.push(Item { until_us: Some(500), ..item(3, 1) });
+        assert_eq!((fifo.expiry_us(Some(300), 100), fifo.oldest_us()), (Some(400), Some(0)));
+        assert_eq!(numbers(&fifo.expired(400, Some(300), 100)), [2, 3], "its own time would be later");
     }
 
     #[derive(Clone, Copy, Debug)]

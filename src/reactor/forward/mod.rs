@@ -255,7 +255,8 @@ fn item(owed: Owed, now_us: u64) -> Item<Owed> {
         deadline_us - margin_us.min(deadline_us)
     });
     let bytes = owed.produce.records.encoded_bytes_max();
-    Item { request: owed, bytes, since_us: now_us, until_us }
+    // Also for one that the own replica has kept for a while: what has become of its leadership is the same search.
+    Item { since_us: owed.queued_us(), request: owed, bytes, until_us }
 }
 
 impl Queue {
@@ -270,7 +271,9 @@ impl Queue {
         for Item { request, since_us, until_us, .. } in expired {
             let waited = Duration::from_micros(now_us.saturating_sub(since_us));
             request.answer(Err(match searching_us {
-                Some(_) => ShardError::NoLeader { waited, deadline: until_us.is_some() },
+                Some(_) => {
+                    ShardError::NoLeader { waited, deadline: until_us.is_some_and(|until_us| until_us <= now_us) }
+                }
                 None => ShardError::Deadline,
             }));
         }

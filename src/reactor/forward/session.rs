@@ -49,7 +49,8 @@ enum Ended {
 /// Works for one FIFO until it has been idle.
 pub(super) async fn drive<E: Env>(reactor: Rc<Reactor<E>>, uid: ShardUid, queue: Rc<Queue>) {
     let mut search = Search::default();
-    let mut searching_us = E::monotonic_us();
+    // What the own replica has handed back waited for a leader there.
+    let mut searching_us = queue.fifo.borrow().oldest_us().unwrap_or_else(E::monotonic_us);
     loop {
         queue.expire(E::monotonic_us(), Some(searching_us));
         if queue.is_held() {

@@ -125,12 +125,13 @@ impl World {
         self.reactor.leads(UID)
     }
 
-    /// All values, read through this node.
+    /// All values that are committed by now, read through this node.
     async fn values(&self) -> Vec<String> {
         let mut values = Vec::new();
         let mut start = Start::Earliest;
         loop {
-            let consumed = self.reactor.consume(UID, from(start)).await.unwrap();
+            let consume = Consume { linearizable: true, ..from(start) };
+            let consumed = self.reactor.consume(UID, consume).await.unwrap();
             let records = decode(&consumed);
             if records.is_empty() {
                 return values;
