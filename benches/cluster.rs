@@ -1,11 +1,12 @@
 //! What only a cluster can show, on three real `ringlog serve` processes on this machine's loopback:
 //!
 //! ```text
+//! cargo bench --bench cluster -- produce    latency of 1 record in flight, and rate of 256: medians of 5
 //! cargo bench --bench cluster -- failover   20 kills of a leader: how long until a produce succeeds again
 //! cargo bench --bench cluster -- catch-up   the leader's latency while a follower that is 1 GiB behind catches up
 //! cargo bench --bench cluster -- idle       CPU of each node with 200 idle shards
 //! ```
-//! Without a name, all three. Latencies of a healthy cluster: `ringlog bench produce`.
+//! Without a name, all of them.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a bench of real processes, which may panic")]
 
 use std::{
@@ -190,6 +191,69 @@ fn percentile(sorted: &[Duration], share: f64) -> Duration {
     sorted[at.clamp(1, sorted.len()) - 1]
 }
 
+/// Rounds of `produce`.
+const ROUNDS: usize = 5;
+
+/// One run of `ringlog bench produce`; its result.
+fn bench_produce(grpc: &str, in_flight: usize, more: &[&str]) -> serde_json::Value {
+    let output = Command::new(RINGLOG)
+        .args(["bench", "produce", "--server", grpc, "--topic", "produce", "--seconds", "4", "--warmup", "1"])
+        .args(["--in-flight", &in_flight.to_string(), "--record-bytes", &RECORD_BYTES.to_string(), "-o", "json"])
+        .args(more)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Prints one field's values and their median.
+fn print_medians(what: &str, runs: &[serde_json::Value], fields: &[(&str, &str)]) {
+    for (field, unit) in fields {
+        let mut values: Vec<f64> = runs.iter().filter_map(|run| run[*field].as_f64()).collect();
+        values.sort_by(f64::total_cmp);
+        println!("{what}: {field} {} {unit} of {values:?}", values[values.len() / 2]);
+    }
+}
+
+fn produce() {
+    let cluster = Cluster::start();
+    cluster.create("produce", 1);
+    cluster.settle("produce");
+    println!("produce: nodes and client wherever the kernel puts them");
+    produce_rounds(&cluster);
+    let leader = cluster.leader(0, "produce").unwrap();
+    println!("produce: the leader's node on the last core, the followers' on the others");
+    let cores = thread::available_parallelism().unwrap().get();
+    for number in 0..NODES {
+        let on = if number == leader || cores == 1 { format!("{}", cores - 1) } else { format!("0-{}", cores - 2) };
+        let pid = cluster.nodes[number].child.as_ref().unwrap().id().to_string();
+        let pinned = Command::new("taskset").args(["-a", "-cp", &on, &pid]).output().unwrap();
+        assert!(pinned.status.success(), "{}", String::from_utf8_lossy(&pinned.stderr));
+    }
+    produce_rounds(&cluster);
+}
+
+fn produce_rounds(cluster: &Cluster) {
+    let grpc = &cluster.nodes[0].grpc;
+    let (mut one, mut many) = (Vec::new(), Vec::new());
+    // The device as it is in this run; the first writes also make the first segments.
+    let floor = cluster.dir.path().to_str().unwrap();
+    for round in 0..=ROUNDS {
+        let runs = (
+            bench_produce(grpc, 1, &["--busy-poll", "off", "--floor", "--floor-dir", floor]),
+            bench_produce(grpc, 256, &[]),
+        );
+        if round > 0 {
+            one.push(runs.0);
+            many.push(runs.1);
+        }
+    }
+    let micros = [("p50_us", "us"), ("p99_us", "us"), ("floor_p50_us", "us"), ("floor_p99_us", "us")];
+    print_medians("1 in flight (bars: p50 400 us, p99 1,200 us)", &one, &micros);
+    let many_fields = [("records_per_s", "records/s"), ("p50_us", "us"), ("p99_us", "us")];
+    print_medians("256 in flight (bars: 50,000 records/s, p99 15,000 us)", &many, &many_fields);
+}
+
 fn failover() {
     let mut cluster = Cluster::start();
     cluster.create("failover", 1);
@@ -343,7 +407,8 @@ fn main() {
     // `cargo bench` passes --bench.
     let names: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let wanted = |name: &str| names.is_empty() || names.iter().any(|word| word == name);
-    let runs: [(&str, fn()); 3] = [("failover", failover), ("catch-up", catch_up), ("idle", idle)];
+    let runs: [(&str, fn()); 4] =
+        [("produce", produce), ("failover", failover), ("catch-up", catch_up), ("idle", idle)];
     for (name, run) in runs {
         if wanted(name) {
             run();
