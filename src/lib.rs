@@ -43,7 +43,10 @@
 //! With several replicas, between 4 and the ack: `raft/network.rs` hands the entry's bytes, as the log holds them, to
 //! `peer/frame.rs` and QUIC while the leader's own write is under way; a follower receives them with one copy, into the aligned
 //! buffer that goes to its disk, and its log must come to the leader's chain hash. The entry is committed when a majority
-//! has flushed it, with or without the leader's own disk.
+//! has flushed it, with or without the leader's own disk. The leader submits its own write when the followers' packets are
+//! out, and the news of the commit goes with the next entries (`raft/pipeline.rs`): 1 in flight costs the leader one packet to
+//! each follower, and each follower one packet in, one durable write and one packet out (seen with `perf trace`). Who is behind
+//! is served at a pace that leaves device and cores to the acks (`peer/pace.rs`).
 //!
 //! What it costs, as designed and as counted (`strace -c -f`, `/proc/diskstats`; 1 KiB records on one
 //! ProduceStream, 2 cores):
@@ -74,7 +77,10 @@
 //! - *Index.* One slot per entry instead of one per batch, so that an entry is found by its Raft index, too.
 //! - *Segment header.* Goes in the same write as a segment's first entry: a roll costs no write of its own.
 //! - *Heartbeats.* One a second and time-outs of 2.5 to 3 s instead of 250 ms and 1 to 2 s: a dead node is noticed once for
-//!   all of its groups, by pings (above).
+//!   all of its groups, by pings (above). Far timers come on a grid of 100 ms (`env/runtime.rs`), so that the ticks and
+//!   heartbeats of hundreds of groups share wake-ups and packets.
+//! - *No majority.* A leader without one answers what it has taken after 5 s, as indefinite: its clients cannot tell a
+//!   partition from a slow node, and the others may have a leader already.
 
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
