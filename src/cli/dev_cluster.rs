@@ -144,9 +144,23 @@ async fn run(args: &DevClusterArgs, processes: &mut Vec<Process>) -> Result<(), 
             Ok(client.create_join_token(&request).await?.token)
         });
         let token = token.await?;
-        for process in processes.iter_mut().filter(|process| process.child.is_none()) {
+        for number in 0..processes.len() {
+            let process = &mut processes[number];
+            if process.child.is_some() {
+                continue;
+            }
             process.join = Some((peer.clone(), token.clone()));
             process.start(&program, args)?;
+            // One after the other: then the ids that the cluster gives are the numbers that are printed here.
+            let identity = process.place.data.join("identity");
+            wait_for(processes, &first, async |_| match identity.exists() {
+                true => Ok(()),
+                false => {
+                    let cause = format!("node {} has not joined", number + 1);
+                    Err(ClientError::Unreachable { address: String::new(), cause })
+                }
+            })
+            .await?;
         }
     }
     let nodes = usize::from(args.nodes);

@@ -148,6 +148,7 @@ impl<E: Env> Control<E> {
     /// Hands the leadership of the catalog to another voter, if this node has it.
     pub async fn leave(&self) {
         if self.inner.catalog.leads()
+            && self.inner.catalog.members().voters.len() > 1
             && let Err(error) = self.inner.catalog.transfer(None, TRANSFER_MAX).await
         {
             tracing::warn!(%error, "nobody took over the catalog; the others elect a leader when this node is gone");
