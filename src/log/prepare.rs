@@ -32,14 +32,19 @@ const RESERVE_BYTES: u64 = 64 << 10;
 /// The next segment is made once this much of the present one is used, so that an idle shard has one file.
 const PREPARE_AFTER_BYTES: u64 = 64 << 10;
 
-/// Zeros of one write.
-const CHUNK_BYTES: u64 = 1 << 20;
+/// Zeros of one write, and between two syncs, while there is no hurry: bounds what an append's own write and flush may have
+/// to wait for. After each write there is a pause.
+const EASY: Step = Step { chunk_bytes: 256 << 10, sync_every_bytes: 1 << 20, pause: Duration::from_millis(1) };
 
-/// Bytes between two syncs while zeros are written: bounds what an append's own flush may have to wait for.
-const SYNC_EVERY_BYTES: u64 = 16 << 20;
+/// The same when the open segment fills faster than the next one is made.
+const HURRIED: Step = Step { chunk_bytes: 1 << 20, sync_every_bytes: 16 << 20, pause: Duration::ZERO };
 
-/// Pause after each chunk while there is no hurry.
-const PACE: Duration = Duration::from_millis(1);
+/// How zeros are written.
+struct Step {
+    chunk_bytes: u64,
+    sync_every_bytes: u64,
+    pause: Duration,
+}
 
 /// How often a full disk is looked at while entries wait for it (tests do not wait that long).
 const RETRY: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_millis(200) };
@@ -348,29 +353,35 @@ impl<E: Env> Inner<E> {
     async fn fill(&self, file: &FileOf<E>, start: u64, end: u64) -> io::Result<()> {
         let (mut at, mut unsynced) = (start, 0);
         while at < end {
-            let bytes = (end - at).min(CHUNK_BYTES);
+            let step = if self.is_hurried(at - start, end - start) { HURRIED } else { EASY };
+            let bytes = (end - at).min(step.chunk_bytes);
             file.write_at(at, vec![zeros(bytes as usize)]).await?;
             at += bytes;
             unsynced += bytes;
-            if unsynced >= SYNC_EVERY_BYTES && at < end {
+            if at == end {
+                break;
+            }
+            if unsynced >= step.sync_every_bytes {
                 file.sync().await?;
                 unsynced = 0;
             }
-            if at < end && !self.is_hurried() {
-                crate::env::sleep::<E>(PACE).await;
+            if !step.pause.is_zero() {
+                crate::env::sleep::<E>(step.pause).await;
             }
         }
         file.sync().await
     }
 
-    /// Entries wait for a file, or the open segment is more than half full.
-    fn is_hurried(&self) -> bool {
+    /// Entries wait for a file, or so much of it is made that it would not be ready when the open segment is half full.
+    fn is_hurried(&self, made: u64, bytes: u64) -> bool {
         let state = self.state.borrow();
-        let half_full = state.segments.back().is_some_and(|segment| {
+        let late = state.segments.back().is_some_and(|segment| {
             let now = segment.now.borrow();
-            now.data_end > now.capacity / 2
+            // Of what was in use when the making began nothing can be made up for.
+            let used = now.data_end.saturating_sub(PREPARE_AFTER_BYTES);
+            u128::from(used) * 2 * u128::from(bytes) > u128::from(made) * u128::from(now.capacity)
         });
-        half_full || !state.supply.waiting.is_empty()
+        late || !state.supply.waiting.is_empty()
     }
 }
 
@@ -433,5 +444,6 @@ fn zeros(bytes: usize) -> Bytes {
     thread_local! {
         static ZEROS: OnceCell<Bytes> = const { OnceCell::new() };
     }
-    ZEROS.with(|zeros| zeros.get_or_init(|| Buffer::zeroed(CHUNK_BYTES as usize).freeze_padded()).slice(..bytes))
+    ZEROS
+        .with(|zeros| zeros.get_or_init(|| Buffer::zeroed(HURRIED.chunk_bytes as usize).freeze_padded()).slice(..bytes))
 }
