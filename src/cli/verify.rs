@@ -25,7 +25,7 @@ use crate::{
     },
     ids::ShardUid,
     log::verify::{Problem, Report, verify_and_read, verify_dir},
-    reactor::node::Identity,
+    reactor::{control::made::REPLICAS_FILE, node::Identity},
     server::identity,
 };
 
@@ -131,7 +131,7 @@ async fn check_shards(disk: &RealDisk, findings: &mut Findings, identity: Option
         findings.shards.push((path, report));
     }
     let Some(identity) = identity else { return Ok(()) };
-    let made = match disk.read_file(&findings.dir.join(holdings::REPLICAS_FILE)).await {
+    let made = match disk.read_file(&findings.dir.join(REPLICAS_FILE)).await {
         Ok(content) => Some(content),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(format!("cannot read the list of replicas: {error}").into()),

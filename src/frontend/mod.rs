@@ -28,7 +28,6 @@ pub use self::{
     status::{CallError, Code},
 };
 use crate::{
-    catalog,
     env::{self, Env},
     format::records::{ProduceHead, Records},
     frontend::{
@@ -157,14 +156,17 @@ impl<E: Env> Frontend<E> {
 
     /// Reads committed records. A wait ends early, with an error, when the node shuts down.
     pub fn consume(&self, call: ConsumeCall) -> impl Future<Output = Result<Consumed, CallError>> + use<E> + 'static {
-        let known = self.local.topics.get(route::topic_name(&call.topic)).is_some();
-        let (started, frontend) = (if known { Ok(self.start_consume(call)) } else { Err(call) }, self.clone());
+        let started = match self.local.topics.get(route::topic_name(&call.topic)) {
+            Some(view) => Ok(self.start_consume(&view, call)),
+            None => Err(call),
+        };
+        let frontend = self.clone();
         async move {
             let started = match started {
                 Ok(started) => started,
                 Err(call) => {
-                    frontend.local.remote.find_topic(route::topic_name(&call.topic)).await?;
-                    frontend.start_consume(call)
+                    let view = frontend.local.remote.find_topic(route::topic_name(&call.topic)).await?;
+                    frontend.start_consume(&view, call)
                 }
             };
             let (consumed, stop) = started?;
@@ -307,10 +309,7 @@ impl<E: Env> Frontend<E> {
     /// Begins to look for the topic of `call`, or to make it; the call waits for it.
     fn look_up_for(&self, call: ProduceCall) -> Result<oneshot::Receiver<Result<ProduceAck, CallError>>, CallError> {
         let name = route::topic_name(&call.head.topic).to_owned();
-        if self.local.reactor.node().phase() == Phase::Starting {
-            return Err(CallError::starting());
-        }
-        catalog::validate_topic_name(&name)?;
+        self.local.remote.check_unknown(&name)?;
         self.local.sought.borrow_mut().insert(name.clone(), Vec::new());
         let ack = self.wait_for_topic(call);
         let frontend = self.clone();
@@ -349,6 +348,7 @@ impl<E: Env> Frontend<E> {
     #[allow(clippy::type_complexity, reason = "two futures and an error; naming them would not say more")]
     fn start_consume(
         &self,
+        view: &PlacedTopic,
         call: ConsumeCall,
     ) -> Result<
         (
@@ -359,9 +359,7 @@ impl<E: Env> Frontend<E> {
     > {
         let local = &self.local;
         let consume = checked_consume(call.consume, self.limits())?;
-        let name = route::topic_name(&call.topic);
-        let view = local.topics.get(name).ok_or_else(|| local.remote.no_topic(name))?;
-        let place = route::numbered_shard(&view, call.shard)?;
+        let place = route::numbered_shard(view, call.shard)?;
         let stop = (!consume.wait.is_zero()).then(|| self.shutting_down());
         let consumed = if place.reactor == local.reactor.number() {
             futures_util::future::Either::Left(local.reactor.consume(place.uid, consume))

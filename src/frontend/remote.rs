@@ -169,15 +169,15 @@ impl Remote {
         Ok(start.map_err(|error| explained(error, &self.node.book))?.0)
     }
 
-    /// Why there is no such topic: still recovering, an impossible name, or just unknown.
-    pub fn no_topic(&self, name: &str) -> CallError {
+    /// Whether a topic that this node does not know can exist at all.
+    ///
+    /// # Errors
+    /// Still recovering; an impossible name.
+    pub(super) fn check_unknown(&self, name: &str) -> Result<(), CallError> {
         if self.node.phase() == Phase::Starting {
-            return CallError::starting();
+            return Err(CallError::starting());
         }
-        match catalog::validate_topic_name(name) {
-            Ok(()) => CallError::no_topic(name),
-            Err(error) => error.into(),
-        }
+        Ok(catalog::validate_topic_name(name)?)
     }
 
     /// The topic. One that this node does not know may have been made through another node a moment ago: that it does
@@ -189,10 +189,9 @@ impl Remote {
         if let Some(topic) = self.known_topic(name) {
             return Ok(topic);
         }
-        if self.no_topic(name).code == Code::NotFound {
-            self.learn_topics().await?;
-        }
-        self.known_topic(name).ok_or_else(|| self.no_topic(name))
+        self.check_unknown(name)?;
+        self.learn_topics().await?;
+        self.known_topic(name).ok_or_else(|| CallError::no_topic(name))
     }
 
     fn known_topic(&self, name: &str) -> Option<Arc<PlacedTopic>> {
@@ -211,7 +210,8 @@ impl Remote {
     /// # Errors
     /// As `find_topic` and `create_topic`.
     pub(super) async fn topic_to_write(&self, name: &str) -> Result<Arc<PlacedTopic>, CallError> {
-        if self.auto_create() && self.known_topic(name).is_none() && self.no_topic(name).code == Code::NotFound {
+        if self.auto_create() && self.known_topic(name).is_none() {
+            self.check_unknown(name)?;
             self.auto_create_topic(name).await?;
         }
         self.find_topic(name).await

@@ -43,7 +43,7 @@ impl<E: Env, M: Machine> Group<E, M> {
             let turned = self.inner.shared.turned.notified();
             self.alive()?;
             let now = <E::Runtime as AsyncRuntime>::Instant::now();
-            let left = if deadline > now { deadline - now } else { Duration::ZERO };
+            let left = deadline.saturating_duration_since(now);
             let answer = match self.leader().0 {
                 Some(leader) if leader == self.inner.node => self.read_index_here(left).await,
                 Some(leader) => self.read_index_at(leader, left).await,

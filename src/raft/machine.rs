@@ -52,8 +52,8 @@ pub struct Shared<M> {
     pub turned: Notify,
     /// Proposals that openraft owes an answer.
     pub unanswered: Rc<Unanswered>,
-    /// Others vote, too: an entry is on its way to them first, then to the own disk.
-    pub has_followers: Cell<bool>,
+    /// This node alone is a majority; else an entry is on its way to the others first, then to the own disk.
+    pub only_voter: Cell<bool>,
     /// Wakes who waits for durable entries.
     pub flushed: Notify,
     /// When that was last, on the monotonic clock.
@@ -99,7 +99,7 @@ impl<M: Machine> Shared<M> {
             changed: Notify::new(),
             turned: Notify::new(),
             unanswered: Rc::default(),
-            has_followers: Cell::new(false),
+            only_voter: Cell::new(false),
             flushed: Notify::new(),
             flushed_us: Cell::new(0),
             handed_bytes: Rc::default(),

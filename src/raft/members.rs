@@ -26,8 +26,8 @@ use crate::{
     ids::{LogId, NodeId},
 };
 
-/// A learner this close behind the leader has caught up.
-pub(super) const CLOSE_ENTRIES: u64 = 64;
+/// Who is this close behind has caught up.
+const CLOSE_ENTRIES: u64 = 64;
 
 /// Pause before a step is tried again that another change kept from being done.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
@@ -197,7 +197,8 @@ impl<E: Env, M: Machine> Group<E, M> {
     }
 }
 
-fn is_close(matched: Option<LogId>, last: Option<LogId>) -> bool {
+/// Whether a follower that has all up to `matched` has caught up with a log that ends with `last`.
+pub(super) fn is_close(matched: Option<LogId>, last: Option<LogId>) -> bool {
     let next = |id: Option<LogId>| id.map_or(0, |id| id.index.0 + 1);
     matched.is_some() && next(matched) + CLOSE_ENTRIES >= next(last)
 }

@@ -60,7 +60,7 @@ pub use self::{serve::group_of, timing::Timing};
 use crate::{
     env::{self, Env, buffer::Buffer, channel},
     format::{
-        entry::{EntryHeader, StoredEntry},
+        entry::{ENTRY_HEADER_BYTES, EntryHeader, StoredEntry},
         state_files::Vote,
     },
     ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
@@ -156,6 +156,23 @@ pub struct Proposal {
     pub buffer: Buffer,
 }
 
+impl Proposal {
+    /// A command to the machine. (Its place in the offsets is the one before it, whatever it was proposed for.)
+    pub fn command(command: &[u8], timestamp_us: i64) -> Proposal {
+        let mut buffer = Buffer::with_capacity(ENTRY_HEADER_BYTES + command.len());
+        buffer.grow_to(ENTRY_HEADER_BYTES);
+        buffer.extend(command);
+        Proposal {
+            kind: ProposalKind::Command,
+            record_count: 0,
+            base_offset: Offset(0),
+            timestamp_us,
+            record_timestamp_max_us: i64::MIN,
+            buffer,
+        }
+    }
+}
+
 /// A committed and applied proposal.
 #[derive(Debug)]
 pub struct Applied<A> {
@@ -227,8 +244,6 @@ struct Inner<E: Env, M: Machine> {
 struct State {
     leader: Cell<(Option<NodeId>, Term)>,
     leading: Cell<bool>,
-    /// This node alone is a majority.
-    only_voter: Cell<bool>,
     /// Proposals are refused, because another node is to lead.
     transferring: Cell<bool>,
     /// The leader of this vote has said that it leads no more.

@@ -28,9 +28,9 @@ use openraft::{
 
 use super::{
     Machine,
-    members::CLOSE_ENTRIES,
+    members::is_close,
     network::{AskError, Line, PeerOf, append_message, appended, last_of},
-    types::TypeConfig,
+    types::{self, TypeConfig},
 };
 use crate::{
     env::{Env, net::Priority},
@@ -316,8 +316,7 @@ impl<'s, E: Env, M: Machine> Session<'s, E, M, futures_util::stream::Empty<Appen
 
 /// Whether others have had what is in it for some time: the follower catches up.
 fn is_behind<E: Env, M: Machine>(request: &AppendEntriesRequest<TypeConfig<E, M>>) -> bool {
-    let next = last_of(request).map_or(0, |last| last.index.0 + 1);
-    request.leader_commit.as_ref().is_some_and(|commit| commit.index > next + CLOSE_ENTRIES)
+    request.leader_commit.as_ref().is_some_and(|commit| !is_close(last_of(request), Some(types::from_raft(commit))))
 }
 
 /// A request without entries.

@@ -178,7 +178,7 @@ impl<E: Env, M: Machine> Default for Gate<E, M> {
 impl<E: Env, M: Machine> Inner<E, M> {
     /// How long ago a majority has answered this leader (for ever, if it leads no longer); `None` when it needs no others.
     fn unconfirmed_for(&self) -> Option<Duration> {
-        if self.state.only_voter.get() {
+        if self.shared.only_voter.get() {
             return None;
         }
         if !self.state.leading.get() {
@@ -190,7 +190,7 @@ impl<E: Env, M: Machine> Inner<E, M> {
 
     /// Whether a majority has answered this leader so lately that openraft takes proposals, for at least `spare` longer.
     pub(super) fn is_confirmed(&self, spare: Duration) -> bool {
-        if self.state.only_voter.get() {
+        if self.shared.only_voter.get() {
             return true;
         }
         let acked = self.data.borrow_watched().last_quorum_acked.map(|acked| acked.into_inner());

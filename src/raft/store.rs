@@ -145,7 +145,7 @@ impl<E: Env, M: Machine> RaftLogStorage<TypeConfig<E, M>> for Store<E, M> {
             shared.flushed.notify_all();
         });
         let own = entries.iter().all(|entry| entry.leader.is_none());
-        let appended = if own && self.shared.has_followers.get() {
+        let appended = if own && !self.shared.only_voter.get() {
             self.log.append_behind(entries, done)
         } else {
             self.log.append(entries, done)

@@ -58,7 +58,7 @@ impl<E: Env, M: Machine> Group<E, M> {
         loop {
             for candidate in self.candidates(to) {
                 let now = <E::Runtime as AsyncRuntime>::Instant::now();
-                let left = if deadline > now { deadline - now } else { Duration::ZERO };
+                let left = deadline.saturating_duration_since(now);
                 let message =
                     Message::Transfer { vote: self.inner.vote(), to: Some(candidate), last: self.log().last() };
                 let line = self.inner.network.line(candidate);

@@ -46,8 +46,7 @@ fn note<E: Env, M: Machine>(inner: &Inner<E, M>, now: &super::RaftServerMetrics<
     state.leader.set((now.current_leader.map(NodeId), Term(now.vote.leader_id.term)));
     state.leading.set(leading);
     let only_voter = members.voters.iter().eq([&inner.node]);
-    state.only_voter.set(only_voter);
-    inner.shared.has_followers.set(!only_voter);
+    inner.shared.only_voter.set(only_voter);
     // Nobody to hear a heartbeat, nobody to wait for: a timer would only cost.
     let alone = only_voter && members.learners.is_empty() && leading;
     inner.raft.runtime_config().tick(!alone);

@@ -11,7 +11,7 @@ use crate::{
     proto::ringlog::state::v1::{ClusterNode, UpdateNode, catalog_command::Command},
     reactor::{
         Reactor, ReactorError,
-        control::{Control, join::Trust, shard_dir},
+        control::{Control, join::Trust, made::REPLICAS_FILE, shard_dir},
         node::Node,
     },
 };
@@ -75,7 +75,7 @@ async fn check_catalog<E: Env>(reactor: &Reactor<E>, found: &BTreeSet<ShardUid>)
     if found.contains(&ShardUid::CATALOG) && !is_emptied(reactor, ShardUid::CATALOG).await? {
         return Ok(());
     }
-    let had_replicas = match reactor.disk().read_file(&data.join("replicas")).await {
+    let had_replicas = match reactor.disk().read_file(&data.join(REPLICAS_FILE)).await {
         Ok(content) => !content.is_empty(),
         Err(_) => false,
     };

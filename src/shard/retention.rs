@@ -13,12 +13,11 @@ use super::{
     machine::{ShardAnswer, ShardMachine},
 };
 use crate::{
-    env::{Env, buffer::Buffer},
-    format::entry::ENTRY_HEADER_BYTES,
+    env::Env,
     ids::{Index, Offset},
     limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN},
     log::SegmentInfo,
-    raft::{Proposal, ProposalKind},
+    raft::Proposal,
 };
 
 /// How often it is looked at, beside each segment's end.
@@ -115,18 +114,7 @@ impl<E: Env> Inner<E> {
     pub(super) async fn trim(self: &Rc<Self>, before: Offset) -> Result<Offset, ShardError> {
         self.check_life()?;
         let _operation = Operation::begin(self);
-        let payload = ShardMachine::trim_command(before);
-        let mut buffer = Buffer::with_capacity(ENTRY_HEADER_BYTES + payload.len());
-        buffer.grow_to(ENTRY_HEADER_BYTES);
-        buffer.extend(&payload);
-        let proposal = Proposal {
-            kind: ProposalKind::Command,
-            record_count: 0,
-            base_offset: Offset(0),
-            timestamp_us: E::wall_us(),
-            record_timestamp_max_us: i64::MIN,
-            buffer,
-        };
+        let proposal = Proposal::command(&ShardMachine::trim_command(before), E::wall_us());
         match self.group.propose(proposal).await?.answer {
             ShardAnswer::Trimmed(log_start) => {
                 self.check_offsets();

@@ -10,11 +10,8 @@ use crate::{
     ids::ShardUid,
     log::verify::{Content, Problem},
     raft::offline,
-    reactor::node::Identity,
+    reactor::{control::made, node::Identity},
 };
-
-/// Where a node lists the replicas that it has made, in its data directory: one uid a line.
-pub(super) const REPLICAS_FILE: &str = "replicas";
 
 /// What `judge` found.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -49,10 +46,10 @@ impl Holdings<'_> {
                 return judgement;
             }
         };
-        let made = match self.made.map(parse) {
+        let made = match self.made.map(made::decode) {
             Some(Err(what)) => {
-                let file = self.data.join(REPLICAS_FILE);
-                judgement.problems.push(Problem { file, position: Default::default(), what });
+                let file = self.data.join(made::REPLICAS_FILE);
+                judgement.problems.push(Problem { file, position: Default::default(), what: format!("it {what}") });
                 None
             }
             Some(Ok(made)) => Some(made),
@@ -148,12 +145,6 @@ impl Holdings<'_> {
     }
 }
 
-fn parse(content: &[u8]) -> Result<BTreeSet<ShardUid>, String> {
-    let text = std::str::from_utf8(content).ok();
-    let uids: Option<_> = text.and_then(|text| text.lines().map(|line| line.parse().ok().map(ShardUid)).collect());
-    uids.ok_or_else(|| "it is damaged: it lists shard numbers, one a line; restore it, or write it anew".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use prost::Message;
@@ -161,14 +152,13 @@ mod tests {
     use super::*;
     use crate::{
         catalog::{CatalogCommand, Command, CreateTopic, DeleteTopic, InitCluster, MoveShard},
-        env::{buffer::Buffer, runtime::block_on},
-        format::entry::ENTRY_HEADER_BYTES,
+        env::runtime::block_on,
         ids::NodeId,
         limits::SEGMENT_BYTES_MIN,
         log::{TailBudget, verify::verify_and_read},
         peer::Peers,
         proto::ringlog::state::v1::{AddNode, ClusterNode, FinishMove},
-        raft::{Group, GroupOptions, Proposal, ProposalKind},
+        raft::{Group, GroupOptions, Proposal},
         sim::{SimDisk, TestEnv},
     };
 
@@ -201,18 +191,7 @@ mod tests {
         let (group, _) = opened.unwrap();
         for command in commands {
             let command = CatalogCommand { command: Some(command) }.encode_to_vec();
-            let mut buffer = Buffer::with_capacity(ENTRY_HEADER_BYTES + command.len());
-            buffer.grow_to(ENTRY_HEADER_BYTES);
-            buffer.extend(&command);
-            let proposal = Proposal {
-                kind: ProposalKind::Command,
-                record_count: 0,
-                base_offset: group.log().log_end(),
-                timestamp_us: 0,
-                record_timestamp_max_us: i64::MIN,
-                buffer,
-            };
-            group.propose(proposal).await.unwrap().answer.unwrap();
+            group.propose(Proposal::command(&command, 0)).await.unwrap().answer.unwrap();
         }
         let after = if closed { None } else { Some(disk.crash(1)) };
         group.close().await.unwrap();

@@ -110,16 +110,7 @@ fn batch(base_offset: Offset, count: u32, bytes: usize) -> Proposal {
 
 /// A command that counts `amount`.
 fn command(amount: u8) -> Proposal {
-    let mut buffer = Buffer::zeroed(ENTRY_HEADER_BYTES);
-    buffer.extend(&[amount]);
-    Proposal {
-        kind: ProposalKind::Command,
-        record_count: 0,
-        base_offset: Offset(0),
-        timestamp_us: 1,
-        record_timestamp_max_us: i64::MIN,
-        buffer,
-    }
+    Proposal::command(&[amount], 1)
 }
 
 /// Proposes one batch at the end and waits for it.

@@ -7,6 +7,8 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+    future::Future,
     rc::Rc,
     time::Duration,
 };
@@ -32,7 +34,7 @@ const CHANGES_AT_ONCE: usize = 4;
 
 /// After this long a change of members is begun again, from what is wanted then: it may wait for a node that has died, and
 /// another is to take its place. (What has been copied to a new replica stays.)
-pub(super) const CHANGE_MAX: Duration = Duration::from_secs(2);
+const CHANGE_MAX: Duration = Duration::from_secs(2);
 
 /// How long a shard stays where it is after a change of leaders: after an election the old leader may still be catching up.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -110,13 +112,9 @@ async fn tend<E: Env>(reactor: &Rc<Reactor<E>>, uid: ShardUid, shard: &Shard<E>,
     let wanted: BTreeSet<NodeId> = goal(replicas).iter().copied().collect();
     let members = shard.members();
     if members.voters != wanted || members.changing || !members.learners.is_empty() {
-        match E::Runtime::timeout(CHANGE_MAX, shard.change_members(wanted.clone())).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::debug!(shard_uid = uid.0, %error, "a shard's members were not changed yet; it is tried again");
-                return;
-            }
-            Err(_) => return,
+        if let Err(error) = soon::<E, _>(shard.change_members(wanted.clone())).await {
+            tracing::debug!(shard_uid = uid.0, error, "a shard's members were not changed yet; it is tried again");
+            return;
         }
         tracing::info!(shard_uid = uid.0, members = ?wanted.iter().map(|node| node.0).collect::<Vec<_>>(), "members changed");
     }
@@ -133,6 +131,14 @@ async fn tend<E: Env>(reactor: &Rc<Reactor<E>>, uid: ShardUid, shard: &Shard<E>,
         && let Err(error) = shard.transfer(Some(to), TRANSFER_MAX).await
     {
         tracing::debug!(shard_uid = uid.0, to = to.0, %error, "the preferred leader did not take over; it is tried again");
+    }
+}
+
+/// What a change of a group's members comes to within `CHANGE_MAX`, or why it was left alone.
+pub(super) async fn soon<E: Env, X: Display>(change: impl Future<Output = Result<(), X>>) -> Result<(), String> {
+    match E::Runtime::timeout(CHANGE_MAX, change).await {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("it takes long: is a node that it waits for down?".to_owned()),
     }
 }
 

@@ -3,29 +3,17 @@
 //!
 //! All of it again and again, from what is there now: whoever leads next goes on where this one stopped.
 
-use std::{collections::BTreeSet, future::Future, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
-use openraft::AsyncRuntime;
-
-use super::{Control, duties::CHANGE_MAX};
+use super::{Control, duties::soon};
 use crate::{
     catalog::Catalog,
     env::{self, Env},
     ids::NodeId,
-    raft::GroupError,
 };
 
 /// How often the leader looks.
 const LEAD_INTERVAL: Duration = Duration::from_millis(250);
-
-/// What a change of the catalog's members comes to, within `CHANGE_MAX`: the node that it waits for may have died, and is then
-/// wanted no longer.
-async fn soon<E: Env>(change: impl Future<Output = Result<(), GroupError>>) -> Result<(), String> {
-    match E::Runtime::timeout(CHANGE_MAX, change).await {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err("it takes long: is a node that it waits for down?".to_owned()),
-    }
-}
 
 impl<E: Env> Control<E> {
     /// Does the leader's work while this node leads the catalog.
@@ -51,7 +39,7 @@ impl<E: Env> Control<E> {
             return;
         }
         for node in members.iter().filter(|node| !present.voters.contains(node) && !present.learners.contains(node)) {
-            if let Err(error) = soon::<E>(group.add_learner(*node)).await {
+            if let Err(error) = soon::<E, _>(group.add_learner(*node)).await {
                 tracing::warn!(node = node.0, error, "a node could not be added to the catalog; it is tried again");
                 return;
             }
@@ -62,7 +50,7 @@ impl<E: Env> Control<E> {
         let new_ones = wanted.difference(&present.voters);
         if wanted != present.voters
             && new_ones.clone().all(|node| !dead.contains(node))
-            && let Err(error) = soon::<E>(group.change_members(wanted.clone())).await
+            && let Err(error) = soon::<E, _>(group.change_members(wanted.clone())).await
         {
             tracing::warn!(?wanted, error, "the catalog's voters could not be changed; it is tried again");
             return;
@@ -71,7 +59,7 @@ impl<E: Env> Control<E> {
             present.learners.iter().chain(&present.voters).filter(|node| !members.contains(node)).copied().collect();
         if !gone.is_empty()
             && wanted == present.voters
-            && let Err(error) = soon::<E>(group.remove_learners(gone)).await
+            && let Err(error) = soon::<E, _>(group.remove_learners(gone)).await
         {
             tracing::warn!(error, "removed nodes could not be taken out of the catalog's group; it is tried again");
         }

@@ -14,6 +14,7 @@ pub mod admin;
 pub mod duties;
 pub mod join;
 mod lead;
+pub mod made;
 mod propose;
 mod reconcile;
 pub mod remembered;

@@ -9,8 +9,7 @@ use prost::Message;
 use super::{COMMAND_MAX, Control, ControlError, join::NO_CA_KEY};
 use crate::{
     catalog::{CatalogAnswer, CatalogCommand},
-    env::{self, Env, buffer::Buffer, net::Priority},
-    format::entry::ENTRY_HEADER_BYTES,
+    env::{self, Env, net::Priority},
     ids::{Index, NodeId},
     peer::{
         Destination, PeerError,
@@ -19,7 +18,7 @@ use crate::{
     proto::ringlog::state::v1::{
         self as state, ControlReply, ControlRequest, catalog_command::Command, control_reply, control_request,
     },
-    raft::{GroupError, Proposal, ProposalKind},
+    raft::{GroupError, Proposal},
 };
 
 /// Pause between two looks for a leader.
@@ -113,18 +112,7 @@ impl<E: Env> Control<E> {
             return Tried::Failed(error.into());
         }
         let command = CatalogCommand { command: Some(command) }.encode_to_vec();
-        let mut buffer = Buffer::with_capacity(ENTRY_HEADER_BYTES + command.len());
-        buffer.grow_to(ENTRY_HEADER_BYTES);
-        buffer.extend(&command);
-        let proposal = Proposal {
-            kind: ProposalKind::Command,
-            record_count: 0,
-            base_offset: self.inner.catalog.log().log_end(),
-            timestamp_us: E::wall_us(),
-            record_timestamp_max_us: i64::MIN,
-            buffer,
-        };
-        match self.inner.catalog.propose(proposal).await {
+        match self.inner.catalog.propose(Proposal::command(&command, E::wall_us())).await {
             Ok(applied) => match applied.answer {
                 Ok(answer) => {
                     let node = match answer {

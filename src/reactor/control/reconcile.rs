@@ -12,7 +12,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -21,7 +20,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Control, ControlError,
+    Control, ControlError, made,
     remembered::{self, MEMBERS_FILE},
     shard_dir,
 };
@@ -52,12 +51,7 @@ impl<E: Env> Control<E> {
     pub async fn take_over(&self, found: &BTreeSet<ShardUid>, emptied: &BTreeSet<ShardUid>) -> Result<(), String> {
         let path = self.replicas_file();
         let made = match self.inner.reactor.disk().read_file(&path).await {
-            Ok(content) => parse(&content).ok_or_else(|| {
-                format!(
-                    "{} is damaged: it lists shard numbers, one a line; restore it, or write it anew",
-                    path.display()
-                )
-            })?,
+            Ok(content) => made::decode(&content).map_err(|what| format!("{} {what}", path.display()))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeSet::new(),
             Err(error) => return Err(format!("{} could not be read: {error}", path.display())),
         };
@@ -352,7 +346,7 @@ impl<E: Env> Control<E> {
     }
 
     fn replicas_file(&self) -> PathBuf {
-        self.inner.reactor.node().config.data.join("replicas")
+        self.inner.reactor.node().config.data.join(made::REPLICAS_FILE)
     }
 
     /// After a replica was made, and after one was removed: a crash in between costs a check, never a record.
@@ -361,12 +355,8 @@ impl<E: Env> Control<E> {
             let (held, lost) = (self.inner.held.borrow(), self.inner.lost.borrow());
             held.keys().chain(lost.iter()).copied().collect()
         };
-        let content = uids.iter().fold(String::new(), |mut text, uid| {
-            writeln!(text, "{uid}").expect("writing to a string");
-            text
-        });
         let path = self.replicas_file();
-        let written = self.inner.reactor.disk().write_file(&path, Bytes::from(content)).await;
+        let written = self.inner.reactor.disk().write_file(&path, Bytes::from(made::encode(&uids))).await;
         if let Err(error) = &written {
             tracing::warn!(path = %path.display(), %error, "the list of replicas could not be written; it is tried again");
         }
@@ -380,9 +370,4 @@ impl<E: Env> Control<E> {
             tracing::warn!(%error, "the catalog's log could not be shortened");
         }
     }
-}
-
-fn parse(content: &[u8]) -> Option<BTreeSet<ShardUid>> {
-    let text = std::str::from_utf8(content).ok()?;
-    text.lines().map(|line| line.parse().ok().map(ShardUid)).collect()
 }
