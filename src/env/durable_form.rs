@@ -19,8 +19,14 @@ const PROBE_AFTER_MIN: u32 = 64;
 /// and at most after this many: one slow append in 16,384 does not show in the 99.9th percentile.
 const PROBE_AFTER_MAX: u32 = 16_384;
 
-/// Probes in a row that must be faster, by a tenth, before the form changes.
+/// Probes that must be faster, less those that were not, before the form changes.
 const WINS_NEEDED: u32 = 3;
+
+/// So much slower than the other form, as smoothed, the one in use is left at once.
+const HOPELESS: u64 = 3;
+
+/// A time above so many times the usual one counts as that: one outlier proves nothing, a few in a row do.
+const OUTLIER: u64 = 4;
 
 /// Compares the two forms by what appends took. Invariant: `PROBE_AFTER_MIN <= probe_after <= PROBE_AFTER_MAX`.
 #[derive(Clone, Debug)]
@@ -29,7 +35,7 @@ pub(super) struct FormChooser {
     form: Durability,
     /// Smoothed time of an append in this form, µs; `None` before the first.
     usual_us: Option<u64>,
-    /// Of the last append in the other form, µs.
+    /// The same of the other form.
     other_us: Option<u64>,
     /// Appends until the other form is tried.
     countdown: u32,
@@ -70,25 +76,28 @@ impl FormChooser {
             return;
         }
         if form == self.form {
-            let usual = self.usual_us.get_or_insert(took_us);
-            // Rises at once to a part of a bad sample, so that a few of them in a row are enough to leave.
-            *usual = (*usual * 7 + took_us) / 8;
-            if self.other_us.is_some_and(|other| *usual > 2 * other) {
+            let usual = smooth(&mut self.usual_us, took_us, 8);
+            if self.other_us.is_some_and(|other| usual > HOPELESS * other) {
                 self.change();
             }
             return;
         }
-        self.other_us = Some(took_us);
+        smooth(&mut self.other_us, took_us, 2);
         let Some(usual) = self.usual_us else { return };
-        if took_us * 10 < usual * 9 {
+        // In thousandths: DSYNC has to be faster by a tenth, the linked form by a quarter.
+        let faster = if form == Durability::Dsync { 900 } else { 750 };
+        if took_us * 1_000 < usual * faster {
             self.wins += 1;
-            // The next probes come soon: one fast append proves nothing.
-            self.countdown = self.countdown.min(PROBE_AFTER_MIN / 8);
             if self.wins >= WINS_NEEDED {
-                self.change();
+                return self.change();
             }
         } else {
-            self.wins = 0;
+            self.wins = self.wins.saturating_sub(1);
+        }
+        if self.wins > 0 {
+            // The next probes come soon: one fast append proves nothing.
+            self.countdown = self.countdown.min(PROBE_AFTER_MIN / 8);
+        } else {
             self.probe_after = (self.probe_after * 2).min(PROBE_AFTER_MAX);
         }
     }
@@ -101,6 +110,15 @@ impl FormChooser {
         self.probe_after = PROBE_AFTER_MIN;
         self.countdown = PROBE_AFTER_MIN;
     }
+}
+
+/// Takes `took_us` into an average over about `over` times; the average.
+fn smooth(average_us: &mut Option<u64>, took_us: u64, over: u64) -> u64 {
+    let average = average_us.get_or_insert(took_us);
+    // One more, so that it can grow from nothing.
+    let took_us = took_us.min((*average + 1) * OUTLIER);
+    *average = (*average * (over - 1) + took_us) / over;
+    *average
 }
 
 fn other(form: Durability) -> Durability {
@@ -163,6 +181,26 @@ mod tests {
         chooser.observe(Durability::Dsync, BLOCK, 900);
         chooser.observe(Durability::Linked, BLOCK, 20);
         assert_eq!(chooser.form, Durability::Dsync);
+    }
+
+    /// Where times scatter, DSYNC is not left for the linked form that takes longer in the middle, whatever the outliers.
+    #[test]
+    fn scatter_does_not_change_the_form() {
+        let mut chooser = FormChooser::default();
+        let mut draws = 0_u64;
+        let (mut dsync, mut linked) = (0, 0);
+        for _ in 0..100_000 {
+            let form = chooser.choose(BLOCK);
+            // A full-period generator (Knuth, MMIX): the same draws in each run.
+            draws = draws.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let draw = draws >> 33;
+            // A quarter up or down, and one in 32 thirty times as long.
+            let scatter = |usual: u64| usual * (75 + draw % 50) / 100 * if draw % 32 == 5 { 30 } else { 1 };
+            let took_us = if form == Durability::Dsync { scatter(150) } else { scatter(210) };
+            *(if form == Durability::Dsync { &mut dsync } else { &mut linked }) += 1;
+            chooser.observe(form, BLOCK, took_us);
+        }
+        assert!(linked * 50 < dsync, "{dsync} {linked}");
     }
 
     /// Large appends take the form in use and are not compared with small ones.
