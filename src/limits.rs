@@ -182,6 +182,15 @@ pub const CATCH_UP_BYTES_PER_S_MIN: u64 = 64 << 20;
 /// How long the news that entries are committed waits for entries to go with to a follower.
 pub const RAFT_COMMIT_HOLD: Duration = Duration::from_millis(1);
 
+/// How long entries gather for a follower beyond the majority; see `raft::thrift`.
+pub const RAFT_SPARE_HOLD: Duration = Duration::from_millis(1);
+
+/// After a request with more bytes of entries than this nothing gathers for it.
+pub const RAFT_SPARE_BYTES_MAX: usize = 32 << 10;
+
+/// Most requests to such a follower for which nothing is to gather, after a wait in vain.
+pub const RAFT_SPARE_SKIP_MAX: u32 = 255;
+
 /// How long an entry that a leader has taken waits for a majority that does not answer at all, before its caller is told that
 /// it may or may not be committed. Longer than an election takes, and than a node that is restarted.
 pub const RAFT_QUORUM_WAIT: Duration = Duration::from_secs(5);

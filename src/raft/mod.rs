@@ -8,7 +8,7 @@
 //! of it is applied. There are no ticks and no heartbeats then. With several, opening waits for nobody.
 //!
 //! - `types`, `store`, `machine`: openraft over our log
-//! - `network`, `pipeline`, `serve`: between replicas, both sides
+//! - `network`, `pipeline`, `thrift`, `serve`: between replicas, both sides
 //! - `proposals`, `linearize`, `members`, `transfer`: what can be asked of a group
 //! - `watch`, `elections`, `timing`: what it does by itself
 
@@ -24,6 +24,7 @@ mod serve;
 mod store;
 #[cfg(test)]
 mod tests;
+mod thrift;
 mod timing;
 mod transfer;
 mod types;

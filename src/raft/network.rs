@@ -23,6 +23,7 @@ use prost::Message as _;
 use super::{
     Machine,
     pipeline::Session,
+    thrift::Thrift,
     types::{self, Node, Payload, RaftVote, Snapshot, TypeConfig},
 };
 use crate::{
@@ -42,6 +43,7 @@ pub struct Network<E: Env> {
     peers: Peers<E>,
     group: ShardUid,
     slot: u64,
+    thrift: Thrift,
 }
 
 /// One group's replica on one peer, for one kind of use: openraft makes several.
@@ -49,6 +51,7 @@ pub struct PeerOf<E: Env, M> {
     pub(super) line: Line<E>,
     /// The stream of entries between two sessions.
     pub(super) stream: Option<FrameStream<E>>,
+    pub(super) thrift: Thrift,
     machine: PhantomData<fn() -> M>,
 }
 
@@ -92,7 +95,7 @@ pub enum AskError {
 impl<E: Env> Network<E> {
     /// Calls for the group `group`, whose replicas are on the reactors that `slot` says.
     pub fn new(peers: Peers<E>, group: ShardUid, slot: u64) -> Network<E> {
-        Network { peers, group, slot }
+        Network { peers, group, slot, thrift: Thrift::default() }
     }
 
     /// Which group.
@@ -105,6 +108,11 @@ impl<E: Env> Network<E> {
         &self.peers
     }
 
+    /// Which followers are sent entries at once.
+    pub fn thrift(&self) -> &Thrift {
+        &self.thrift
+    }
+
     /// The way to one peer.
     pub fn line(&self, node: NodeId) -> Line<E> {
         Line { peers: self.peers.clone(), to: Destination { node, slot: self.slot }, group: self.group }
@@ -113,7 +121,7 @@ impl<E: Env> Network<E> {
 
 impl<E: Env> Clone for Network<E> {
     fn clone(&self) -> Self {
-        Network { peers: self.peers.clone(), group: self.group, slot: self.slot }
+        Network { peers: self.peers.clone(), group: self.group, slot: self.slot, thrift: self.thrift.clone() }
     }
 }
 
@@ -181,7 +189,8 @@ impl<E: Env, M: Machine> RaftNetworkFactory<TypeConfig<E, M>> for Network<E> {
     type Network = PeerOf<E, M>;
 
     async fn new_client(&mut self, target: u64, _node: &Node) -> Self::Network {
-        PeerOf { line: self.line(NodeId(target)), stream: None, machine: PhantomData }
+        let line = self.line(NodeId(target));
+        PeerOf { line, stream: None, thrift: self.thrift.clone(), machine: PhantomData }
     }
 }
 

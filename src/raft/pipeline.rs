@@ -7,6 +7,8 @@
 //! A request that only says how far is committed waits for `RAFT_COMMIT_HOLD`: the next entries say it, too, and a record
 //! costs each follower one request, not two. A follower's readers see a record that much later when nothing follows it.
 //!
+//! A follower beyond the majority is sent what gathers (`thrift`): its requests are taken from openraft a moment apart.
+//!
 //! Bounds: bytes and requests on their way; beyond them no more are taken from openraft. A follower that answers nothing
 //! for `RAFT_APPEND_WAIT` while requests are on their way loses the stream.
 
@@ -30,6 +32,7 @@ use super::{
     Machine,
     members::is_close,
     network::{AskError, Line, PeerOf, append_message, appended, last_of},
+    thrift::Turn,
     types::{self, TypeConfig},
 };
 use crate::{
@@ -37,7 +40,7 @@ use crate::{
     ids::LogId,
     limits::{
         APPEND_BYTES_IN_FLIGHT_MAX, RAFT_APPEND_BYTES_BULK, RAFT_APPEND_WAIT, RAFT_APPENDS_IN_FLIGHT_MAX,
-        RAFT_COMMIT_HOLD, READ_BYTES,
+        RAFT_COMMIT_HOLD, RAFT_SPARE_HOLD, READ_BYTES,
     },
     peer::{
         PeerError,
@@ -64,8 +67,9 @@ pub struct Session<'s, E: Env, M: Machine, S> {
     hold: Option<Pin<Box<<E::Runtime as AsyncRuntime>::Sleep>>>,
     in_flight: VecDeque<OnItsWay>,
     in_flight_bytes: usize,
-    /// Until the next request may be taken for a follower that is behind.
+    /// Until the next request may be taken for a follower that is behind, or beyond the majority.
     pause: Option<Pin<Box<<E::Runtime as AsyncRuntime>::Sleep>>>,
+    turn: Turn,
     /// Of the stream, as last set.
     priority: Priority,
     /// When the last answer came, or the first request was sent after all were answered; and an alarm for its age.
@@ -127,6 +131,7 @@ where
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             pause: None,
+            turn: Turn::default(),
             priority: Priority::Normal,
             heard: Moment::<E>::now(),
             alarm: None,
@@ -177,10 +182,15 @@ where
         let (message, parts) = append_message(request);
         let bytes = parts.iter().map(bytes::Bytes::len).sum::<usize>();
         let frame = line.frame(FrameKind::Append, message, parts);
-        if bytes >= READ_BYTES && is_behind(request) {
-            let pause_us = line.peers.pace().pause_us(bytes, E::monotonic_us());
-            self.pause = (pause_us > 0).then(|| Box::pin(E::Runtime::sleep(Duration::from_micros(pause_us))));
-        }
+        let pause = if is_behind(request) {
+            self.turn.was_idle();
+            let pause_us = if bytes < READ_BYTES { 0 } else { line.peers.pace().pause_us(bytes, E::monotonic_us()) };
+            Duration::from_micros(pause_us)
+        } else {
+            let waits = self.turn.sent(&self.peer.thrift, line.to.node, bytes, is_first_committed(request));
+            if waits { RAFT_SPARE_HOLD } else { Duration::ZERO }
+        };
+        self.pause = (!pause.is_zero()).then(|| Box::pin(E::Runtime::sleep(pause)));
         if self.in_flight.is_empty() {
             self.heard = Moment::<E>::now();
         }
@@ -297,6 +307,7 @@ where
     fn fail(&mut self, error: &AskError) -> Poll<Option<Item<E, M>>> {
         // What is owed on the stream would be taken for answers to other requests.
         self.done = true;
+        self.peer.thrift.note_failure(self.peer.line.to.node);
         self.sending = Sending::Nothing;
         self.receiving = Receiving::Nothing;
         Poll::Ready(Some(Err(error.to_rpc(&self.peer.line, RPCTypes::AppendEntries))))
@@ -317,6 +328,12 @@ impl<'s, E: Env, M: Machine> Session<'s, E, M, futures_util::stream::Empty<Appen
 /// Whether others have had what is in it for some time: the follower catches up.
 fn is_behind<E: Env, M: Machine>(request: &AppendEntriesRequest<TypeConfig<E, M>>) -> bool {
     request.leader_commit.as_ref().is_some_and(|commit| !is_close(last_of(request), Some(types::from_raft(commit))))
+}
+
+/// Whether a majority has the first of its entries.
+fn is_first_committed<E: Env, M: Machine>(request: &AppendEntriesRequest<TypeConfig<E, M>>) -> bool {
+    let first = request.entries.first().map(|entry| entry.log_id.index);
+    request.leader_commit.as_ref().is_some_and(|commit| first.is_some_and(|first| first <= commit.index))
 }
 
 /// A request without entries.
@@ -359,10 +376,15 @@ where
                 return Poll::Ready(Some(answer));
             }
             match this.poll_answer(context) {
-                Poll::Ready(Ok(Ok(matched))) => return Poll::Ready(Some(Ok(Ok(matched)))),
+                Poll::Ready(Ok(Ok(matched))) => {
+                    let peer = &this.peer;
+                    peer.thrift.note_answer(peer.line.to.node, matched.as_ref().map(types::from_raft));
+                    return Poll::Ready(Some(Ok(Ok(matched))));
+                }
                 Poll::Ready(Ok(Err(rejected))) => {
                     // The follower ends the stream behind it.
                     this.done = true;
+                    this.peer.thrift.note_failure(this.peer.line.to.node);
                     return Poll::Ready(Some(Ok(Err(rejected))));
                 }
                 Poll::Ready(Err(error)) => return this.fail(&error),
@@ -379,8 +401,12 @@ where
                         this.input_done = true;
                         continue;
                     }
-                    Poll::Pending if this.poll_held(context).is_ready() => continue,
-                    Poll::Pending => {}
+                    Poll::Pending => {
+                        this.turn.was_idle();
+                        if this.poll_held(context).is_ready() {
+                            continue;
+                        }
+                    }
                 },
                 Poll::Ready(Ok(())) if this.poll_held(context).is_ready() => continue,
                 Poll::Ready(Ok(())) if this.in_flight.is_empty() => {

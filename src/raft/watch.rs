@@ -47,6 +47,7 @@ fn note<E: Env, M: Machine>(inner: &Inner<E, M>, now: &super::RaftServerMetrics<
     state.leading.set(leading);
     let only_voter = members.voters.iter().eq([&inner.node]);
     inner.shared.only_voter.set(only_voter);
+    inner.network.thrift().set_members(&members, inner.node);
     // Nobody to hear a heartbeat, nobody to wait for: a timer would only cost.
     let alone = only_voter && members.learners.is_empty() && leading;
     inner.raft.runtime_config().tick(!alone);
