@@ -33,8 +33,11 @@ const RESERVE_BYTES: u64 = 64 << 10;
 const PREPARE_AFTER_BYTES: u64 = 64 << 10;
 
 /// Zeros of one write, and between two syncs, while there is no hurry: bounds what an append's own write and flush may have
-/// to wait for. After each write there is a pause.
-const EASY: Step = Step { chunk_bytes: 256 << 10, sync_every_bytes: 1 << 20, pause: Duration::from_millis(1) };
+/// to wait for. After each write there is a pause: a longer one while enough is made (16 MB/s).
+const AHEAD: Step = Step { chunk_bytes: 256 << 10, sync_every_bytes: 1 << 20, pause: Duration::from_millis(16) };
+
+/// The same while the open segment comes nearer.
+const EASY: Step = Step { pause: Duration::from_millis(1), ..AHEAD };
 
 /// The same when the open segment fills faster than the next one is made.
 const HURRIED: Step = Step { chunk_bytes: 1 << 20, sync_every_bytes: 16 << 20, pause: Duration::ZERO };
@@ -353,7 +356,7 @@ impl<E: Env> Inner<E> {
     async fn fill(&self, file: &FileOf<E>, start: u64, end: u64) -> io::Result<()> {
         let (mut at, mut unsynced) = (start, 0);
         while at < end {
-            let step = if self.is_hurried(at - start, end - start) { HURRIED } else { EASY };
+            let step = self.step(at - start, end - start);
             let bytes = (end - at).min(step.chunk_bytes);
             file.write_at(at, vec![zeros(bytes as usize)]).await?;
             at += bytes;
@@ -372,16 +375,24 @@ impl<E: Env> Inner<E> {
         file.sync().await
     }
 
-    /// Entries wait for a file, or so much of it is made that it would not be ready when the open segment is half full.
-    fn is_hurried(&self, made: u64, bytes: u64) -> bool {
+    /// How to go on when `made` of `bytes` are made: so that all is ready when the open segment is between a third and a
+    /// half full.
+    fn step(&self, made: u64, bytes: u64) -> Step {
         let state = self.state.borrow();
-        let late = state.segments.back().is_some_and(|segment| {
-            let now = segment.now.borrow();
-            // Of what was in use when the making began nothing can be made up for.
-            let used = now.data_end.saturating_sub(PREPARE_AFTER_BYTES);
-            u128::from(used) * 2 * u128::from(bytes) > u128::from(made) * u128::from(now.capacity)
-        });
-        late || !state.supply.waiting.is_empty()
+        if !state.supply.waiting.is_empty() {
+            return HURRIED;
+        }
+        let Some(open) = state.segments.back() else { return EASY };
+        let now = open.now.borrow();
+        // Of what was in use when the making began nothing can be made up for.
+        let used = now.data_end.saturating_sub(PREPARE_AFTER_BYTES);
+        let need = u128::from(used) * u128::from(bytes);
+        let have = u128::from(made) * u128::from(now.capacity);
+        match have {
+            _ if have < 2 * need => HURRIED,
+            _ if have > 3 * need => AHEAD,
+            _ => EASY,
+        }
     }
 }
 
