@@ -209,6 +209,13 @@ impl Config {
     }
 }
 
+/// A host and a port, of `host:port` (an IPv6 address in brackets); `None`: it is something else.
+pub fn host_and_port(text: &str) -> Option<(String, u16)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    Some((host.to_owned(), port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
+}
+
 fn range(key: &'static str, value: u64, least: u64, most: u64) -> Result<(), (&'static str, String)> {
     if value < least {
         return Err((key, format!("{value} is too little, it must be at least {least}")));

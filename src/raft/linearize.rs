@@ -1,6 +1,6 @@
 //! Reads that see everything committed before them (ReadIndex, Raft dissertation 6.4), on the leader and on followers.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use openraft::{
     LinearizerOption,
@@ -11,7 +11,7 @@ use super::{Group, GroupError, Machine, types};
 use crate::{
     env::Env,
     format::peer::Message,
-    ids::{Index, NodeId},
+    ids::{Index, LogId, NodeId},
     peer::frame::FrameKind,
 };
 
@@ -45,7 +45,9 @@ impl<E: Env, M: Machine> Group<E, M> {
             let now = <E::Runtime as AsyncRuntime>::Instant::now();
             let left = deadline.saturating_duration_since(now);
             let answer = match self.leader().0 {
-                Some(leader) if leader == self.inner.node => self.read_index_here(left).await,
+                Some(leader) if leader == self.inner.node => {
+                    self.read_log_id(Some(left)).await.ok().map(|log_id| log_id.index)
+                }
                 Some(leader) => self.read_index_at(leader, left).await,
                 None => None,
             };
@@ -57,10 +59,15 @@ impl<E: Env, M: Machine> Group<E, M> {
         }
     }
 
-    async fn read_index_here(&self, within: Duration) -> Option<Index> {
-        let option = LinearizerOption::new(Some(Duration::ZERO), true).with_wait_timeout(within);
-        let linearizer = self.inner.raft.get_read_linearizer(option).await.ok()?;
-        Some(types::from_raft(linearizer.read_log_id().log_id()).index)
+    /// As leader, confirmed by a majority that answers a message sent after the call; waits for it as long as `within`, or as
+    /// a lease lasts.
+    pub(super) async fn read_log_id(&self, within: Option<Duration>) -> Result<LogId, impl Display + use<E, M>> {
+        let mut option = LinearizerOption::new(Some(Duration::ZERO), true);
+        if let Some(within) = within {
+            option = option.with_wait_timeout(within);
+        }
+        let linearizer = self.inner.raft.get_read_linearizer(option).await;
+        linearizer.map(|linearizer| types::from_raft(linearizer.read_log_id().log_id()))
     }
 
     async fn read_index_at(&self, leader: NodeId, within: Duration) -> Option<Index> {

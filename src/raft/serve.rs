@@ -6,9 +6,8 @@
 use std::{cell::RefCell, pin::pin, rc::Rc};
 
 use futures_util::{StreamExt, future::Either, stream};
-use openraft::{
-    LinearizerOption,
-    raft::{AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, TransferLeaderRequest, VoteRequest},
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, TransferLeaderRequest, VoteRequest,
 };
 use prost::Message as _;
 
@@ -138,9 +137,8 @@ impl<E: Env, M: Machine> Group<E, M> {
                 Ok(Message::Done)
             }
             Message::ReadIndex => {
-                let option = LinearizerOption::new(Some(std::time::Duration::ZERO), true);
-                let linearizer = raft.get_read_linearizer(option).await.map_err(|error| ended(&error))?;
-                Ok(Message::ReadIndexAnswer { log_id: types::from_raft(linearizer.read_log_id().log_id()) })
+                let log_id = self.read_log_id(None).await.map_err(|error| ended(&error))?;
+                Ok(Message::ReadIndexAnswer { log_id })
             }
             Message::Snapshot { vote, last, membership_log_id, membership } => {
                 speaks_for(from, &vote)?;

@@ -37,6 +37,7 @@ use self::{
     table::{Alive, GossipView},
 };
 use crate::{
+    config::host_and_port,
     env::{self, Env, channel::Notify, net::DATAGRAM_BYTES_MAX},
     ids::NodeId,
     limits,
@@ -158,7 +159,8 @@ impl<E: Env> Gossip<E> {
         let core = RefCell::new(Core { foca, outbox: Outbox::default(), stamp: 0, ticks_left: 0 });
         let began = <E::Runtime as AsyncRuntime>::Instant::now();
         let (wake, ended, address) = (Notify::new(), Cell::new(false), PeerNode::clone(&address));
-        let seeds = node.config.join.iter().filter_map(|seed| parse_seed(seed)).collect();
+        // One that is no address is left out: joining has complained of it already.
+        let seeds = node.config.join.iter().filter_map(|seed| host_and_port(seed)).collect();
         let inner = Inner { node, peers, pace, address, seeds, heard, core, began, wake, ended };
         let gossip = Gossip { inner: Rc::new(inner) };
         env::spawn::<E>(run(gossip.clone()));
@@ -186,13 +188,6 @@ impl<E: Env> Gossip<E> {
         self.inner.drive(|foca, outbox| foca.leave_cluster(outbox));
         self.inner.wake.notify_all();
     }
-}
-
-/// `host:port`; one that is not is left out, as joining has complained of it already.
-fn parse_seed(seed: &str) -> Option<(String, u16)> {
-    let (host, port) = seed.rsplit_once(':')?;
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    Some((host.to_owned(), port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
 }
 
 /// Timers and ticks, until it is over.

@@ -22,7 +22,7 @@ use std::{
 use prost::Message;
 
 use crate::{
-    config::Config,
+    config::{Config, host_and_port},
     env::{
         self, Env,
         net::{Endpoint, Net},
@@ -301,11 +301,7 @@ fn answer_of(bytes: &[u8]) -> Result<Answered, String> {
 /// # Errors
 /// In one sentence.
 pub fn parse_address(text: &str) -> Result<(String, u16), String> {
-    let parsed = text.rsplit_once(':').and_then(|(host, port)| {
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        (!host.is_empty()).then_some((host.to_owned(), port.parse().ok()?))
-    });
-    parsed.ok_or_else(|| {
+    host_and_port(text).ok_or_else(|| {
         format!("--join takes the peer address of a node, host:port (such as 127.0.0.1:7500), not {text:?}")
     })
 }

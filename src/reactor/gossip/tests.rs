@@ -174,17 +174,6 @@ fn found_by_the_address_to_join() {
     });
 }
 
-/// Addresses to join as they are given.
-#[test]
-fn seeds() {
-    let parsed = |seed, host: &str, port| assert_eq!(parse_seed(seed), Some((host.to_owned(), port)));
-    parsed("a.b:7500", "a.b", 7_500);
-    parsed("[::1]:7500", "::1", 7_500);
-    for wrong in ["a.b", ":7500", "a:", "a:70000", ""] {
-        assert_eq!(parse_seed(wrong), None, "{wrong}");
-    }
-}
-
 /// A node that crashes is suspected and then down; started again, elsewhere and with its clock set back, it is back.
 #[test]
 fn crash_and_return() {
