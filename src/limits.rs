@@ -177,7 +177,7 @@ pub const RAFT_APPEND_BYTES_BULK: usize = 1 << 20;
 pub const RAFT_APPEND_WAIT: Duration = Duration::from_secs(5);
 
 /// A follower that is behind is sent at least this much in a second while records are produced; see `peer::pace`.
-pub const CATCH_UP_BYTES_PER_S_MIN: u64 = 64 << 20;
+pub const CATCH_UP_BYTES_PER_S_MIN: u64 = 32 << 20;
 
 /// How long the news that entries are committed waits for entries to go with to a follower.
 pub const RAFT_COMMIT_HOLD: Duration = Duration::from_millis(1);
