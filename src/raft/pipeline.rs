@@ -187,7 +187,8 @@ where
             let pause_us = if bytes < READ_BYTES { 0 } else { line.peers.pace().pause_us(bytes, E::monotonic_us()) };
             Duration::from_micros(pause_us)
         } else {
-            let waits = self.turn.sent(&self.peer.thrift, line.to.node, bytes, is_first_committed(request));
+            let waits = !request.entries.is_empty()
+                && self.turn.sent(&self.peer.thrift, line.to.node, bytes, is_first_committed(request));
             if waits { RAFT_SPARE_HOLD } else { Duration::ZERO }
         };
         self.pause = (!pause.is_zero()).then(|| Box::pin(E::Runtime::sleep(pause)));

@@ -76,7 +76,8 @@ impl Thrift {
         if state.voters.contains(&node)
             && let Some(last) = state.first.iter_mut().min_by_key(|(_, matched)| *matched)
         {
-            *last = (node, Index(0));
+            // Nobody's place is taken twice before it has answered.
+            *last = (node, Index(u64::MAX));
         }
     }
 }
@@ -181,6 +182,8 @@ mod tests {
         assert!(turn.sent(&thrift, node, 1, true), "it was not needed");
         assert!(!turn.sent(&thrift, node, 1, false), "it was, and is one of those that count now");
         assert_eq!(spares(&thrift, 2..=5), [3, 5]);
+        thrift.promote(NodeId(5));
+        assert_eq!(spares(&thrift, 2..=5), [2, 3], "not the place of 4, which has not answered yet");
         let (node, mut turn) = (NodeId(9), Turn::default());
         let waits = (0..1_000).filter(|_| turn.sent(&thrift, node, 1, false)).count();
         assert!((8..=12).contains(&waits), "{waits} waits of a learner in vain");
