@@ -4,6 +4,7 @@
 //! it unchanged. Tasks and timers are the real ones of a `LocalRuntime`; clocks and randomness are
 //! counters, so that what a test does with them is the same in every run.
 
+pub mod checker;
 pub mod disk;
 pub mod net;
 

@@ -1,0 +1,101 @@
+//! The checker finds what it is for, and nothing else: a minimal history for each anomaly beside one that is legal, large
+//! legal histories and what is left of them after one change, and files.
+
+mod generated;
+mod lines;
+mod pairs;
+mod pairs_in_time;
+
+use super::{
+    Report, check,
+    history::{
+        Ack, Chain, Durability, Event, FinalRead, Fingerprint, History, Outcome, Produce, Read, Status, StreamPlace,
+    },
+};
+
+/// A batch of client `w` for topic `t`, shard 0.
+fn produce((begin_us, end_us): (u64, u64), values: &[&str], outcome: Outcome) -> Produce {
+    let records = values.iter().map(|value| Fingerprint::of(value.as_bytes())).collect();
+    let (client, topic) = ("w".to_owned(), "t".to_owned());
+    Produce { client, begin_us, end_us, topic, shard: 0, records, stream: None, outcome }
+}
+
+/// A batch that was acknowledged whole at an offset.
+fn acked(span: (u64, u64), base_offset: u64, values: &[&str]) -> Event {
+    let ack = Ack { base_offset, count: values.len() as u64, durability: Durability::QuorumFlushed };
+    Event::Produce(produce(span, values, Outcome::Acked(ack)))
+}
+
+fn failed(span: (u64, u64), values: &[&str]) -> Event {
+    Event::Produce(produce(span, values, Outcome::Failed))
+}
+
+fn indefinite(span: (u64, u64), values: &[&str]) -> Event {
+    Event::Produce(produce(span, values, Outcome::Indefinite))
+}
+
+/// A read by client `r` from node 1 that has the values from an offset on, and the end of the log behind them.
+fn reading((begin_us, end_us): (u64, u64), from: u64, values: &[&str]) -> Read {
+    let records: Vec<_> = (from..).zip(values.iter().map(|value| Fingerprint::of(value.as_bytes()))).collect();
+    let end = from + records.len() as u64;
+    Read {
+        client: "r".to_owned(),
+        begin_us,
+        end_us,
+        topic: "t".to_owned(),
+        shard: 0,
+        node: Some(1),
+        from_offset: Some(from),
+        records,
+        next_offset: end,
+        high_watermark: end,
+        min_offset: None,
+        linearizable: false,
+    }
+}
+
+fn read(span: (u64, u64), from: u64, values: &[&str]) -> Event {
+    Event::Read(reading(span, from, values))
+}
+
+/// All that a node has, from offset 0.
+fn final_reading((begin_us, end_us): (u64, u64), node: u64, values: &[&str]) -> FinalRead {
+    let records: Vec<_> = (0..).zip(values.iter().map(|value| Fingerprint::of(value.as_bytes()))).collect();
+    let end_offset = records.len() as u64;
+    FinalRead { node, begin_us, end_us, topic: "t".to_owned(), shard: 0, from_offset: 0, records, end_offset }
+}
+
+fn final_read(span: (u64, u64), node: u64, values: &[&str]) -> Event {
+    Event::FinalRead(final_reading(span, node, values))
+}
+
+fn status(node: u64, applied_end: u64, chain: u64) -> Event {
+    let topic = "t".to_owned();
+    Event::Status(Status { node, begin_us: 90, end_us: 91, topic, shard: 0, applied_end, chain: Chain(chain) })
+}
+
+fn judge(events: impl IntoIterator<Item = Event>) -> Report {
+    let mut history = History::default();
+    for event in events {
+        history.push(event).unwrap();
+    }
+    check(&history)
+}
+
+/// What is found, as sentences.
+#[track_caller]
+fn found<const N: usize>(events: [Event; N]) -> Vec<String> {
+    judge(events).findings.iter().map(ToString::to_string).collect()
+}
+
+#[track_caller]
+fn assert_legal<const N: usize>(events: [Event; N]) {
+    assert_eq!(found(events), Vec::<String>::new());
+}
+
+/// Exactly these are found, each given without the shard, which is the same for all.
+#[track_caller]
+fn assert_found<const N: usize>(events: [Event; N], expected: &[&str]) {
+    let found: Vec<_> = found(events).iter().map(|line| line.replace("topic t shard 0: ", "")).collect();
+    assert_eq!(found, expected);
+}
