@@ -12,7 +12,7 @@ use std::{
 const FLOORS: &[(&str, u32)] = &[
     ("main", 9),
     ("cli", 8),
-    ("sim", 8),
+    ("sim", 7),
     ("server", 7),
     ("client", 7),
     ("frontend", 6),
