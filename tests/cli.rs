@@ -291,6 +291,42 @@ fn help() {
     assert_eq!(ringlog(&[]).status.code(), Some(2));
 }
 
+/// A history is judged: exit code 0 when every promise is kept, 1 with a sentence for each finding, 2 when there is no verdict.
+#[test]
+fn histories() {
+    let ack = |base: u64| {
+        format!(
+            "{{\"event\":\"produce\",\"client\":\"a\",\"begin_us\":1,\"end_us\":2,\"topic\":\"t\",\"shard\":0,\
+             \"records\":[\"value {base}\"],\"outcome\":{{\"acked\":{{\"base_offset\":{base},\"count\":1}}}}}}\n"
+        )
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("history.jsonl");
+    let judge = |content: &str, flags: &[&str]| {
+        fs::write(&path, content).unwrap();
+        let output = ringlog(&[&["check-history", path.to_str().unwrap()], flags].concat());
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, out, _) = judge(&(ack(0) + &ack(1)), &[]);
+    assert_eq!((code, &*out), (Some(0), "every promise is kept: 2 events, 1 shards, 2 acknowledged records\n"));
+    let (code, out, _) = judge(&(ack(0) + &ack(2)), &[]);
+    let finding = "gap: topic t shard 0: line 2 shows a record behind offset 1, at which there is none\n";
+    let summary = "promises are broken: 2 events, 1 shards, 2 acknowledged records\ngap: 1\n";
+    assert_eq!((code, out), (Some(1), format!("{finding}{summary}")));
+    let (code, out, _) = judge(&(ack(0) + &ack(2)), &["--json"]);
+    let verdict: Value = serde_json::from_str(&out).unwrap();
+    let finding = &verdict["report"]["findings"][0];
+    assert_eq!(
+        (code, &verdict["ok"], &finding["kind"], &finding["missing"]),
+        (Some(1), &false.into(), &"gap".into(), &1.into())
+    );
+    let (code, out, error) = judge(&(ack(0) + &ack(1)[..30]), &[]);
+    assert_eq!((code, &*out), (Some(2), ""));
+    assert!(error.contains("history.jsonl: line 2: it is cut off"), "{error}");
+    assert_eq!(judge("", &[]).0, Some(2), "an empty history is no good news");
+    assert_eq!(ringlog(&["check-history", "/no/such/file"]).status.code(), Some(2));
+}
+
 /// A reader that goes away ends a command quietly.
 #[test]
 fn broken_pipe() {

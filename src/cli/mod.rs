@@ -1,10 +1,11 @@
 //! The binary's commands. Each is a thin layer: it reads flags, calls the client or the server, and prints.
 //!
 //! Results go to stdout, everything else (progress, summaries, errors) to stderr. An error is one sentence and
-//! exit code 1; wrong usage is exit code 2. A reader of stdout that goes away ends a command quietly.
+//! exit code 1; wrong usage is exit code 2 (as is, for `check-history`, a file without a verdict). A reader of stdout that goes away ends a command quietly.
 
 mod bench;
 mod ca;
+mod check_history;
 mod cluster;
 mod consume;
 mod dev_cluster;
@@ -50,6 +51,8 @@ enum Command {
     DevCluster(dev_cluster::DevClusterArgs),
     /// Check every checksum and chain of a data directory, offline
     Verify(verify::VerifyArgs),
+    /// Judge a history of what clients did and were told: is every promise kept
+    CheckHistory(check_history::CheckHistoryArgs),
     /// Generate load and measure it
     Bench(bench::BenchArgs),
     /// Make the certificates of a cluster's nodes
@@ -112,6 +115,8 @@ enum Failure {
     Message(String),
     /// Everything is said already; exit with 1.
     Said,
+    /// What is to be judged cannot be read, so that there is no verdict: say this, exit with 2.
+    Unreadable(String),
     /// Nobody reads our output any more; exit with 0.
     OutputClosed,
 }
@@ -155,6 +160,10 @@ pub fn main() -> ExitCode {
             drop(writeln!(io::stderr(), "ringlog: {message}"));
             ExitCode::FAILURE
         }
+        Err(Failure::Unreadable(message)) => {
+            drop(writeln!(io::stderr(), "ringlog: {message}"));
+            ExitCode::from(2)
+        }
     }
 }
 
@@ -167,6 +176,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Cluster(args) => block_on(cluster::cluster(args)),
         Command::DevCluster(args) => block_on(dev_cluster::dev_cluster(args)),
         Command::Verify(args) => block_on(verify::verify(args)),
+        Command::CheckHistory(args) => check_history::check_history(&args),
         Command::Bench(args) => block_on(bench::bench(args)),
         Command::Ca(args) => ca::ca(args),
         Command::Config(args) => serve::config(args),
@@ -228,6 +238,8 @@ mod tests {
             "ringlog topic delete t",
             "ringlog topic trim t --shard 0 --before 10",
             "ringlog verify d -o json",
+            "ringlog check-history h.jsonl",
+            "ringlog check-history - --json",
             "ringlog ca init --out d --cluster-id 00112233445566778899aabbccddeeff --force",
             "ringlog ca issue --node 1 --ca d --out e --days 30 --force",
             "ringlog config check --config f",
@@ -253,6 +265,7 @@ mod tests {
             "ringlog produce --batch 0",
             "ringlog topic trim t --shard 0",
             "ringlog ca issue",
+            "ringlog check-history",
             "ringlog bench produce --record-bytes lots",
             "ringlog bench produce --any --direct",
             "ringlog cluster drain",
