@@ -16,16 +16,15 @@
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
-    future::{Future, poll_fn},
+    future::Future,
     io,
     path::{Path, PathBuf},
     rc::Rc,
-    task::Poll,
 };
 
 use bytes::Bytes;
 
-use super::random;
+use super::{random, yield_now};
 use crate::{
     env::{DirEntry, Disk, File, Map, OpenMode, channel::Notify},
     limits::BLOCK_BYTES,
@@ -438,17 +437,11 @@ impl World {
     async fn turns(&self) {
         let Some(seed) = self.latency.get() else { return };
         let dice = Cell::new(seed);
-        let mut turns = random(&dice) % 4;
+        let turns = random(&dice) % 4;
         self.latency.set(Some(dice.get()));
-        poll_fn(|context| {
-            if turns == 0 {
-                return Poll::Ready(());
-            }
-            turns -= 1;
-            context.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
+        for _ in 0..turns {
+            yield_now().await;
+        }
     }
 
     fn change_names(&self, change: NameChange) {

@@ -8,7 +8,7 @@ pub mod checker;
 pub mod disk;
 pub mod net;
 
-use std::cell::Cell;
+use std::{cell::Cell, future::poll_fn, task::Poll};
 
 pub use disk::{Fault, Operation, SimDisk, SimFile};
 pub use net::SimNet;
@@ -67,4 +67,17 @@ pub(crate) fn random(state: &Cell<u64>) -> u64 {
     number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     number ^ (number >> 31)
+}
+
+/// Lets others run first, whatever the executor.
+pub(crate) async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }

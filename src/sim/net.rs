@@ -6,7 +6,7 @@
 //!   after `heal`, datagrams are lost, nobody can dial in either direction. A connection across a cut ends
 //!   only when the test calls `expire`, which stands for its idle time-out.
 //! - A *crash* ends a node's endpoints and connections at once, on both sides; a new `endpoint` call brings it back.
-//! - Nothing depends on time; the loss of datagrams comes from `TestEnv::random_u64`.
+//! - Nothing depends on time or on the executor; the loss of datagrams comes from the network's own seed.
 
 mod connection;
 mod stream;
@@ -29,6 +29,7 @@ use crate::{
         net::{Endpoint, Net, NetError},
     },
     ids::NodeId,
+    sim::yield_now,
 };
 
 /// Bytes of one stream on their way in one direction, unless the test says otherwise.
@@ -65,6 +66,7 @@ struct Wires {
     piece: Cell<usize>,
     streams_max: Cell<usize>,
     loss_percent: Cell<u64>,
+    dice: Cell<u64>,
     dials: Cell<u64>,
 }
 
@@ -81,6 +83,7 @@ impl Default for Wires {
             piece: Cell::new(PIECE_BYTES),
             streams_max: Cell::new(STREAMS_MAX),
             loss_percent: Cell::new(0),
+            dice: Cell::new(0),
             dials: Cell::new(0),
         }
     }
@@ -102,6 +105,14 @@ impl SimNetwork {
     /// A network without endpoints.
     pub fn new() -> SimNetwork {
         SimNetwork::default()
+    }
+
+    /// As `new`, with losses by this seed.
+    #[must_use]
+    pub fn seeded(seed: u64) -> SimNetwork {
+        let network = SimNetwork::new();
+        network.wires.dice.set(seed);
+        network
     }
 
     /// A new endpoint of `node` at `host:port`.
@@ -286,7 +297,7 @@ impl Net for SimNet {
         wires.dials.set(wires.dials.get() + 1);
         // A handshake is never done at once.
         for _ in 0..=wires.delay.get() {
-            tokio::task::yield_now().await;
+            yield_now().await;
         }
         loop {
             let changed = wires.changed.notified();

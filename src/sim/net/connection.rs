@@ -9,12 +9,9 @@ use super::{
     stream::{self, SimReceive, SimSend},
 };
 use crate::{
-    env::{
-        Env,
-        net::{Connection, DATAGRAM_BYTES_MAX, NetError},
-    },
+    env::net::{Connection, DATAGRAM_BYTES_MAX, NetError},
     ids::NodeId,
-    sim::TestEnv,
+    sim::{random, yield_now},
 };
 
 /// A connection.
@@ -92,7 +89,7 @@ impl Connection for SimConnection {
         let (link, side) = (self.link(), self.hold.side);
         let (me, peer) = (link.nodes[side], link.nodes[1 - side]);
         let loss = link.wires.loss_percent.get();
-        let lost = loss > 0 && TestEnv::random_u64() % 100 < loss;
+        let lost = loss > 0 && random(&link.wires.dice) % 100 < loss;
         if lost || link.end.borrow().is_some() || link.wires.is_cut(me, peer) {
             return;
         }
@@ -110,7 +107,7 @@ impl Connection for SimConnection {
             let look = self.side().datagrams.borrow_mut().look();
             match look {
                 Look::Ready(datagram) => return Ok(datagram),
-                Look::Early => tokio::task::yield_now().await,
+                Look::Early => yield_now().await,
                 Look::Empty => changed.await,
             }
         }

@@ -12,9 +12,12 @@ use super::{
     Link,
     connection::{Hold, Line, Look},
 };
-use crate::env::{
-    channel::Notify,
-    net::{NetError, Priority, ReceiveStream, SendStream},
+use crate::{
+    env::{
+        channel::Notify,
+        net::{NetError, Priority, ReceiveStream, SendStream},
+    },
+    sim::yield_now,
 };
 
 /// A new stream of that side.
@@ -221,7 +224,7 @@ impl ReceiveStream for SimReceive {
                     self.pipe.changed.notify_all();
                     return Ok(Some(piece));
                 }
-                Look::Early => tokio::task::yield_now().await,
+                Look::Early => yield_now().await,
                 Look::Empty if self.pipe.finished.get() => return Ok(None),
                 Look::Empty => changed.await,
             }
