@@ -1,17 +1,24 @@
-//! The world that tests run in: a disk that crashes on demand, and an `Env` around it.
+//! The worlds that tests run in: a disk that crashes on demand, a network that can be cut, and two `Env`s around them.
 //!
-//! The disk is the second implementation of the `env::Disk` seam; everything from `log` up runs on
-//! it unchanged. Tasks and timers are the real ones of a `LocalRuntime`; clocks and randomness are
-//! counters, so that what a test does with them is the same in every run.
+//! These are the second implementations of the seams in `env`; everything from `log` up runs on them unchanged.
+//!
+//! - `SimEnv` is a whole cluster on one thread (`executor`, `runtime`): tasks, virtual time and randomness come from one
+//!   seed, and the same seed gives the same history, to the last poll.
+//! - `TestEnv` has the real tasks and timers of a `LocalRuntime`; its clocks and randomness are counters, so that what
+//!   a test does with them is the same in every run.
 
 pub mod checker;
 pub mod disk;
+pub mod executor;
 pub mod net;
+pub mod runtime;
 
 use std::{cell::Cell, future::poll_fn, task::Poll};
 
 pub use disk::{Fault, Operation, SimDisk, SimFile};
+pub use executor::World;
 pub use net::SimNet;
+pub use runtime::{SimEnv, SimRuntime};
 
 use crate::env::{Env, runtime::LocalRuntime};
 
