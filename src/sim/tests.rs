@@ -1,0 +1,269 @@
+//! A Raft group of three nodes in virtual time: what is acknowledged outlives a leader, and the seed decides everything.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::{net::SimNetwork, *};
+use crate::{
+    env,
+    format::entry::{EntryKind, StoredEntry},
+    ids::{NodeId, ReactorNumber, ShardUid},
+    limits::SEGMENT_BYTES_MIN,
+    log::TailBudget,
+    peer::{
+        Handler, Peers,
+        book::{AddressBook, PeerNode},
+        frame::{FrameStream, Received},
+        liveness::Liveness,
+    },
+    raft::{Group, GroupError, GroupOptions, Machine, Proposal, group_of},
+};
+
+const SHARD: ShardUid = ShardUid(7);
+const PROPOSALS: u64 = 1_000;
+
+/// Waits longer than any election takes.
+const HANG: Duration = Duration::from_secs(120);
+
+/// Remembers every command, in order.
+#[derive(Default)]
+struct Numbers(Vec<u64>);
+
+impl Machine for Numbers {
+    type Answer = usize;
+
+    fn apply(&mut self, entry: &StoredEntry) -> usize {
+        assert_eq!(entry.header.kind, EntryKind::Command);
+        self.0.push(entry.payload().as_ref().get_u64_le());
+        self.0.len()
+    }
+
+    fn checkpoint(&self) -> Bytes {
+        let mut bytes = BytesMut::new();
+        for number in &self.0 {
+            bytes.put_u64_le(*number);
+        }
+        bytes.freeze()
+    }
+
+    fn restore(&mut self, mut state: &[u8]) -> Result<(), String> {
+        self.0.clear();
+        while state.has_remaining() {
+            self.0.push(state.try_get_u64_le().map_err(|error| error.to_string())?);
+        }
+        Ok(())
+    }
+}
+
+type SimGroup = Group<SimEnv, Numbers>;
+
+/// Hands streams to the node's replica, once it is there.
+#[derive(Default)]
+struct Router {
+    group: RefCell<Option<SimGroup>>,
+}
+
+impl Handler<SimEnv> for Router {
+    fn stream(&self, from: NodeId, first: Received, stream: FrameStream<SimEnv>) {
+        let group = self.group.borrow().clone();
+        if let Some(group) = group
+            && group_of(&first) == Some(SHARD)
+        {
+            group.serve(from, first, stream);
+        }
+    }
+
+    fn datagram(&self, _from: NodeId, _datagram: Bytes) {}
+}
+
+/// Three nodes, each with its disk and one replica.
+struct Trio {
+    network: SimNetwork,
+    book: Arc<AddressBook>,
+    disks: RefCell<BTreeMap<NodeId, SimDisk>>,
+    /// Those that run.
+    groups: RefCell<BTreeMap<NodeId, SimGroup>>,
+}
+
+impl Trio {
+    fn nodes() -> BTreeSet<NodeId> {
+        [1, 2, 3].map(NodeId).into()
+    }
+
+    async fn founded(seed: u64) -> Rc<Trio> {
+        let book = Arc::new(AddressBook::default());
+        book.publish(Trio::nodes().into_iter().map(|node| PeerNode {
+            node,
+            host: format!("n{node}"),
+            port: 7_000,
+            reactors: 1,
+            grpc: String::new(),
+            http: String::new(),
+        }));
+        let disks = Trio::nodes().into_iter().map(|node| (node, SimDisk::new().with_latency(seed ^ node.0)));
+        let disks = RefCell::new(disks.collect());
+        let trio = Rc::new(Trio { network: SimNetwork::seeded(seed), book, disks, groups: RefCell::default() });
+        for node in Trio::nodes() {
+            trio.open(node, Some(Trio::nodes())).await;
+        }
+        trio
+    }
+
+    /// Starts a node on its disk, as its own process would.
+    async fn open(&self, node: NodeId, founders: Option<BTreeSet<NodeId>>) {
+        let net = self.network.endpoint(node, &format!("n{node}"), 7_000);
+        let (book, disk) = (Arc::clone(&self.book), self.disks.borrow()[&node].clone());
+        let opening = World::current().spawn_on(node, async move {
+            let peers = Peers::new(node, ReactorNumber(0), net, book, Arc::new(Liveness::default()));
+            let router = Rc::new(Router::default());
+            peers.serve(router.clone());
+            peers.watch_liveness();
+            let options = GroupOptions {
+                dir: "/shards/7".into(),
+                shard: SHARD,
+                node,
+                segment_bytes_max: SEGMENT_BYTES_MIN,
+                slot: 0,
+                founders,
+                owner: 0,
+                preferred: node == NodeId(1),
+            };
+            let opened = Group::open(disk, TailBudget::new(1 << 20), peers, options, Numbers::default()).await;
+            let (group, _) = opened.unwrap();
+            *router.group.borrow_mut() = Some(group.clone());
+            group
+        });
+        let group = opening.await.unwrap();
+        self.groups.borrow_mut().insert(node, group);
+    }
+
+    /// Ends a node without a word: what was not synced may be lost.
+    fn crash(&self, node: NodeId, seed: u64) {
+        self.network.crash(node);
+        let disk = self.disks.borrow()[&node].crash(seed).with_latency(seed);
+        self.disks.borrow_mut().insert(node, disk).unwrap().power_off();
+        let group = self.groups.borrow_mut().remove(&node);
+        World::current().kill(node);
+        drop(group);
+    }
+
+    fn leader(&self) -> Option<NodeId> {
+        let world = World::current();
+        self.groups.borrow().iter().find(|(node, group)| world.on(**node, || group.leads())).map(|(node, _)| *node)
+    }
+
+    /// Proposes through whoever leads, until it is acknowledged; it may be there more than once.
+    async fn propose(&self, number: u64) {
+        loop {
+            let group = self.leader().map(|node| (node, self.groups.borrow()[&node].clone()));
+            if let Some((node, group)) = group {
+                let proposing = World::current().spawn_on(node, async move {
+                    let mut command = vec![0; 100];
+                    command[..8].copy_from_slice(&number.to_le_bytes());
+                    group.propose(Proposal::command(&command, SimEnv::wall_us())).await
+                });
+                match proposing.await {
+                    Ok(Ok(_)) => return,
+                    Ok(Err(GroupError::NotLeader { .. } | GroupError::Deposed { .. })) | Err(_) => {}
+                    Ok(Err(error)) => panic!("{error:?}"),
+                }
+            }
+            env::sleep::<SimEnv>(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn applied(&self) -> Vec<Vec<u64>> {
+        self.groups.borrow().values().map(|group| group.with_machine(|machine| machine.0.clone())).collect()
+    }
+}
+
+/// Panics instead of going on for ever, in virtual time.
+async fn guard<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let limited = <SimRuntime as openraft::AsyncRuntime>::timeout(HANG, future);
+    limited.await.unwrap_or_else(|_| panic!("waited too long: {what}"))
+}
+
+/// What a run has come to: two of one seed are equal.
+#[derive(Debug, PartialEq, Eq)]
+struct Run {
+    trace_hash: u64,
+    virtual_us: u64,
+    numbers: Vec<u64>,
+}
+
+/// Eight clients produce; in the middle the leader dies, and is back later.
+async fn leader_dies(seed: u64) -> Vec<u64> {
+    let trio = Trio::founded(seed).await;
+    let acknowledged = Rc::new(Cell::new(0));
+    let clients: Vec<_> = (0..8)
+        .map(|client| {
+            let (trio, acknowledged) = (Rc::clone(&trio), Rc::clone(&acknowledged));
+            World::current().spawn(async move {
+                for number in (client..PROPOSALS).step_by(8) {
+                    guard("an acknowledgement", trio.propose(number)).await;
+                    acknowledged.set(acknowledged.get() + 1);
+                }
+            })
+        })
+        .collect();
+    while acknowledged.get() < PROPOSALS / 2 {
+        env::sleep::<SimEnv>(Duration::from_millis(1)).await;
+    }
+    let leader = guard("a leader", async {
+        loop {
+            match trio.leader() {
+                Some(leader) => return leader,
+                None => env::sleep::<SimEnv>(Duration::from_millis(1)).await,
+            }
+        }
+    });
+    let leader = leader.await;
+    trio.crash(leader, seed);
+    env::sleep::<SimEnv>(Duration::from_secs(3)).await;
+    trio.open(leader, None).await;
+    for client in clients {
+        client.await.unwrap();
+    }
+    guard("three replicas that agree", async {
+        loop {
+            let applied = trio.applied();
+            if applied.len() == 3 && applied.iter().all(|numbers| *numbers == applied[0]) {
+                return applied[0].clone();
+            }
+            env::sleep::<SimEnv>(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+}
+
+fn run(seed: u64) -> Run {
+    let runtime = SimRuntime::seeded(seed);
+    let numbers = runtime.block_on(leader_dies(seed));
+    let world = runtime.world();
+    assert_eq!(world.panics(), []);
+    Run { trace_hash: world.trace_hash(), virtual_us: world.now_us(), numbers }
+}
+
+/// A thousand proposals, and a leader that dies among them and is opened again from what its disk has kept: whatever was
+/// acknowledged is on all three. The same seed again: the same history, to the last poll.
+#[test]
+#[allow(clippy::disallowed_methods, reason = "compares virtual with real time")]
+fn leader_dies_in_virtual_time() {
+    for seed in 0..3 {
+        let start = std::time::Instant::now();
+        let first = run(seed);
+        let real = start.elapsed();
+        let ratio = first.virtual_us as f64 / real.as_micros() as f64;
+        println!("seed {seed}: {} virtual us in {real:?}: {ratio:.1} virtual seconds per second", first.virtual_us);
+        let numbers: BTreeSet<u64> = first.numbers.iter().copied().collect();
+        assert_eq!(numbers, (0..PROPOSALS).collect());
+        assert_eq!(first, run(seed));
+    }
+}
