@@ -46,17 +46,21 @@ const FAR: Duration = Duration::from_millis(150);
 /// core without it.)
 const GRID: Duration = Duration::from_millis(100);
 
+/// How much longer a timer waits than asked for, so that it fires on the grid: `left` before its deadline, which is
+/// `since_origin` after any fixed moment.
+pub(crate) fn put_off(left: Duration, since_origin: Duration) -> Duration {
+    let over = Duration::from_nanos((since_origin.as_nanos() % GRID.as_nanos()) as u64);
+    if left < FAR || over.is_zero() { Duration::ZERO } else { GRID - over }
+}
+
 /// The deadline, or the next line of the grid behind it.
 fn on_the_grid(deadline: tokio::time::Instant) -> tokio::time::Instant {
     thread_local! {
         static ORIGIN: tokio::time::Instant = tokio::time::Instant::now();
     }
-    if deadline.saturating_duration_since(tokio::time::Instant::now()) < FAR {
-        return deadline;
-    }
-    let since = ORIGIN.with(|origin| deadline.saturating_duration_since(*origin));
-    let over = Duration::from_nanos((since.as_nanos() % GRID.as_nanos()) as u64);
-    if over.is_zero() { deadline } else { deadline + (GRID - over) }
+    let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+    let since_origin = ORIGIN.with(|origin| deadline.saturating_duration_since(*origin));
+    deadline + put_off(left, since_origin)
 }
 
 impl Debug for LocalRuntime {

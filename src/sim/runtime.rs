@@ -25,7 +25,7 @@ use super::{
 use crate::{
     env::{
         Env, channel,
-        runtime::{LocalMpsc, LocalOneshot, LocalWatch},
+        runtime::{LocalMpsc, LocalOneshot, LocalWatch, put_off},
     },
     ids::NodeId,
 };
@@ -55,7 +55,7 @@ impl Env for SimEnv {
 }
 
 /// A world, and the means to run something in it. Dropping it ends the world: all tasks are dropped, as by
-/// `World::kill`.
+/// `World::kill`. Dropped by a panic, it says with which seed, and what `World::record` has kept.
 pub struct SimRuntime {
     world: World,
 }
@@ -82,6 +82,11 @@ impl SimRuntime {
 
 impl Drop for SimRuntime {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let (seed, us) = (self.world.seed(), self.world.now_us());
+            eprintln!("the simulation with seed {seed} has failed after {us} us; the same seed fails again");
+            eprint!("{}", self.world.recorded());
+        }
         self.world.end();
     }
 }
@@ -117,8 +122,10 @@ impl rt::AsyncRuntime for SimRuntime {
         Sleep::until(<Instant as rt::Instant>::now() + duration)
     }
 
+    /// Far deadlines come on a grid, as in a reactor.
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
-        Sleep::until(deadline)
+        let left = deadline - <Instant as rt::Instant>::now();
+        Sleep::until(deadline + put_off(left, Duration::from_nanos(deadline.ns)))
     }
 
     fn timeout<R, F: Future<Output = R> + rt::OptionalSend>(duration: Duration, future: F) -> Self::Timeout<R, F> {

@@ -79,6 +79,23 @@ fn timers_in_order() {
     assert_eq!(*fired.borrow(), [0, 10, 10, 20, 30]);
 }
 
+/// Deadlines far away come on the grid, never early, as in a reactor; plain sleeps are exact.
+#[test]
+fn grid() {
+    SimRuntime::seeded(11).block_on(async {
+        for offset in 0..20 {
+            let deadline = <Instant as rt::Instant>::now() + ms(1_000 + 7 * offset);
+            SimRuntime::sleep_until(deadline).await;
+            let late = <Instant as rt::Instant>::now() - deadline;
+            assert!(late < ms(101), "{late:?}");
+            assert!(SimEnv::monotonic_us() % 100_000 < 10, "on a line");
+        }
+        let start = <Instant as rt::Instant>::now();
+        sleep(ms(1_234)).await;
+        assert!(<Instant as rt::Instant>::now() - start < ms(1_235));
+    });
+}
+
 /// What is ready at the deadline is in time; what is late is not; a deadline beyond all times never comes.
 #[test]
 fn timeouts() {
