@@ -57,6 +57,13 @@ pub fn spawn<E: Env>(future: impl Future<Output = ()> + 'static) {
     drop(<E::Runtime as openraft::AsyncRuntime>::spawn(future));
 }
 
+/// Lets everything else run that is ready, once; of a reactor's runtime its sockets, too.
+#[allow(clippy::disallowed_methods, reason = "this is what others call instead")]
+pub async fn yield_now() {
+    // Where there is no runtime of tokio around it, it wakes its task at once: so it fits any executor.
+    tokio::task::yield_now().await;
+}
+
 /// Suspends for `duration`.
 pub async fn sleep<E: Env>(duration: std::time::Duration) {
     <E::Runtime as openraft::AsyncRuntime>::sleep(duration).await;

@@ -178,7 +178,7 @@ impl<E: Env> Inner<E> {
         }
         let weak = Rc::downgrade(self);
         crate::env::spawn::<E>(async move {
-            tokio::task::yield_now().await;
+            crate::env::yield_now().await;
             if let Some(inner) = weak.upgrade() {
                 inner.driven_soon.set(false);
                 inner.drive();

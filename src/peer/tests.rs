@@ -109,7 +109,7 @@ fn pair() -> (World, World) {
 
 async fn settle() {
     for _ in 0..200 {
-        tokio::task::yield_now().await;
+        crate::env::yield_now().await;
     }
 }
 

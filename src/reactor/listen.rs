@@ -251,7 +251,7 @@ mod tests {
             assert_eq!((connections.open(), connections.refused()), (1, 1));
             drop(first);
             while connections.open() > 0 {
-                tokio::task::yield_now().await;
+                crate::env::yield_now().await;
             }
             assert!(connect().await.0);
             stop.send(()).unwrap();

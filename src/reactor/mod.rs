@@ -214,7 +214,7 @@ impl<E: Env> Reactor<E> {
                 self.handle(request);
             }
             // A flood of messages must not keep sockets and timers waiting.
-            tokio::task::yield_now().await;
+            env::yield_now().await;
         }
     }
 

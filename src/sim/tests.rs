@@ -280,12 +280,11 @@ fn leader_dies_in_virtual_time() {
     }
 }
 
-/// A group that has little to do lives at more than a hundred times the speed of real time: ten minutes in which four
-/// leaders are stopped for a while and replaced, as clocks drift. (Without optimization about as fast on an idle machine,
-/// but most of it is openraft checking itself, so there it is only shown.)
+/// Ten minutes of a group that has little to do, in which four leaders are stopped for a while and replaced, as clocks drift.
+/// Says how much faster than real time that went (213 times here, without optimization); a test does not judge speed.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "compares virtual with real time")]
-fn a_hundred_times_faster() {
+fn leaders_are_stopped() {
     for seed in seeds(0..1) {
         let (start, runtime) = (std::time::Instant::now(), SimRuntime::seeded(seed));
         let world = runtime.world();
@@ -310,6 +309,5 @@ fn a_hundred_times_faster() {
         let ratio = virtual_s as f64 / real.as_secs_f64();
         println!("seed {seed}: {virtual_s} virtual seconds in {real:?}: {ratio:.0} virtual seconds per second");
         assert!(virtual_s >= 600);
-        assert!(ratio > 100.0 || cfg!(debug_assertions), "{virtual_s} s in {real:?}");
     }
 }

@@ -205,7 +205,7 @@ impl Spinner {
         tokio::spawn(async move {
             while go_on.load(Ordering::Relaxed) {
                 // Each turn looks at the sockets once.
-                tokio::task::yield_now().await;
+                crate::env::yield_now().await;
                 // The kernel finishes durable writes on the core of the disk's interrupt, which may be this one, and
                 // would wait a whole time slice (4 ms) for a thread that never gives way.
                 rustix::thread::sched_yield();

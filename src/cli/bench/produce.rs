@@ -387,7 +387,7 @@ async fn wait_for(due: Instant) {
         return;
     }
     while Instant::now() < due {
-        tokio::task::yield_now().await;
+        crate::env::yield_now().await;
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) async fn reap(shared: Weak<Shared>, eventfd: AsyncFd<OwnedFd>, spin: 
                     lingering.missed();
                     break;
                 }
-                tokio::task::yield_now().await;
+                crate::env::yield_now().await;
                 if stays_away() {
                     lingering.missed();
                     break;
@@ -64,7 +64,7 @@ pub(super) async fn reap(shared: Weak<Shared>, eventfd: AsyncFd<OwnedFd>, spin: 
                 break;
             }
             // Polls the sockets, too: whoever else has work goes first.
-            tokio::task::yield_now().await;
+            crate::env::yield_now().await;
             if stays_away() {
                 patience.missed();
                 break;

@@ -53,7 +53,7 @@ fn dropped_futures_leave_their_buffers() {
                 assert_eq!(freed.load(Ordering::Relaxed), before, "the kernel still reads it");
             }
             while ring.in_flight() > 0 {
-                tokio::task::yield_now().await;
+                crate::env::yield_now().await;
                 ring.shared.turn();
             }
             assert_eq!(freed.load(Ordering::Relaxed), before + 1, "freed once, with the completion");
@@ -118,7 +118,7 @@ fn runtime_goes_first() {
                 ring.write(&fd, i * BLOCK_BYTES as u64, vec![block(9)], durability).await.unwrap();
             });
         }
-        tokio::task::yield_now().await;
+        crate::env::yield_now().await;
     });
     let len = rustix::fs::fstat(&fd).unwrap().st_size as usize;
     let content = crate::env::storage_thread::read_blocking(&fd, 0, len).unwrap();

@@ -410,11 +410,11 @@ mod tests {
                         calls.push(requests.send_request(request, true).unwrap());
                     }
                     while waiting.get() < calls.len() {
-                        tokio::task::yield_now().await;
+                        crate::env::yield_now().await;
                     }
                     drop(calls);
                     while waiting.get() > 0 {
-                        tokio::task::yield_now().await;
+                        crate::env::yield_now().await;
                     }
                 }
             };

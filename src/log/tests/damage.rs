@@ -418,7 +418,7 @@ fn crash_while_closing() {
             tokio::select! {
                 biased;
                 closed = log.close() => closed.unwrap(),
-                () = async { for _ in 0..turns { tokio::task::yield_now().await; } } => {}
+                () = async { for _ in 0..turns { crate::env::yield_now().await; } } => {}
             }
             for seed in 0..10 {
                 assert_eq!(outcome(&disk.crash(seed)).await, Ok(12), "turns {turns}, seed {seed}");

@@ -151,7 +151,7 @@ fn admitted_entries_wait_for_space() {
         let waiting = append(&log, vec![batch(&log, 0, 1, 10)]);
         for _ in 0..20 {
             settle().await;
-            tokio::task::yield_now().await;
+            crate::env::yield_now().await;
         }
         assert!(matches!(log.has_room(1), Err(LogError::Full { .. })));
         assert!(log.fault().is_none());

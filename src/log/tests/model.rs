@@ -342,7 +342,7 @@ impl Model {
 
 async fn yields(turns: u8) {
     for _ in 0..turns {
-        tokio::task::yield_now().await;
+        crate::env::yield_now().await;
     }
 }
 

@@ -103,6 +103,6 @@ pub fn event(events: &Events, name: &'static str) -> crate::log::OnDurable {
 /// Lets other tasks run until nothing more happens.
 pub async fn settle() {
     for _ in 0..200 {
-        tokio::task::yield_now().await;
+        crate::env::yield_now().await;
     }
 }

@@ -166,7 +166,7 @@ async fn is_stuck(future: impl Future) -> bool {
         if (&mut future).now_or_never().is_some() {
             return false;
         }
-        tokio::task::yield_now().await;
+        crate::env::yield_now().await;
     }
     true
 }

@@ -75,7 +75,7 @@ fn broken_off_changes() {
                 if futures_util::poll!(change.as_mut()).is_ready() {
                     break;
                 }
-                tokio::task::yield_now().await;
+                crate::env::yield_now().await;
             }
         }
         loop {
@@ -122,7 +122,7 @@ fn transfers_under_load() {
                         Err(error) => panic!("{error:?}"),
                     }
                 }
-                tokio::task::yield_now().await;
+                crate::env::yield_now().await;
             }
             acknowledged
         };

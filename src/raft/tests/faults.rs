@@ -105,7 +105,7 @@ fn full_disk() {
         disk.set_capacity(None);
         while produce(&group, 1, 50_000).await.is_err() {
             assert_eq!(group.fault(), None);
-            tokio::task::yield_now().await;
+            crate::env::yield_now().await;
         }
         assert_eq!(state(&group).records, accepted + 1);
         group.close().await.unwrap();
@@ -162,7 +162,7 @@ fn start_on_a_full_disk() {
         disk.set_capacity(None);
         while let Err(error) = produce(&group, 1, 10).await {
             assert!(matches!(error, GroupError::Full(_) | GroupError::NotLeader { .. }), "{error:?}");
-            tokio::task::yield_now().await;
+            crate::env::yield_now().await;
         }
         assert_eq!((state(&group).records, group.high_watermark()), (11, Offset(11)));
         group.close().await.unwrap();

@@ -49,7 +49,7 @@ fn leader_crashes() {
             let group = cluster.group(leader).clone();
             let end = group.log().log_end();
             let in_flight: Vec<_> = (0..4).map(|n| group.propose(batch(Offset(end.0 + n), 1, 10))).collect();
-            tokio::task::yield_now().await;
+            crate::env::yield_now().await;
             cluster.crash(leader);
             cluster.note(leader, false);
             let next = cluster.leader_of(&others).await;
@@ -173,7 +173,7 @@ fn leader_is_cut_off() {
             cluster.network.isolate(NodeId(old));
             let end = group.log().log_end();
             let lost: Vec<_> = (0..5).map(|n| group.propose(batch(Offset(end.0 + n), 1, 7))).collect();
-            tokio::task::yield_now().await;
+            crate::env::yield_now().await;
             // Each side takes the other for dead.
             cluster.note(old, false);
             for other in &others {
@@ -393,7 +393,7 @@ fn fresh_leader_keeps_proposals() {
         let handing = cluster.group(old).transfer(Some(NodeId(to)), Duration::from_secs(30));
         let proposing = async {
             while !group.inner.state.leading.get() {
-                tokio::task::yield_now().await;
+                crate::env::yield_now().await;
             }
             assert!(!group.inner.is_confirmed(Duration::ZERO), "nobody has answered yet");
             let end = group.log().log_end();

@@ -175,7 +175,7 @@ fn decode(consumed: &Consumed) -> Vec<Record> {
 /// Lets all other tasks run until they wait.
 async fn settle() {
     for _ in 0..500 {
-        tokio::task::yield_now().await;
+        crate::env::yield_now().await;
     }
 }
 

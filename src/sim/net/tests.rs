@@ -25,7 +25,7 @@ async fn pair(network: &SimNetwork) -> [SimConnection; 2] {
 /// Lets everybody else run until nothing is left to do.
 async fn settle() {
     for _ in 0..100 {
-        tokio::task::yield_now().await;
+        crate::env::yield_now().await;
     }
 }
 
@@ -35,7 +35,7 @@ async fn is_stuck(future: impl Future) -> bool {
         if (&mut future).now_or_never().is_some() {
             return false;
         }
-        tokio::task::yield_now().await;
+        crate::env::yield_now().await;
     }
     true
 }
