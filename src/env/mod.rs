@@ -12,6 +12,7 @@ pub mod floor;
 pub mod mmap;
 mod namespace;
 pub mod net;
+pub(crate) mod patience;
 pub mod quic;
 pub mod real;
 pub mod runtime;

@@ -117,11 +117,13 @@ impl rt::AsyncRuntime for LocalRuntime {
         ThreadRng { not_send: std::marker::PhantomData }
     }
 
+    // Not a `LocalSet` on a plain runtime: there each task that is woken from a task of the runtime itself (quinn's) costs a
+    // write to the eventfd with which a parked thread is woken, and a turn of the set around its own turn.
     fn new(_threads: usize) -> Self {
         let tokio = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build_local(tokio::runtime::LocalOptions::default())
-            .expect("an epoll instance can be made");
+            .unwrap_or_else(|error| panic!("a thread's runtime could not be made: {error}"));
         LocalRuntime { tokio }
     }
 

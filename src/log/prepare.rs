@@ -388,10 +388,12 @@ impl<E: Env> Inner<E> {
         let used = now.data_end.saturating_sub(PREPARE_AFTER_BYTES);
         let need = u128::from(used) * u128::from(bytes);
         let have = u128::from(made) * u128::from(now.capacity);
-        match have {
-            _ if have < 2 * need => HURRIED,
-            _ if have > 3 * need => AHEAD,
-            _ => EASY,
+        if have < 2 * need {
+            HURRIED
+        } else if have > 3 * need {
+            AHEAD
+        } else {
+            EASY
         }
     }
 }

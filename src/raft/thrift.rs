@@ -15,6 +15,7 @@ use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
 
 use super::Members;
 use crate::{
+    env::patience::Patience,
     ids::{Index, LogId, NodeId},
     limits::{RAFT_SPARE_BYTES_MAX, RAFT_SPARE_SKIP_MAX},
 };
@@ -82,14 +83,17 @@ impl Thrift {
     }
 }
 
-/// When one follower waits. Invariant: `skip <= misses <= RAFT_SPARE_SKIP_MAX`.
-#[derive(Default)]
+/// When one follower waits.
 pub struct Turn {
     /// Entries may have gathered since the last request.
     waited: bool,
-    /// Requests after which it does not wait.
-    skip: u32,
-    misses: u32,
+    patience: Patience,
+}
+
+impl Default for Turn {
+    fn default() -> Turn {
+        Turn { waited: false, patience: Patience::new(RAFT_SPARE_SKIP_MAX) }
+    }
 }
 
 impl Turn {
@@ -97,17 +101,14 @@ impl Turn {
     /// one is to wait.
     pub fn sent(&mut self, thrift: &Thrift, node: NodeId, bytes: usize, committed: bool) -> bool {
         if std::mem::take(&mut self.waited) {
-            self.misses = if committed { 0 } else { (2 * self.misses + 1).min(RAFT_SPARE_SKIP_MAX) };
-            self.skip = self.misses;
-            if !committed {
+            if committed {
+                self.patience.hit();
+            } else {
+                self.patience.missed();
                 thrift.promote(node);
             }
         }
-        if bytes > RAFT_SPARE_BYTES_MAX || !thrift.is_spare(node) {
-            return false;
-        }
-        self.waited = self.skip == 0;
-        self.skip = self.skip.saturating_sub(1);
+        self.waited = bytes <= RAFT_SPARE_BYTES_MAX && thrift.is_spare(node) && self.patience.allows();
         self.waited
     }
 

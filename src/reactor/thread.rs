@@ -4,7 +4,8 @@
 use std::{future::Future, io, thread::JoinHandle};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use tokio::runtime::LocalOptions;
+
+use crate::env::runtime::block_on;
 
 /// Cores that this process may run on, ascending; at least one.
 pub fn available_cores() -> Vec<usize> {
@@ -35,13 +36,7 @@ pub fn start<F: Future<Output = ()>>(
                 tracing::warn!(core, %error, "thread could not be pinned; it runs on any core");
             }
         }
-        // Not a `LocalSet` on a plain runtime: there each task that is woken from a task of the runtime itself (quinn's) costs a
-        // write to the eventfd with which a parked thread is woken, and a turn of the set around its own turn.
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build_local(LocalOptions::default())
-            .unwrap_or_else(|error| panic!("a reactor's runtime could not be made: {error}"));
-        runtime.block_on(async move { main().await });
+        block_on(async move { main().await });
     };
     std::thread::Builder::new().name(name).spawn(body)
 }

@@ -24,9 +24,9 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{random, yield_now};
+use super::random;
 use crate::{
-    env::{DirEntry, Disk, File, Map, OpenMode, channel::Notify},
+    env::{DirEntry, Disk, File, Map, OpenMode, channel::Notify, yield_now},
     limits::BLOCK_BYTES,
 };
 

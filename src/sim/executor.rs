@@ -30,7 +30,7 @@ use self::{
     clock::Clock,
     trace::{Moment, Trace},
 };
-use super::random;
+use super::{WALL_START_US, random};
 use crate::{env::channel, ids::NodeId};
 
 /// What a poll takes: whoever yields until some time has come sees it come.
@@ -41,9 +41,6 @@ const START_NS: u64 = 86_400_000_000_000;
 
 /// Nodes' clocks start up to an hour later than that: a moment of another node's clock means nothing.
 const START_SPREAD_NS: u64 = 3_600_000_000_000;
-
-/// Where wall clocks start: a day in November 2023.
-const WALL_START_US: i64 = 1_700_000_000_000_000;
 
 /// The task number of the future that `block_on` runs.
 const MAIN: u64 = 0;

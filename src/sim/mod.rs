@@ -13,7 +13,7 @@ pub mod executor;
 pub mod net;
 pub mod runtime;
 
-use std::{cell::Cell, future::poll_fn, task::Poll};
+use std::cell::Cell;
 
 pub use disk::{Fault, Operation, SimDisk, SimFile};
 pub use executor::World;
@@ -26,7 +26,7 @@ use crate::env::{Env, runtime::LocalRuntime};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TestEnv;
 
-/// Where `TestEnv`'s wall clock starts: a day in November 2023.
+/// Where wall clocks start: a day in November 2023.
 const WALL_START_US: i64 = 1_700_000_000_000_000;
 
 thread_local! {
@@ -74,19 +74,6 @@ pub(crate) fn random(state: &Cell<u64>) -> u64 {
     number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     number ^ (number >> 31)
-}
-
-/// Lets others run first, whatever the executor.
-pub(crate) async fn yield_now() {
-    let mut yielded = false;
-    poll_fn(|context| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 #[cfg(test)]

@@ -27,9 +27,9 @@ use crate::{
     env::{
         channel::Notify,
         net::{Endpoint, Net, NetError},
+        yield_now,
     },
     ids::NodeId,
-    sim::yield_now,
 };
 
 /// Bytes of one stream on their way in one direction, unless the test says otherwise.

@@ -12,12 +12,15 @@ use std::{
 use tokio::io::unix::AsyncFd;
 
 use super::Shared;
-use crate::limits::{RING_LINGER, RING_SPIN_BACKOFF_MAX, RING_YIELD_MAX};
+use crate::{
+    env::patience::Patience,
+    limits::{RING_LINGER, RING_SPIN_BACKOFF_MAX, RING_YIELD_MAX},
+};
 
 /// The reaper: one task per ring, ends with the ring.
 pub(super) async fn reap(shared: Weak<Shared>, eventfd: AsyncFd<OwnedFd>, spin: Duration) {
-    let mut patience = Patience::default();
-    let mut lingering = Patience::default();
+    let mut patience = Patience::new(RING_SPIN_BACKOFF_MAX);
+    let mut lingering = Patience::new(RING_SPIN_BACKOFF_MAX);
     while parked(&shared, &eventfd).await {
         let mut since = now();
         let mut spinning = None;
@@ -108,28 +111,4 @@ async fn retry_pause() {
 #[allow(clippy::disallowed_methods, reason = "env is below the seam that hides the clock")]
 pub(super) fn now() -> Instant {
     Instant::now()
-}
-
-/// Whether spinning pays, on this device and this core: after each spin in vain twice as many occasions are left out.
-#[derive(Default)]
-pub(super) struct Patience {
-    misses: u32,
-    pub(super) skip: u32,
-}
-
-impl Patience {
-    pub(super) fn allows(&mut self) -> bool {
-        let allowed = self.skip == 0;
-        self.skip = self.skip.saturating_sub(1);
-        allowed
-    }
-
-    pub(super) fn hit(&mut self) {
-        self.misses = 0;
-    }
-
-    pub(super) fn missed(&mut self) {
-        self.misses = (self.misses * 2 + 1).min(RING_SPIN_BACKOFF_MAX);
-        self.skip = self.misses;
-    }
 }

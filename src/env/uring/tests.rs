@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::task::LocalSet;
 
-use super::{reaper::Patience, *};
+use super::*;
 use crate::{env::buffer::Buffer, limits::BLOCK_BYTES};
+use crate::{env::patience::Patience, limits::RING_SPIN_BACKOFF_MAX};
 
 fn on_reactor<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -162,7 +163,7 @@ fn parks_and_backs_off() {
             ring.write(&fd, i * BLOCK_BYTES as u64, vec![block(1)], durability).await.unwrap();
         }
     });
-    let mut patience = Patience::default();
+    let mut patience = Patience::new(RING_SPIN_BACKOFF_MAX);
     let mut spins = 0;
     for _ in 0..10_000 {
         if patience.allows() {

@@ -9,9 +9,12 @@ use super::{
     stream::{self, SimReceive, SimSend},
 };
 use crate::{
-    env::net::{Connection, DATAGRAM_BYTES_MAX, NetError},
+    env::{
+        net::{Connection, DATAGRAM_BYTES_MAX, NetError},
+        yield_now,
+    },
     ids::NodeId,
-    sim::{random, yield_now},
+    sim::random,
 };
 
 /// A connection.

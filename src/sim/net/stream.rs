@@ -12,12 +12,10 @@ use super::{
     Link,
     connection::{Hold, Line, Look},
 };
-use crate::{
-    env::{
-        channel::Notify,
-        net::{NetError, Priority, ReceiveStream, SendStream},
-    },
-    sim::yield_now,
+use crate::env::{
+    channel::Notify,
+    net::{NetError, Priority, ReceiveStream, SendStream},
+    yield_now,
 };
 
 /// A new stream of that side.

@@ -6,8 +6,8 @@ use openraft::rt::AsyncRuntime;
 
 use super::*;
 use crate::{
-    env::{self, channel::Notify},
-    sim::{executor::TaskPanic, yield_now},
+    env::{self, channel::Notify, yield_now},
+    sim::executor::TaskPanic,
 };
 
 const ONE: NodeId = NodeId(1);
