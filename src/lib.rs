@@ -10,8 +10,8 @@
 //! An import only goes down; `tidy` fails the build on an upward one.
 //!
 //! ```text
-//! 8  cli        the binary's commands: serve, produce, consume, topic, cluster, ca, dev-cluster, verify, bench, config
-//! 7  sim        a cluster on one thread in virtual time, from one seed: the second implementations of the seams (executor, disk,
+//! 9  cli        the binary's commands: serve, produce, consume, topic, cluster, ca, dev-cluster, verify, bench, config
+//! 8  sim        a cluster on one thread in virtual time, from one seed: the second implementations of the seams (executor, disk,
 //!               network), for tests; the checker of histories
 //! 7  server     assembles a node for an Env: who it is (membership), start and stop order
 //! 7  client     Rust client: one connection; cluster client, producer, consumer (CLI, bench and tests use them)

@@ -20,21 +20,18 @@ use crate::{
         quic::{QuicNet, QuicOptions},
         real::RealEnv,
     },
-    frontend::{Frontend, grpc, refusal},
+    frontend::{Frontend, grpc},
     ids::{NodeId, ReactorNumber},
     limits,
-    peer::{Peers, book::to_peer_node},
     proto::ringlog::state::v1::{ControlReply, ControlRequest, PeerRefusal, control_reply, control_request},
     reactor::{
         Reactor,
-        control::{Control, duties},
-        gossip,
-        inbound::Inbound,
+        control::Control,
         listen,
         node::{Node, Phase},
     },
     server::{
-        boot::boot,
+        assemble,
         membership::{self, Membership},
     },
 };
@@ -103,7 +100,7 @@ pub async fn live(birth: Birth) {
     if number == ReactorNumber(0) {
         log_storage(&storage);
         let started = RealEnv::monotonic_us();
-        match start_node(&reactor, &membership).await {
+        match recover(&reactor, &membership).await {
             Ok(opened) => {
                 log_start(&node, Duration::from_micros(RealEnv::monotonic_us() - started));
                 control = Some(opened);
@@ -116,7 +113,7 @@ pub async fn live(birth: Birth) {
     }
     node.reached(Phase::Serving).await;
     if node.phase() == Phase::Serving {
-        env::spawn::<RealEnv>(duties::look_after(Rc::clone(&reactor)));
+        assemble::look_after(&reactor);
         env::spawn::<RealEnv>(leave(Rc::clone(&reactor), control.clone(), report.clone()));
     } else {
         tell(Stage::Left, Ok(()));
@@ -125,7 +122,7 @@ pub async fn live(birth: Birth) {
     drain(&node, number).await;
     tell(Stage::Drained, accepted);
     node.reached(Phase::Closing).await;
-    tell(Stage::Closed, close(&reactor, control).await);
+    tell(Stage::Closed, assemble::close(&reactor, control).await);
 }
 
 /// The reactor with its disk and its connections to other nodes.
@@ -136,7 +133,6 @@ fn open(
     membership: &Membership,
 ) -> Result<(Rc<Reactor<RealEnv>>, StorageReport), String> {
     let (disk, storage) = open_disk(&node.config)?;
-    let reactor = Reactor::<RealEnv>::new(number, Arc::clone(node), disk);
     let book = Arc::clone(&node.book);
     let members =
         Arc::new(
@@ -147,26 +143,17 @@ fn open(
     let net = QuicNet::new(socket, Arc::clone(&membership.credentials), members, QuicOptions::default()).map_err(
         |error| format!("connections between nodes cannot be made: {error}; choose another address with --peer"),
     )?;
+    let reactor = assemble::reactor(membership.identity.node, number, node, disk, net.clone());
     if number == ReactorNumber(0) {
-        env::spawn::<RealEnv>(let_in(Rc::clone(&reactor), net.clone()));
+        env::spawn::<RealEnv>(let_in(Rc::clone(&reactor), net));
     }
-    let me = membership.identity.node;
-    let peers = Peers::new(me, number, net, Arc::clone(&node.book), Arc::clone(&node.liveness));
-    peers.serve(Inbound::new(Rc::clone(&reactor), refusal::refusal));
-    reactor.set_peers(peers);
     Ok((reactor, storage))
 }
 
 /// Recovers the node, on reactor 0.
-async fn start_node(reactor: &Rc<Reactor<RealEnv>>, membership: &Membership) -> Result<Control<RealEnv>, String> {
-    let node = reactor.node();
-    let own = node.own_entry();
-    let others = membership.members.iter().filter(|member| member.node_id != own.node_id);
-    node.book.publish(others.chain([&own]).map(to_peer_node).collect::<Vec<_>>());
-    reactor.peers().watch_liveness();
-    let gossip = gossip::start(reactor);
-    reactor.hooks().set_datagrams(move |from, datagram| gossip.feed(from, &datagram));
-    boot(Rc::clone(reactor), membership::trust(&node.config, membership)?).await
+async fn recover(reactor: &Rc<Reactor<RealEnv>>, membership: &Membership) -> Result<Control<RealEnv>, String> {
+    let trust = membership::trust(&reactor.node().config, membership)?;
+    assemble::recover(reactor, &membership.members, trust).await
 }
 
 /// Answers nodes that want to join, for ever.
@@ -208,10 +195,7 @@ fn refuse_join(message: &str, retry: bool) -> ControlReply {
 /// Hands the leaderships of a reactor to other nodes when this one begins to leave.
 async fn leave(reactor: Rc<Reactor<RealEnv>>, control: Option<Control<RealEnv>>, report: Sender<Report>) {
     reactor.node().reached(Phase::Leaving).await;
-    if let Some(control) = control {
-        control.leave().await;
-    }
-    duties::leave(&reactor).await;
+    assemble::hand_over(&reactor, control.as_ref()).await;
     drop(report.send(Report { stage: Stage::Left, result: Ok(()) }));
 }
 
@@ -283,21 +267,4 @@ async fn drain(node: &Node, number: ReactorNumber) {
         }
         pause(DRAIN_INTERVAL).await;
     }
-}
-
-/// Closes the shards of this reactor; on reactor 0 then the catalog.
-async fn close(reactor: &Rc<Reactor<RealEnv>>, control: Option<Control<RealEnv>>) -> Result<(), String> {
-    if let Some(control) = &control {
-        control.stop();
-    }
-    reactor.close().await;
-    if let Some(gossip) = reactor.gossip() {
-        gossip.leave();
-    }
-    let closed = match control {
-        Some(control) => control.close().await.map_err(|error| format!("the catalog did not close cleanly: {error}")),
-        None => Ok(()),
-    };
-    reactor.peers().close().await;
-    closed
 }

@@ -5,6 +5,7 @@
 //! Stop: leaders move to other nodes, then no new connections, calls in flight finish within the grace, shards close, then the
 //! catalog. A crash at any moment is safe; a clean stop only makes the next start quick.
 
+pub mod assemble;
 pub mod boot;
 pub mod directory;
 pub mod identity;

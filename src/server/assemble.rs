@@ -1,0 +1,89 @@
+//! Puts a node's parts together for an `Env`: what a reactor consists of, how the node recovers, and how it ends. The same
+//! for the real world (`life`, which adds threads, sockets and signals) and for a simulated one.
+
+use std::{rc::Rc, sync::Arc};
+
+use crate::{
+    env::{self, Env},
+    frontend::refusal,
+    ids::{NodeId, ReactorNumber},
+    peer::{Peers, book::to_peer_node},
+    proto::ringlog::state::v1::ClusterNode,
+    reactor::{
+        Reactor,
+        control::{Control, duties, join::Trust},
+        gossip,
+        inbound::Inbound,
+        node::Node,
+    },
+    server::boot::boot,
+};
+
+/// A reactor of node `me` with its disk and its connections to other nodes, which it answers from now on. It takes no
+/// requests from its mailbox yet.
+pub fn reactor<E: Env>(
+    me: NodeId,
+    number: ReactorNumber,
+    node: &Arc<Node>,
+    disk: E::Disk,
+    net: E::Net,
+) -> Rc<Reactor<E>> {
+    let reactor = Reactor::<E>::new(number, Arc::clone(node), disk);
+    let peers = Peers::new(me, number, net, Arc::clone(&node.book), Arc::clone(&node.liveness));
+    peers.serve(Inbound::new(Rc::clone(&reactor), refusal::refusal));
+    reactor.set_peers(peers);
+    reactor
+}
+
+/// Recovers the node, on reactor 0: the others are looked for, then the catalog and all replicas are opened (`boot`).
+/// `members`: who belonged to the cluster as far as this node remembers.
+///
+/// # Errors
+/// In one sentence: what is wrong, and what to do.
+pub async fn recover<E: Env>(
+    reactor: &Rc<Reactor<E>>,
+    members: &[ClusterNode],
+    trust: Trust,
+) -> Result<Control<E>, String> {
+    let node = reactor.node();
+    let own = node.own_entry();
+    let others = members.iter().filter(|member| member.node_id != own.node_id);
+    node.book.publish(others.chain([&own]).map(to_peer_node).collect::<Vec<_>>());
+    reactor.peers().watch_liveness();
+    let gossip = gossip::start(reactor);
+    reactor.hooks().set_datagrams(move |from, datagram| gossip.feed(from, &datagram));
+    boot(Rc::clone(reactor), trust).await
+}
+
+/// From now on a reactor of a node that serves looks after the shards that it leads, until the node leaves.
+pub fn look_after<E: Env>(reactor: &Rc<Reactor<E>>) {
+    env::spawn::<E>(duties::look_after(Rc::clone(reactor)));
+}
+
+/// Hands the leaderships of a reactor to other nodes; on reactor 0 that of the catalog, too.
+pub async fn hand_over<E: Env>(reactor: &Rc<Reactor<E>>, control: Option<&Control<E>>) {
+    if let Some(control) = control {
+        control.leave().await;
+    }
+    duties::leave(reactor).await;
+}
+
+/// Closes the shards of this reactor; on reactor 0 then the catalog; its connections last.
+///
+/// # Errors
+/// In one sentence; the next start recovers.
+pub async fn close<E: Env>(reactor: &Rc<Reactor<E>>, control: Option<Control<E>>) -> Result<(), String> {
+    if let Some(control) = &control {
+        control.stop();
+    }
+    reactor.close().await;
+    if let Some(gossip) = reactor.gossip() {
+        gossip.leave();
+    }
+    let closed = match control {
+        Some(control) => control.close().await.map_err(|error| format!("the catalog did not close cleanly: {error}")),
+        None => Ok(()),
+    };
+    reactor.peers().close().await;
+    closed
+}
