@@ -13,6 +13,7 @@ mod input;
 mod output;
 mod produce;
 mod serve;
+mod sim;
 mod start;
 mod topic;
 mod verify;
@@ -53,6 +54,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Judge a history of what clients did and were told: is every promise kept
     CheckHistory(check_history::CheckHistoryArgs),
+    /// Simulate clusters in virtual time, break them, and judge what their clients saw
+    Sim(sim::SimArgs),
     /// Generate load and measure it
     Bench(bench::BenchArgs),
     /// Make the certificates of a cluster's nodes
@@ -177,6 +180,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::DevCluster(args) => block_on(dev_cluster::dev_cluster(args)),
         Command::Verify(args) => block_on(verify::verify(args)),
         Command::CheckHistory(args) => check_history::check_history(&args),
+        Command::Sim(args) => sim::sim(&args),
         Command::Bench(args) => block_on(bench::bench(args)),
         Command::Ca(args) => ca::ca(args),
         Command::Config(args) => serve::config(args),
@@ -240,6 +244,9 @@ mod tests {
             "ringlog verify d -o json",
             "ringlog check-history h.jsonl",
             "ringlog check-history - --json",
+            "ringlog sim --seeds 1000 --from 5 --scenario crashes --jobs 2 --seconds 60 --coverage",
+            "ringlog sim --seed 7 --keep 0,2 --twice --history h.jsonl --trace 100 --log info",
+            "ringlog sim --seed 7 --shrink",
             "ringlog ca init --out d --cluster-id 00112233445566778899aabbccddeeff --force",
             "ringlog ca issue --node 1 --ca d --out e --days 30 --force",
             "ringlog config check --config f",
@@ -266,6 +273,8 @@ mod tests {
             "ringlog topic trim t --shard 0",
             "ringlog ca issue",
             "ringlog check-history",
+            "ringlog sim --scenario unheard-of",
+            "ringlog sim --keep 1",
             "ringlog bench produce --record-bytes lots",
             "ringlog bench produce --any --direct",
             "ringlog cluster drain",

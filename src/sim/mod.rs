@@ -8,10 +8,14 @@
 //!   a test does with them is the same in every run.
 
 pub mod checker;
+pub mod client;
+pub mod cluster;
+pub mod coverage;
 pub mod disk;
 pub mod executor;
 pub mod net;
 pub mod runtime;
+pub mod scenario;
 
 use std::cell::Cell;
 

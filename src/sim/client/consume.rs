@@ -1,0 +1,107 @@
+//! Consumers: they read on from where they are, sometimes from somewhere else, sometimes asking that all be there that was
+//! acknowledged before.
+
+use std::{cell::Cell, rc::Rc, time::Duration};
+
+use prost::Message;
+
+use super::{Called, Clients, Target, call};
+use crate::{
+    env::Env,
+    frontend::ConsumeCall,
+    ids::Offset,
+    proto::ringlog::v1::ConsumeResponse,
+    shard::{Consume, Consumed, Start},
+    sim::{
+        SimEnv, World,
+        checker::history::{Event, Fingerprint, Read},
+        random,
+    },
+};
+
+/// Most bytes of one answer: several answers to a segment.
+const BYTES_MAX: usize = 64 << 10;
+
+/// Reads until the clients are stopped.
+pub(super) async fn run(clients: &Rc<Clients>, number: u64, dice: &Cell<u64>) {
+    let mut target = clients.target(dice);
+    let mut next = Start::Earliest;
+    while !clients.stopped.get() {
+        clients.pause(dice).await;
+        if random(dice).is_multiple_of(16) {
+            target = clients.target(dice);
+            next = Start::Earliest;
+        }
+        let Some(connection) = clients.connect(dice) else { continue };
+        let linearizable = random(dice).is_multiple_of(4);
+        let wait_ms = if random(dice).is_multiple_of(4) { random(dice) % 500 } else { 0 };
+        let min_offset = match next {
+            Start::Offset(offset) if random(dice).is_multiple_of(4) => Some(offset),
+            _ => None,
+        };
+        let patience_us = 100_000 + random(dice) % 5_000_000;
+        let consume = Consume {
+            start: next,
+            records_max: 0,
+            bytes_max: BYTES_MAX,
+            wait: Duration::from_millis(wait_ms),
+            min_offset,
+            linearizable,
+            deadline_us: None,
+        };
+        let frontend = connection.process.frontend(connection.turn);
+        let (topic, shard) = (target.topic.to_string(), target.shard);
+        let work = async move {
+            let consume = Consume { deadline_us: Some(SimEnv::monotonic_us() + patience_us), ..consume };
+            let answer = frontend.consume(ConsumeCall { topic, shard, consume }).await;
+            (World::current().now_us(), answer)
+        };
+        let begin_us = World::current().now_us();
+        let client = format!("c{number}-{}", connection.process.number);
+        match call(&connection, work).await {
+            Called::Answered((end_us, Ok(consumed))) => {
+                let read = read(&client, (begin_us, end_us), &target, &consume, &consumed);
+                next = Start::Offset(consumed.next_offset);
+                clients.reads.set(clients.reads.get() + 1);
+                clients.note(Event::Read(read));
+            }
+            Called::Answered((_, Err(error))) => {
+                if error.reason == "OFFSET_OUT_OF_RANGE" {
+                    next = Start::Earliest;
+                }
+            }
+            Called::Lost | Called::Late => {}
+        }
+    }
+}
+
+fn read(client: &str, span_us: (u64, u64), target: &Target, consume: &Consume, consumed: &Consumed) -> Read {
+    let from_offset = match consume.start {
+        Start::Offset(offset) => Some(offset.0),
+        Start::Timestamp(_) | Start::Earliest | Start::Latest => None,
+    };
+    Read {
+        client: client.to_owned(),
+        begin_us: span_us.0,
+        end_us: span_us.1,
+        topic: target.topic.to_string(),
+        shard: target.shard,
+        node: None,
+        from_offset,
+        records: records(consumed),
+        next_offset: consumed.next_offset.0,
+        high_watermark: consumed.high_watermark.0,
+        min_offset: consume.min_offset.map(|offset: Offset| offset.0),
+        linearizable: consume.linearizable,
+    }
+}
+
+/// Offset and fingerprint of each record of an answer.
+///
+/// # Panics
+/// When the answer is no `ConsumeResponse`, or has another number of records than it says: no client could read it.
+pub(in crate::sim) fn records(consumed: &Consumed) -> Vec<(u64, Fingerprint)> {
+    let response = ConsumeResponse::decode(&*consumed.chunks.concat()).expect("an answer can be decoded");
+    assert_eq!(response.records.len() as u64, consumed.count, "an answer has as many records as it says");
+    response.records.iter().map(|record| (record.offset, Fingerprint::of(&record.value))).collect()
+}

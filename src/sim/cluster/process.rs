@@ -1,0 +1,202 @@
+//! One node's process in a simulated world: the same parts as `server::life` puts together, without threads and sockets. Its
+//! front doors are called directly, as the code behind a gRPC connection calls them.
+
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+};
+
+use crate::{
+    config::Config,
+    env::Env,
+    frontend::Frontend,
+    ids::{NodeId, ReactorNumber, ShardUid},
+    proto::ringlog::state::v1::ClusterNode,
+    reactor::{
+        Reactor,
+        control::{
+            Control,
+            join::{NewToken, Signed, Trust},
+        },
+        node::{Advertised, Identity, Node, Phase},
+    },
+    server::assemble,
+    sim::{SimDisk, SimEnv, World, net::SimNetwork},
+    tls::JoinToken,
+};
+
+/// UDP port of reactor 0.
+const PEER_PORT: u16 = 7_500;
+
+/// Where a node keeps everything.
+pub(super) const DATA: &str = "/data";
+
+/// Recent entries in memory: little, so that followers and consumers read from the disk, too.
+const TAIL_BYTES: usize = 256 << 10;
+
+/// What a process begins with.
+#[derive(Clone, Debug)]
+pub(super) struct Birth {
+    pub(super) identity: Identity,
+    pub(super) reactors: usize,
+    /// As the node remembers them.
+    pub(super) members: Vec<ClusterNode>,
+}
+
+/// A process that is starting or running. The harness holds it, beside the node's own tasks.
+pub struct Process {
+    /// What its reactors share.
+    pub node: Arc<Node>,
+    /// All reactors, by number.
+    pub reactors: Vec<Rc<Reactor<SimEnv>>>,
+    /// Tells processes of one node apart: a client's connections end with the process.
+    pub number: u64,
+    frontends: Vec<Frontend<SimEnv>>,
+    control: RefCell<Option<Control<SimEnv>>>,
+    failure: RefCell<Option<String>>,
+    stopping: Cell<bool>,
+}
+
+impl Process {
+    /// Makes the process, as a task of its node; it recovers and serves from then on.
+    pub(super) fn start(number: u64, birth: Birth, disk: &SimDisk, network: &SimNetwork) -> Rc<Process> {
+        let Birth { identity, reactors, members } = birth;
+        let me = identity.node;
+        let anywhere: SocketAddr = ([127, 0, 0, 1], 0).into();
+        let config = Config {
+            data: DATA.into(),
+            auto_create: Some(false),
+            segment_bytes: crate::limits::SEGMENT_BYTES_MIN,
+            tail_bytes: TAIL_BYTES,
+            ..Config::default()
+        };
+        let ClusterNode { peer_host: host, grpc_address: grpc, http_address: http, .. } =
+            entry(identity.incarnation, reactors);
+        let advertised = Advertised { peer_host: host.clone(), peer_port: PEER_PORT, grpc, http };
+        let node = Arc::new(Node::new(config, reactors, (anywhere, anywhere), advertised));
+        node.set_identity(identity);
+        let numbers = (0..reactors).map(|number| ReactorNumber(u32::try_from(number).expect("few reactors")));
+        let reactors: Vec<_> = numbers
+            .map(|number| {
+                let net = network.endpoint(me, &host, PEER_PORT + number.0 as u16);
+                assemble::reactor(me, number, &node, disk.clone(), net)
+            })
+            .collect();
+        let frontends = reactors.iter().map(|reactor| Frontend::new(Rc::clone(reactor))).collect();
+        let process = Rc::new(Process {
+            node,
+            reactors,
+            number,
+            frontends,
+            control: RefCell::default(),
+            failure: RefCell::default(),
+            stopping: Cell::new(false),
+        });
+        for reactor in &process.reactors {
+            crate::env::spawn::<SimEnv>(Rc::clone(reactor).serve_mailbox());
+        }
+        crate::env::spawn::<SimEnv>(Rc::clone(&process).live(members));
+        process
+    }
+
+    async fn live(self: Rc<Self>, members: Vec<ClusterNode>) {
+        match assemble::recover(&self.reactors[0], &members, trust()).await {
+            Ok(control) => {
+                *self.control.borrow_mut() = Some(control);
+                self.node.enter(Phase::Serving);
+                self.reactors.iter().for_each(assemble::look_after);
+            }
+            Err(error) => {
+                World::current().note(&format!("the node does not start: {error}"));
+                *self.failure.borrow_mut() = Some(error);
+            }
+        }
+    }
+
+    /// Who it is.
+    pub fn me(&self) -> NodeId {
+        self.node.identity().expect("it is set at birth").node
+    }
+
+    /// Whether clients are let in.
+    pub fn serves(&self) -> bool {
+        self.node.phase() == Phase::Serving
+    }
+
+    /// Why it did not start, if so: an operator would see it end.
+    pub fn failure(&self) -> Option<String> {
+        self.failure.borrow().clone()
+    }
+
+    /// The front doors of the reactor that a connection happens to come to.
+    pub fn frontend(&self, turn: u64) -> Frontend<SimEnv> {
+        self.frontends[(turn % self.frontends.len() as u64) as usize].clone()
+    }
+
+    /// Its part in the catalog, once it has recovered.
+    pub fn control(&self) -> Option<Control<SimEnv>> {
+        self.control.borrow().clone()
+    }
+
+    /// The replica of a shard here, if it serves.
+    pub fn shard(&self, uid: ShardUid) -> Option<crate::shard::Shard<SimEnv>> {
+        self.reactors.iter().find_map(|reactor| reactor.shard(uid).ok())
+    }
+
+    /// As after SIGTERM: leaders go to other nodes, then everything is closed. Resolves when the process would end.
+    pub(super) async fn stop(self: Rc<Self>) {
+        if self.stopping.replace(true) {
+            return;
+        }
+        self.node.enter(Phase::Leaving);
+        let control = self.control();
+        for (number, reactor) in self.reactors.iter().enumerate() {
+            assemble::hand_over(reactor, control.as_ref().filter(|_| number == 0)).await;
+        }
+        self.node.enter(Phase::Draining);
+        self.node.enter(Phase::Closing);
+        for (number, reactor) in self.reactors.iter().enumerate().rev() {
+            let control = if number == 0 { control.clone() } else { None };
+            if let Err(error) = assemble::close(reactor, control).await {
+                World::current().note(&format!("the node did not close cleanly: {error}"));
+            }
+        }
+    }
+}
+
+/// A machine that is to become a node: where it is reached, by what it will be told apart.
+pub(super) fn entry(incarnation: u64, reactors: usize) -> ClusterNode {
+    let host = format!("h{incarnation:016x}");
+    ClusterNode {
+        peer_port: u32::from(PEER_PORT),
+        reactors: u32::try_from(reactors).expect("few reactors"),
+        grpc_address: format!("{host}:7400"),
+        http_address: format!("{host}:7480"),
+        peer_host: host,
+        incarnation,
+        ..ClusterNode::default()
+    }
+}
+
+/// Certificates are no matter here: each node signs, and nobody checks.
+fn trust() -> Trust {
+    let new_token = || {
+        let secret: Vec<u8> = (0..4).flat_map(|_| SimEnv::random_u64().to_le_bytes()).collect();
+        let token = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(NewToken { token, secret_hash: JoinToken::hash_of(&secret).to_vec() })
+    };
+    let signed = || Signed { certificate: "certificate".to_owned(), ca_certificate: "ca".to_owned() };
+    Trust {
+        sign: Some(Rc::new(move |_, _| Ok(signed()))),
+        new_token: Rc::new(new_token),
+        hash: |secret| JoinToken::hash_of(secret).to_vec(),
+    }
+}
+
+/// The secret in a token of `trust`.
+pub(super) fn secret_of(token: &str) -> Option<Vec<u8>> {
+    let digits = token.as_bytes().chunks(2).map(std::str::from_utf8);
+    digits.map(|pair| u8::from_str_radix(pair.ok()?, 16).ok()).collect()
+}

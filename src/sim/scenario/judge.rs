@@ -1,0 +1,239 @@
+//! The end of a run: everything that was broken is repaired, and from then on nothing is excused. Each node has to serve,
+//! each shard to take records, each replica to have all of them, alike on all nodes; and the history has to be one that
+//! the promises allow.
+
+use std::{collections::BTreeMap, rc::Rc, time::Duration};
+
+use super::Run;
+use crate::{
+    env::{self, Env},
+    ids::{NodeId, Offset},
+    proto::ringlog::state::v1::NodeState,
+    reactor::mailbox::{AdminAnswer, AdminCall},
+    shard::{Consume, ShardStatus, Start},
+    sim::{
+        SimEnv, World, checker,
+        checker::history::{Chain, Event, FinalRead, Status},
+        client::{Target, records_of},
+        cluster::Process,
+    },
+};
+
+/// How long a cluster has to be live again once everything is lifted.
+const LIVE_MAX: Duration = Duration::from_secs(240);
+
+const LOOK: Duration = Duration::from_millis(100);
+
+impl Run {
+    /// Lifts all faults and judges.
+    pub(super) async fn judge(self: &Rc<Self>) {
+        self.lift().await;
+        let live = within(self.live_again()).await;
+        self.clients.stop().await;
+        if !live {
+            self.problem(format!("not live again {LIVE_MAX:?} after the last fault: {}", self.describe()));
+            return;
+        }
+        if !within(self.settled()).await {
+            self.problem(format!("replicas do not come to agree within {LIVE_MAX:?}: {}", self.describe()));
+            return;
+        }
+        for target in self.clients.targets() {
+            self.read_all(&target).await;
+        }
+        let history = self.clients.take_history();
+        for finding in checker::check(&history).findings {
+            self.problem(finding.to_string());
+        }
+        self.clients.put_history(history);
+    }
+
+    /// Nothing is broken any more: the network is whole, what was paused goes on, what is down comes back. A replica that has
+    /// stopped for good reason (fail-stop) is started anew, as an operator would.
+    async fn lift(&self) {
+        self.cluster.network().heal();
+        self.cluster.network().set_datagram_loss(0);
+        for node in self.cluster.nodes() {
+            World::current().resume(node);
+            World::current().set_drift(node, 0);
+            let stopped = self
+                .cluster
+                .process(node)
+                .is_some_and(|process| process.failure().is_some() || process.node.fault_count() > 0);
+            if stopped {
+                self.cluster.kill(node);
+            }
+            self.cluster.start(node);
+        }
+        self.undrain().await;
+    }
+
+    /// Takes back what was drained, until the cluster agrees.
+    async fn undrain(&self) {
+        for _ in 0..60 {
+            let Some(draining) = self.draining().await else {
+                env::sleep::<SimEnv>(Duration::from_secs(1)).await;
+                continue;
+            };
+            if draining.is_empty() {
+                return;
+            }
+            for node in draining {
+                self.admin(AdminCall::DrainNode { node, undo: true }).await;
+            }
+        }
+    }
+
+    async fn draining(&self) -> Option<Vec<NodeId>> {
+        let (node, process) = self.any_process()?;
+        let asked = World::current().spawn_on(node, async move { process.frontend(0).admin(AdminCall::Members).await });
+        let Ok(Ok(AdminAnswer::Members(members))) = asked.await else { return None };
+        let draining = members.nodes.iter().filter(|entry| entry.state() == NodeState::Draining);
+        // One that is no more is being removed.
+        let here = self.cluster.nodes();
+        Some(draining.map(|entry| NodeId(entry.node_id)).filter(|node| here.contains(node)).collect())
+    }
+
+    /// All nodes serve, and every shard takes a record.
+    async fn live_again(self: &Rc<Self>) {
+        for node in self.cluster.nodes() {
+            while !self.cluster.process(node).is_some_and(|process| process.serves()) {
+                env::sleep::<SimEnv>(LOOK).await;
+            }
+        }
+        for target in self.clients.targets() {
+            while !self.clients.probe(&target).await {
+                env::sleep::<SimEnv>(LOOK).await;
+            }
+        }
+    }
+
+    /// All replicas of every shard have applied the same, and no move is under way.
+    async fn settled(&self) {
+        for target in self.clients.targets() {
+            while !self.agrees(&target) {
+                env::sleep::<SimEnv>(LOOK).await;
+            }
+        }
+    }
+
+    fn agrees(&self, target: &Target) -> bool {
+        let Some(holders) = self.holders(target) else { return false };
+        let statuses = self.statuses(target);
+        let ends: Vec<_> = holders.iter().map(|node| statuses.get(node).map(|status| status.applied_end)).collect();
+        let moved = statuses.keys().all(|node| holders.contains(node));
+        moved && ends.iter().all(|end| end.is_some() && *end == ends[0])
+    }
+
+    /// The nodes that are to have a replica, as all nodes see it; `None` while they do not see the same, or replicas move.
+    fn holders(&self, target: &Target) -> Option<Vec<NodeId>> {
+        let mut all = self.cluster.nodes().into_iter().map(|node| {
+            let process = self.cluster.process(node)?;
+            let placed = process.node.topics.snapshot().get(&*target.topic).cloned()?;
+            let replicas = placed.view.replicas.get(target.shard as usize)?;
+            (replicas.target.is_empty() && replicas.former.is_empty()).then(|| replicas.nodes.clone())
+        });
+        let first = all.next()??;
+        all.all(|other| other.as_ref() == Some(&first)).then_some(first)
+    }
+
+    fn statuses(&self, target: &Target) -> BTreeMap<NodeId, ShardStatus> {
+        let status = |node: NodeId| {
+            let shard = self.cluster.process(node)?.shard(target.uid)?;
+            Some((node, World::current().on(node, || shard.status())))
+        };
+        self.cluster.nodes().into_iter().filter_map(status).collect()
+    }
+
+    /// Notes what each replica has, and its chain hash.
+    async fn read_all(self: &Rc<Self>, target: &Target) {
+        for (node, status) in self.statuses(target) {
+            let now_us = World::current().now_us();
+            self.clients.note(Event::Status(Status {
+                node: node.0,
+                begin_us: now_us,
+                end_us: now_us,
+                topic: target.topic.to_string(),
+                shard: target.shard,
+                applied_end: status.applied_end.0,
+                chain: Chain(status.chain),
+            }));
+            let Some(process) = self.cluster.process(node) else { continue };
+            let reading = read_replica(process, target.clone(), status.high_watermark);
+            match World::current().spawn_on(node, reading).await {
+                Ok(Ok(read)) => self.clients.note(Event::FinalRead(read)),
+                Ok(Err(error)) => self.problem(format!("the replica of node {node} cannot be read: {error}")),
+                Err(error) => self.problem(format!("reading the replica of node {node}: {error}")),
+            }
+        }
+    }
+
+    /// Where everything stands, for a report.
+    fn describe(&self) -> String {
+        let mut parts = Vec::new();
+        for node in self.cluster.nodes() {
+            let state = match self.cluster.process(node) {
+                None => "down".to_owned(),
+                Some(process) => match process.failure() {
+                    Some(failure) => format!("failed ({failure})"),
+                    None => format!("{:?}, faults {:?}", process.node.phase(), process.node.faults()),
+                },
+            };
+            parts.push(format!("node {node}: {state}"));
+        }
+        for target in self.clients.targets() {
+            let leader = self.cluster.leader(target.uid);
+            let placed = self.holders(&target);
+            let ends: Vec<_> = self
+                .statuses(&target)
+                .into_iter()
+                .map(|(node, status)| {
+                    let members = status.members.voters.iter().map(|node| node.0).collect::<Vec<_>>();
+                    format!("{node}: applied {} log {} voters {members:?}", status.applied_end, status.log_end)
+                })
+                .collect();
+            parts.push(format!("shard {}: leader {leader:?}, placed {placed:?}, {}", target.uid, ends.join("; ")));
+        }
+        parts.join(" | ")
+    }
+}
+
+/// Whether it comes about in time.
+async fn within(future: impl Future<Output = ()>) -> bool {
+    <<SimEnv as Env>::Runtime as openraft::AsyncRuntime>::timeout(LIVE_MAX, future).await.is_ok()
+}
+
+/// All that one replica has, read from itself.
+async fn read_replica(process: Rc<Process>, target: Target, end: Offset) -> Result<FinalRead, String> {
+    let begin_us = World::current().now_us();
+    let shard = process.shard(target.uid).ok_or("it is not open")?;
+    let from_offset = shard.status().log_start;
+    let (mut next, mut records) = (from_offset, Vec::new());
+    while next < end {
+        let consume = Consume {
+            start: Start::Offset(next),
+            records_max: u64::MAX,
+            bytes_max: 1 << 20,
+            wait: Duration::ZERO,
+            min_offset: Some(end),
+            linearizable: false,
+            deadline_us: Some(SimEnv::monotonic_us() + 60_000_000),
+        };
+        let consumed = shard.consume(consume).await.map_err(|error| error.to_string())?;
+        if consumed.count == 0 {
+            return Err(format!("nothing at offset {next}, below the high watermark {end}"));
+        }
+        records.extend(records_of(&consumed));
+        next = consumed.next_offset;
+    }
+    Ok(FinalRead {
+        node: process.me().0,
+        begin_us,
+        end_us: World::current().now_us(),
+        topic: target.topic.to_string(),
+        shard: target.shard,
+        from_offset: from_offset.0,
+        records,
+        end_offset: next.0,
+    })
+}

@@ -1,0 +1,245 @@
+//! One run: a cluster is made, clients use it, things go wrong as planned; then everything is lifted, the cluster has to be
+//! live again, and what the clients saw is judged.
+//!
+//! - `plan`: what is to happen, from the seed
+//! - `steps`: does it
+//! - `judge`: live again, replicas alike, the history checked
+//!
+//! Besides the checker's anomalies these are problems: a panic in any task (the product's assertions are on), two leaders
+//! in one term, a cluster that is not live again.
+
+mod judge;
+pub mod plan;
+mod steps;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
+    time::Duration,
+};
+
+use self::plan::Plan;
+use super::{
+    SimDisk, SimEnv, SimRuntime, World,
+    checker::History,
+    client::{Clients, Load, Target},
+    cluster::{Cluster, Process},
+    coverage::Coverage,
+    net::SimNetwork,
+};
+use crate::{
+    env::{self, Env},
+    ids::{NodeId, ShardUid},
+    proto::ringlog::v1::CreateTopicRequest,
+};
+
+/// The longest that a run may last, in virtual time: whatever happens, it has come to an end by then.
+const RUN_MAX: Duration = Duration::from_secs(1_800);
+
+/// How often leaders are looked at.
+const WATCH_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What a set of runs over all scenarios must have hit, or it has proven too little: faults, and what they met.
+pub const EXPECTED: &[(&str, &str)] = &[
+    ("crash", "leader"),
+    ("crash", "leader with records in flight"),
+    ("crash", "follower"),
+    ("crash", "catalog leader"),
+    ("isolation", "leader"),
+    ("pause", "leader"),
+    ("transfer", "leader"),
+];
+
+/// What a run has come to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What was run.
+    pub plan: Plan,
+    /// What is wrong; nothing: every promise was kept.
+    pub problems: Vec<String>,
+    /// Of everything that happened: equal for two runs of one plan.
+    pub trace_hash: u64,
+    /// Virtual time.
+    pub virtual_us: u64,
+    /// Batches acknowledged, refused for certain, of unknown fate; answers to readers.
+    pub counts: [u64; 4],
+    /// What has met what.
+    pub coverage: Coverage,
+    /// What the clients saw.
+    pub history: History,
+    /// The last lines of the trace, if they were asked for.
+    pub recorded: String,
+}
+
+/// Everything that a run's tasks share.
+struct Run {
+    cluster: Cluster,
+    clients: Rc<Clients>,
+    coverage: Rc<RefCell<Coverage>>,
+    problems: RefCell<Vec<String>>,
+    /// A machine was destroyed.
+    replaced: Cell<bool>,
+    /// Who led each shard in each term.
+    leaders: RefCell<BTreeMap<(ShardUid, u64), NodeId>>,
+}
+
+/// Runs a plan. `lines` of the trace are kept for a report.
+pub fn run(plan: Plan, lines: usize) -> Outcome {
+    let runtime = SimRuntime::seeded(plan.seed);
+    let world = runtime.world().clone();
+    world.record(lines);
+    let coverage: Rc<RefCell<Coverage>> = Rc::default();
+    let limited = <SimRuntime as openraft::AsyncRuntime>::timeout;
+    let told = Rc::clone(&coverage);
+    let ran = catch_unwind(AssertUnwindSafe(|| runtime.block_on(async { limited(RUN_MAX, live(&plan, told)).await })));
+    let (mut problems, history, counts) = match ran {
+        Ok(Ok(ended)) => ended,
+        Ok(Err(_)) => (vec![format!("it was not over after {RUN_MAX:?}")], History::default(), [0; 4]),
+        Err(cause) => (vec![format!("the harness panicked: {}", text_of(&*cause))], History::default(), [0; 4]),
+    };
+    for panic in world.panics() {
+        let node = panic.node.map_or_else(|| "no node".to_owned(), |node| format!("node {node}"));
+        problems.push(format!("a task of {node} panicked after {} us: {}", panic.time_us, panic.text));
+    }
+    let coverage = coverage.take();
+    let (trace_hash, virtual_us, recorded) = (world.trace_hash(), world.now_us(), world.recorded());
+    Outcome { plan, problems, trace_hash, virtual_us, counts, coverage, history, recorded }
+}
+
+/// The words of a panic.
+pub fn text_of(cause: &(dyn std::any::Any + Send)) -> String {
+    let text = cause.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| cause.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without words".to_owned())
+}
+
+async fn live(plan: &Plan, coverage: Rc<RefCell<Coverage>>) -> (Vec<String>, History, [u64; 4]) {
+    let (cluster, targets) = match begin(plan).await {
+        Ok(begun) => begun,
+        Err(error) => return (vec![error], History::default(), [0; 4]),
+    };
+    cluster.network().set_datagram_loss(plan.loss_percent);
+    let clients = Clients::start(&cluster, targets, plan.load, plan.seed);
+    let run = Rc::new(Run {
+        cluster,
+        clients,
+        coverage,
+        problems: RefCell::default(),
+        replaced: Cell::new(false),
+        leaders: RefCell::default(),
+    });
+    env::spawn::<SimEnv>(watch_leaders(Rc::downgrade(&run)));
+    let steps = steps::begin(&run, &plan.steps);
+    env::sleep::<SimEnv>(Duration::from_millis(plan.load_ms)).await;
+    for step in steps {
+        if step.await.is_err() {
+            run.problem("a step has panicked".to_owned());
+        }
+    }
+    run.judge().await;
+    let counts = run.clients.counts();
+    (run.problems.take(), run.clients.take_history(), counts)
+}
+
+/// A cluster with one topic, in which every shard has a leader.
+async fn begin(plan: &Plan) -> Result<(Cluster, Vec<Target>), String> {
+    let network = SimNetwork::seeded(plan.seed);
+    let disk_seed = Cell::new(plan.seed ^ 0xd15c);
+    let make_disk = move || SimDisk::new().with_latency(super::random(&disk_seed));
+    let cluster = Cluster::new(network, plan.reactors, make_disk);
+    cluster.found().await;
+    for _ in 1..plan.nodes {
+        let node = cluster.join().await?;
+        cluster.until_serving(node).await;
+    }
+    for node in cluster.nodes() {
+        let failure = cluster.process(node).and_then(|process| process.failure());
+        if let Some(failure) = failure {
+            return Err(format!("node {node} did not start: {failure}"));
+        }
+    }
+    let targets = make_topic(&cluster, "t", plan.shards).await?;
+    Ok((cluster, targets))
+}
+
+async fn make_topic(cluster: &Cluster, name: &str, shards: u32) -> Result<Vec<Target>, String> {
+    let (node, process) = any_process(cluster).ok_or("no node serves")?;
+    let asked = name.to_owned();
+    let made = World::current().spawn_on(node, async move {
+        let request = CreateTopicRequest { name: asked, shards, ..CreateTopicRequest::default() };
+        process.frontend(0).create_topic(request).await
+    });
+    made.await.map_err(|error| error.to_string())?.map_err(|error| error.message)?;
+    // It is there for the one that made it, and soon for the others.
+    let placed =
+        cluster.serving().into_iter().find_map(|node| cluster.process(node)?.node.topics.snapshot().get(name).cloned());
+    let placed = placed.ok_or("the topic is not there")?;
+    let topic: Rc<str> = name.into();
+    let target =
+        |(shard, uid): (crate::ids::ShardNumber, ShardUid)| Target { topic: topic.clone(), shard: shard.0, uid };
+    let targets: Vec<Target> = placed.view.numbered_shards().map(target).collect();
+    for target in &targets {
+        while cluster.leader(target.uid).is_none() {
+            env::sleep::<SimEnv>(WATCH_INTERVAL).await;
+        }
+    }
+    Ok(targets)
+}
+
+/// A node that serves, by the dice.
+fn any_process(cluster: &Cluster) -> Option<(NodeId, Rc<Process>)> {
+    let serving = cluster.serving();
+    let node = *serving.get(SimEnv::random_u64() as usize % serving.len().max(1))?;
+    Some((node, cluster.process(node)?))
+}
+
+/// Two leaders of one shard in one term: promise broken, whatever clients see.
+async fn watch_leaders(run: std::rc::Weak<Run>) {
+    while let Some(run) = run.upgrade() {
+        run.look_at_leaders();
+        drop(run);
+        env::sleep::<SimEnv>(WATCH_INTERVAL).await;
+    }
+}
+
+impl Run {
+    fn problem(&self, text: String) {
+        World::current().note(&text);
+        self.problems.borrow_mut().push(text);
+    }
+
+    fn target(&self, number: u64) -> Target {
+        let targets = self.clients.targets();
+        targets[(number % targets.len() as u64) as usize].clone()
+    }
+
+    fn any_process(&self) -> Option<(NodeId, Rc<Process>)> {
+        any_process(&self.cluster)
+    }
+
+    fn look_at_leaders(&self) {
+        for node in self.cluster.nodes() {
+            let Some(process) = self.cluster.process(node) else { continue };
+            for target in self.clients.targets() {
+                let Some(shard) = process.shard(target.uid) else { continue };
+                if !World::current().on(node, || shard.leads()) {
+                    continue;
+                }
+                let term = shard.leader().1.0;
+                let first = *self.leaders.borrow_mut().entry((target.uid, term)).or_insert(node);
+                if first != node {
+                    let uid = target.uid;
+                    self.problem(format!("nodes {first} and {node} both led shard {uid} in term {term}"));
+                }
+            }
+        }
+    }
+}
+
+/// So that a plan's load can be shown.
+impl std::fmt::Display for Load {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} producers, {} consumers", self.producers, self.consumers)
+    }
+}

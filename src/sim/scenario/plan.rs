@@ -1,0 +1,275 @@
+//! What is to happen in one run, decided from its seed before anything runs: the cluster's shape, the load, and each fault
+//! with its time. Pure. So a run can be repeated with some of its steps left out, which is how a failure is shrunk.
+
+use std::{cell::Cell, fmt};
+
+use crate::sim::{client::Load, random};
+
+/// A family of runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scenario {
+    /// Nothing fails: light load.
+    Calm,
+    /// Power failures, kills and clean stops of nodes, also of all at once.
+    Crashes,
+    /// Cuts, one-way cuts, isolated nodes, bridges, flapping; loss and delay.
+    Partitions,
+    /// Paused nodes, clocks that drift and jump.
+    Clocks,
+    /// Nodes join, are drained, removed and replaced, leaders move, topics come and go; with crashes in between.
+    Members,
+}
+
+impl Scenario {
+    /// All of them, in the order in which seeds go through them.
+    pub const ALL: [Scenario; 5] =
+        [Scenario::Calm, Scenario::Crashes, Scenario::Partitions, Scenario::Clocks, Scenario::Members];
+
+    /// The scenario of a seed, unless one is asked for.
+    pub fn of(seed: u64) -> Scenario {
+        Scenario::ALL[(seed % Scenario::ALL.len() as u64) as usize]
+    }
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scenario::Calm => "calm",
+            Scenario::Crashes => "crashes",
+            Scenario::Partitions => "partitions",
+            Scenario::Clocks => "clocks",
+            Scenario::Members => "members",
+        }
+    }
+
+    /// The scenario of that name.
+    pub fn named(name: &str) -> Option<Scenario> {
+        Scenario::ALL.into_iter().find(|scenario| scenario.name() == name)
+    }
+}
+
+/// Which node a step is about; resolved when it happens. Numbers are taken modulo what there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// The leader of the shard of that number among all.
+    Leader(u64),
+    /// A replica of that shard that does not lead.
+    Follower(u64),
+    /// The leader of the catalog.
+    CatalogLeader,
+    /// Any node.
+    Any(u64),
+}
+
+/// A fault, or what an operator does. `who` is struck, for `for_ms`, or is down for `down_ms`.
+#[allow(missing_docs, reason = "the fields' names say what they are")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Power failure of a node; back after a while.
+    Crash { who: Who, down_ms: u64, seed: u64 },
+    /// Its process is killed; the machine goes on.
+    Kill { who: Who, down_ms: u64 },
+    /// All nodes lose power at once.
+    CrashAll { down_ms: u64, seed: u64 },
+    /// SIGTERM; back after a while.
+    Stop { who: Who, down_ms: u64 },
+    /// Nothing passes between a node and the others.
+    Isolate { who: Who, for_ms: u64 },
+    /// What a node sends does not arrive (or what the others send to it).
+    CutOneWay { who: Who, out: bool, for_ms: u64 },
+    /// Two nodes do not reach each other, all others do: a bridge.
+    CutPair { first: Who, second: Who, for_ms: u64 },
+    /// A node is cut off and back, again and again.
+    Flap { who: Who, times: u64, period_ms: u64 },
+    /// All connections are lost.
+    DropConnections,
+    /// A node's process stands still.
+    Pause { who: Who, for_ms: u64 },
+    /// A node's clock runs too fast or too slow.
+    Drift { who: Who, ppm: i64 },
+    /// A node's wall clock jumps.
+    Jump { who: Who, us: i64 },
+    /// A shard's leadership moves.
+    Transfer { shard: u64, to: Option<Who> },
+    /// A node is drained, and perhaps taken back.
+    Drain { who: Who, undo_after_ms: Option<u64> },
+    /// A new node joins.
+    Join,
+    /// A node is destroyed, removed as dead, and another one joins.
+    Replace { who: Who },
+    /// Replicas and leaders are spread evenly.
+    Rebalance,
+    /// A topic is made, and deleted again.
+    Topic { life_ms: u64 },
+    /// The older part of a shard is let go.
+    Trim { shard: u64 },
+}
+
+/// An action and its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// After the beginning of the load.
+    pub at_ms: u64,
+    /// What happens then.
+    pub action: Action,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ms: {:?}", self.at_ms, self.action)
+    }
+}
+
+/// A run before it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Everything comes from it.
+    pub seed: u64,
+    /// Its family.
+    pub scenario: Scenario,
+    /// Nodes at the beginning.
+    pub nodes: u64,
+    /// Reactors of each.
+    pub reactors: usize,
+    /// Shards of the topic.
+    pub shards: u32,
+    /// What clients do.
+    pub load: Load,
+    /// How long clients are at it, ms.
+    pub load_ms: u64,
+    /// Share of datagrams that are lost.
+    pub loss_percent: u64,
+    /// What happens meanwhile, by time.
+    pub steps: Vec<Step>,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn of(seed: u64, scenario: Scenario) -> Plan {
+        let dice = &Cell::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ scenario as u64);
+        let nodes = if random(dice).is_multiple_of(4) { 5 } else { 3 };
+        let light = scenario == Scenario::Calm;
+        let load = Load {
+            producers: 1 + random(dice) % 3,
+            consumers: 1 + random(dice) % 2,
+            pause_us: if light { 400_000 } else { [20_000, 100_000, 300_000][(random(dice) % 3) as usize] },
+            batch_max: [1, 3, 20][(random(dice) % 3) as usize],
+            burst_max: [1, 4, 8][(random(dice) % 3) as usize],
+            value_bytes_max: [50, 1_000, 20_000][(random(dice) % 3) as usize],
+        };
+        let load_ms = 4_000 + random(dice) % 8_000;
+        let count = if light { 0 } else { 1 + random(dice) % 6 };
+        let mut steps: Vec<Step> =
+            (0..count).map(|_| Step { at_ms: random(dice) % load_ms, action: action(scenario, dice) }).collect();
+        steps.sort_by_key(|step| step.at_ms);
+        Plan {
+            seed,
+            scenario,
+            nodes,
+            reactors: 1 + (random(dice) % 2) as usize,
+            shards: 1 + (random(dice) % 3) as u32,
+            load,
+            load_ms,
+            loss_percent: if scenario == Scenario::Partitions { [0, 0, 5, 20][(random(dice) % 4) as usize] } else { 0 },
+            steps,
+        }
+    }
+
+    /// The same with only the steps of these numbers.
+    #[must_use]
+    pub fn with_only(self, numbers: &[usize]) -> Plan {
+        let steps = self.steps.into_iter().enumerate().filter(|(number, _)| numbers.contains(number));
+        Plan { steps: steps.map(|(_, step)| step).collect(), ..self }
+    }
+}
+
+fn who(dice: &Cell<u64>) -> Who {
+    let number = random(dice) % 64;
+    match random(dice) % 6 {
+        0..=2 => Who::Leader(number),
+        3 => Who::Follower(number),
+        4 => Who::CatalogLeader,
+        _ => Who::Any(number),
+    }
+}
+
+/// A time between the two, more often a short one, in ms.
+fn between(dice: &Cell<u64>, least: u64, most: u64) -> u64 {
+    let range = most - least + 1;
+    least + (random(dice) % range).min(random(dice) % range)
+}
+
+fn action(scenario: Scenario, dice: &Cell<u64>) -> Action {
+    match scenario {
+        Scenario::Calm => Action::DropConnections,
+        Scenario::Crashes => crash(dice),
+        Scenario::Partitions => cut(dice),
+        Scenario::Clocks => match random(dice) % 4 {
+            0 | 1 => Action::Pause { who: who(dice), for_ms: between(dice, 100, 8_000) },
+            2 => Action::Drift { who: who(dice), ppm: (random(dice) % 400_001) as i64 - 200_000 },
+            _ => Action::Jump { who: who(dice), us: (random(dice) % 20_000_001) as i64 - 10_000_000 },
+        },
+        Scenario::Members => match random(dice) % 12 {
+            0..=2 => {
+                Action::Transfer { shard: random(dice) % 64, to: random(dice).is_multiple_of(2).then(|| who(dice)) }
+            }
+            3 | 4 => Action::Drain {
+                who: who(dice),
+                undo_after_ms: random(dice).is_multiple_of(2).then(|| between(dice, 200, 4_000)),
+            },
+            5 => Action::Join,
+            6 => Action::Replace { who: who(dice) },
+            7 => Action::Rebalance,
+            8 => Action::Topic { life_ms: between(dice, 10, 3_000) },
+            9 => Action::Trim { shard: random(dice) % 64 },
+            10 => cut(dice),
+            _ => crash(dice),
+        },
+    }
+}
+
+fn crash(dice: &Cell<u64>) -> Action {
+    let down_ms = between(dice, 5, 6_000);
+    match random(dice) % 8 {
+        0..=3 => Action::Crash { who: who(dice), down_ms, seed: random(dice) },
+        4 => Action::Kill { who: who(dice), down_ms },
+        5 => Action::Stop { who: who(dice), down_ms },
+        6 => Action::CrashAll { down_ms, seed: random(dice) },
+        _ => Action::DropConnections,
+    }
+}
+
+fn cut(dice: &Cell<u64>) -> Action {
+    let for_ms = between(dice, 50, 8_000);
+    match random(dice) % 6 {
+        0 | 1 => Action::Isolate { who: who(dice), for_ms },
+        2 => Action::CutOneWay { who: who(dice), out: random(dice).is_multiple_of(2), for_ms },
+        3 => Action::CutPair { first: who(dice), second: who(dice), for_ms },
+        4 => Action::Flap { who: who(dice), times: 2 + random(dice) % 6, period_ms: between(dice, 20, 1_500) },
+        _ => Action::DropConnections,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A seed has one plan, other seeds have others, and each scenario has its name.
+    #[test]
+    fn plans() {
+        for scenario in Scenario::ALL {
+            assert_eq!(Scenario::named(scenario.name()), Some(scenario));
+            assert_eq!(Plan::of(7, scenario), Plan::of(7, scenario));
+            assert_ne!(Plan::of(7, scenario), Plan { seed: 7, ..Plan::of(8, scenario) });
+        }
+    }
+
+    /// Leaving steps out leaves everything else as it was.
+    #[test]
+    fn shrinks() {
+        let plan = (0..).map(|seed| Plan::of(seed, Scenario::Crashes)).find(|plan| plan.steps.len() > 3);
+        let plan = plan.expect("most have");
+        let less = plan.clone().with_only(&[0, 2]);
+        assert_eq!(less.steps, [plan.steps[0].clone(), plan.steps[2].clone()]);
+        assert_eq!(Plan { steps: plan.steps.clone(), ..less }, plan);
+    }
+}

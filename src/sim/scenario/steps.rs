@@ -1,0 +1,335 @@
+//! Carries out the steps of a plan, each in a task of its own at its time, and undoes what it has done. What a fault meets
+//! (`Coverage`) is looked up the moment before.
+
+use std::{rc::Rc, time::Duration};
+
+use super::{
+    Run,
+    plan::{Action, Step, Who},
+};
+use crate::{
+    env,
+    ids::{NodeId, ShardUid},
+    proto::ringlog::v1::CreateTopicRequest,
+    reactor::mailbox::AdminCall,
+    shard::Shard,
+    sim::{SimEnv, World, executor::JoinHandle},
+};
+
+/// Starts all steps; each handle resolves when its step is done and undone.
+pub(super) fn begin(run: &Rc<Run>, steps: &[Step]) -> Vec<JoinHandle<()>> {
+    let begin = |step: &Step| {
+        let (run, Step { at_ms, action }) = (Rc::clone(run), step.clone());
+        World::current().spawn(async move {
+            sleep_ms(at_ms).await;
+            run.act(action).await;
+        })
+    };
+    steps.iter().map(begin).collect()
+}
+
+async fn sleep_ms(ms: u64) {
+    env::sleep::<SimEnv>(Duration::from_millis(ms)).await;
+}
+
+impl Run {
+    async fn act(self: &Rc<Self>, action: Action) {
+        World::current().note(&format!("{action:?}"));
+        match action {
+            Action::Crash { who, down_ms, seed } => self.crash(who, down_ms, seed).await,
+            Action::Kill { who, down_ms } => self.kill(who, down_ms).await,
+            Action::CrashAll { down_ms, seed } => self.crash_all(down_ms, seed).await,
+            Action::Stop { who, down_ms } => self.stop(who, down_ms).await,
+            Action::Isolate { who, for_ms } => self.isolate(who, for_ms).await,
+            Action::CutOneWay { who, out, for_ms } => self.cut_one_way(who, out, for_ms).await,
+            Action::CutPair { first, second, for_ms } => self.cut_pair(first, second, for_ms).await,
+            Action::Flap { who, times, period_ms } => self.flap(who, times, period_ms).await,
+            Action::DropConnections => {
+                self.coverage.borrow_mut().hit("lost connections", "all");
+                self.cluster.network().drop_connections();
+            }
+            Action::Pause { who, for_ms } => self.pause(who, for_ms).await,
+            Action::Drift { who, ppm } => {
+                let Some(node) = self.meet("clock drift", who) else { return };
+                World::current().set_drift(node, ppm);
+            }
+            Action::Jump { who, us } => {
+                let Some(node) = self.meet("clock jump", who) else { return };
+                World::current().jump_wall(node, us);
+            }
+            Action::Transfer { shard, to } => self.transfer(shard, to).await,
+            Action::Drain { who, undo_after_ms } => self.drain(who, undo_after_ms).await,
+            Action::Join => self.join().await,
+            Action::Replace { who } => self.replace(who).await,
+            Action::Rebalance => {
+                self.admin(AdminCall::Rebalance { dry_run: false }).await;
+            }
+            Action::Topic { life_ms } => self.brief_topic(life_ms).await,
+            Action::Trim { shard } => self.trim(shard).await,
+        }
+    }
+
+    async fn crash(self: &Rc<Self>, who: Who, down_ms: u64, seed: u64) {
+        let Some(node) = self.meet("crash", who) else { return };
+        self.cluster.crash(node, seed);
+        self.back_after(node, down_ms).await;
+    }
+
+    async fn kill(self: &Rc<Self>, who: Who, down_ms: u64) {
+        let Some(node) = self.meet("kill", who) else { return };
+        self.cluster.kill(node);
+        self.back_after(node, down_ms).await;
+    }
+
+    async fn stop(self: &Rc<Self>, who: Who, down_ms: u64) {
+        let Some(node) = self.meet("stop", who) else { return };
+        self.cluster.stop(node).await;
+        self.back_after(node, down_ms).await;
+    }
+
+    async fn pause(self: &Rc<Self>, who: Who, for_ms: u64) {
+        let Some(node) = self.meet("pause", who) else { return };
+        World::current().pause(node);
+        sleep_ms(for_ms).await;
+        World::current().resume(node);
+    }
+
+    async fn back_after(&self, node: NodeId, down_ms: u64) {
+        sleep_ms(down_ms).await;
+        self.cluster.start(node);
+    }
+
+    async fn crash_all(self: &Rc<Self>, down_ms: u64, seed: u64) {
+        let nodes = self.cluster.nodes();
+        for node in &nodes {
+            self.note_paths("crash of all", *node);
+            self.cluster.crash(*node, seed ^ node.0);
+        }
+        sleep_ms(down_ms).await;
+        for node in nodes {
+            // They do not come up at the same moment.
+            sleep_ms(World::current().random_u64() % 300).await;
+            self.cluster.start(node);
+        }
+    }
+
+    async fn isolate(self: &Rc<Self>, who: Who, for_ms: u64) {
+        let Some(node) = self.meet("isolation", who) else { return };
+        self.cut_off(node, true, true);
+        sleep_ms(for_ms).await;
+        self.cluster.network().heal();
+    }
+
+    async fn cut_one_way(self: &Rc<Self>, who: Who, out: bool, for_ms: u64) {
+        let fault = if out { "one-way cut (out)" } else { "one-way cut (in)" };
+        let Some(node) = self.meet(fault, who) else { return };
+        self.cut_off(node, out, !out);
+        sleep_ms(for_ms).await;
+        self.cluster.network().heal();
+    }
+
+    async fn cut_pair(self: &Rc<Self>, first: Who, second: Who, for_ms: u64) {
+        let (Some(first), Some(second)) = (self.meet("bridge", first), self.find(second)) else { return };
+        if first != second {
+            self.cluster.network().cut_both(first, second);
+        }
+        sleep_ms(for_ms).await;
+        self.cluster.network().heal();
+    }
+
+    async fn flap(self: &Rc<Self>, who: Who, times: u64, period_ms: u64) {
+        let Some(node) = self.meet("flapping", who) else { return };
+        for _ in 0..times {
+            self.cut_off(node, true, true);
+            sleep_ms(period_ms).await;
+            self.cluster.network().heal();
+            sleep_ms(period_ms).await;
+        }
+    }
+
+    /// Cuts what a node sends, or what it is sent, or both.
+    fn cut_off(&self, node: NodeId, out: bool, into: bool) {
+        for other in self.cluster.nodes().into_iter().filter(|other| *other != node) {
+            if out {
+                self.cluster.network().cut(node, other);
+            }
+            if into {
+                self.cluster.network().cut(other, node);
+            }
+        }
+    }
+
+    // What operators do. Refusals are no failures: the cluster may be in the middle of anything.
+
+    async fn transfer(self: &Rc<Self>, shard: u64, to: Option<Who>) {
+        let target = self.target(shard);
+        let to = to.and_then(|who| self.find(who));
+        if let Some(leader) = self.cluster.leader(target.uid) {
+            self.note_paths("transfer", leader);
+        }
+        let (topic, shard) = (target.topic.to_string(), target.shard);
+        self.admin(AdminCall::TransferLeader { topic, shard, to }).await;
+    }
+
+    async fn drain(self: &Rc<Self>, who: Who, undo_after_ms: Option<u64>) {
+        let Some(node) = self.meet("drain", who) else { return };
+        self.admin(AdminCall::DrainNode { node, undo: false }).await;
+        if let Some(ms) = undo_after_ms {
+            sleep_ms(ms).await;
+            self.admin(AdminCall::DrainNode { node, undo: true }).await;
+        }
+    }
+
+    pub(super) async fn join(&self) {
+        self.coverage.borrow_mut().hit("join", "running cluster");
+        if let Err(error) = self.cluster.join().await {
+            World::current().note(&format!("nobody could join: {error}"));
+        }
+    }
+
+    /// One machine burns; it is removed, and another one comes. Once in a run: a second one might burn before the first
+    /// one's replicas are elsewhere, and no design survives that.
+    async fn replace(self: &Rc<Self>, who: Who) {
+        let Some(node) = self.find(who).filter(|node| self.can_lose(*node)) else { return };
+        if self.replaced.replace(true) {
+            return;
+        }
+        self.note_paths("replacement", node);
+        self.cluster.scrap(node);
+        self.join().await;
+        for _ in 0..REMOVE_TRIES {
+            if self.admin(AdminCall::RemoveNode { node, dead: true }).await {
+                return;
+            }
+            sleep_ms(1_000).await;
+        }
+        self.problem(format!("node {node}, which is no more, could not be removed"));
+    }
+
+    /// Whether what was acknowledged outlives the disk of this node: each group has three voters at least, all of which
+    /// have everything (a drain may have left it with two).
+    fn can_lose(&self, node: NodeId) -> bool {
+        let mut groups = vec![ShardUid::CATALOG];
+        groups.extend(self.clients.targets().iter().map(|target| target.uid));
+        groups.into_iter().all(|uid| {
+            let Some(leader) = self.cluster.leader(uid) else { return false };
+            let Some(process) = self.cluster.process(leader) else { return false };
+            let members = match uid {
+                ShardUid::CATALOG => process.control().map(|control| control.group().members()),
+                uid => process.shard(uid).map(|shard| shard.members()),
+            };
+            members.is_some_and(|members| {
+                members.voters.len() >= 3 && !members.changing && members.learners.is_empty()
+                    || !members.voters.contains(&node)
+            })
+        })
+    }
+
+    async fn brief_topic(self: &Rc<Self>, life_ms: u64) {
+        let name = format!("brief-{}", World::current().random_u64() % 1_000);
+        let Some((node, process)) = self.any_process() else { return };
+        self.coverage.borrow_mut().hit("topic made and deleted", "running cluster");
+        let made = World::current().spawn_on(node, async move {
+            let frontend = process.frontend(0);
+            let request = CreateTopicRequest { name: name.clone(), shards: 2, ..CreateTopicRequest::default() };
+            drop(frontend.create_topic(request).await);
+            sleep_ms(life_ms).await;
+            drop(frontend.delete_topic(&name).await);
+        });
+        drop(made.await);
+    }
+
+    async fn trim(self: &Rc<Self>, shard: u64) {
+        let target = self.target(shard);
+        let Some((node, process)) = self.any_process() else { return };
+        self.coverage.borrow_mut().hit("trim", "running cluster");
+        let trimmed = World::current().spawn_on(node, async move {
+            let frontend = process.frontend(0);
+            let end = process.shard(target.uid).map_or(0, |shard| shard.high_watermark().0);
+            drop(frontend.trim_topic(&target.topic, target.shard, end / 2).await);
+        });
+        drop(trimmed.await);
+    }
+
+    /// Asks any node that serves; whether it was done.
+    pub(super) async fn admin(&self, call: AdminCall) -> bool {
+        let Some((node, process)) = self.any_process() else { return false };
+        let text = format!("{call:?}");
+        let asked = World::current().spawn_on(node, async move { process.frontend(0).admin(call).await });
+        let result = asked.await;
+        World::current().note(&format!("{text}: {result:?}"));
+        matches!(result, Ok(Ok(_)))
+    }
+
+    /// The node that a step is about, and what the fault meets there.
+    fn meet(&self, fault: &str, who: Who) -> Option<NodeId> {
+        let node = self.find(who)?;
+        self.note_paths(fault, node);
+        Some(node)
+    }
+
+    fn find(&self, who: Who) -> Option<NodeId> {
+        let nodes: Vec<NodeId> = self.cluster.nodes().into_iter().collect();
+        let any = |number: u64| nodes.get((number % nodes.len().max(1) as u64) as usize).copied();
+        match who {
+            Who::Any(number) => any(number),
+            Who::Leader(number) => self.cluster.leader(self.target(number).uid).or_else(|| any(number)),
+            Who::Follower(number) => {
+                let leader = self.cluster.leader(self.target(number).uid);
+                nodes.iter().copied().find(|node| Some(*node) != leader)
+            }
+            Who::CatalogLeader => self.cluster.leader(ShardUid::CATALOG).or_else(|| any(0)),
+        }
+    }
+
+    /// Notes what a fault meets on a node.
+    fn note_paths(&self, fault: &str, node: NodeId) {
+        let hit = |path: &str| self.coverage.borrow_mut().hit(fault, path);
+        let Some(process) = self.cluster.process(node) else { return hit("node that is down") };
+        if !process.serves() {
+            hit("node that recovers");
+        }
+        if self.cluster.leader(ShardUid::CATALOG) == Some(node) {
+            hit("catalog leader");
+        }
+        let mut leads = false;
+        for target in self.clients.targets() {
+            let Some(shard) = process.shard(target.uid) else { continue };
+            if !World::current().on(node, || shard.leads()) {
+                hit("follower");
+                continue;
+            }
+            leads = true;
+            for path in leader_paths(&shard) {
+                hit(path);
+            }
+        }
+        if !leads && process.serves() {
+            hit("node that leads nothing");
+        }
+    }
+}
+
+/// Tries to remove a node that is no more, one a second.
+const REMOVE_TRIES: usize = 60;
+
+/// What a leader is in the middle of.
+fn leader_paths(shard: &Shard<SimEnv>) -> Vec<&'static str> {
+    let status = shard.status();
+    let mut paths = vec!["leader"];
+    if status.high_watermark < status.log_end {
+        paths.push("leader with records in flight");
+    }
+    if status.members.changing || !status.members.learners.is_empty() {
+        paths.push("change of members");
+    }
+    let end = status.applied_end.0;
+    let is_behind = |matched: Option<crate::ids::LogId>| matched.map_or(0, |id| id.index.0 + 1) + 16 < end;
+    if status.progress.iter().any(|progress| is_behind(progress.matched)) {
+        paths.push("leader with a follower behind");
+    }
+    if status.segments > 1 {
+        paths.push("leader of several segments");
+    }
+    paths
+}
