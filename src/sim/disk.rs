@@ -13,6 +13,8 @@
 //! Not done here: permissions, symbolic links, files that are removed while open (they live on for
 //! who has them open, as on Unix, but their space is free at once).
 
+mod timing;
+
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -24,9 +26,11 @@ use std::{
 
 use bytes::Bytes;
 
+pub use self::timing::DiskTimes;
+use self::timing::Timing;
 use super::random;
 use crate::{
-    env::{DirEntry, Disk, File, Map, OpenMode, channel::Notify, yield_now},
+    env::{DirEntry, Disk, File, Map, OpenMode, channel::Notify},
     limits::BLOCK_BYTES,
 };
 
@@ -100,7 +104,7 @@ struct World {
     faults: RefCell<Vec<Fault>>,
     counts: RefCell<BTreeMap<Operation, u64>>,
     held: RefCell<Option<Notify>>,
-    latency: Cell<Option<u64>>,
+    timing: RefCell<Timing>,
 }
 
 #[derive(Clone)]
@@ -155,12 +159,25 @@ impl SimDisk {
     /// From now on operations take 0 to 3 turns of the executor, by `seed`.
     #[must_use]
     pub fn with_latency(self, seed: u64) -> SimDisk {
-        self.world.latency.set(Some(seed));
+        *self.world.timing.borrow_mut() = Timing::Turns { dice: Cell::new(seed) };
         self
     }
 
+    /// From now on operations take time of that world, by `seed`.
+    #[must_use]
+    pub fn timed(self, world: &super::World, seed: u64, times: DiskTimes) -> SimDisk {
+        *self.world.timing.borrow_mut() = Timing::timed(world, seed, times);
+        self
+    }
+
+    /// A slow device: for `for_us` microseconds from now on, operations that begin take `factor` times as long. No-op
+    /// unless the disk is `timed`.
+    pub fn set_slow(&self, factor: u64, for_us: u64) {
+        self.world.timing.borrow().set_slow(factor, for_us);
+    }
+
     /// What is found when the power fails now and comes back: another disk. This one goes on; end it with `power_off`.
-    /// Planted faults and the capacity are not taken over.
+    /// Planted faults and the capacity are not taken over; times are, but not turns.
     pub fn crash(&self, seed: u64) -> SimDisk {
         let dice = Cell::new(seed);
         let mut names = self.world.names_durable.borrow().clone();
@@ -184,6 +201,7 @@ impl SimDisk {
             }
         }
         let world = World::default();
+        *world.timing.borrow_mut() = self.world.timing.borrow().reseeded(random(&dice));
         *world.names_durable.borrow_mut() = names.clone();
         *world.names.borrow_mut() = names;
         SimDisk { world: Rc::new(world) }
@@ -435,13 +453,8 @@ impl World {
     }
 
     async fn turns(&self) {
-        let Some(seed) = self.latency.get() else { return };
-        let dice = Cell::new(seed);
-        let turns = random(&dice) % 4;
-        self.latency.set(Some(dice.get()));
-        for _ in 0..turns {
-            yield_now().await;
-        }
+        let (_, wait) = self.timing.borrow().draw();
+        wait.await;
     }
 
     fn change_names(&self, change: NameChange) {

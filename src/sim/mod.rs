@@ -12,12 +12,13 @@ pub mod disk;
 pub mod executor;
 pub mod net;
 pub mod runtime;
+mod until;
 
 use std::cell::Cell;
 
-pub use disk::{Fault, Operation, SimDisk, SimFile};
+pub use disk::{DiskTimes, Fault, Operation, SimDisk, SimFile};
 pub use executor::World;
-pub use net::SimNet;
+pub use net::{NetTimes, SimNet, SimNetwork};
 pub use runtime::{SimEnv, SimRuntime};
 
 use crate::env::{Env, runtime::LocalRuntime};
