@@ -16,7 +16,7 @@ mod until;
 
 use std::cell::Cell;
 
-pub use disk::{DiskTimes, Fault, Operation, SimDisk, SimFile};
+pub use disk::{DiskFault, DiskTimes, Fault, Operation, PlantedFault, SimDisk, SimFile};
 pub use executor::World;
 pub use net::{NetTimes, SimNet, SimNetwork};
 pub use runtime::{SimEnv, SimRuntime};

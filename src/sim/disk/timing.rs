@@ -64,6 +64,14 @@ impl Timing {
         Timing::Timed { world: world.weak(), dice: Cell::new(seed), times, slow }
     }
 
+    /// The world whose time it is, while there is one.
+    pub(super) fn world(&self) -> Option<World> {
+        match self {
+            Timing::Timed { world, .. } => world.upgrade(),
+            _ => None,
+        }
+    }
+
     /// The same for another disk, with other dice.
     pub(super) fn reseeded(&self, seed: u64) -> Timing {
         match self {
