@@ -346,7 +346,12 @@ impl SimNetwork {
             pipes: RefCell::default(),
             changed: Notify::new(),
         });
-        self.wires.links.borrow_mut().push(Rc::downgrade(&link));
+        let mut links = self.wires.links.borrow_mut();
+        if links.len() == links.capacity() {
+            links.retain(|link| link.strong_count() > 0);
+        }
+        links.push(Rc::downgrade(&link));
+        drop(links);
         [0, 1].map(|side| SimConnection::new(&link, side))
     }
 }
