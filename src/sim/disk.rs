@@ -5,17 +5,28 @@
 //! and removals (half of the seeds: all after some point; the other half: any of them). What was
 //! synced, or written by `append_durable` that returned, stays.
 //!
-//! Operations complete at once, or, with `with_latency`, after a few turns of the executor, so that
-//! a crash finds some of them half done. Faults can be planted: errors by operation and file, a
-//! capacity, flipped bits. A failed sync loses what it should have made durable and the next one
-//! succeeds, as on Linux: who retries loses data.
+//! Operations complete at once; or, with `with_latency`, after a few turns of the executor; or,
+//! `timed`, in the time of a simulated world, each after its own delay, so that they are done in another
+//! order than begun. A crash finds some of them half done. A sync covers what was done when it began.
+//!
+//! Faults can be planted: errors by operation and file (`plant`), and what devices do (`plant_fault`:
+//! errors, lies, wrong bytes in what is written), a capacity, a slow time; `damage_at_rest` changes what is
+//! written already. `fired` says what each has met. A failed sync loses what it should have made durable
+//! and the next one succeeds, as on Linux: who retries loses data.
 //!
 //! Not done here: permissions, symbolic links, files that are removed while open (they live on for
 //! who has them open, as on Unix, but their space is free at once).
 
+mod blocks;
+mod damage;
+mod faults;
+mod flight;
+mod node;
+mod timing;
+
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     io,
     path::{Path, PathBuf},
@@ -24,14 +35,27 @@ use std::{
 
 use bytes::Bytes;
 
+pub use self::{
+    damage::Damage,
+    faults::{DiskFault, Met, PlantedFault},
+    timing::DiskTimes,
+};
+use self::{
+    damage::Piece,
+    node::{Node, NodeRef},
+    timing::Timing,
+};
 use super::random;
 use crate::{
-    env::{DirEntry, Disk, File, Map, OpenMode, channel::Notify, yield_now},
+    env::{DirEntry, Disk, File, Map, OpenMode, channel::Notify},
     limits::BLOCK_BYTES,
 };
 
 /// What a device writes at once or not at all.
 pub const SECTOR_BYTES: usize = 512;
+
+/// Makes the dice of faults others than those of delays.
+const FAULT_SEED: u64 = 0x0064_6973_6b66_6c74;
 
 /// Kinds of operations, for faults and counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,19 +100,29 @@ pub struct Fault {
 /// A simulated disk. Clones are handles to the same one.
 #[derive(Clone)]
 pub struct SimDisk {
-    world: Rc<World>,
+    device: Rc<Device>,
 }
 
 /// An open file on it.
 #[derive(Clone)]
 pub struct SimFile {
-    world: Rc<World>,
+    device: Rc<Device>,
     path: PathBuf,
     node: NodeRef,
 }
 
 #[derive(Default)]
-struct World {
+struct Device {
+    /// Of planted faults.
+    dice: Cell<u64>,
+    planted: RefCell<Vec<PlantedFault>>,
+    /// Shared with the disks that a crash leaves.
+    fired: Rc<RefCell<BTreeMap<(DiskFault, Met), u64>>>,
+    /// Directories of logs that were appended to.
+    appended: RefCell<BTreeSet<PathBuf>>,
+    /// Numbers and files of the operations that are under way.
+    in_flight: RefCell<Vec<(u64, PathBuf)>>,
+    operation_next: Cell<u64>,
     /// What a look at the file system shows now.
     names: RefCell<BTreeMap<PathBuf, Entry>>,
     /// What is there for good.
@@ -100,7 +134,7 @@ struct World {
     faults: RefCell<Vec<Fault>>,
     counts: RefCell<BTreeMap<Operation, u64>>,
     held: RefCell<Option<Notify>>,
-    latency: Cell<Option<u64>>,
+    timing: RefCell<Timing>,
 }
 
 #[derive(Clone)]
@@ -116,27 +150,6 @@ enum NameChange {
     Remove { path: PathBuf },
 }
 
-type NodeRef = Rc<RefCell<Node>>;
-
-/// One file's bytes: as seen, as durable, and what lies between.
-#[derive(Default)]
-struct Node {
-    current: Vec<u8>,
-    durable: Vec<u8>,
-    pending: Vec<Change>,
-    next_id: u64,
-}
-
-struct Change {
-    id: u64,
-    kind: ChangeKind,
-}
-
-enum ChangeKind {
-    Write { position: u64, bytes: Bytes },
-    Truncate { bytes: u64 },
-}
-
 impl Default for SimDisk {
     fn default() -> SimDisk {
         SimDisk::new()
@@ -146,25 +159,40 @@ impl Default for SimDisk {
 impl SimDisk {
     /// An empty disk whose operations complete at once.
     pub fn new() -> SimDisk {
-        let world = World::default();
-        world.names.borrow_mut().insert("/".into(), Entry::Dir);
-        world.names_durable.borrow_mut().insert("/".into(), Entry::Dir);
-        SimDisk { world: Rc::new(world) }
+        let device = Device::default();
+        device.names.borrow_mut().insert("/".into(), Entry::Dir);
+        device.names_durable.borrow_mut().insert("/".into(), Entry::Dir);
+        SimDisk { device: Rc::new(device) }
     }
 
     /// From now on operations take 0 to 3 turns of the executor, by `seed`.
     #[must_use]
     pub fn with_latency(self, seed: u64) -> SimDisk {
-        self.world.latency.set(Some(seed));
+        self.device.dice.set(seed ^ FAULT_SEED);
+        *self.device.timing.borrow_mut() = Timing::Turns { dice: Cell::new(seed) };
         self
     }
 
+    /// From now on operations take time of that world, by `seed`.
+    #[must_use]
+    pub fn timed(self, world: &super::World, seed: u64, times: DiskTimes) -> SimDisk {
+        self.device.dice.set(seed ^ FAULT_SEED);
+        *self.device.timing.borrow_mut() = Timing::timed(world, seed, times);
+        self
+    }
+
+    /// A slow device: for `for_us` microseconds from now on, operations that begin take `factor` times as long. No-op
+    /// unless the disk is `timed`.
+    pub fn set_slow(&self, factor: u64, for_us: u64) {
+        self.device.timing.borrow().set_slow(factor, for_us);
+    }
+
     /// What is found when the power fails now and comes back: another disk. This one goes on; end it with `power_off`.
-    /// Planted faults and the capacity are not taken over.
+    /// Planted faults and the capacity are not taken over; times are, but not turns.
     pub fn crash(&self, seed: u64) -> SimDisk {
         let dice = Cell::new(seed);
-        let mut names = self.world.names_durable.borrow().clone();
-        let changes = self.world.names_pending.borrow();
+        let mut names = self.device.names_durable.borrow().clone();
+        let changes = self.device.names_pending.borrow();
         let in_order = random(&dice).is_multiple_of(2);
         let kept = (random(&dice) % (changes.len() as u64 + 1)) as usize;
         for (number, change) in changes.iter().enumerate() {
@@ -175,66 +203,70 @@ impl SimDisk {
         }
         // A file may have two names while a rename is under way.
         let mut copies: Vec<(NodeRef, NodeRef)> = Vec::new();
-        for entry in names.values_mut() {
+        for (path, entry) in &mut names {
             if let Entry::File(node) = entry {
                 let known = copies.iter().find(|(old, _)| Rc::ptr_eq(old, node)).map(|(_, new)| new.clone());
-                let copy = known.unwrap_or_else(|| Rc::new(RefCell::new(node.borrow().crash(&dice))));
+                let copy = known.unwrap_or_else(|| self.device.crash_file(&node.borrow(), &dice));
+                copy.borrow_mut().path.clone_from(path);
                 copies.push((node.clone(), copy.clone()));
                 *node = copy;
             }
         }
-        let world = World::default();
-        *world.names_durable.borrow_mut() = names.clone();
-        *world.names.borrow_mut() = names;
-        SimDisk { world: Rc::new(world) }
+        let device = Device { fired: Rc::clone(&self.device.fired), ..Device::default() };
+        *device.timing.borrow_mut() = self.device.timing.borrow().reseeded(random(&dice));
+        device.dice.set(random(&dice));
+        *device.names_durable.borrow_mut() = names.clone();
+        *device.names.borrow_mut() = names;
+        SimDisk { device: Rc::new(device) }
     }
 
     /// All operations through handles to this disk fail from now on.
     pub fn power_off(&self) {
-        self.world.off.set(true);
+        self.device.off.set(true);
         self.release();
     }
 
     /// Plants an error.
     pub fn plant(&self, fault: Fault) {
-        self.world.faults.borrow_mut().push(fault);
+        self.device.faults.borrow_mut().push(fault);
     }
 
-    /// Takes all planted errors away.
+    /// Takes all planted errors and faults away.
     pub fn heal(&self) {
-        self.world.faults.borrow_mut().clear();
+        self.device.faults.borrow_mut().clear();
+        self.device.planted.borrow_mut().clear();
     }
 
     /// Sets how many bytes all files together may have; `None`: no bound.
     pub fn set_capacity(&self, bytes: Option<u64>) {
-        self.world.capacity.set(bytes);
+        self.device.capacity.set(bytes);
     }
 
     /// Bytes of all files together.
     pub fn used_bytes(&self) -> u64 {
-        self.world.used_bytes()
+        self.device.used_bytes()
     }
 
     /// How many operations of this kind were begun.
     pub fn count(&self, operation: Operation) -> u64 {
-        self.world.counts.borrow().get(&operation).copied().unwrap_or(0)
+        self.device.counts.borrow().get(&operation).copied().unwrap_or(0)
     }
 
     /// Durable appends wait from now on until `release`; their bytes are on the way (a crash may tear them).
     pub fn hold(&self) {
-        *self.world.held.borrow_mut() = Some(Notify::new());
+        *self.device.held.borrow_mut() = Some(Notify::new());
     }
 
     /// Ends `hold`.
     pub fn release(&self) {
-        if let Some(held) = self.world.held.borrow_mut().take() {
+        if let Some(held) = self.device.held.borrow_mut().take() {
             held.notify_all();
         }
     }
 
     /// Paths of all files, sorted.
     pub fn paths(&self) -> Vec<PathBuf> {
-        let names = self.world.names.borrow();
+        let names = self.device.names.borrow();
         names.iter().filter(|(_, entry)| matches!(entry, Entry::File(_))).map(|(path, _)| path.clone()).collect()
     }
 
@@ -243,21 +275,21 @@ impl SimDisk {
     /// # Panics
     /// When it is not there.
     pub fn content(&self, path: impl AsRef<Path>) -> Vec<u8> {
-        self.world.node(path.as_ref()).expect("the test knows its files").borrow().current.clone()
+        self.device.node(path.as_ref()).expect("the test knows its files").borrow().current.all().into()
     }
 
     /// Replaces or makes a file, durably, as if by magic.
     pub fn set_content(&self, path: impl AsRef<Path>, bytes: Vec<u8>) {
-        let node = Node { durable: bytes.clone(), current: bytes, ..Node::default() };
+        let node = Node::with_content(path.as_ref().into(), bytes);
         let entry = Entry::File(Rc::new(RefCell::new(node)));
-        self.world.names_durable.borrow_mut().insert(path.as_ref().into(), entry.clone());
-        self.world.names.borrow_mut().insert(path.as_ref().into(), entry);
+        self.device.names_durable.borrow_mut().insert(path.as_ref().into(), entry.clone());
+        self.device.names.borrow_mut().insert(path.as_ref().into(), entry);
     }
 
     /// Removes a file, durably, as if by magic.
     pub fn delete(&self, path: impl AsRef<Path>) {
-        self.world.names_durable.borrow_mut().remove(path.as_ref());
-        self.world.names.borrow_mut().remove(path.as_ref());
+        self.device.names_durable.borrow_mut().remove(path.as_ref());
+        self.device.names.borrow_mut().remove(path.as_ref());
     }
 
     /// Flips one bit of a file, as a dying device does.
@@ -265,12 +297,14 @@ impl SimDisk {
     /// # Panics
     /// When the file or the byte is not there.
     pub fn flip_bit(&self, path: impl AsRef<Path>, position: u64, bit: u32) {
-        let node = self.world.node(path.as_ref()).expect("the test knows its files");
+        let node = self.device.node(path.as_ref()).expect("the test knows its files");
         let node = &mut *node.borrow_mut();
-        node.current[position as usize] ^= 1 << bit;
-        if let Some(byte) = node.durable.get_mut(position as usize) {
-            *byte ^= 1 << bit;
-        }
+        let number = position / BLOCK_BYTES as u64;
+        assert!(position < node.current.len(), "the test knows its bytes");
+        let old = node.current.block(number).map_or_else(|| vec![0; BLOCK_BYTES], |block| block.to_vec());
+        let mut block = old;
+        block[(position % BLOCK_BYTES as u64) as usize] ^= 1 << bit;
+        node.replace_block(number, &block.into());
     }
 }
 
@@ -300,84 +334,7 @@ impl NameChange {
     }
 }
 
-impl Node {
-    fn write(&mut self, position: u64, bytes: &Bytes) -> u64 {
-        put(&mut self.current, position, bytes);
-        self.change(ChangeKind::Write { position, bytes: bytes.clone() })
-    }
-
-    fn change(&mut self, kind: ChangeKind) -> u64 {
-        self.next_id += 1;
-        self.pending.push(Change { id: self.next_id, kind });
-        self.next_id
-    }
-
-    /// Makes all changes durable.
-    fn sync(&mut self) {
-        for change in std::mem::take(&mut self.pending) {
-            match change.kind {
-                ChangeKind::Write { position, bytes } => put(&mut self.durable, position, &bytes),
-                ChangeKind::Truncate { bytes } => self.durable.resize(bytes as usize, 0),
-            }
-        }
-    }
-
-    /// Makes these writes durable.
-    fn sync_writes(&mut self, ids: &[u64]) {
-        if self.pending.iter().any(|change| matches!(change.kind, ChangeKind::Truncate { .. })) {
-            // O_DSYNC writes flush the metadata that reading them back needs: the size, so the truncation, too.
-            return self.sync();
-        }
-        let durable = &mut self.durable;
-        self.pending.retain(|change| {
-            let ChangeKind::Write { position, bytes } = &change.kind else { return true };
-            if ids.contains(&change.id) {
-                put(durable, *position, bytes);
-            }
-            !ids.contains(&change.id)
-        });
-    }
-
-    /// What a power failure leaves.
-    fn crash(&self, dice: &Cell<u64>) -> Node {
-        let mut bytes = self.durable.clone();
-        let truncations = self.pending.iter().filter(|change| matches!(change.kind, ChangeKind::Truncate { .. }));
-        let mut truncations_kept = random(dice) % (truncations.count() as u64 + 1);
-        // Some failures lose nearly everything, some nearly nothing.
-        let odds = [1, 8, 15][(random(dice) % 3) as usize];
-        for change in &self.pending {
-            match &change.kind {
-                ChangeKind::Truncate { bytes: length } if truncations_kept > 0 => {
-                    truncations_kept -= 1;
-                    bytes.resize(*length as usize, 0);
-                }
-                ChangeKind::Truncate { .. } => {}
-                ChangeKind::Write { position, bytes: written } => {
-                    let mut at = 0;
-                    while at < written.len() {
-                        let place = *position as usize + at;
-                        let step = (SECTOR_BYTES - place % SECTOR_BYTES).min(written.len() - at);
-                        if random(dice) % 16 < odds {
-                            put(&mut bytes, place as u64, &written[at..at + step]);
-                        }
-                        at += step;
-                    }
-                }
-            }
-        }
-        Node { current: bytes.clone(), durable: bytes, ..Node::default() }
-    }
-}
-
-fn put(bytes: &mut Vec<u8>, position: u64, written: &[u8]) {
-    let end = position as usize + written.len();
-    if bytes.len() < end {
-        bytes.resize(end, 0);
-    }
-    bytes[position as usize..end].copy_from_slice(written);
-}
-
-impl World {
+impl Device {
     fn node(&self, path: &Path) -> io::Result<NodeRef> {
         match self.names.borrow().get(path) {
             Some(Entry::File(node)) => Ok(node.clone()),
@@ -389,7 +346,7 @@ impl World {
     fn used_bytes(&self) -> u64 {
         let names = self.names.borrow();
         let files = names.values().filter_map(|entry| match entry {
-            Entry::File(node) => Some(node.borrow().current.len() as u64),
+            Entry::File(node) => Some(node.borrow().current.len()),
             Entry::Dir => None,
         });
         files.sum()
@@ -397,20 +354,50 @@ impl World {
 
     /// `ENOSPC` unless the node may grow to `end`.
     fn grow(&self, node: &RefCell<Node>, end: u64) -> io::Result<()> {
-        let growth = end.saturating_sub(node.borrow().current.len() as u64);
+        let growth = end.saturating_sub(node.borrow().current.len());
         match self.capacity.get() {
             Some(capacity) if growth > 0 && self.used_bytes() + growth > capacity => {
+                self.count_fault(DiskFault::Full, Operation::Write, &node.borrow().path);
                 Err(io::ErrorKind::StorageFull.into())
             }
             _ => Ok(()),
         }
     }
 
-    /// Counts the operation, waits as long as it takes, and fails it if that was planted.
-    async fn begin(&self, operation: Operation, path: &Path) -> io::Result<()> {
+    /// A file after a crash.
+    fn crash_file(&self, file: &Node, dice: &Cell<u64>) -> NodeRef {
+        let torn = file.has_pending();
+        let (after, lost) = file.crash(dice);
+        if torn && lost > 0 {
+            self.count_fault(DiskFault::Torn, Operation::AppendDurable, &file.path);
+        }
+        Rc::new(RefCell::new(after))
+    }
+
+    /// Counts the operation, waits as long as it takes, and fails it if that was planted; says what else is to happen.
+    async fn begin(&self, operation: Operation, path: &Path) -> io::Result<Option<DiskFault>> {
         *self.counts.borrow_mut().entry(operation).or_default() += 1;
-        self.turns().await;
-        self.check(operation, path)
+        self.pass(operation, path).await;
+        self.check(operation, path)?;
+        self.struck(operation, path)
+    }
+
+    /// As `begin`, for an open file.
+    async fn begin_file(&self, operation: Operation, file: &SimFile) -> io::Result<Option<DiskFault>> {
+        *self.counts.borrow_mut().entry(operation).or_default() += 1;
+        let path = file.node.borrow().path.clone();
+        self.pass(operation, &path).await;
+        self.check(operation, &file.path)?;
+        let path = file.node.borrow().path.clone();
+        self.struck(operation, &path)
+    }
+
+    fn struck(&self, operation: Operation, path: &Path) -> io::Result<Option<DiskFault>> {
+        let struck = self.strike(operation, path);
+        match struck.and_then(DiskFault::error) {
+            Some(error) => Err(error),
+            None => Ok(struck),
+        }
     }
 
     fn powered(&self) -> io::Result<()> {
@@ -434,18 +421,15 @@ impl World {
         Ok(())
     }
 
-    async fn turns(&self) {
-        let Some(seed) = self.latency.get() else { return };
-        let dice = Cell::new(seed);
-        let turns = random(&dice) % 4;
-        self.latency.set(Some(dice.get()));
-        for _ in 0..turns {
-            yield_now().await;
-        }
-    }
-
     fn change_names(&self, change: NameChange) {
-        change.apply(&mut self.names.borrow_mut());
+        let mut names = self.names.borrow_mut();
+        change.apply(&mut names);
+        if let NameChange::Rename { to, .. } = &change
+            && let Some(Entry::File(node)) = names.get(to)
+        {
+            node.borrow_mut().path.clone_from(to);
+        }
+        drop(names);
         self.names_pending.borrow_mut().push(change);
     }
 
@@ -467,67 +451,71 @@ impl Disk for SimDisk {
     type File = SimFile;
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<SimFile> {
-        self.world.begin(Operation::Open, path).await?;
+        self.device.begin(Operation::Open, path).await?;
         if mode == OpenMode::Create {
-            if self.world.names.borrow().contains_key(path) {
+            if self.device.names.borrow().contains_key(path) {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
             let dir = path.parent().expect("a file has a directory");
-            if !matches!(self.world.names.borrow().get(dir), Some(Entry::Dir)) {
+            if !matches!(self.device.names.borrow().get(dir), Some(Entry::Dir)) {
                 return Err(io::ErrorKind::NotFound.into());
             }
-            let entry = Entry::File(Rc::default());
-            self.world.change_names(NameChange::Put { path: path.into(), entry });
+            let entry = Entry::File(Rc::new(RefCell::new(Node::new(path.into()))));
+            self.device.change_names(NameChange::Put { path: path.into(), entry });
         }
-        let node = self.world.node(path)?;
-        Ok(SimFile { world: self.world.clone(), path: path.into(), node })
+        let node = self.device.node(path)?;
+        Ok(SimFile { device: self.device.clone(), path: path.into(), node })
     }
 
     async fn read_file(&self, path: &Path) -> io::Result<Bytes> {
-        self.world.begin(Operation::Read, path).await?;
-        Ok(self.world.node(path)?.borrow().current.clone().into())
+        self.device.begin(Operation::Read, path).await?;
+        let node = self.device.node(path)?;
+        let content = node.borrow().current.all();
+        self.device.note_read(&node, 0, content.len());
+        Ok(content)
     }
 
     async fn write_file(&self, path: &Path, content: Bytes) -> io::Result<()> {
         let name = path.file_name().expect("a file has a name").to_string_lossy();
         let temporary = path.with_file_name(format!("{name}.tmp"));
-        if self.world.names.borrow().contains_key(&temporary) {
-            self.world.change_names(NameChange::Remove { path: temporary.clone() });
+        if self.device.names.borrow().contains_key(&temporary) {
+            self.device.change_names(NameChange::Remove { path: temporary.clone() });
         }
         let file = self.open(&temporary, OpenMode::Create).await?;
         let written = async {
-            self.world.begin(Operation::Write, path).await?;
-            self.world.grow(&file.node, content.len() as u64)?;
-            file.node.borrow_mut().write(0, &content);
+            let fault = self.device.begin(Operation::Write, path).await?;
+            self.device.grow(&file.node, content.len() as u64)?;
+            let pieces = vec![Piece { node: file.node.clone(), position: 0, bytes: content.clone(), damage: None }];
+            drop(self.device.place(self.device.bend(fault, pieces)));
             file.sync().await?;
             self.rename(&temporary, path).await
         };
         if let Err(error) = written.await {
-            self.world.change_names(NameChange::Remove { path: temporary });
+            self.device.change_names(NameChange::Remove { path: temporary });
             return Err(error);
         }
-        self.world.sync_dir(path.parent().expect("a file has a directory")).await
+        self.device.sync_dir(path.parent().expect("a file has a directory")).await
     }
 
     async fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        self.world.turns().await;
-        self.world.check(Operation::SyncDir, path)?;
+        self.device.pass(Operation::SyncDir, path).await;
+        self.device.check(Operation::SyncDir, path)?;
         for dir in path.ancestors() {
-            let known = self.world.names.borrow().get(dir).cloned();
+            let known = self.device.names.borrow().get(dir).cloned();
             match known {
                 Some(Entry::Dir) => continue,
                 Some(Entry::File(_)) => return Err(io::ErrorKind::NotADirectory.into()),
                 None => {}
             }
-            self.world.names.borrow_mut().insert(dir.into(), Entry::Dir);
-            self.world.names_durable.borrow_mut().insert(dir.into(), Entry::Dir);
+            self.device.names.borrow_mut().insert(dir.into(), Entry::Dir);
+            self.device.names_durable.borrow_mut().insert(dir.into(), Entry::Dir);
         }
         Ok(())
     }
 
     async fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
-        self.world.begin(Operation::List, path).await?;
-        let names = self.world.names.borrow();
+        self.device.begin(Operation::List, path).await?;
+        let names = self.device.names.borrow();
         if !matches!(names.get(path), Some(Entry::Dir)) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -536,7 +524,7 @@ impl Disk for SimDisk {
             name: name.file_name().expect("what is in a directory has a name").into(),
             bytes: match entry {
                 Entry::Dir => 0,
-                Entry::File(node) => node.borrow().current.len() as u64,
+                Entry::File(node) => node.borrow().current.len(),
             },
             is_dir: matches!(entry, Entry::Dir),
         });
@@ -544,116 +532,143 @@ impl Disk for SimDisk {
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.world.begin(Operation::Rename, from).await?;
-        self.world.node(from)?;
-        self.world.change_names(NameChange::Rename { from: from.into(), to: to.into() });
+        self.device.begin(Operation::Rename, from).await?;
+        self.device.node(from)?;
+        self.device.change_names(NameChange::Rename { from: from.into(), to: to.into() });
         Ok(())
     }
 
     async fn remove(&self, path: &Path) -> io::Result<()> {
-        self.world.begin(Operation::Remove, path).await?;
-        self.world.node(path)?;
-        self.world.change_names(NameChange::Remove { path: path.into() });
+        self.device.begin(Operation::Remove, path).await?;
+        self.device.node(path)?;
+        self.device.change_names(NameChange::Remove { path: path.into() });
         Ok(())
     }
 
     async fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
-        self.world.begin(Operation::Remove, path).await?;
-        if !self.world.names.borrow().contains_key(path) {
+        self.device.begin(Operation::Remove, path).await?;
+        if !self.device.names.borrow().contains_key(path) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        self.world.names.borrow_mut().retain(|name, _| !name.starts_with(path));
-        self.world.names_durable.borrow_mut().retain(|name, _| !name.starts_with(path));
-        self.world.names_pending.borrow_mut().retain(|change| !change.dir().is_some_and(|dir| dir.starts_with(path)));
+        self.device.names.borrow_mut().retain(|name, _| !name.starts_with(path));
+        self.device.names_durable.borrow_mut().retain(|name, _| !name.starts_with(path));
+        self.device.names_pending.borrow_mut().retain(|change| !change.dir().is_some_and(|dir| dir.starts_with(path)));
         Ok(())
     }
 
     async fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.world.sync_dir(path).await
+        self.device.sync_dir(path).await
     }
 
     async fn map(&self, path: &Path) -> io::Result<Map> {
         Ok(Map::from_bytes(self.read_file(path).await?))
     }
 
-    async fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
-        self.world.turns().await;
-        let capacity = self.world.capacity.get().unwrap_or(u64::MAX);
-        Ok(capacity.saturating_sub(self.world.used_bytes()))
+    async fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.device.pass(Operation::List, path).await;
+        let capacity = self.device.capacity.get().unwrap_or(u64::MAX);
+        Ok(capacity.saturating_sub(self.device.used_bytes()))
     }
 }
 
 impl SimFile {
-    /// Puts the buffers where they are seen; returns the names of the changes. Checks what the device demands.
-    fn place(&self, position: u64, buffers: &[Bytes]) -> io::Result<Vec<u64>> {
+    /// What is to be written where. Checks what the device demands.
+    fn pieces(&self, position: u64, buffers: &[Bytes]) -> io::Result<Vec<Piece>> {
         assert!(position.is_multiple_of(BLOCK_BYTES as u64), "O_DIRECT wants aligned positions");
         let bytes: usize = buffers.iter().map(Bytes::len).sum();
-        self.world.grow(&self.node, position + bytes as u64)?;
-        let (mut at, mut ids) = (position, Vec::with_capacity(buffers.len()));
+        self.device.grow(&self.node, position + bytes as u64)?;
+        let (mut at, mut pieces) = (position, Vec::with_capacity(buffers.len()));
         for buffer in buffers {
             assert!(buffer.len().is_multiple_of(BLOCK_BYTES), "O_DIRECT wants aligned lengths");
             assert!((buffer.as_ptr() as usize).is_multiple_of(BLOCK_BYTES), "O_DIRECT wants aligned memory");
-            ids.push(self.node.borrow_mut().write(at, buffer));
+            pieces.push(Piece { node: self.node.clone(), position: at, bytes: buffer.clone(), damage: None });
             at += buffer.len() as u64;
         }
-        Ok(ids)
+        Ok(pieces)
+    }
+
+    /// Reads of its directory are no recovery's any more.
+    fn note_append(&self, path: &Path) {
+        let Some(dir) = path.parent().filter(|_| faults::kind(path) == "store") else { return };
+        let mut appended = self.device.appended.borrow_mut();
+        if !appended.contains(dir) {
+            appended.insert(dir.into());
+        }
     }
 }
 
 impl File for SimFile {
     async fn read_at(&self, position: u64, bytes: usize) -> io::Result<Bytes> {
-        self.world.begin(Operation::Read, &self.path).await?;
-        let node = self.node.borrow();
-        let start = (position as usize).min(node.current.len());
-        let end = start.saturating_add(bytes).min(node.current.len());
-        Ok(Bytes::copy_from_slice(&node.current[start..end]))
+        self.device.begin_file(Operation::Read, self).await?;
+        self.device.note_read(&self.node, position, bytes);
+        Ok(self.node.borrow().current.read(position, bytes))
     }
 
     async fn append_durable(&self, position: u64, buffers: Vec<Bytes>) -> io::Result<()> {
-        *self.world.counts.borrow_mut().entry(Operation::AppendDurable).or_default() += 1;
-        self.world.powered()?;
-        let ids = self.place(position, &buffers)?;
-        let held = self.world.held.borrow().as_ref().map(Notify::notified);
+        *self.device.counts.borrow_mut().entry(Operation::AppendDurable).or_default() += 1;
+        self.device.powered()?;
+        let pieces = self.pieces(position, &buffers)?;
+        let path = self.node.borrow().path.clone();
+        self.note_append(&path);
+        let fault = self.device.strike(Operation::AppendDurable, &path);
+        let error = fault.and_then(DiskFault::error);
+        let refused = fault == Some(DiskFault::Full);
+        let placed = self.device.place(if refused { Vec::new() } else { self.device.bend(fault, pieces) });
+        let held = self.device.held.borrow().as_ref().map(Notify::notified);
         if let Some(held) = held {
             held.await;
         }
-        self.world.turns().await;
-        self.world.check(Operation::AppendDurable, &self.path)?;
-        self.node.borrow_mut().sync_writes(&ids);
+        self.device.pass(Operation::AppendDurable, &path).await;
+        self.device.check(Operation::AppendDurable, &self.path)?;
+        if let Some(error) = error {
+            return Err(error);
+        }
+        if fault != Some(DiskFault::LyingSync) {
+            placed.sync();
+        }
         Ok(())
     }
 
     async fn write_at(&self, position: u64, buffers: Vec<Bytes>) -> io::Result<()> {
-        self.world.begin(Operation::Write, &self.path).await?;
-        self.place(position, &buffers)?;
+        let fault = self.device.begin_file(Operation::Write, self).await?;
+        let pieces = self.pieces(position, &buffers)?;
+        drop(self.device.place(self.device.bend(fault, pieces)));
         Ok(())
     }
 
     async fn sync(&self) -> io::Result<()> {
-        let result = self.world.begin(Operation::Sync, &self.path).await;
-        let node = &mut *self.node.borrow_mut();
+        let last = self.node.borrow().last_id();
+        let result = self.device.begin_file(Operation::Sync, self).await;
         match result {
-            Ok(()) => node.sync(),
-            // The pages are marked clean all the same: the next sync has nothing to write and succeeds.
-            Err(_) => node.pending.clear(),
+            Ok(Some(DiskFault::LyingSync)) => Ok(()),
+            Ok(_) => {
+                self.node.borrow_mut().sync(last);
+                Ok(())
+            }
+            Err(error) => {
+                if !self.device.off.get() {
+                    // The pages are marked clean all the same: the next sync has nothing to write and succeeds.
+                    self.node.borrow_mut().forget(last);
+                }
+                Err(error)
+            }
         }
-        result
     }
 
     async fn truncate(&self, bytes: u64) -> io::Result<()> {
-        self.world.begin(Operation::Truncate, &self.path).await?;
-        self.world.grow(&self.node, bytes)?;
-        let node = &mut *self.node.borrow_mut();
-        node.current.resize(bytes as usize, 0);
-        node.change(ChangeKind::Truncate { bytes });
+        self.device.begin_file(Operation::Truncate, self).await?;
+        self.device.grow(&self.node, bytes)?;
+        self.node.borrow_mut().truncate(bytes);
         Ok(())
     }
 
     fn bytes(&self) -> impl Future<Output = io::Result<u64>> {
-        let bytes = self.node.borrow().current.len() as u64;
+        let bytes = self.node.borrow().current.len();
         async move { Ok(bytes) }
     }
 }
 
+#[cfg(test)]
+mod fault_tests;
 #[cfg(test)]
 mod tests;

@@ -417,6 +417,11 @@ impl World {
         Some(key)
     }
 
+    /// Wakes `waker` once when the world has come to `at_us`, whatever any clock shows; `None` when that is never.
+    pub(super) fn set_world_timer(&self, at_us: u64, waker: &Waker) -> Option<TimerKey> {
+        self.set_timer(None, at_us.saturating_mul(1_000).saturating_add(START_NS), waker)
+    }
+
     /// Takes a timer back; no-op when it has fired.
     pub(super) fn clear_timer(&self, key: TimerKey) {
         let timer = self.inner.timers.borrow_mut().remove(&key);

@@ -16,12 +16,13 @@ pub mod executor;
 pub mod net;
 pub mod runtime;
 pub mod scenario;
+mod until;
 
 use std::cell::Cell;
 
-pub use disk::{Fault, Operation, SimDisk, SimFile};
+pub use disk::{DiskFault, DiskTimes, Fault, Operation, PlantedFault, SimDisk, SimFile};
 pub use executor::World;
-pub use net::SimNet;
+pub use net::{NetTimes, SimNet, SimNetwork};
 pub use runtime::{SimEnv, SimRuntime};
 
 use crate::env::{Env, runtime::LocalRuntime};

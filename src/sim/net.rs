@@ -3,13 +3,25 @@
 //!
 //! - A stream holds back its sender: at most a window of bytes is on its way in each direction.
 //! - A *cut* from a to b lets nothing that a sends come to b: bytes of streams wait (as a retransmission does) and come
-//!   after `heal`, datagrams are lost, nobody can dial in either direction. A connection across a cut ends
-//!   only when the test calls `expire`, which stands for its idle time-out.
-//! - A *crash* ends a node's endpoints and connections at once, on both sides; a new `endpoint` call brings it back.
-//! - Nothing depends on time or on the executor; the loss of datagrams comes from the network's own seed.
+//!   after `heal`, datagrams are lost, nobody can dial in either direction.
+//! - A *crash* ends a node's endpoints and connections; a new `endpoint` call brings it back.
+//!
+//! Two forms:
+//! - As made by `new`, nothing depends on time or on the executor. What is sent is ready after so many looks of its
+//!   receiver; whatever ends a connection does so at once on both sides; one across a cut ends when the test calls
+//!   `expire`, which stands for its idle time-out; a dial is answered at once.
+//! - `timed`, in a simulated world, each direction between two nodes is a `Path` with a delay of its own, and the times
+//!   of connections are those of QUIC: who is told of an end learns it after the delay, who is not told (crash, cut,
+//!   pause) by the idle time-out, or sooner by the answer of a node that has restarted; a dial waits for an answer.
+//!
+//! All randomness comes from the network's own seed.
 
 mod connection;
+mod faults;
+mod line;
+mod link;
 mod stream;
+mod times;
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,11 +30,14 @@ use std::{
     rc::{Rc, Weak},
 };
 
-use self::{connection::Line, stream::Pipe};
 pub use self::{
     connection::SimConnection,
+    faults::{NetFault, Traffic},
     stream::{SimReceive, SimSend},
+    times::{NetTimes, Path},
 };
+use self::{link::Link, times::Timing};
+use super::random;
 use crate::{
     env::{
         channel::Notify,
@@ -56,8 +71,16 @@ pub struct SimNetwork {
 struct Wires {
     doors: RefCell<BTreeMap<(String, u16), Rc<Door>>>,
     links: RefCell<Vec<Weak<Link>>>,
-    /// (from, to): nothing passes.
-    cuts: RefCell<BTreeSet<(NodeId, NodeId)>>,
+    /// (from, to): nothing passes, and why.
+    cuts: RefCell<BTreeMap<(NodeId, NodeId), NetFault>>,
+    paused: RefCell<BTreeSet<NodeId>>,
+    fired: RefCell<BTreeMap<(NetFault, Traffic), u64>>,
+    timing: Timing,
+    path: Cell<Path>,
+    /// (from, to): which have their own.
+    paths: RefCell<BTreeMap<(NodeId, NodeId), Path>>,
+    /// (from, to): when what waited for the end of a cut is sent again.
+    resumes_us: RefCell<BTreeMap<(NodeId, NodeId), u64>>,
     /// Anything about cuts or held dials has changed.
     changed: Notify,
     hold_dials: Cell<bool>,
@@ -76,6 +99,12 @@ impl Default for Wires {
             doors: RefCell::default(),
             links: RefCell::default(),
             cuts: RefCell::default(),
+            paused: RefCell::default(),
+            fired: RefCell::default(),
+            timing: Timing::default(),
+            path: Cell::default(),
+            paths: RefCell::default(),
+            resumes_us: RefCell::default(),
             changed: Notify::new(),
             hold_dials: Cell::new(false),
             delay: Cell::new(0),
@@ -90,14 +119,73 @@ impl Default for Wires {
 }
 
 impl Wires {
-    fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
-        self.cuts.borrow().contains(&(from, to))
-    }
-
     fn live_links(&self) -> Vec<Rc<Link>> {
         let mut links = self.links.borrow_mut();
         links.retain(|link| link.strong_count() > 0);
-        links.iter().filter_map(Weak::upgrade).filter(|link| link.end.borrow().is_none()).collect()
+        links.iter().filter_map(Weak::upgrade).filter(|link| !link.is_over()).collect()
+    }
+
+    /// All that have or had an endpoint.
+    fn nodes(&self) -> BTreeSet<NodeId> {
+        self.doors.borrow().values().map(|door| door.node).collect()
+    }
+
+    fn path(&self, from: NodeId, to: NodeId) -> Path {
+        self.paths.borrow().get(&(from, to)).copied().unwrap_or(self.path.get())
+    }
+
+    /// What `from` sends to `to` from now on does not come.
+    fn fall_silent(&self, pairs: &[(NodeId, NodeId)]) {
+        if pairs.is_empty() || self.timing.times().is_none() {
+            return;
+        }
+        for link in self.live_links() {
+            for side in [0, 1] {
+                if pairs.contains(&(link.nodes[1 - side], link.nodes[side])) {
+                    link.deafen(side);
+                }
+            }
+        }
+    }
+
+    /// What `from` sends to `to` comes again, if nothing else is in the way.
+    fn speak_again(&self, pairs: &[(NodeId, NodeId)]) {
+        let (Some(now_us), Some(times)) = (self.timing.now_us(), self.timing.times()) else { return };
+        for pair in pairs {
+            let again_us = random(&self.dice) % (times.retransmit_us + 1);
+            self.resumes_us.borrow_mut().insert(*pair, now_us.saturating_add(again_us));
+        }
+        let concerns =
+            |link: &Link| pairs.iter().any(|(from, to)| link.nodes.contains(from) && link.nodes.contains(to));
+        for link in self.live_links().iter().filter(|link| concerns(link)) {
+            link.hear_again();
+        }
+    }
+
+    fn resume_us(&self, from: NodeId, to: NodeId) -> Option<u64> {
+        self.resumes_us.borrow().get(&(from, to)).copied()
+    }
+
+    /// When something that `from` sends now comes to `to`; `None` where looks are counted. Counts what it meets.
+    fn arrival_us(&self, link: &Link, from: usize, bytes: usize) -> Option<u64> {
+        let (now_us, times) = (self.timing.now_us()?, self.timing.times()?);
+        let (me, peer) = (link.nodes[from], link.nodes[1 - from]);
+        let path = self.path(me, peer);
+        let fate = path.fate(&self.dice, times.retransmit_us);
+        if let Some(fault) = self.cut_by(me, peer) {
+            self.count(fault, Traffic::Stream);
+        }
+        for (met, fault) in [
+            (fate.losses > 0, NetFault::Loss),
+            (fate.reordered, NetFault::Reorder),
+            (self.paths.borrow().contains_key(&(me, peer)), NetFault::Delay),
+        ] {
+            if met {
+                self.count(fault, Traffic::Stream);
+            }
+        }
+        let left_us = link.departure_us(from, now_us, bytes, path.bytes_per_ms);
+        Some(now_us.saturating_add(left_us + fate.delay_us))
     }
 }
 
@@ -115,6 +203,28 @@ impl SimNetwork {
         network
     }
 
+    /// As `seeded`, in the time of that world.
+    #[must_use]
+    pub fn timed(world: &super::World, seed: u64, times: NetTimes) -> SimNetwork {
+        let network = SimNetwork::seeded(seed);
+        network.wires.timing.start(world, times);
+        network
+    }
+
+    /// What all paths do that have not their own, from now on. Only a `timed` network has paths.
+    pub fn set_paths(&self, path: Path) {
+        self.wires.path.set(path);
+    }
+
+    /// What the path from `from` to `to` does, from now on; `None`: what all do.
+    pub fn set_path(&self, from: NodeId, to: NodeId, path: Option<Path>) {
+        let mut paths = self.wires.paths.borrow_mut();
+        match path {
+            Some(path) => paths.insert((from, to), path),
+            None => paths.remove(&(from, to)),
+        };
+    }
+
     /// A new endpoint of `node` at `host:port`.
     ///
     /// # Panics
@@ -130,33 +240,18 @@ impl SimNetwork {
         });
         let before = self.wires.doors.borrow_mut().insert((host.to_owned(), port), Rc::clone(&door));
         assert!(before.is_none_or(|before| !before.open.get()), "{host}:{port} is taken");
-        SimNet { network: self.clone(), door }
-    }
-
-    /// From now on nothing that `from` sends comes to `to`, until `heal`.
-    pub fn cut(&self, from: NodeId, to: NodeId) {
-        self.wires.cuts.borrow_mut().insert((from, to));
-        self.wake();
-    }
-
-    /// `cut` in both directions.
-    pub fn cut_both(&self, a: NodeId, b: NodeId) {
-        self.cut(a, b);
-        self.cut(b, a);
-    }
-
-    /// Cuts `node` off from all that have an endpoint now.
-    pub fn isolate(&self, node: NodeId) {
-        let others: BTreeSet<NodeId> = self.wires.doors.borrow().values().map(|door| door.node).collect();
-        for other in others.into_iter().filter(|other| *other != node) {
-            self.cut_both(node, other);
+        // Who still talks to the endpoint that was here before learns now that it is gone.
+        for link in self.wires.live_links() {
+            for side in [0, 1] {
+                let (me, there) = (link.nodes[side], link.nodes[1 - side]);
+                let addressed = link.doors[1 - side] == (door.host.clone(), port);
+                if addressed && !self.wires.is_cut(me, there) && !self.wires.is_cut(there, me) {
+                    link.reset(side);
+                }
+            }
         }
-    }
-
-    /// Ends all cuts. Connections that have not expired go on, and what waited on them arrives.
-    pub fn heal(&self) {
-        self.wires.cuts.borrow_mut().clear();
-        self.wake();
+        self.wires.changed.notify_all();
+        SimNet { network: self.clone(), door }
     }
 
     /// Ends each connection across a cut, in either direction, as lost: its idle time has passed.
@@ -169,15 +264,21 @@ impl SimNetwork {
         }
     }
 
-    /// Ends all endpoints and connections of `node`, without a word and at once on both sides.
+    /// Ends all endpoints and connections of `node`, without a word. The peers know it at once, or, in a `timed` network,
+    /// when they have heard nothing for the idle time, or something of a new endpoint at that address.
     pub fn crash(&self, node: NodeId) {
+        for link in self.wires.live_links() {
+            for side in [0, 1] {
+                if link.nodes[side] == node {
+                    self.wires.count(NetFault::Crash, Traffic::Connection);
+                    link.vanish(side, "the node has crashed");
+                }
+            }
+        }
         let doors: Vec<Rc<Door>> =
             self.wires.doors.borrow().values().filter(|door| door.node == node).cloned().collect();
         for door in doors {
             door.shut();
-        }
-        for link in self.wires.live_links().iter().filter(|link| link.nodes.contains(&node)) {
-            link.finish("the node has crashed");
         }
     }
 
@@ -241,12 +342,16 @@ impl SimNetwork {
             wires: Rc::clone(&self.wires),
             nodes: [from.node, to.node],
             doors: [(from.host.clone(), from.port), (to.host.clone(), to.port)],
-            end: RefCell::new(None),
             sides: Default::default(),
             pipes: RefCell::default(),
             changed: Notify::new(),
         });
-        self.wires.links.borrow_mut().push(Rc::downgrade(&link));
+        let mut links = self.wires.links.borrow_mut();
+        if links.len() == links.capacity() {
+            links.retain(|link| link.strong_count() > 0);
+        }
+        links.push(Rc::downgrade(&link));
+        drop(links);
         [0, 1].map(|side| SimConnection::new(&link, side))
     }
 }
@@ -295,6 +400,9 @@ impl Net for SimNet {
     async fn connect(&self, to: Endpoint) -> Result<SimConnection, NetError> {
         let wires = &self.network.wires;
         wires.dials.set(wires.dials.get() + 1);
+        if wires.timing.times().is_some() {
+            return self.dial(to).await;
+        }
         // A handshake is never done at once.
         for _ in 0..=wires.delay.get() {
             yield_now().await;
@@ -306,26 +414,11 @@ impl Net for SimNet {
             }
             changed.await;
         }
-        let unreachable = |to, cause: &str| Err(NetError::Unreachable { to, cause: cause.to_owned() });
-        if !self.door.open.get() {
-            return unreachable(to, "this endpoint is closed");
+        match self.find(&to) {
+            Found::There(there) => Ok(self.join(&there)),
+            Found::Silence(cause) => Err(NetError::Unreachable { to, cause: cause.to_owned() }),
+            Found::Other(cause) => Err(NetError::Refused { to, cause }),
         }
-        let there = wires.doors.borrow().get(&(to.host.clone(), to.port)).filter(|door| door.open.get()).cloned();
-        let Some(there) = there else { return unreachable(to, "nobody answers") };
-        if wires.is_cut(self.door.node, there.node) || wires.is_cut(there.node, self.door.node) {
-            return unreachable(to, "the handshake was not answered");
-        }
-        if there.node != to.node {
-            let cause = format!("node {} is there", there.node);
-            return Err(NetError::Refused { to, cause });
-        }
-        if there.waiting.borrow().len() >= BACKLOG {
-            return unreachable(to, "it accepts no more connections");
-        }
-        let [mine, its] = self.network.join(&self.door, &there);
-        there.waiting.borrow_mut().push_back(its);
-        there.changed.notify_one();
-        Ok(mine)
     }
 
     async fn accept(&self) -> Option<SimConnection> {
@@ -345,74 +438,99 @@ impl Net for SimNet {
         self.door.shut();
         let here = (self.door.host.clone(), self.door.port);
         for link in self.network.wires.live_links().iter().filter(|link| link.doors.contains(&here)) {
-            link.finish("the endpoint was closed");
+            let side = usize::from(link.doors[0] != here);
+            link.leave(side, "the endpoint was closed");
         }
     }
 }
 
-/// Both ends of a connection.
-struct Link {
-    wires: Rc<Wires>,
-    nodes: [NodeId; 2],
-    doors: [(String, u16); 2],
-    /// Why it has ended, when it has.
-    end: RefCell<Option<String>>,
-    sides: [Side; 2],
-    pipes: RefCell<Vec<Weak<Pipe>>>,
-    /// It has ended, or a stream of it has.
-    changed: Notify,
+/// Who answers a dial.
+enum Found {
+    There(Rc<Door>),
+    /// Nobody, because of that.
+    Silence(&'static str),
+    /// Not who was wanted.
+    Other(String),
 }
 
-/// What waits at one end.
-#[derive(Default)]
-struct Side {
-    streams: RefCell<VecDeque<(SimSend, SimReceive)>>,
-    datagrams: RefCell<Line>,
-    changed: Notify,
-    /// Streams that this side has opened and that are still in use at either end.
-    opened: Cell<usize>,
-}
-
-impl Link {
-    fn error(&self, side: usize) -> Option<NetError> {
-        let cause = self.end.borrow().clone()?;
-        Some(NetError::Lost { node: self.nodes[1 - side], cause })
+impl SimNet {
+    fn find(&self, to: &Endpoint) -> Found {
+        let wires = &self.network.wires;
+        if !self.door.open.get() {
+            return Found::Silence("this endpoint is closed");
+        }
+        let there = wires.doors.borrow().get(&(to.host.clone(), to.port)).filter(|door| door.open.get()).cloned();
+        let Some(there) = there else { return Found::Silence("nobody answers") };
+        let (me, peer) = (self.door.node, there.node);
+        if let Some(fault) = wires.cut_by(me, peer).or_else(|| wires.cut_by(peer, me)) {
+            wires.count(fault, Traffic::Dial);
+            return Found::Silence("the handshake was not answered");
+        }
+        if there.node != to.node {
+            return Found::Other(format!("node {} is there", there.node));
+        }
+        if there.waiting.borrow().len() >= BACKLOG {
+            return Found::Silence("it accepts no more connections");
+        }
+        Found::There(there)
     }
 
-    fn finish(&self, why: &str) {
-        if self.end.borrow().is_some() {
-            return;
-        }
-        *self.end.borrow_mut() = Some(why.to_owned());
-        for side in &self.sides {
-            // They hold the link, and the link holds them: here that ends.
-            let unseen = mem::take(&mut *side.streams.borrow_mut());
-            drop(unseen);
-        }
-        self.wake();
+    fn join(&self, there: &Rc<Door>) -> SimConnection {
+        let [mine, its] = self.network.join(&self.door, there);
+        there.waiting.borrow_mut().push_back(its);
+        there.changed.notify_one();
+        mine
     }
 
-    fn wake(&self) {
-        self.changed.notify_all();
-        for side in &self.sides {
-            side.changed.notify_all();
-        }
-        let pipes: Vec<Rc<Pipe>> = self.pipes.borrow().iter().filter_map(Weak::upgrade).collect();
-        for pipe in pipes {
-            pipe.changed.notify_all();
+    /// In the world's time: asks until somebody answers, or for as long as a dial may take.
+    async fn dial(&self, to: Endpoint) -> Result<SimConnection, NetError> {
+        let wires = &self.network.wires;
+        let times = wires.timing.times().expect("asked by who knows it");
+        let now_us = || wires.timing.now_us().unwrap_or(u64::MAX);
+        let end_us = now_us().saturating_add(times.dial_us);
+        loop {
+            let changed = wires.changed.notified();
+            let found = if wires.hold_dials.get() { Found::Silence("dials are held") } else { self.find(&to) };
+            let answer_us = now_us().saturating_add(self.handshake_us(&to));
+            let cause = match found {
+                Found::Silence(cause) => cause,
+                _ if answer_us > end_us => "its answer takes too long",
+                Found::There(_) | Found::Other(_) => {
+                    wires.timing.until_us(answer_us).await;
+                    match self.find(&to) {
+                        Found::There(there) => return Ok(self.join(&there)),
+                        Found::Other(cause) => return Err(NetError::Refused { to, cause }),
+                        // It went while the handshake was under way: asked again.
+                        Found::Silence(_) => continue,
+                    }
+                }
+            };
+            if now_us() >= end_us || !self.door.open.get() {
+                return Err(NetError::Unreachable { to, cause: cause.to_owned() });
+            }
+            let gone = cause == "its answer takes too long";
+            if gone {
+                wires.timing.until_us(end_us).await;
+            } else {
+                wires.timing.wait(changed, &[Some(end_us)]).await;
+            }
         }
     }
 
-    fn pipe(self: &Rc<Self>, from: usize) -> Rc<Pipe> {
-        let pipe = Rc::new(Pipe::new(from));
-        let mut pipes = self.pipes.borrow_mut();
-        if pipes.len() == pipes.capacity() {
-            pipes.retain(|pipe| pipe.strong_count() > 0);
+    /// Draws how long a handshake takes: there and back, and what is sent again.
+    fn handshake_us(&self, to: &Endpoint) -> u64 {
+        let wires = &self.network.wires;
+        let times = wires.timing.times().expect("asked by who knows it");
+        let ways = [(self.door.node, to.node), (to.node, self.door.node)];
+        let fates = ways.map(|(from, to)| wires.path(from, to).fate(&wires.dice, times.retransmit_us));
+        for _ in fates.iter().filter(|fate| fate.losses > 0) {
+            wires.count(NetFault::Loss, Traffic::Dial);
         }
-        pipes.push(Rc::downgrade(&pipe));
-        pipe
+        fates.iter().map(|fate| fate.delay_us).sum()
     }
 }
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod timed_tests;

@@ -1,15 +1,18 @@
 //! One end of a simulated connection.
 
-use std::{collections::VecDeque, fmt, rc::Rc};
+use std::{fmt, rc::Rc};
 
 use bytes::Bytes;
 
 use super::{
-    DATAGRAMS, Link, Side,
+    DATAGRAMS, NetFault, Traffic,
+    line::Look,
+    link::{Link, Side},
     stream::{self, SimReceive, SimSend},
 };
 use crate::{
     env::{
+        channel::Notified,
         net::{Connection, DATAGRAM_BYTES_MAX, NetError},
         yield_now,
     },
@@ -46,9 +49,10 @@ impl SimConnection {
         self.link().error(self.hold.side).map_or(Ok(()), Err)
     }
 
-    fn is_cut_towards(&self) -> bool {
-        let (me, peer) = (self.link().nodes[self.hold.side], self.peer());
-        self.link().wires.is_cut(peer, me)
+    /// What is to come at this end when nothing new happens.
+    async fn wait(&self, changed: Notified, at_us: Option<u64>) {
+        let link = self.link();
+        link.wires.timing.wait(changed, &[at_us, link.end_us(self.hold.side)]).await;
     }
 }
 
@@ -67,7 +71,7 @@ impl Connection for SimConnection {
             if self.side().opened.get() < self.link().wires.streams_max.get() {
                 break;
             }
-            changed.await;
+            self.wait(changed, None).await;
         }
         Ok(stream::open(&self.hold))
     }
@@ -76,42 +80,61 @@ impl Connection for SimConnection {
         loop {
             let changed = self.side().changed.notified();
             self.check()?;
-            if !self.is_cut_towards()
-                && let Some((mut send, mut receive)) = self.side().streams.borrow_mut().pop_front()
+            let (link, me, peer) = (self.link(), self.link().nodes[self.hold.side], self.peer());
+            if link.wires.is_cut(peer, me) {
+                self.wait(changed, None).await;
+                continue;
+            }
+            let resume_us = link.wires.resume_us(peer, me).unwrap_or(0);
+            let first_us = self.side().streams.borrow().front().map(|(at_us, ..)| resume_us.max(*at_us));
+            if first_us.is_some_and(|at_us| link.wires.timing.is_due(at_us))
+                && let Some((_, mut send, mut receive)) = self.side().streams.borrow_mut().pop_front()
             {
                 send.hold(&self.hold);
                 receive.hold(&self.hold);
                 return Ok((send, receive));
             }
-            changed.await;
+            self.wait(changed, first_us).await;
         }
     }
 
     fn send_datagram(&self, datagram: Bytes) {
         assert!(datagram.len() <= DATAGRAM_BYTES_MAX, "a datagram of {} bytes is too large", datagram.len());
         let (link, side) = (self.link(), self.hold.side);
-        let (me, peer) = (link.nodes[side], link.nodes[1 - side]);
-        let loss = link.wires.loss_percent.get();
-        let lost = loss > 0 && random(&link.wires.dice) % 100 < loss;
-        if lost || link.end.borrow().is_some() || link.wires.is_cut(me, peer) {
+        let (wires, me, peer) = (&link.wires, link.nodes[side], link.nodes[1 - side]);
+        let loss = wires.loss_percent.get();
+        let lost = loss > 0 && random(&wires.dice) % 100 < loss;
+        if lost {
+            wires.count(NetFault::Loss, Traffic::Datagram);
+        }
+        if lost || self.is_closed() {
+            return;
+        }
+        if let Some(fault) = wires.cut_by(me, peer) {
+            wires.count(fault, Traffic::Datagram);
             return;
         }
         let there = &link.sides[1 - side];
-        if there.datagrams.borrow().things.len() < DATAGRAMS {
-            there.datagrams.borrow_mut().push(link.wires.delay.get(), datagram);
-            there.changed.notify_all();
+        if there.datagrams.borrow().len() >= DATAGRAMS {
+            return;
         }
+        match wires.timing.now_us() {
+            None => there.datagrams.borrow_mut().push(wires.delay.get(), datagram),
+            Some(now_us) => self.send_timed(now_us, datagram),
+        }
+        there.changed.notify_all();
     }
 
     async fn receive_datagram(&self) -> Result<Bytes, NetError> {
         loop {
             let changed = self.side().changed.notified();
             self.check()?;
-            let look = self.side().datagrams.borrow_mut().look();
+            let look = self.side().datagrams.borrow_mut().look(self.link().wires.timing.now_us());
             match look {
                 Look::Ready(datagram) => return Ok(datagram),
-                Look::Early => yield_now().await,
-                Look::Empty => changed.await,
+                Look::Early(None) => yield_now().await,
+                Look::Early(at_us) => self.wait(changed, at_us).await,
+                Look::Empty => self.wait(changed, None).await,
             }
         }
     }
@@ -122,7 +145,7 @@ impl Connection for SimConnection {
             if let Err(error) = self.check() {
                 return error;
             }
-            changed.await;
+            self.wait(changed, None).await;
         }
     }
 
@@ -131,7 +154,8 @@ impl Connection for SimConnection {
     }
 
     fn close(&self, why: &str) {
-        self.link().finish(&format!("node {} has closed it: {why}", self.link().nodes[self.hold.side]));
+        let side = self.hold.side;
+        self.link().leave(side, &format!("node {} has closed it: {why}", self.link().nodes[side]));
     }
 }
 
@@ -143,36 +167,36 @@ pub(super) struct Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.link.finish("the other side has let go of it");
+        self.link.leave(self.side, "the other side has let go of it");
+        self.link.forget_unseen(self.side);
     }
 }
 
-/// Things on their way, each ready after so many looks.
-#[derive(Default)]
-pub(super) struct Line {
-    looks: u64,
-    pub(super) things: VecDeque<(u64, Bytes)>,
-}
-
-pub(super) enum Look {
-    Ready(Bytes),
-    Early,
-    Empty,
-}
-
-impl Line {
-    pub(super) fn push(&mut self, delay: u32, bytes: Bytes) {
-        self.things.push_back((self.looks + u64::from(delay), bytes));
-    }
-
-    pub(super) fn look(&mut self) -> Look {
-        match self.things.front() {
-            Some((ready, _)) if *ready > self.looks => {
-                self.looks += 1;
-                Look::Early
-            }
-            Some(_) => self.things.pop_front().map_or(Look::Empty, |(_, bytes)| Look::Ready(bytes)),
-            None => Look::Empty,
+impl SimConnection {
+    /// Puts a datagram on its way in the world's time.
+    fn send_timed(&self, now_us: u64, datagram: Bytes) {
+        let (link, side) = (self.link(), self.hold.side);
+        let (wires, me, peer) = (&link.wires, link.nodes[side], link.nodes[1 - side]);
+        let path = wires.path(me, peer);
+        let fate = path.fate(&wires.dice, 0);
+        if wires.paths.borrow().contains_key(&(me, peer)) {
+            wires.count(NetFault::Delay, Traffic::Datagram);
         }
+        if fate.losses > 0 {
+            wires.count(NetFault::Loss, Traffic::Datagram);
+            return;
+        }
+        let left_us = link.departure_us(side, now_us, datagram.len(), path.bytes_per_ms);
+        let mut line = link.sides[1 - side].datagrams.borrow_mut();
+        if let Some(again_us) = fate.again_us {
+            wires.count(NetFault::Duplicate, Traffic::Datagram);
+            line.push_past(now_us + left_us + again_us, datagram.clone());
+        }
+        let at_us = now_us + left_us + fate.delay_us;
+        if at_us < line.last_us() {
+            // What came before is overtaken.
+            wires.count(NetFault::Reorder, Traffic::Datagram);
+        }
+        line.push_past(at_us, datagram);
     }
 }

@@ -9,11 +9,12 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Link,
-    connection::{Hold, Line, Look},
+    connection::Hold,
+    line::{Line, Look},
+    link::Link,
 };
 use crate::env::{
-    channel::Notify,
+    channel::{Notified, Notify},
     net::{NetError, Priority, ReceiveStream, SendStream},
     yield_now,
 };
@@ -75,6 +76,20 @@ impl End {
         self.link.error(self.side).map_or(Ok(()), Err)
     }
 
+    /// When something that this end sends now is there; 0 where looks are counted.
+    fn arrival_us(&self, bytes: usize) -> u64 {
+        self.link.wires.arrival_us(&self.link, self.side, bytes).unwrap_or(0)
+    }
+
+    async fn wait(&self, changed: Notified, moments: [Option<u64>; 3]) {
+        let [a, b, c] = moments;
+        self.link.wires.timing.wait(changed, &[a, b, c, self.link.end_us(self.side)]).await;
+    }
+
+    fn is_due(&self, moment: Option<u64>) -> bool {
+        moment.is_some_and(|at_us| self.link.wires.timing.is_due(at_us))
+    }
+
     fn ended(&self) -> NetError {
         NetError::Ended { node: self.link.nodes[1 - self.side] }
     }
@@ -87,25 +102,30 @@ pub(super) struct Pipe {
     line: RefCell<Line>,
     /// In `line`.
     bytes: Cell<usize>,
-    /// No more will come, and all is sent.
-    finished: Cell<bool>,
-    /// No more will come, and something is missing.
-    broken: Cell<bool>,
-    /// The receiver is gone.
-    stopped: Cell<bool>,
+    /// No more will come, and all is sent: when the receiver knows it.
+    finished: Cell<Option<u64>>,
+    /// No more will come, and something is missing: when the receiver knows it.
+    broken: Cell<Option<u64>>,
+    /// The receiver is gone: when the sender knows it.
+    stopped: Cell<Option<u64>>,
     pub(super) changed: Notify,
 }
 
 impl Pipe {
+    /// When the last of what is on its way is there.
+    fn last_us(&self) -> u64 {
+        self.line.borrow().last_us()
+    }
+
     /// An empty one, of what that side of the connection sends.
     pub(super) fn new(from: usize) -> Pipe {
         Pipe {
             from,
             line: RefCell::default(),
             bytes: Cell::new(0),
-            finished: Cell::new(false),
-            broken: Cell::new(false),
-            stopped: Cell::new(false),
+            finished: Cell::new(None),
+            broken: Cell::new(None),
+            stopped: Cell::new(None),
             changed: Notify::new(),
         }
     }
@@ -124,13 +144,16 @@ impl SimSend {
         self.end.hold = Some(Rc::clone(hold));
     }
 
-    /// With its first bytes the peer sees the stream.
-    fn show(&mut self) {
+    /// With its first bytes, which come at that moment, the peer sees the stream.
+    fn show(&mut self, at_us: u64) {
         if let Some((send, receive)) = self.unseen.take() {
-            let there = &self.end.link.sides[1 - self.end.side];
-            if self.end.check().is_ok() {
-                there.streams.borrow_mut().push_back((*send, receive));
-                there.changed.notify_all();
+            let (link, there) = (&self.end.link, 1 - self.end.side);
+            if self.end.check().is_ok() && link.error(there).is_none() {
+                let mut streams = link.sides[there].streams.borrow_mut();
+                let place = streams.partition_point(|(before_us, ..)| *before_us <= at_us);
+                streams.insert(place, (at_us, *send, receive));
+                drop(streams);
+                link.sides[there].changed.notify_all();
             }
         }
     }
@@ -146,18 +169,25 @@ impl SendStream for SimSend {
             while !piece.is_empty() {
                 let changed = self.pipe.changed.notified();
                 self.end.check()?;
-                if self.pipe.stopped.get() {
+                if self.end.is_due(self.pipe.stopped.get()) {
                     return Err(self.end.ended());
                 }
                 let wires = &self.end.link.wires;
                 let part = piece.len().min(self.room()).min(wires.piece.get());
                 if part == 0 {
-                    changed.await;
+                    self.end.wait(changed, [self.pipe.stopped.get(), None, None]).await;
                     continue;
                 }
-                self.pipe.line.borrow_mut().push(wires.delay.get(), piece.split_to(part));
-                self.pipe.bytes.set(self.pipe.bytes.get() + part);
-                self.show();
+                let part = piece.split_to(part);
+                self.pipe.bytes.set(self.pipe.bytes.get() + part.len());
+                let at_us = match wires.arrival_us(&self.end.link, self.end.side, part.len()) {
+                    Some(at_us) => self.pipe.line.borrow_mut().push_behind(at_us, part),
+                    None => {
+                        self.pipe.line.borrow_mut().push(wires.delay.get(), part);
+                        0
+                    }
+                };
+                self.show(at_us);
                 self.pipe.changed.notify_all();
             }
         }
@@ -168,16 +198,18 @@ impl SendStream for SimSend {
     fn set_priority(&self, _priority: Priority) {}
 
     fn finish(&mut self) {
-        self.pipe.finished.set(true);
-        self.show();
+        let at_us = self.end.arrival_us(0).max(self.pipe.last_us());
+        self.pipe.finished.set(Some(at_us));
+        self.show(at_us);
         self.pipe.changed.notify_all();
     }
 }
 
 impl Drop for SimSend {
     fn drop(&mut self) {
-        if !self.pipe.finished.get() {
-            self.pipe.broken.set(true);
+        // An end that is over says nothing any more.
+        if self.pipe.finished.get().is_none() && self.end.check().is_ok() {
+            self.pipe.broken.set(Some(self.end.arrival_us(0)));
             self.pipe.changed.notify_all();
         }
     }
@@ -206,25 +238,32 @@ impl ReceiveStream for SimReceive {
         loop {
             let changed = self.pipe.changed.notified();
             self.end.check()?;
-            let link = &self.end.link;
-            let from = self.pipe.from;
-            if link.wires.is_cut(link.nodes[from], link.nodes[1 - from]) {
-                changed.await;
+            let (link, pipe) = (&self.end.link, &self.pipe);
+            let (from, to) = (link.nodes[pipe.from], link.nodes[1 - pipe.from]);
+            if link.wires.is_cut(from, to) {
+                self.end.wait(changed, [None; 3]).await;
                 continue;
             }
-            if self.pipe.broken.get() {
+            let resume_us = link.wires.resume_us(from, to);
+            if resume_us.is_some_and(|at_us| !link.wires.timing.is_due(at_us)) {
+                self.end.wait(changed, [resume_us, None, None]).await;
+                continue;
+            }
+            let (broken, finished) = (pipe.broken.get(), pipe.finished.get());
+            if self.end.is_due(broken) {
                 return Err(self.end.ended());
             }
-            let look = self.pipe.line.borrow_mut().look();
+            let look = pipe.line.borrow_mut().look(link.wires.timing.now_us());
             match look {
                 Look::Ready(piece) => {
-                    self.pipe.bytes.set(self.pipe.bytes.get() - piece.len());
-                    self.pipe.changed.notify_all();
+                    pipe.bytes.set(pipe.bytes.get() - piece.len());
+                    pipe.changed.notify_all();
                     return Ok(Some(piece));
                 }
-                Look::Early => yield_now().await,
-                Look::Empty if self.pipe.finished.get() => return Ok(None),
-                Look::Empty => changed.await,
+                Look::Early(None) => yield_now().await,
+                Look::Early(at_us) => self.end.wait(changed, [at_us, broken, None]).await,
+                Look::Empty if self.end.is_due(finished) => return Ok(None),
+                Look::Empty => self.end.wait(changed, [broken, finished, None]).await,
             }
         }
     }
@@ -232,8 +271,10 @@ impl ReceiveStream for SimReceive {
 
 impl Drop for SimReceive {
     fn drop(&mut self) {
-        self.pipe.stopped.set(true);
-        self.pipe.changed.notify_all();
+        if self.end.check().is_ok() {
+            self.pipe.stopped.set(Some(self.end.arrival_us(0)));
+            self.pipe.changed.notify_all();
+        }
     }
 }
 
