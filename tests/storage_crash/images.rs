@@ -111,6 +111,8 @@ impl Promise {
                 }
                 What::Cutting(from) => {
                     promise.must.split_off(&from);
+                    // It was the state of an entry that goes.
+                    promise.checkpointed = promise.checkpointed.filter(|index| *index < from);
                 }
                 What::Cut(from) => {
                     promise.end_max = Some(from);
@@ -172,7 +174,7 @@ impl Promise {
 
     async fn check_checkpoint(&self, log: &RealLog) -> Result<(), String> {
         let Some(index) = self.checkpointed else { return Ok(()) };
-        // Its entry may have been cut since, and with it what it is the state of.
+        // Its entry may have been purged since.
         if !self.must.contains_key(&index) {
             return Ok(());
         }
