@@ -110,4 +110,6 @@ pub mod sim;
 pub mod tls;
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tidy;

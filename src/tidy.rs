@@ -61,7 +61,8 @@ impl Source {
     }
 
     fn is_test(&self) -> bool {
-        self.path == "tidy.rs" || self.path.ends_with("tests.rs") || self.path.contains("/tests/")
+        let of_tests = ["tidy.rs", "fuzz.rs", "fuzz/mutate.rs"].contains(&self.path.as_str());
+        of_tests || self.path.ends_with("tests.rs") || self.path.ends_with("/fuzz.rs") || self.path.contains("/tests/")
     }
 
     fn floor(&self) -> Option<u32> {

@@ -1,5 +1,6 @@
 //! Tests of the catalog, as conversations and as histories made at random.
 
+mod fuzz;
 mod history;
 mod membership;
 mod movement;

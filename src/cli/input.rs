@@ -212,4 +212,36 @@ mod tests {
         assert!(split(Framing::Delimited, &[0xff; 10], 3).unwrap_err().contains("not a varint"));
         assert!(split(Framing::Delimited, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1], 3).is_err());
     }
+
+    /// Input of any bytes, in any pieces (`crate::fuzz`).
+    #[test]
+    fn fuzz() {
+        let split = |framing: &Framing, bytes: &[u8], size: usize| {
+            let (mut splitter, mut items) = (Splitter::new(framing.clone(), 100), Vec::new());
+            for piece in bytes.chunks(size) {
+                splitter.push(piece);
+                while let Some(item) = splitter.next().ok()? {
+                    items.push(item);
+                }
+            }
+            items.extend(splitter.finish().ok()?);
+            assert!(items.iter().all(|item| item.key.len() + item.value.len() <= 100));
+            Some(items)
+        };
+        for framing in [Framing::Delimited, Framing::Lines { key_separator: Some(b": ".to_vec()) }] {
+            let corpus = match framing {
+                Framing::Delimited => [&b"\x03abc\0\x01x"[..], b""],
+                Framing::Lines { .. } => [&b"key: value\n: \na: b: c"[..], b""],
+            };
+            crate::fuzz::Target::new("cli::input::tests::fuzz", corpus, |bytes| {
+                let whole = split(&framing, bytes, usize::MAX);
+                if let Some(items) = &whole {
+                    assert_eq!(split(&framing, bytes, 3).as_ref(), Some(items));
+                }
+                whole
+            })
+            .words(&["\n", ": ", "\r\n"])
+            .run();
+        }
+    }
 }

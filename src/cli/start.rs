@@ -104,4 +104,18 @@ mod tests {
         assert_eq!(From::Offset(3).at(now), From::Offset(3));
         assert_eq!(From::Ago(Duration::from_secs(300)).start(now), Start::TimestampUs(100_000_000));
     }
+
+    /// Positions of any text (`crate::fuzz`).
+    #[test]
+    fn fuzz() {
+        let corpus = ["earliest", "latest", "123", "2026-11-20T08:00:00Z", "-5m", "-1h 30m"];
+        crate::fuzz::Target::new("cli::start::tests::fuzz", corpus, |bytes| {
+            let from = From::parse(std::str::from_utf8(bytes).ok()?).ok()?;
+            // Whatever time it is now.
+            let _ = [UNIX_EPOCH, UNIX_EPOCH + std::time::Duration::from_secs(1 << 31)].map(|now| from.at(now));
+            Some(from)
+        })
+        .words(&["-", "+", "d", "years", "Z", "T", ":", "99999999999"])
+        .run();
+    }
 }

@@ -244,4 +244,16 @@ mod tests {
             assert_eq!((status.code, status.definite), (code, false));
         }
     }
+
+    /// Details of any bytes, behind their base64 (`crate::fuzz`): the status itself stands whatever they are.
+    #[test]
+    fn fuzz() {
+        crate::fuzz::Target::new("client::error::tests::fuzz", [details()], |bytes| {
+            let fields = [("grpc-status", "8".into()), ("grpc-status-details-bin", STANDARD_NO_PAD.encode(bytes))];
+            let status = Status::from_trailers(&trailers(&fields)).unwrap().unwrap_err();
+            assert_eq!(status.code, Code::ResourceExhausted);
+            (!status.reason.is_empty()).then_some((status.reason, status.definite, status.retry_after, status.leader))
+        })
+        .run();
+    }
 }

@@ -348,4 +348,37 @@ mod tests {
         assert_eq!(distance("abc", "abc"), 0);
         assert_eq!(closest("zzzzzz"), None);
     }
+
+    /// Files of any bytes (`crate::fuzz`): what is accepted prints as a file that says the same.
+    #[test]
+    fn fuzz() {
+        let scratch = tempfile::NamedTempFile::new().unwrap();
+        let decode = |bytes: &[u8]| {
+            fs::write(scratch.path(), bytes).unwrap();
+            Loaded::new(Some(scratch.path()), [], &[]).ok().map(|loaded| loaded.config)
+        };
+        let corpus = [
+            Loaded::new(None, [], &[]).unwrap().to_toml(),
+            "reactors = 1\npin = false\nsegment_bytes = \"8MiB\"\nretention_age_ms = \"7d\"\n".to_owned(),
+        ];
+        crate::fuzz::Target::new("config::load::tests::fuzz", corpus, decode)
+            .encode(|config| Loaded { config: config.clone(), origins: BTreeMap::new() }.to_toml().into_bytes())
+            .words(&[
+                "= ",
+                "\"",
+                "[",
+                "]",
+                "#",
+                "\n",
+                "MiB",
+                "d",
+                "-1",
+                "true",
+                "1e9",
+                "\\u0000",
+                "18446744073709551616",
+            ])
+            .memory(1 << 20)
+            .run();
+    }
 }

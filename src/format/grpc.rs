@@ -257,8 +257,10 @@ impl Partial {
         if len > self.bytes.capacity() {
             // Never more than the announced length, and never much more than what has come: the
             // sender of a prefix alone costs us nothing.
-            let capacity = self.wanted.min(len * GROWTH);
-            self.bytes.reserve(capacity - self.bytes.len());
+            // (`reserve` would round up to twice what there was.)
+            let mut grown = BytesMut::with_capacity(self.wanted.min(len * GROWTH));
+            grown.extend_from_slice(&self.bytes);
+            self.bytes = grown;
         }
         self.bytes.extend_from_slice(&piece[..take]);
         piece.advance(take);
@@ -313,6 +315,18 @@ mod tests {
     fn prefix_bytes() {
         assert_eq!(prefix(0x0102_0304), [0, 1, 2, 3, 4]);
         assert_eq!(prefix(0), [0; 5]);
+    }
+
+    /// A message that comes byte by byte never holds more memory than it was announced to have. (Found by `format::fuzz`:
+    /// the buffer grew to twice its size.)
+    #[test]
+    fn memory_of_a_message_in_pieces() {
+        let (mut assembler, stream) = (Assembler::new(MAX), Bytes::from(framed(0, &[1; 300])));
+        for at in 0..stream.len() - 1 {
+            assembler.push(stream.slice(at..=at));
+            assert_eq!(assembler.next_message(), Ok(None));
+            assert!(assembler.held_bytes() <= 300, "{} bytes at {at}", assembler.held_bytes());
+        }
     }
 
     proptest! {

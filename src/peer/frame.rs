@@ -262,4 +262,4 @@ impl<E: Env> FrameReceiver<E> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

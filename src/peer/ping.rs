@@ -94,3 +94,17 @@ pub(super) fn note_answer<E: Env>(inner: &Rc<Inner<E>>, from: NodeId, pong: &[u8
         inner.liveness.note_round_trip(from, elapsed_us);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pings and pongs of any bytes (`crate::fuzz`).
+    #[test]
+    fn fuzz() {
+        let corpus = [encode(datagram::PING, 7), encode(datagram::PONG, u64::MAX)];
+        crate::fuzz::Target::new("peer::ping::tests::fuzz", corpus, decode)
+            .encode(|clock_us| encode(datagram::PING, *clock_us).to_vec())
+            .run();
+    }
+}

@@ -505,3 +505,35 @@ impl<E: Env, M: Machine> RaftSnapshotBuilder<TypeConfig<E, M>> for SnapshotBuild
         Ok(snapshot)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Checkpoints of any bytes, from a disk or a leader (`crate::fuzz`).
+    #[test]
+    fn fuzz() {
+        let nodes = [1, 2].map(|id| (id, types::Node { peer_address: format!("h:{id}") }));
+        let membership =
+            types::Membership::new(vec![[1, 2].into(), [1].into()], std::collections::BTreeMap::from(nodes));
+        let id = LogId { term: Term(3), index: Index(9) };
+        let position = Position {
+            applied: Some(id),
+            membership: StoredMembership::new(Some(types::to_raft(id)), membership.unwrap()),
+            next_offset: Offset(7),
+            chain: 5,
+            timestamp_max_us: -1,
+        };
+        let bare = Position { membership: StoredMembership::default(), ..position.clone() };
+        let corpus = [position.encode(Bytes::from_static(b"machine")), bare.encode(Bytes::new())];
+        crate::fuzz::Target::new("raft::machine::tests::fuzz", corpus, |bytes| {
+            let checkpoint = Checkpoint::decode(Bytes::copy_from_slice(bytes)).ok()?;
+            let meta = checkpoint.to_snapshot().meta;
+            assert_eq!(check_snapshot(&meta, &checkpoint.bytes), Ok(()));
+            let machine = v1::Checkpoint::decode(checkpoint.bytes).unwrap().machine;
+            Some(checkpoint.position.encode(machine))
+        })
+        .encode(|bytes| bytes.to_vec())
+        .run();
+    }
+}

@@ -447,4 +447,47 @@ mod tests {
         let membership = v1::Membership { configs: vec![v1::NodeSet { node_ids: vec![1, 2] }], nodes: vec![] };
         assert!(decode_membership(&membership).is_err());
     }
+
+    /// Entries of a leader of any bytes (`crate::fuzz`).
+    #[test]
+    fn fuzz() {
+        let nodes = [1, 2].map(|id| (id, Node { peer_address: format!("h:{id}") }));
+        let membership = Membership::new(vec![BTreeSet::from([1])], BTreeMap::from(nodes)).unwrap();
+        let entry = |kind, payload: Vec<u8>| {
+            let header = EntryHeader {
+                kind,
+                payload_bytes: payload.len() as u32,
+                record_count: u32::from(kind == EntryKind::Batch),
+                shard: ShardUid(1),
+                segment: crate::ids::SegmentSequence(1),
+                id: LogId { term: Term(1), index: Index(1) },
+                base_offset: Offset(3),
+                timestamp_us: 1,
+                timestamp_max_us: 1,
+                durable_end: 0,
+                chain: 7,
+                payload_crc: crc32c::crc32c(&payload),
+            };
+            [&header.encode()[..], &payload].concat()
+        };
+        let corpus = [
+            entry(EntryKind::Membership, encode_membership(&membership).encode_to_vec()),
+            entry(EntryKind::Batch, vec![7; 50]),
+            entry(EntryKind::Blank, vec![]),
+        ];
+        let decode = |bytes: &[u8]| {
+            let mut buffer = Buffer::with_capacity(bytes.len());
+            buffer.extend(bytes);
+            match from_peer(buffer, ShardUid(1)).ok()?.payload {
+                Payload::Received { header, buffer, membership } => {
+                    Some((header, buffer.bytes()[ENTRY_HEADER_BYTES..].to_vec(), membership))
+                }
+                other => panic!("an entry of a peer is {other:?}"),
+            }
+        };
+        crate::fuzz::Target::new("raft::types::tests::fuzz", corpus, decode)
+            .encode(|(header, payload, _)| [&header.encode()[..], payload].concat())
+            .sealed_by(crate::format::fuzz::seal_entry)
+            .run();
+    }
 }

@@ -137,4 +137,14 @@ mod tests {
         let error = decode(b"ringlog 3\nwhatever comes then").unwrap_err();
         assert!(error.contains("format 3") && error.contains("format 2"), "{error}");
     }
+
+    /// Files of any bytes (`crate::fuzz`).
+    #[test]
+    fn fuzz() {
+        crate::fuzz::Target::new("server::identity::tests::fuzz", [encode(&identity())], |bytes| decode(bytes).ok())
+            .encode(|identity| encode(identity).into_bytes())
+            .sealed_by(crate::fuzz::seal_text)
+            .words(&["ringlog 2\n", "cluster ", "node ", "incarnation ", "crc32c ", "+1", "0x1", "00", "\n"])
+            .run();
+    }
 }

@@ -389,4 +389,14 @@ mod tests {
             assert!(parse_address(wrong).unwrap_err().contains("--join"), "{wrong}");
         }
     }
+
+    /// Addresses of any text (`crate::fuzz`).
+    #[test]
+    fn fuzz() {
+        let corpus = ["h:1", "[::1]:7500", "10.0.0.1:7400"];
+        let decode = |bytes: &[u8]| parse_address(std::str::from_utf8(bytes).ok()?).ok();
+        crate::fuzz::Target::new("server::membership::tests::fuzz", corpus, decode)
+            .words(&["[", "]", ":", "65536"])
+            .run();
+    }
 }

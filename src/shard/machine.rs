@@ -134,4 +134,25 @@ pub(super) mod tests {
         }
         assert_eq!(machine, ShardMachine::default());
     }
+
+    /// Checkpoints and commands of any bytes (`crate::fuzz`).
+    #[test]
+    fn fuzz() {
+        let restored = |bytes: &[u8]| {
+            let mut machine = ShardMachine::default();
+            machine.restore(bytes).ok().map(|()| machine)
+        };
+        let corpus = [ShardMachine { log_start: Offset(300) }.checkpoint(), Bytes::new()];
+        crate::fuzz::Target::new("shard::machine::tests::fuzz", corpus, restored)
+            .encode(|machine| machine.checkpoint().to_vec())
+            .run();
+        let corpus = [ShardMachine::trim_command(Offset(7)), ShardMachine::trim_command(Offset(u64::MAX))];
+        crate::fuzz::Target::new("shard::machine::tests::fuzz", corpus, |bytes| {
+            let mut machine = ShardMachine { log_start: Offset(5) };
+            let answer = machine.apply(&entry(EntryKind::Command, 10, 0, bytes));
+            assert!((5..=10).contains(&machine.log_start.0));
+            (answer != ShardAnswer::Unknown).then_some(machine)
+        })
+        .run();
+    }
 }

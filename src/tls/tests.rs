@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use rustls::pki_types::pem::PemObject;
+
 use super::*;
+use crate::fuzz::Target;
 
 const CLUSTER: &str = "00112233445566778899aabbccddeeff";
 const OTHER: &str = "ffeeddccbbaa99887766554433221100";
@@ -243,4 +246,53 @@ fn pem() {
     let issued = Authority::make(CLUSTER, NOW_US).unwrap();
     let der = CertificateDer::from_pem_slice(issued.certificate.as_bytes()).unwrap();
     assert_eq!(certificate_pem(&der), issued.certificate);
+}
+
+/// Tokens and names of any text (`crate::fuzz`).
+#[test]
+fn fuzz_names() {
+    let token = JoinToken::new(CLUSTER, Fingerprint([7; 32])).unwrap().encode();
+    Target::new("tls::tests::fuzz_names", [token], |bytes| JoinToken::decode(std::str::from_utf8(bytes).ok()?).ok())
+        .encode(|token| token.encode().into_bytes())
+        .words(&["ringlog-join-", "=", "-", "_", " ", "\n"])
+        .run();
+    let names = [1, u64::MAX].map(|node| NodeName { node: NodeId(node), cluster: CLUSTER.into() }.to_string());
+    Target::new("tls::tests::fuzz_names", names, |bytes| NodeName::parse(std::str::from_utf8(bytes).ok()?))
+        .encode(|name| name.to_string().into_bytes())
+        .words(&["node-", ".ringlog", ".", "+1", "01"])
+        .run();
+}
+
+/// Certificates and requests of any bytes (`crate::fuzz`), in DER, behind their base64: what is accepted as a certificate of
+/// this cluster is the one that was issued, and what is signed is a request.
+#[test]
+fn fuzz_certificates() {
+    let authority = authority(CLUSTER);
+    let issued = authority.issue(NodeId(7), NODE_VALIDITY, NOW_US).unwrap();
+    let der = CertificateDer::from_pem_slice(issued.certificate.as_bytes()).unwrap();
+    Target::new("tls::tests::fuzz_certificates", [der.to_vec()], |bytes| {
+        let certificate = certificate_pem(&CertificateDer::from(bytes.to_vec()));
+        let changed = Issued { certificate, key: issued.key.clone() };
+        load(&authority, &changed, NOW_US).ok().map(|credentials| {
+            assert_eq!(bytes[..], der[..], "another certificate passes for the issued one");
+            credentials.node()
+        })
+    })
+    .memory(1 << 20)
+    .run();
+    let request = Request::new().unwrap();
+    let request = der_of(&request.request);
+    Target::new("tls::tests::fuzz_certificates", [request], |bytes| {
+        let text =
+            certificate_pem(&CertificateDer::from(bytes.to_vec())).replace(" CERTIFICATE", " CERTIFICATE REQUEST");
+        authority.sign_request(&text, NodeId(3), NODE_VALIDITY, NOW_US).ok().map(|_| ())
+    })
+    .memory(1 << 20)
+    .run();
+}
+
+/// A request's DER, out of its PEM.
+fn der_of(pem: &str) -> Vec<u8> {
+    let base64: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+    base64::Engine::decode(&STANDARD, base64).unwrap()
 }

@@ -5,7 +5,7 @@
 
 pub mod envelope;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use bytes::Bytes;
 

@@ -29,7 +29,7 @@ fn messages() -> Vec<Message> {
     ]
 }
 
-fn encoded() -> impl Iterator<Item = (Envelope, Bytes)> {
+pub(in crate::format) fn encoded() -> impl Iterator<Item = (Envelope, Bytes)> {
     messages().into_iter().map(|message| {
         let envelope = Envelope { group: ShardUid(0x0102_0304_0506_0708), message };
         let bytes = envelope.encode();

@@ -61,4 +61,16 @@ mod tests {
             assert_eq!(parse(value.as_bytes()), Err(Malformed), "{value:?}");
         }
     }
+
+    /// Values of any bytes (`crate::fuzz`).
+    #[test]
+    fn fuzz() {
+        crate::fuzz::Target::new("frontend::grpc::timeout::tests::fuzz", ["1S", "99999999H", "4m", "7u"], |bytes| {
+            let timeout_us = parse(bytes).ok()?;
+            assert!(timeout_us.is_none_or(|us| us <= NEVER_US));
+            Some(timeout_us)
+        })
+        .words(&["H", "M", "S", "m", "u", "n", "99999999"])
+        .run();
+    }
 }

@@ -567,4 +567,38 @@ mod tests {
         assert_eq!(json, wanted);
         assert_eq!(http_status(&CallError::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", "")), 413);
     }
+
+    /// Bodies of any bytes (`crate::fuzz`): what is accepted is a request that the node's own decoder accepts.
+    #[test]
+    fn fuzz() {
+        let corpus = [
+            r#"{"shard": 2, "durability": "leader_memory", "expected_offset": 7, "records": [
+                {"key": "/w==", "value_text": "h", "timestamp_us": 5, "headers": [{"name": "n", "value": "AQ"}]}, {}]}"#,
+            r#"{"records":[{"value":"aGk="}]}"#,
+        ];
+        let words =
+            &["{", "}", "[", "]", "\"", ",", ":", "null", "\"key\":", "\"records\":", "\\ud800", "1e99", "-1", "="];
+        crate::fuzz::Target::new("frontend::http::json::tests::fuzz", corpus, |bytes| {
+            let body: ProduceBody = serde_json::from_slice(bytes).ok()?;
+            let request = body.into_request("t".into()).ok()?;
+            let message = prost::Message::encode_to_vec(&request);
+            let parsed = crate::format::records::Records::parse(message.into(), usize::MAX);
+            assert_eq!(parsed.is_ok(), !request.records.is_empty());
+            Some(request)
+        })
+        .words(words)
+        .run();
+        let corpus = [r#"{"shards":3,"config":{"retention":{"bytes_max":1,"age_ms_max":2},"segment_bytes":3}}"#, "{}"];
+        crate::fuzz::Target::new("frontend::http::json::tests::fuzz", corpus, |bytes| {
+            let body: CreateTopicBody = serde_json::from_slice(bytes).ok()?;
+            Some(body.into_request("t".into()))
+        })
+        .words(words)
+        .run();
+        crate::fuzz::Target::new("frontend::http::json::tests::fuzz", [r#"{"before_offset":7}"#], |bytes| {
+            serde_json::from_slice::<TrimBody>(bytes).ok().map(|body| body.before_offset)
+        })
+        .words(words)
+        .run();
+    }
 }

@@ -228,3 +228,55 @@ fn hostile_streams() {
         }
     });
 }
+
+/// A frame's bytes.
+pub(crate) fn sent(frame: Frame) -> Vec<u8> {
+    encoded(frame).into()
+}
+
+/// The frame that all of the bytes are.
+pub(crate) fn received(bytes: &[u8]) -> Option<Received> {
+    let (mut assembler, mut piece) = (assembler(), Bytes::copy_from_slice(bytes));
+    let received = assembler.push(&mut piece).ok()??;
+    piece.is_empty().then_some(received)
+}
+
+/// Frames of any bytes (`crate::fuzz`): cut anywhere they are the same, and the budget is given back.
+#[test]
+fn fuzz() {
+    let frames = |bytes: &[u8], size: usize| {
+        let receiving = Rc::<Cell<usize>>::default();
+        let mut assembler = Assembler::new(receiving.clone());
+        let mut frames = Vec::new();
+        for piece in bytes.chunks(size) {
+            let mut piece = Bytes::copy_from_slice(piece);
+            while let Some(frame) = assembler.push(&mut piece).ok()? {
+                let parts: Vec<Vec<u8>> = frame.parts.iter().map(|part| part.bytes().to_vec()).collect();
+                frames.push((frame.kind, frame.envelope, parts));
+                assert_eq!(receiving.get(), 0);
+            }
+            assert!(receiving.get() <= FRAME_BYTES_MAX);
+        }
+        let whole = assembler.is_between_frames();
+        drop(assembler);
+        assert_eq!(receiving.get(), 0);
+        whole.then_some(frames)
+    };
+    let small =
+        Frame { kind: FrameKind::Raft, envelope: Bytes::from_static(b"e"), parts: vec![Bytes::from_static(b"p")] };
+    let corpus = [encoded(small.clone()), [encoded(frame()), encoded(small)].concat().into()];
+    crate::fuzz::Target::new("peer::frame::tests::fuzz", corpus, |bytes| {
+        let whole = frames(bytes, usize::MAX);
+        assert_eq!(frames(bytes, 7), whole);
+        whole
+    })
+    .encode(|frames| {
+        let frame = |(kind, envelope, parts): &(FrameKind, Bytes, Vec<Vec<u8>>)| {
+            let parts = parts.iter().cloned().map(Bytes::from).collect();
+            sent(Frame { kind: *kind, envelope: envelope.clone(), parts })
+        };
+        frames.iter().flat_map(frame).collect()
+    })
+    .memory((2 * ENVELOPE_BYTES_MAX + 2 * FRAME_BYTES_MAX + (64 << 10)) as u64)
+    .run();
+}

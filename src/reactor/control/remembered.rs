@@ -115,4 +115,16 @@ mod tests {
             assert_eq!(decode(&changed), None, "bit {bit}");
         }
     }
+
+    /// Files of any bytes (`crate::fuzz`).
+    #[test]
+    fn fuzz() {
+        let nodes = [1, 2].map(|id| entry(id, NodeState::Active));
+        let corpus = [encode(Index(17), nodes), encode(Index(0), [])].map(String::into_bytes);
+        crate::fuzz::Target::new("reactor::control::remembered::tests::fuzz", corpus, decode)
+            .encode(|remembered| encode(remembered.applied_end, remembered.nodes.clone()).into_bytes())
+            .sealed_by(crate::fuzz::seal_text)
+            .words(&["applied ", "crc32c ", " - ", "-", "\n", " ", "10.0.0.1:7400", "+1", "0"])
+            .run();
+    }
 }

@@ -279,7 +279,7 @@ pub(super) fn consumed(received: Received) -> Result<Consumed, PeerRefusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::env::buffer::Buffer;
+    use crate::{env::buffer::Buffer, fuzz::Target};
 
     /// The frame as the other side gets it.
     fn carried(frame: Frame) -> Received {
@@ -410,5 +410,99 @@ mod tests {
         assert_eq!(control_reply(&carried(refusal_frame(&refused))), Err(refused));
         let unreadable = control_reply(&reply(None)).unwrap_err();
         assert_eq!((unreadable.reason.as_str(), unreadable.definite), ("PEER_UNREADABLE", false));
+    }
+
+    fn received(bytes: &[u8]) -> Option<Received> {
+        crate::peer::frame::tests::received(bytes)
+    }
+
+    fn sent(frame: Frame) -> Vec<u8> {
+        crate::peer::frame::tests::sent(frame)
+    }
+
+    /// Forwarded requests in frames of any bytes (`crate::fuzz`): what is accepted can be sent on.
+    #[test]
+    fn fuzz_requests() {
+        let requests = [produce(&["a", "b"], Some(1_500)), produce(&["c"], None)];
+        let corpus = [sent(produce_frame(ShardUid(9), requests.iter(), 1_000))];
+        Target::new("reactor::forward::wire::tests::fuzz_requests", corpus, |bytes| {
+            let (uid, produces) = produces(received(bytes)?, 1_000).ok()?;
+            let again = produce_frame(uid, produces.iter(), 1_000);
+            let facts =
+                |produce: &Produce| (produce.records.message().clone(), produce.deadline_us, produce.expected_offset);
+            Some((uid, produces.iter().map(facts).collect::<Vec<_>>(), sent(again)))
+        })
+        .encode(|(_, _, again)| again.clone())
+        .memory(FRAME_MEMORY)
+        .run();
+        let consumes = [Start::Earliest, Start::Latest, Start::Offset(Offset(3)), Start::Timestamp(-1)].map(|start| {
+            let consume = Consume {
+                start,
+                records_max: 5,
+                bytes_max: 6,
+                wait: Duration::from_secs(1),
+                min_offset: Some(Offset(2)),
+                linearizable: true,
+                deadline_us: Some(1_500),
+            };
+            sent(consume_frame(ShardUid(1), &consume, 1_000))
+        });
+        Target::new("reactor::forward::wire::tests::fuzz_requests", consumes, |bytes| {
+            let (uid, consume) = consume(&received(bytes)?, 1_000).ok()?;
+            assert!(consume.wait <= crate::limits::CONSUME_WAIT_MAX);
+            Some(sent(consume_frame(uid, &consume, 1_000)))
+        })
+        .encode(Vec::clone)
+        .memory(FRAME_MEMORY)
+        .run();
+    }
+
+    /// The assembler of frames makes room for an announced envelope and an announced part at once.
+    const FRAME_MEMORY: u64 =
+        (crate::peer::frame::ENVELOPE_BYTES_MAX + crate::peer::frame::FRAME_BYTES_MAX + (64 << 10)) as u64;
+
+    /// Answers in frames of any bytes (`crate::fuzz`).
+    #[test]
+    fn fuzz_answers() {
+        let produced = Produced {
+            base_offset: Offset(7),
+            count: 2,
+            timestamp_us: -1,
+            durability: Durability::QuorumFlushed,
+            leader: None,
+        };
+        let corpus = [sent(acks_frame(vec![Ok(produced), Err(unreadable("x"))]))];
+        Target::new("reactor::forward::wire::tests::fuzz_answers", corpus, |bytes| {
+            Some(sent(acks_frame(acks(received(bytes)?, NodeId(1)).ok()?)))
+        })
+        .encode(Vec::clone)
+        .memory(FRAME_MEMORY)
+        .run();
+        let corpus = [vec![Bytes::from_static(b"some records")], vec![]].map(|chunks| {
+            let (next_offset, log_start, high_watermark) = (Offset(3), Offset(1), Offset(4));
+            sent(consumed_frame(Consumed { count: 2, chunks, next_offset, log_start, high_watermark }))
+        });
+        Target::new("reactor::forward::wire::tests::fuzz_answers", corpus, |bytes| {
+            let received = received(bytes)?;
+            let bytes_max = received.parts.iter().map(Buffer::len).sum::<usize>();
+            let consumed = consumed(received).ok()?;
+            assert!(consumed.chunks.iter().map(Bytes::len).sum::<usize>() <= bytes_max);
+            Some(sent(consumed_frame(consumed)))
+        })
+        .encode(Vec::clone)
+        .memory(FRAME_MEMORY)
+        .run();
+        let reply = ControlReply { reply: Some(control_reply::Reply::Refused(unreadable("x"))) };
+        let corpus = [sent(frame(FrameKind::Control, &reply)), sent(refusal_frame(&unreadable("why")))];
+        Target::new("reactor::forward::wire::tests::fuzz_answers", corpus, |bytes| {
+            let received = received(bytes)?;
+            let answer = control_reply(&received);
+            answer
+                .as_ref()
+                .is_err_and(|refusal| refusal.reason != "PEER_UNREADABLE" || received.envelope.len() > 1)
+                .then_some(())
+        })
+        .memory(FRAME_MEMORY)
+        .run();
     }
 }

@@ -247,6 +247,7 @@ pub(super) fn get_varint(buf: &mut impl Buf) -> Result<u64, GossipFault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::Target;
 
     fn speaker(node: u64) -> Speaker {
         Speaker::new(NodeId(node), 0x0102_0304_0506_0708 + node)
@@ -352,5 +353,27 @@ mod tests {
         let steps = lives.position(|life| life.win_addr_conflict(&ahead)).unwrap();
         assert!(steps < 50, "{steps} steps");
         assert_eq!(Speaker::new(NodeId(1), u64::MAX).renew(), None);
+    }
+
+    /// Headers and members of any bytes (`crate::fuzz`).
+    #[test]
+    fn fuzz() {
+        let decode_header = |mut bytes: &[u8]| Layout.decode_header(&mut bytes).ok();
+        Target::new("reactor::gossip::codec::tests::fuzz", messages().into_iter().map(encoded), decode_header)
+            .encode(|header| {
+                let mut bytes = Vec::new();
+                Layout.encode_header(header, &mut bytes).unwrap();
+                bytes
+            })
+            .run();
+        let member = |member: &Member<Speaker>| {
+            let mut bytes = Vec::new();
+            Layout.encode_member(member, &mut bytes).unwrap();
+            bytes
+        };
+        let corpus =
+            [State::Alive, State::Suspect, State::Down].map(|state| member(&Member::new(speaker(1), 7, state)));
+        let decode_member = |mut bytes: &[u8]| Layout.decode_member(&mut bytes).ok();
+        Target::new("reactor::gossip::codec::tests::fuzz", corpus, decode_member).encode(member).run();
     }
 }

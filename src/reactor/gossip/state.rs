@@ -263,4 +263,17 @@ mod tests {
         }
         assert_eq!(items.0.borrow().said.len(), limits::CLUSTER_NODES_MAX);
     }
+
+    /// Items of any bytes (`crate::fuzz`).
+    #[test]
+    fn fuzz() {
+        let corpus = [encode(&state(1, "host-1"), 7), encode(&state(u64::MAX, ""), u64::MAX)];
+        crate::fuzz::Target::new("reactor::gossip::state::tests::fuzz", corpus, |bytes| decode(bytes).ok())
+            .encode(|said| match said {
+                // A text that is not UTF-8 is longer once it was read: it may be too long to be sent on.
+                Some(said) => encode(&said.state, said.stamp),
+                None => vec![0],
+            })
+            .run();
+    }
 }

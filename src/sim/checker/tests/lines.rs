@@ -91,3 +91,30 @@ fn cut_off_files_are_refused() {
         assert!(error.starts_with("line 2: it is cut off"), "{end}: {error}");
     }
 }
+
+/// Lines of any bytes (`crate::fuzz`): what is read is written as what it was.
+#[test]
+fn fuzz() {
+    let lines = [
+        PRODUCE.to_owned(),
+        r#"{"event":"produce","client":"a","begin_us":10,"end_us":25,"topic":"t","shard":0,"records":["v",7],"outcome":{"acked":{"base_offset":0,"count":2,"durability":"leader_memory"}},"stream":{"id":1,"sequence":7}}"#.to_owned(),
+        r#"{"event":"read","client":"b","begin_us":30,"end_us":31,"topic":"t","shard":0,"node":1,"from_offset":0,"records":[[0,"v"],[1,9]],"next_offset":2,"high_watermark":2}"#.to_owned(),
+        r#"{"event":"status","node":1,"begin_us":96,"end_us":97,"topic":"t","shard":0,"applied_end":3,"chain":"00000000000000ff"}"#.to_owned(),
+    ];
+    let corpus = [lines[0].clone(), lines.join("\n"), lines[3].clone() + "\n"];
+    crate::fuzz::Target::new("sim::checker::tests::lines::fuzz", corpus, |bytes| json::read(bytes).ok())
+        .words(&[
+            "{",
+            "}",
+            "\"",
+            ",",
+            "null",
+            "18446744073709551615",
+            "4611686018427387905",
+            "\n",
+            "1.5",
+            "-1",
+            "\"failed\"",
+        ])
+        .run();
+}
