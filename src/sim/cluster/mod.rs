@@ -15,7 +15,7 @@ use std::{
 
 pub use self::process::Process;
 use self::process::{Birth, DATA, secret_of};
-use super::{SimDisk, SimEnv, World, net::SimNetwork};
+use super::{SimDisk, SimEnv, SimNetwork, World};
 use crate::{
     env::{self, Env},
     ids::{NodeId, ShardUid},
@@ -177,7 +177,10 @@ impl Cluster {
             return;
         }
         self.inner.network.crash(node);
-        let process = self.with_machine(node, |machine| machine.process.take());
+        let process = self.with_machine(node, |machine| {
+            machine.disk.reopened();
+            machine.process.take()
+        });
         World::current().kill(node);
         drop(process);
     }

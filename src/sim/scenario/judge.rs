@@ -16,6 +16,7 @@ use crate::{
         checker::history::{Chain, Event, FinalRead, Status},
         client::{Target, records_of},
         cluster::Process,
+        net::Path,
     },
 };
 
@@ -52,16 +53,23 @@ impl Run {
     /// stopped for good reason (fail-stop) is started anew, as an operator would.
     async fn lift(&self) {
         self.cluster.network().heal();
-        self.cluster.network().set_datagram_loss(0);
+        self.cluster.network().set_paths(Path::default());
         for node in self.cluster.nodes() {
             World::current().resume(node);
+            self.cluster.network().resume(node);
+            if let Some(disk) = self.cluster.disk(node) {
+                disk.heal();
+                disk.set_capacity(None);
+                disk.set_slow(1, 0);
+            }
             World::current().set_drift(node, 0);
             let stopped = self
                 .cluster
                 .process(node)
                 .is_some_and(|process| process.failure().is_some() || process.node.fault_count() > 0);
             if stopped {
-                self.cluster.kill(node);
+                // The whole machine: what a failed sync has left in the page cache looks durable and is not.
+                self.cluster.crash(node, World::current().random_u64());
             }
             self.cluster.start(node);
         }

@@ -22,12 +22,11 @@ use std::{
 
 use self::plan::Plan;
 use super::{
-    SimDisk, SimEnv, SimRuntime, World,
+    DiskTimes, NetTimes, SimDisk, SimEnv, SimNetwork, SimRuntime, World,
     checker::History,
     client::{Clients, Load, Target},
     cluster::{Cluster, Process},
     coverage::Coverage,
-    net::SimNetwork,
 };
 use crate::{
     env::{self, Env},
@@ -119,7 +118,7 @@ async fn live(plan: &Plan, coverage: Rc<RefCell<Coverage>>) -> (Vec<String>, His
         Ok(begun) => begun,
         Err(error) => return (vec![error], History::default(), [0; 4]),
     };
-    cluster.network().set_datagram_loss(plan.loss_percent);
+    cluster.network().set_paths(plan.path);
     let clients = Clients::start(&cluster, targets, plan.load, plan.seed);
     let run = Rc::new(Run {
         cluster,
@@ -138,15 +137,16 @@ async fn live(plan: &Plan, coverage: Rc<RefCell<Coverage>>) -> (Vec<String>, His
         }
     }
     run.judge().await;
+    run.note_fired();
     let counts = run.clients.counts();
     (run.problems.take(), run.clients.take_history(), counts)
 }
 
 /// A cluster with one topic, in which every shard has a leader.
 async fn begin(plan: &Plan) -> Result<(Cluster, Vec<Target>), String> {
-    let network = SimNetwork::seeded(plan.seed);
+    let network = SimNetwork::timed(&World::current(), plan.seed, NetTimes::default());
     let disk_seed = Cell::new(plan.seed ^ 0xd15c);
-    let make_disk = move || SimDisk::new().with_latency(super::random(&disk_seed));
+    let make_disk = move || SimDisk::new().timed(&World::current(), super::random(&disk_seed), DiskTimes::default());
     let cluster = Cluster::new(network, plan.reactors, make_disk);
     cluster.found().await;
     for _ in 1..plan.nodes {
@@ -212,6 +212,19 @@ impl Run {
     fn target(&self, number: u64) -> Target {
         let targets = self.clients.targets();
         targets[(number % targets.len() as u64) as usize].clone()
+    }
+
+    /// What the network and the disks have done, to what.
+    fn note_fired(&self) {
+        let mut coverage = self.coverage.borrow_mut();
+        for ((fault, met), times) in self.cluster.network().fired() {
+            coverage.add(fault, met, times);
+        }
+        for disk in self.cluster.nodes().into_iter().filter_map(|node| self.cluster.disk(node)) {
+            for ((fault, met), times) in disk.fired() {
+                coverage.add(fault, met, times);
+            }
+        }
     }
 
     fn any_process(&self) -> Option<(NodeId, Rc<Process>)> {

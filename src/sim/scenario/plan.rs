@@ -3,7 +3,7 @@
 
 use std::{cell::Cell, fmt};
 
-use crate::sim::{client::Load, random};
+use crate::sim::{DiskFault, client::Load, net::Path, random};
 
 /// A family of runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,12 +18,14 @@ pub enum Scenario {
     Clocks,
     /// Nodes join, are drained, removed and replaced, leaders move, topics come and go; with crashes in between.
     Members,
+    /// Disks that are slow, full, or fail; power failures beside it.
+    Disks,
 }
 
 impl Scenario {
     /// All of them, in the order in which seeds go through them.
-    pub const ALL: [Scenario; 5] =
-        [Scenario::Calm, Scenario::Crashes, Scenario::Partitions, Scenario::Clocks, Scenario::Members];
+    pub const ALL: [Scenario; 6] =
+        [Scenario::Calm, Scenario::Crashes, Scenario::Partitions, Scenario::Clocks, Scenario::Members, Scenario::Disks];
 
     /// The scenario of a seed, unless one is asked for.
     pub fn of(seed: u64) -> Scenario {
@@ -38,6 +40,7 @@ impl Scenario {
             Scenario::Partitions => "partitions",
             Scenario::Clocks => "clocks",
             Scenario::Members => "members",
+            Scenario::Disks => "disks",
         }
     }
 
@@ -79,7 +82,7 @@ pub enum Action {
     /// Two nodes do not reach each other, all others do: a bridge.
     CutPair { first: Who, second: Who, for_ms: u64 },
     /// A node is cut off and back, again and again.
-    Flap { who: Who, times: u64, period_ms: u64 },
+    Flap { who: Who, times: u32, period_ms: u64 },
     /// All connections are lost.
     DropConnections,
     /// A node's process stands still.
@@ -88,6 +91,12 @@ pub enum Action {
     Drift { who: Who, ppm: i64 },
     /// A node's wall clock jumps.
     Jump { who: Who, us: i64 },
+    /// Operations of a node's disk fail, each with this chance (in parts per million), until as many have.
+    Fail { who: Who, fault: DiskFault, chance_ppm: u64, times: u64 },
+    /// A node's disk takes so many times as long.
+    Slow { who: Who, factor: u64, for_ms: u64 },
+    /// A node's disk has no more room.
+    Full { who: Who, for_ms: u64 },
     /// A shard's leadership moves.
     Transfer { shard: u64, to: Option<Who> },
     /// A node is drained, and perhaps taken back.
@@ -136,8 +145,8 @@ pub struct Plan {
     pub load: Load,
     /// How long clients are at it, ms.
     pub load_ms: u64,
-    /// Share of datagrams that are lost.
-    pub loss_percent: u64,
+    /// How well the network does all the time.
+    pub path: Path,
     /// What happens meanwhile, by time.
     pub steps: Vec<Step>,
 }
@@ -169,7 +178,7 @@ impl Plan {
             shards: 1 + (random(dice) % 3) as u32,
             load,
             load_ms,
-            loss_percent: if scenario == Scenario::Partitions { [0, 0, 5, 20][(random(dice) % 4) as usize] } else { 0 },
+            path: if scenario == Scenario::Partitions { bad_path(dice) } else { Path::default() },
             steps,
         }
     }
@@ -179,6 +188,20 @@ impl Plan {
     pub fn with_only(self, numbers: &[usize]) -> Plan {
         let steps = self.steps.into_iter().enumerate().filter(|(number, _)| numbers.contains(number));
         Plan { steps: steps.map(|(_, step)| step).collect(), ..self }
+    }
+}
+
+/// A network that is slow, or loses, doubles and reorders.
+fn bad_path(dice: &Cell<u64>) -> Path {
+    let one_of = |choices: [u64; 4]| choices[(random(dice) % 4) as usize];
+    Path {
+        delay_us: one_of([50, 50, 500, 3_000]),
+        jitter_us: one_of([30, 100, 1_000, 3_000]),
+        loss_ppm: one_of([0, 0, 1_000, 30_000]),
+        duplicate_ppm: one_of([0, 0, 10_000, 100_000]),
+        reorder_ppm: one_of([0, 0, 10_000, 100_000]),
+        reorder_us: 2_000,
+        ..Path::default()
     }
 }
 
@@ -208,6 +231,7 @@ fn action(scenario: Scenario, dice: &Cell<u64>) -> Action {
             2 => Action::Drift { who: who(dice), ppm: (random(dice) % 400_001) as i64 - 200_000 },
             _ => Action::Jump { who: who(dice), us: (random(dice) % 20_000_001) as i64 - 10_000_000 },
         },
+        Scenario::Disks => disk(dice),
         Scenario::Members => match random(dice) % 12 {
             0..=2 => {
                 Action::Transfer { shard: random(dice) % 64, to: random(dice).is_multiple_of(2).then(|| who(dice)) }
@@ -244,8 +268,26 @@ fn cut(dice: &Cell<u64>) -> Action {
         0 | 1 => Action::Isolate { who: who(dice), for_ms },
         2 => Action::CutOneWay { who: who(dice), out: random(dice).is_multiple_of(2), for_ms },
         3 => Action::CutPair { first: who(dice), second: who(dice), for_ms },
-        4 => Action::Flap { who: who(dice), times: 2 + random(dice) % 6, period_ms: between(dice, 20, 1_500) },
+        4 => Action::Flap { who: who(dice), times: 2 + (random(dice) % 6) as u32, period_ms: between(dice, 20, 1_500) },
         _ => Action::DropConnections,
+    }
+}
+
+fn disk(dice: &Cell<u64>) -> Action {
+    let who = who(dice);
+    let fails = [DiskFault::ErrorWrite, DiskFault::ErrorAppend, DiskFault::ErrorSync, DiskFault::ErrorRead];
+    match random(dice) % 8 {
+        0..=3 => Action::Fail {
+            who,
+            fault: fails[(random(dice) % 4) as usize],
+            chance_ppm: [20_000, 200_000, 1_000_000][(random(dice) % 3) as usize],
+            times: 1 + random(dice) % 3,
+        },
+        4 | 5 => {
+            Action::Slow { who, factor: [5, 50, 500][(random(dice) % 3) as usize], for_ms: between(dice, 100, 5_000) }
+        }
+        6 => Action::Full { who, for_ms: between(dice, 100, 5_000) },
+        _ => crash(dice),
     }
 }
 

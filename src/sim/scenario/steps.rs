@@ -13,7 +13,7 @@ use crate::{
     proto::ringlog::v1::CreateTopicRequest,
     reactor::mailbox::AdminCall,
     shard::Shard,
-    sim::{SimEnv, World, executor::JoinHandle},
+    sim::{PlantedFault, SimEnv, World, executor::JoinHandle},
 };
 
 /// Starts all steps; each handle resolves when its step is done and undone.
@@ -57,6 +57,15 @@ impl Run {
                 let Some(node) = self.meet("clock jump", who) else { return };
                 World::current().jump_wall(node, us);
             }
+            Action::Fail { who, fault, chance_ppm, times } => {
+                let Some(disk) = self.meet(fault.name(), who).and_then(|node| self.cluster.disk(node)) else { return };
+                disk.plant_fault(PlantedFault { fault, path_contains: String::new(), chance_ppm, times });
+            }
+            Action::Slow { who, factor, for_ms } => {
+                let Some(disk) = self.meet("slow device", who).and_then(|node| self.cluster.disk(node)) else { return };
+                disk.set_slow(factor, for_ms * 1_000);
+            }
+            Action::Full { who, for_ms } => self.fill(who, for_ms).await,
             Action::Transfer { shard, to } => self.transfer(shard, to).await,
             Action::Drain { who, undo_after_ms } => self.drain(who, undo_after_ms).await,
             Action::Join => self.join().await,
@@ -90,8 +99,18 @@ impl Run {
     async fn pause(self: &Rc<Self>, who: Who, for_ms: u64) {
         let Some(node) = self.meet("pause", who) else { return };
         World::current().pause(node);
+        self.cluster.network().pause(node);
         sleep_ms(for_ms).await;
+        self.cluster.network().resume(node);
         World::current().resume(node);
+    }
+
+    async fn fill(self: &Rc<Self>, who: Who, for_ms: u64) {
+        let Some(node) = self.meet("full disk", who) else { return };
+        let Some(disk) = self.cluster.disk(node) else { return };
+        disk.set_capacity(Some(disk.used_bytes()));
+        sleep_ms(for_ms).await;
+        disk.set_capacity(None);
     }
 
     async fn back_after(&self, node: NodeId, down_ms: u64) {
@@ -115,48 +134,42 @@ impl Run {
 
     async fn isolate(self: &Rc<Self>, who: Who, for_ms: u64) {
         let Some(node) = self.meet("isolation", who) else { return };
-        self.cut_off(node, true, true);
-        sleep_ms(for_ms).await;
-        self.cluster.network().heal();
+        let pairs = self.pairs_of(node, true, true);
+        self.cut_for(&pairs, for_ms).await;
     }
 
     async fn cut_one_way(self: &Rc<Self>, who: Who, out: bool, for_ms: u64) {
         let fault = if out { "one-way cut (out)" } else { "one-way cut (in)" };
         let Some(node) = self.meet(fault, who) else { return };
-        self.cut_off(node, out, !out);
-        sleep_ms(for_ms).await;
-        self.cluster.network().heal();
+        let pairs = self.pairs_of(node, out, !out);
+        self.cut_for(&pairs, for_ms).await;
     }
 
     async fn cut_pair(self: &Rc<Self>, first: Who, second: Who, for_ms: u64) {
         let (Some(first), Some(second)) = (self.meet("bridge", first), self.find(second)) else { return };
         if first != second {
-            self.cluster.network().cut_both(first, second);
+            self.cut_for(&[(first, second), (second, first)], for_ms).await;
         }
-        sleep_ms(for_ms).await;
-        self.cluster.network().heal();
     }
 
-    async fn flap(self: &Rc<Self>, who: Who, times: u64, period_ms: u64) {
+    async fn flap(self: &Rc<Self>, who: Who, times: u32, period_ms: u64) {
         let Some(node) = self.meet("flapping", who) else { return };
-        for _ in 0..times {
-            self.cut_off(node, true, true);
-            sleep_ms(period_ms).await;
-            self.cluster.network().heal();
-            sleep_ms(period_ms).await;
-        }
+        let pairs = self.pairs_of(node, true, true);
+        self.cluster.network().flap(pairs, period_ms * 1_000, period_ms * 1_000, times).await;
     }
 
-    /// Cuts what a node sends, or what it is sent, or both.
-    fn cut_off(&self, node: NodeId, out: bool, into: bool) {
-        for other in self.cluster.nodes().into_iter().filter(|other| *other != node) {
-            if out {
-                self.cluster.network().cut(node, other);
-            }
-            if into {
-                self.cluster.network().cut(other, node);
-            }
-        }
+    async fn cut_for(&self, pairs: &[(NodeId, NodeId)], for_ms: u64) {
+        let network = self.cluster.network();
+        pairs.iter().for_each(|(from, to)| network.cut(*from, *to));
+        sleep_ms(for_ms).await;
+        pairs.iter().for_each(|(from, to)| network.mend(*from, *to));
+    }
+
+    /// The ways of what a node sends (`out`), and of what it is sent (`into`).
+    fn pairs_of(&self, node: NodeId, out: bool, into: bool) -> Vec<(NodeId, NodeId)> {
+        let others = self.cluster.nodes().into_iter().filter(|other| *other != node);
+        let ways = others.flat_map(|other| [((node, other), out), ((other, node), into)]);
+        ways.filter(|(_, cut)| *cut).map(|(way, _)| way).collect()
     }
 
     // What operators do. Refusals are no failures: the cluster may be in the middle of anything.
