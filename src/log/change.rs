@@ -92,6 +92,10 @@ impl<E: Env> Inner<E> {
         let last_timestamp_us = self.header(Index(end.next.0 - 1)).await?.timestamp_us;
         let path = segment.path();
         let file = self.disk.open(&path, OpenMode::Append).await.map_err(|error| io_error(&path, "opened", &error))?;
+        // The index of what it was: with as many entries again, it would pass for that of what it will be until it is used.
+        self.remove_index(segment).await?;
+        let dir = &self.options.dir;
+        self.disk.sync_dir(dir).await.map_err(|error| self.stop(dir, "synced", &error))?;
         file.truncate(position).await.map_err(|error| self.stop(&path, "cut", &error))?;
         file.sync().await.map_err(|error| self.stop(&path, "synced", &error))?;
         let now = &mut *segment.now.borrow_mut();

@@ -171,3 +171,44 @@ pub(super) fn continues(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        format::entry::EntryKind,
+        ids::{LogId, Offset, Term},
+    };
+
+    /// An entry continues a log if all of it does: its place, its term, its time, and the chain of all before it.
+    #[test]
+    fn what_continues() {
+        let point = LogPoint { next: Index(7), term: Term(2), offset: Offset(90), chain: 0xfeed, timestamp_max_us: 5 };
+        let (shard, segment) = (ShardUid(1), SegmentSequence(3));
+        let mut entry = EntryHeader {
+            kind: EntryKind::Batch,
+            payload_bytes: 0,
+            record_count: 1,
+            shard,
+            segment,
+            id: LogId { term: Term(2), index: Index(7) },
+            base_offset: Offset(90),
+            timestamp_us: 5,
+            timestamp_max_us: 5,
+            durable_end: 7,
+            chain: 0,
+            payload_crc: 0,
+        };
+        entry.chain = entry.chain_after(point.chain);
+        let fits = |entry: EntryHeader| continues(&entry, shard, segment, &point).is_ok();
+        let chained = |entry: EntryHeader| EntryHeader { chain: entry.chain_after(point.chain), ..entry };
+        assert!(fits(entry));
+        assert!(!fits(EntryHeader { chain: entry.chain ^ 1, ..entry }), "of another history");
+        assert!(!fits(chained(EntryHeader { shard: ShardUid(2), ..entry })));
+        assert!(!fits(chained(EntryHeader { segment: SegmentSequence(2), ..entry })), "of a file's former life");
+        assert!(!fits(chained(EntryHeader { id: LogId { term: Term(2), index: Index(8) }, ..entry })));
+        assert!(!fits(chained(EntryHeader { id: LogId { term: Term(1), index: Index(7) }, ..entry })));
+        assert!(!fits(chained(EntryHeader { base_offset: Offset(91), ..entry })));
+        assert!(!fits(chained(EntryHeader { timestamp_max_us: 4, ..entry })));
+    }
+}

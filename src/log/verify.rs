@@ -374,7 +374,10 @@ impl<D: Disk> Check<'_, D> {
         };
         self.report.files += 1;
         self.report.bytes += content.len() as u64;
-        if content != expected {
+        // The index of a clean close, after which more was appended; the power went before the segment had its new one. It is
+        // told by its length, and rebuilt at the next start.
+        let is_of_a_close = content.len() < expected.len() && expected.starts_with(&content);
+        if content != expected && !is_of_a_close {
             let same = content.iter().zip(expected).take_while(|(found, expected)| found == expected).count();
             let position = (same / SLOT_BYTES * SLOT_BYTES) as u64;
             self.problem(&path, position, "it does not match the entries; it will be rebuilt when it is used".into());

@@ -381,3 +381,30 @@ proptest! {
         });
     }
 }
+
+/// What a crash leaves of an index that was written before is no damage: of a clean close, after which more was appended, and
+/// of a segment that was cut and written again. (Inputs that `log_is_a_vec` has found, about one in 400.)
+#[test]
+fn an_index_of_before() {
+    let append = |entries: &[(u32, usize)], wait| Step::Append { entries: entries.to_vec(), wait };
+    let reopened = [
+        Step::Term,
+        append(&[(0, 0), (0, 8_065), (0, 8_065)], false),
+        Step::Reopen,
+        append(&[(0, 3_969), (0, 0)], false),
+        Step::SaveHardState,
+        append(&[(0, 0)], true),
+        append(&[(0, 0), (0, 3_969), (0, 0)], false),
+    ];
+    for seed in (0..40).chain([12_936_897_742_221_003_218]) {
+        block_on(async {
+            let mut model = Model::new(seed).await;
+            for step in &reopened {
+                model.step(step).await;
+                model.check().await;
+            }
+            model.crash(seed, None).await;
+            model.check().await;
+        });
+    }
+}
