@@ -218,6 +218,7 @@ fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {
 }
 
 /// A checksum of the first 124 bytes in the 4 behind them: entries, segments, hard state, checkpoints.
+#[allow(clippy::ptr_arg, reason = "`Target::sealed` takes functions of this type")]
 pub(crate) fn seal_block(bytes: &mut Vec<u8>) {
     if bytes.len() >= 128 {
         let crc = crc32c::crc32c(&bytes[..124]);
@@ -244,6 +245,7 @@ mod tests {
         bytes
     }
 
+    #[allow(clippy::ptr_arg, reason = "`Target::sealed` takes functions of this type")]
     fn seal(bytes: &mut Vec<u8>) {
         if let Some((content, checksum)) = bytes.split_last_chunk_mut::<4>() {
             *checksum = crc32c::crc32c(content).to_le_bytes();

@@ -351,6 +351,7 @@ mod tests {
 
     /// Files of any bytes (`crate::fuzz`): what is accepted prints as a file that says the same.
     #[test]
+    #[allow(clippy::disallowed_methods, reason = "a configuration file")]
     fn fuzz() {
         let scratch = tempfile::NamedTempFile::new().unwrap();
         let decode = |bytes: &[u8]| {

@@ -13,7 +13,10 @@ use crate::{
     proto::ringlog::v1::CreateTopicRequest,
     reactor::mailbox::AdminCall,
     shard::Shard,
-    sim::{PlantedFault, SimEnv, World, executor::JoinHandle},
+    sim::{
+        PlantedFault, SimEnv, World,
+        executor::{JoinError, JoinHandle},
+    },
 };
 
 /// Starts all steps; each handle resolves when its step is done and undone.
@@ -249,7 +252,14 @@ impl Run {
             sleep_ms(life_ms).await;
             drop(frontend.delete_topic(&name).await);
         });
-        drop(made.await);
+        self.survived(made.await);
+    }
+
+    /// A node may be killed while it does what it is told.
+    fn survived(&self, told: Result<(), JoinError>) {
+        if told == Err(JoinError::Panic) {
+            self.problem("a node panicked while it did what it was told".to_owned());
+        }
     }
 
     async fn trim(self: &Rc<Self>, shard: u64) {
@@ -261,7 +271,7 @@ impl Run {
             let end = process.shard(target.uid).map_or(0, |shard| shard.high_watermark().0);
             drop(frontend.trim_topic(&target.topic, target.shard, end / 2).await);
         });
-        drop(trimmed.await);
+        self.survived(trimmed.await);
     }
 
     /// Asks any node that serves; whether it was done.
