@@ -12,8 +12,8 @@
 //! ```text
 //! 9  cli        the binary's commands: serve, produce, consume, topic, cluster, ca, dev-cluster, verify, bench, config
 //! 8  sim        a cluster on one thread in virtual time, from one seed: the second implementations of the seams (executor, disk,
-//!               network), for tests; the checker of histories
-//! 7  server     assembles a node for an Env: who it is (membership), start and stop order
+//!               network); clusters, clients and scenarios for `ringlog sim`; the checker of histories
+//! 7  server     assembles a node for an Env (assemble): who it is (membership), start and stop order
 //! 7  client     Rust client: one connection; cluster client, producer, consumer (CLI, bench and tests use them)
 //! 6  frontend   mod: route, error → status; grpc: h2 → calls; http: JSON, health, metrics; topology
 //! 5  reactor    pinned thread, its shards, its mailbox; control: what the catalog says is done; gossip: who is there;

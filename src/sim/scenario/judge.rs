@@ -23,6 +23,9 @@ use crate::{
 /// How long a cluster has to be live again once everything is lifted.
 const LIVE_MAX: Duration = Duration::from_secs(240);
 
+/// Until whatever a fault has begun has shown itself.
+const SETTLE: Duration = Duration::from_secs(3);
+
 const LOOK: Duration = Duration::from_millis(100);
 
 impl Run {
@@ -35,12 +38,12 @@ impl Run {
             self.problem(format!("not live again {LIVE_MAX:?} after the last fault: {}", self.describe()));
             return;
         }
-        if !within(self.settled()).await {
-            self.problem(format!("replicas do not come to agree within {LIVE_MAX:?}: {}", self.describe()));
-            return;
-        }
         for target in self.clients.targets() {
-            self.read_all(&target).await;
+            if !within(self.read_all(&target)).await {
+                let state = self.describe();
+                self.problem(format!("replicas do not come to agree within {LIVE_MAX:?}: {state}"));
+                return;
+            }
         }
         let history = self.clients.take_history();
         for finding in checker::check(&history).findings {
@@ -63,17 +66,23 @@ impl Run {
                 disk.set_slow(1, 0);
             }
             World::current().set_drift(node, 0);
-            let stopped = self
-                .cluster
-                .process(node)
-                .is_some_and(|process| process.failure().is_some() || process.node.fault_count() > 0);
-            if stopped {
+        }
+        self.restart_stopped();
+        // What a disk did just before it was healed shows when the next record comes.
+        env::sleep::<SimEnv>(SETTLE).await;
+        self.restart_stopped();
+        self.undrain().await;
+    }
+
+    fn restart_stopped(&self) {
+        for node in self.cluster.nodes() {
+            let stopped = |process: &Rc<Process>| process.failure().is_some() || process.node.fault_count() > 0;
+            if self.cluster.process(node).as_ref().is_some_and(stopped) {
                 // The whole machine: what a failed sync has left in the page cache looks durable and is not.
                 self.cluster.crash(node, World::current().random_u64());
             }
             self.cluster.start(node);
         }
-        self.undrain().await;
     }
 
     /// Takes back what was drained, until the cluster agrees.
@@ -116,15 +125,7 @@ impl Run {
         }
     }
 
-    /// All replicas of every shard have applied the same, and no move is under way.
-    async fn settled(&self) {
-        for target in self.clients.targets() {
-            while !self.agrees(&target) {
-                env::sleep::<SimEnv>(LOOK).await;
-            }
-        }
-    }
-
+    /// All replicas of a shard have applied the same, and no move is under way.
     fn agrees(&self, target: &Target) -> bool {
         let Some(holders) = self.holders(target) else { return false };
         let statuses = self.statuses(target);
@@ -153,26 +154,39 @@ impl Run {
         self.cluster.nodes().into_iter().filter_map(status).collect()
     }
 
-    /// Notes what each replica has, and its chain hash.
+    /// Waits until a shard's replicas agree, and notes what each has, and its chain hash.
     async fn read_all(self: &Rc<Self>, target: &Target) {
-        for (node, status) in self.statuses(target) {
-            let now_us = World::current().now_us();
-            self.clients.note(Event::Status(Status {
-                node: node.0,
-                begin_us: now_us,
-                end_us: now_us,
-                topic: target.topic.to_string(),
-                shard: target.shard,
-                applied_end: status.applied_end.0,
-                chain: Chain(status.chain),
-            }));
-            let Some(process) = self.cluster.process(node) else { continue };
-            let reading = read_replica(process, target.clone(), status.high_watermark);
-            match World::current().spawn_on(node, reading).await {
-                Ok(Ok(read)) => self.clients.note(Event::FinalRead(read)),
-                Ok(Err(error)) => self.problem(format!("the replica of node {node} cannot be read: {error}")),
-                Err(error) => self.problem(format!("reading the replica of node {node}: {error}")),
+        loop {
+            while !self.agrees(target) {
+                env::sleep::<SimEnv>(LOOK).await;
             }
+            // At one moment: the catalog may begin to move a replica in the next one.
+            let reading: Vec<_> = self
+                .statuses(target)
+                .into_iter()
+                .filter_map(|(node, status)| {
+                    let process = self.cluster.process(node)?;
+                    let end = status.high_watermark;
+                    let work = read_replica(process, target.clone(), end);
+                    Some((node, status, World::current().spawn_on(node, work)))
+                })
+                .collect();
+            let (now_us, mut events, mut moved) = (World::current().now_us(), Vec::new(), false);
+            for (node, status, read) in reading {
+                events.push(status_event(target, node, now_us, &status));
+                match read.await {
+                    Ok(Ok(read)) => events.push(Event::FinalRead(read)),
+                    Ok(Err(error)) => {
+                        World::current().note(&format!("the replica of node {node} cannot be read: {error}"));
+                        moved = true;
+                    }
+                    Err(_) => moved = true,
+                }
+            }
+            if !moved {
+                return events.into_iter().for_each(|event| self.clients.note(event));
+            }
+            env::sleep::<SimEnv>(LOOK).await;
         }
     }
 
@@ -204,6 +218,18 @@ impl Run {
         }
         parts.join(" | ")
     }
+}
+
+fn status_event(target: &Target, node: NodeId, now_us: u64, status: &ShardStatus) -> Event {
+    Event::Status(Status {
+        node: node.0,
+        begin_us: now_us,
+        end_us: now_us,
+        topic: target.topic.to_string(),
+        shard: target.shard,
+        applied_end: status.applied_end.0,
+        chain: Chain(status.chain),
+    })
 }
 
 /// Whether it comes about in time.
