@@ -416,11 +416,15 @@ impl<E: Env> Reactor<E> {
         Slot::Serving(shard)
     }
 
-    /// Tells who leads a shard, each time it changes, until it closes.
+    /// Tells who leads a shard, each time it changes, until it closes; and that it has stopped, also if nobody asks it for
+    /// anything: a follower is asked for nothing.
     async fn watch_leader(self: Rc<Self>, uid: ShardUid, shard: Shard<E>) {
         while shard.is_open() {
             let changed = shard.wait_changed();
             self.tell_leader(uid, &shard);
+            if let Some(cause) = shard.fault() {
+                self.node.note_fault(uid, &cause);
+            }
             changed.await;
         }
     }

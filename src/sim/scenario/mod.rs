@@ -169,6 +169,8 @@ struct Run {
     problems: RefCell<Vec<String>>,
     /// A machine was destroyed.
     replaced: Cell<bool>,
+    /// A node was drained.
+    drained: Cell<bool>,
     /// Who led each shard in each term.
     leaders: RefCell<BTreeMap<(ShardUid, u64), NodeId>>,
 }
@@ -215,6 +217,7 @@ async fn live(plan: &Plan, coverage: Rc<RefCell<Coverage>>) -> (Vec<String>, His
         coverage,
         problems: RefCell::default(),
         replaced: Cell::new(false),
+        drained: Cell::new(false),
         leaders: RefCell::default(),
     });
     env::spawn::<SimEnv>(watch_leaders(Rc::downgrade(&run)));

@@ -188,6 +188,10 @@ impl Run {
     }
 
     async fn drain(self: &Rc<Self>, who: Who, undo_after_ms: Option<u64>) {
+        if self.replaced.get() {
+            return;
+        }
+        self.drained.set(true);
         let Some(node) = self.meet("drain", who) else { return };
         self.admin(AdminCall::DrainNode { node, undo: false }).await;
         if let Some(ms) = undo_after_ms {
@@ -204,10 +208,11 @@ impl Run {
     }
 
     /// One machine burns; it is removed, and another one comes. Once in a run: a second one might burn before the first
-    /// one's replicas are elsewhere, and no design survives that.
+    /// one's replicas are elsewhere, and no design survives that. And not where a node is drained: of three nodes the other two
+    /// are to hold everything then, and their majority is both of them.
     async fn replace(self: &Rc<Self>, who: Who) {
         let Some(node) = self.find(who).filter(|node| self.can_lose(*node)) else { return };
-        if self.replaced.replace(true) {
+        if self.drained.get() || self.replaced.replace(true) {
             return;
         }
         self.note_paths("replacement", node);
