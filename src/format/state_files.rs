@@ -1,7 +1,7 @@
 //! What a shard keeps beside its segments: the two slots of `hard_state`, and checkpoint files.
 //!
 //! ```text
-//! hard_state: two blocks of 4,096, written in turn         checkpoint file
+//! hard_state: two blocks of 4,096, written one by one      checkpoint file
 //! offset width                                             offset width
 //!   0      4   magic "RLH1"                                  0      4   magic "RLC1"
 //!   4      4   flags: 1 has vote, 2 vote is committed,       4      4   zero
@@ -17,7 +17,8 @@
 //! 124      4   CRC-32C of bytes 0..124
 //! 128          zeros
 //! ```
-//! Integers are little-endian.
+//! Integers are little-endian. Each write of the hard state fills both slots, one after the other: what was acknowledged is in
+//! both, and damage to one of them loses nothing.
 
 use bytes::Bytes;
 use twox_hash::XxHash3_64;

@@ -1,6 +1,6 @@
 //! Opening a log: from its files to where it stood, or to words for what is wrong.
 //!
-//! 1. Hard state: the newer of two slots that are whole.
+//! 1. Hard state: the newer of two slots that are whole. (Both are written before a write is acknowledged.)
 //! 2. Segments: files whose header is ours, in order of sequence; a spare that has entries already is one.
 //!    What is purged is removed.
 //! 3. All but the last: trusted if the footer continues to the next one; scanned otherwise, and then sealed.

@@ -200,8 +200,8 @@ impl<D: Disk> Check<'_, D> {
             && !never_written
         {
             let what = format!(
-                "{error}; the other slot counts, and is whole. A crash during a write leaves it like this; otherwise a \
-                 vote that was given may be lost"
+                "{error}; the other slot counts, and is whole: nothing that was acknowledged is lost, both are written anew \
+                 with the next vote"
             );
             self.report.notes.push(Problem { file: path.into(), position: Position(position), what });
         }

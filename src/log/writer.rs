@@ -402,13 +402,14 @@ fn push_entry(buffers: &mut Vec<Bytes>, header: EntryHeader, bytes: Bytes, durab
     }
 }
 
-/// A write of the slot that does not hold the present hard state.
+/// Writes of both slots, the one that does not hold the present hard state first: a crash in between leaves the old state or
+/// the new one, and what was acknowledged is in both, so that damage to one of them loses no vote.
 fn hard_state_flight<E: Env>(
     state: &State<E>,
     change: Change,
     saved: OneshotSender<Result<(), LogError>>,
 ) -> Flight<E> {
-    let mut slot = HardStateSlot { sequence: state.hard.sequence + 1, ..state.hard };
+    let mut slot = HardStateSlot { sequence: state.hard.sequence + 2, ..state.hard };
     match change {
         Change::Raft(raft) => slot.state = raft,
         Change::Start(start) => slot.start = start,
@@ -416,7 +417,13 @@ fn hard_state_flight<E: Env>(
     let ahead = slot.state.committed.is_some_and(|committed| committed.index >= state.flushed.next);
     assert!(!ahead, "what is called committed is durable here");
     let file = state.hard_file.clone();
-    let position = slot.sequence % 2 * BLOCK_BYTES as u64;
-    let write = Box::pin(async move { file.append_durable(position, vec![slot.encode()]).await });
+    let slots = [HardStateSlot { sequence: slot.sequence - 1, ..slot }, slot];
+    let write = Box::pin(async move {
+        for slot in slots {
+            let position = slot.sequence % 2 * BLOCK_BYTES as u64;
+            file.append_durable(position, vec![slot.encode()]).await?;
+        }
+        Ok(())
+    });
     Flight { write, landing: Landing::HardState { slot, saved } }
 }
