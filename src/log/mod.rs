@@ -20,12 +20,13 @@
 //! Not done here: deciding what to truncate or purge (`raft`, `shard`).
 //!
 //! Files: `writer` (queue, device), `prepare` (segments made ahead), `seal`, `read`, `tail`, `change`
-//! (truncate, purge), `recovery`, `scan`, `state` (hard state, checkpoints), `verify`.
+//! (truncate, purge), `recovery`, `scan`, `state` (hard state, checkpoints), `verify`, `repair`.
 
 mod change;
 mod prepare;
 mod read;
 mod recovery;
+pub mod repair;
 mod scan;
 mod seal;
 mod segment;

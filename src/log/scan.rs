@@ -88,7 +88,7 @@ impl<'a, F: File> Scan<'a, F> {
     }
 
     /// Up to `bytes` at the position; fewer only at the end of the file.
-    async fn bytes(&mut self, bytes: usize) -> io::Result<Bytes> {
+    pub(super) async fn bytes(&mut self, bytes: usize) -> io::Result<Bytes> {
         let wanted = (bytes as u64).min(self.file_bytes - self.position) as usize;
         let inside = self.position.checked_sub(self.chunk_at).unwrap_or(u64::MAX);
         if inside.saturating_add(wanted as u64) > self.chunk.len() as u64 {

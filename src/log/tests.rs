@@ -6,3 +6,4 @@ mod basics;
 mod damage;
 mod faults;
 mod model;
+mod repair;

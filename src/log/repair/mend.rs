@@ -1,0 +1,176 @@
+//! Damaged segments are built anew; see `super`.
+
+use std::{collections::BTreeSet, path::Path};
+
+use bytes::Bytes;
+
+use super::{Gap, Part, Piece, RepairError, Survey, fill::Writer};
+use crate::{
+    env::{Disk, File, OpenMode},
+    format::entry::{EntryHeader, StoredEntry},
+    ids::{Index, NodeId, ShardUid},
+    limits::BLOCK_BYTES,
+    log::{
+        LogOptions, io_error,
+        scan::{Found, Scan, continues},
+    },
+};
+
+/// What was done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mended {
+    /// Segments built anew.
+    pub segments: u32,
+    /// Entries that came from others.
+    pub entries: u64,
+    /// Who sent them.
+    pub from: BTreeSet<NodeId>,
+}
+
+/// Builds each damaged segment anew. What is missing is asked of `sources`, one after the other until one has it: `fetch`
+/// gives entries (header and payload) from the first index on, as many as it likes below the second, but at least one.
+/// What was mended stays, and is counted, also when the next segment cannot be: then another survey is needed.
+///
+/// # Errors
+/// `Unfilled`, `Disk`; `Hopeless` when what was whole a moment ago is not.
+pub async fn mend<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    survey: &Survey,
+    sources: &[NodeId],
+    fetch: impl AsyncFn(NodeId, Index, Index) -> Result<Vec<Bytes>, String>,
+    mended: &mut Mended,
+) -> Result<(), RepairError> {
+    for part in survey.parts.iter().filter(|part| part.damaged) {
+        rebuild(disk, options, part, sources, &fetch, mended).await?;
+        mended.segments += 1;
+    }
+    for path in &survey.leftovers {
+        remove_if_there(disk, path).await?;
+    }
+    sync_dir(disk, &options.dir).await
+}
+
+/// Removes a file that may be there.
+pub(super) async fn remove_if_there<D: Disk>(disk: &D, path: &Path) -> Result<(), RepairError> {
+    match disk.remove(path).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(RepairError::Disk(io_error(path, "removed", &error)))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Makes names durable.
+pub(super) async fn sync_dir<D: Disk>(disk: &D, dir: &Path) -> Result<(), RepairError> {
+    disk.sync_dir(dir).await.map_err(|error| RepairError::Disk(io_error(dir, "synced", &error)))
+}
+
+async fn rebuild<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    part: &Part,
+    sources: &[NodeId],
+    fetch: &impl AsyncFn(NodeId, Index, Index) -> Result<Vec<Bytes>, String>,
+    mended: &mut Mended,
+) -> Result<(), RepairError> {
+    let mut writer = Writer::begin(disk, &part.path, &part.header).await?;
+    for piece in &part.pieces {
+        match piece {
+            Piece::Run { .. } => copy(disk, options.shard, piece, &mut writer).await?,
+            Piece::Gap(gap) => {
+                let from = fill(options.shard, gap, sources, fetch, &mut writer).await?;
+                mended.entries += gap.end.0 - gap.before.next.0;
+                mended.from.insert(from);
+            }
+        }
+    }
+    writer.finish(disk, &options.dir).await
+}
+
+/// Takes over a run of whole entries.
+pub(super) async fn copy<D: Disk>(
+    disk: &D,
+    shard: ShardUid,
+    run: &Piece,
+    writer: &mut Writer<D::File>,
+) -> Result<(), RepairError> {
+    let Piece::Run { path, sequence, position, bytes, .. } = run else { return Ok(()) };
+    let failed = |action| move |error: std::io::Error| RepairError::Disk(io_error(path, action, &error));
+    let file = disk.open(path, OpenMode::Read).await.map_err(failed("opened"))?;
+    let end = position + bytes;
+    let mut scan = Scan::new(&file, end, shard, *sequence, writer.point());
+    scan.position = *position;
+    while scan.position < end {
+        let at = scan.position;
+        let block = scan.bytes(BLOCK_BYTES).await.map_err(failed("read"))?;
+        let header = EntryHeader::parse(&block);
+        if let Ok(header) = header
+            && header.id.index < writer.point().next
+        {
+            // Purged, or in the segment already.
+            scan.position += header.padded_bytes() as u64;
+            continue;
+        }
+        scan.point = writer.point();
+        match scan.next().await.map_err(failed("read"))? {
+            Found::Entry(entry) => writer.add(&entry).await?,
+            Found::Bad(what) => return Err(RepairError::hopeless(path.clone(), at, what)),
+            Found::Footer | Found::End => {
+                return Err(RepairError::hopeless(path.clone(), at, "it has become shorter".into()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Fills a gap with what one of the sources has; which one.
+async fn fill<F: File>(
+    shard: ShardUid,
+    gap: &Gap,
+    sources: &[NodeId],
+    fetch: &impl AsyncFn(NodeId, Index, Index) -> Result<Vec<Bytes>, String>,
+    writer: &mut Writer<F>,
+) -> Result<NodeId, RepairError> {
+    let mark = writer.mark().await?;
+    let mut reasons = Vec::new();
+    for source in sources {
+        writer.back_to(mark);
+        match fill_from(shard, gap, *source, fetch, writer).await? {
+            Ok(()) => return Ok(*source),
+            Err(what) => reasons.push(format!("node {source}: {what}")),
+        }
+    }
+    let reasons = if reasons.is_empty() { "there is none".to_owned() } else { reasons.join("; ") };
+    Err(RepairError::Unfilled { gap: gap.clone(), reasons })
+}
+
+async fn fill_from<F: File>(
+    shard: ShardUid,
+    gap: &Gap,
+    source: NodeId,
+    fetch: &impl AsyncFn(NodeId, Index, Index) -> Result<Vec<Bytes>, String>,
+    writer: &mut Writer<F>,
+) -> Result<Result<(), String>, RepairError> {
+    while writer.point().next < gap.end {
+        let pieces = match fetch(source, writer.point().next, gap.end).await {
+            Ok(pieces) if pieces.is_empty() => return Ok(Err("it sent nothing".into())),
+            Ok(pieces) => pieces,
+            Err(what) => return Ok(Err(what)),
+        };
+        for piece in pieces {
+            let at = writer.point();
+            let entry = match StoredEntry::parse(&piece) {
+                Ok(entry) if at.next < gap.end => entry,
+                Ok(_) => return Ok(Err("it sent more than it was asked for".into())),
+                Err(error) => return Ok(Err(format!("what it sent for entry {} is none: {error}", at.next))),
+            };
+            // Whose life of which file it is there means nothing here.
+            if let Err(what) = continues(&entry.header, shard, entry.header.segment, &at) {
+                return Ok(Err(format!("it has another history: {what}")));
+            }
+            writer.add_durable(&entry).await?;
+        }
+    }
+    Ok(gap.check_end(shard, &writer.point()))
+}

@@ -1,0 +1,179 @@
+//! A log with damage in what was durable: what of it is whole, and how it becomes whole again.
+//!
+//! - `survey` reads all of a directory that does not open (or whose reads fail) and says which runs of entries are whole,
+//!   and between which known points the others lie. It changes nothing.
+//! - `mend` builds each damaged segment file anew, from what is whole and from what others have.
+//! - `salvage` reads whole entries from a directory that does not open, for others who need them.
+//! - `cut` gives up everything from the first gap on, because a person said so: with one copy there is no other way.
+//!
+//! **What may fill a gap.** On both sides of a gap something is known: before it the chain hash that the next entry
+//! continues; behind it the next whole entry (whose chain hash names the one before), the header of an entry whose payload
+//! is damaged, the base of the next segment, a footer, or the committed log id of the hard state. Only entries that lead by
+//! their chain from the one to the other are taken, so what is put back is what was there, bit by bit, whoever sends it and
+//! whether or not that one knows it to be committed. (A chain hash of 64 bits is no defence against a forger; who sends is a
+//! node of the cluster, which proved it.) So damaged replicas mend each other as long as one whole copy of each entry
+//! exists, and a mended replica comes back with exactly what it had: it acknowledged nothing that it does not hold.
+//!
+//! **What is never mended:** a hard state without a whole slot. The vote in it is lost, and whoever forgets a vote can give it
+//! twice. Nor what nobody can prove: then the replica stays closed, and says so.
+//!
+//! **A crash while mending** leaves the damaged file, or the whole one: a new file gets its name when it is durable, and files
+//! whose entries went into it are removed after that. Its temporary name is one that recovery removes.
+
+mod cut;
+mod fill;
+mod mend;
+mod salvage;
+mod survey;
+
+use std::path::PathBuf;
+
+pub use self::{
+    cut::{Cut, cut},
+    mend::{Mended, mend},
+    salvage::salvage,
+    survey::survey,
+};
+use super::LogError;
+use crate::{
+    format::{
+        entry::EntryHeader,
+        segment::{LogPoint, SegmentHeader},
+        state_files::HardStateSlot,
+    },
+    ids::{Index, LogId, Offset, SegmentSequence},
+};
+
+/// What a directory holds.
+#[derive(Debug)]
+pub struct Survey {
+    hard: HardStateSlot,
+    parts: Vec<Part>,
+    /// Files whose entries are in a part, or that hold none.
+    leftovers: Vec<PathBuf>,
+}
+
+/// A segment as it is to be.
+#[derive(Debug)]
+struct Part {
+    path: PathBuf,
+    header: SegmentHeader,
+    pieces: Vec<Piece>,
+    /// Its file is not what it should be.
+    damaged: bool,
+}
+
+/// Part of a segment, in order.
+#[derive(Debug)]
+enum Piece {
+    /// Whole entries, one behind the other.
+    Run { path: PathBuf, sequence: SegmentSequence, position: u64, bytes: u64, end: LogPoint },
+    /// Entries that cannot be read.
+    Gap(Gap),
+}
+
+/// Entries that were durable and cannot be read.
+#[derive(Clone, Debug)]
+pub struct Gap {
+    /// File that holds them, or the one before.
+    pub file: PathBuf,
+    /// Where the damage begins in it, as far as is known.
+    pub position: u64,
+    /// Where the log stands before the first of them.
+    pub before: LogPoint,
+    /// Index after the last of them.
+    pub end: Index,
+    after: After,
+}
+
+/// What is known behind a gap.
+#[derive(Clone, Debug)]
+enum After {
+    /// Where the log stands.
+    Point(LogPoint),
+    /// The next entry.
+    Entry(Box<EntryHeader>),
+    /// The last entry of the gap.
+    Last(LogId),
+    /// Nothing: that there was something.
+    Nothing,
+}
+
+/// Why a log is not mended.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RepairError {
+    /// Never: the vote is lost, or what is there contradicts itself.
+    #[error("{0}")]
+    Hopeless(LogError),
+    /// Not now: nobody who answered has what is missing.
+    #[error("{gap}, and no other replica gave them: {reasons}")]
+    Unfilled {
+        /// What is missing.
+        gap: Gap,
+        /// What each of those who were asked said.
+        reasons: String,
+    },
+    /// The own disk's.
+    #[error("{0}")]
+    Disk(LogError),
+}
+
+impl std::fmt::Display for Gap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (file, position, from, end) = (self.file.display(), self.position, self.before.next, self.end);
+        write!(f, "{file} is damaged at byte {position}: entries {from} to {end} (exclusive)")?;
+        match self.end_offset() {
+            Some(end) if end == self.before.offset => write!(f, ", which hold no records,")?,
+            Some(end) => write!(f, ", offsets {} to {end} (exclusive),", self.before.offset)?,
+            None => write!(f, ", offsets from {} on,", self.before.offset)?,
+        }
+        write!(f, " cannot be read")
+    }
+}
+
+impl Gap {
+    /// First offset behind it, if that is known.
+    pub fn end_offset(&self) -> Option<Offset> {
+        match &self.after {
+            After::Point(point) => Some(point.offset),
+            After::Entry(entry) => Some(entry.base_offset),
+            After::Last(_) | After::Nothing => None,
+        }
+    }
+}
+
+impl Survey {
+    /// Nothing is missing, and no file has to be built anew.
+    pub fn is_whole(&self) -> bool {
+        self.leftovers.is_empty() && self.parts.iter().all(|part| !part.damaged)
+    }
+
+    /// What is missing, in order.
+    pub fn gaps(&self) -> impl Iterator<Item = &Gap> {
+        self.parts.iter().flat_map(|part| &part.pieces).filter_map(|piece| match piece {
+            Piece::Gap(gap) => Some(gap),
+            Piece::Run { .. } => None,
+        })
+    }
+
+    /// Where the log begins.
+    pub fn start(&self) -> LogPoint {
+        self.hard.start
+    }
+
+    /// Next offset to be given, as far as is known: with what is missing at the end.
+    pub fn end_offset(&self) -> Offset {
+        let Some(part) = self.parts.last() else { return self.hard.start.offset };
+        part.pieces.last().map_or(part.header.base.offset, |piece| match piece {
+            Piece::Run { end, .. } => end.offset,
+            Piece::Gap(gap) => gap.end_offset().unwrap_or(gap.before.offset),
+        })
+    }
+}
+
+impl RepairError {
+    /// The log's error, where it is one.
+    fn hopeless(file: PathBuf, position: u64, what: String) -> RepairError {
+        RepairError::Hopeless(LogError::Corrupt { file, position, what })
+    }
+}

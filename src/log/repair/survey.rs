@@ -1,0 +1,471 @@
+//! What of a directory is whole; see `super`.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{After, Gap, Part, Piece, RepairError, Survey};
+use crate::{
+    env::{Disk, OpenMode},
+    format::{
+        entry::{EntryHeader, StoredEntry},
+        segment::{BlockError, LogPoint, SegmentFooter, SegmentHeader},
+        state_files::HardStateSlot,
+    },
+    ids::{Index, Offset, SegmentSequence, ShardUid},
+    limits::BLOCK_BYTES,
+    log::{
+        LogError, LogOptions, io_error, point_after,
+        recovery::{OF_ANOTHER_OWNER, has_extension, newest_slot, read_header},
+        scan::{Found, Scan, continues},
+        segment::store_path,
+    },
+};
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// Looks at all of a log's directory. Nobody else may have it open for writing.
+///
+/// # Errors
+/// `Hopeless`: without a whole hard state, in a foreign directory, and where files contradict each other. `Disk`.
+pub async fn survey<D: Disk>(disk: &D, options: &LogOptions) -> Result<Survey, RepairError> {
+    let hard = hard_state(disk, options).await?;
+    let files = segment_files(disk, options, &hard).await?;
+    let mut contents = Vec::new();
+    for file in &files {
+        contents.push(content(disk, file, hard.shard).await.map_err(RepairError::Disk)?);
+    }
+    let mut building = Building {
+        options,
+        point: hard.start,
+        chain_known: true,
+        durable_end: durable_end(&hard, &files, &contents),
+        hard,
+        parts: Vec::new(),
+        leftovers: Vec::new(),
+        paths: files.iter().map(|file| file.path.clone()).collect(),
+        place: (options.dir.clone(), 0),
+    };
+    for (number, (file, content)) in files.iter().zip(contents).enumerate() {
+        if !building.file(file, content, number + 1 == files.len())? {
+            // Behind this nothing was ever durable.
+            break;
+        }
+    }
+    Ok(building.finish())
+}
+
+/// The hard state, which must be whole.
+pub(super) async fn hard_state<D: Disk>(disk: &D, options: &LogOptions) -> Result<HardStateSlot, RepairError> {
+    let path = options.dir.join("hard_state");
+    let content = match disk.read_file(&path).await {
+        Ok(content) => content,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(RepairError::hopeless(path, 0, "it is missing; the vote in it is lost".into()));
+        }
+        Err(error) => return Err(RepairError::Disk(io_error(&path, "read", &error))),
+    };
+    let slot = newest_slot(&content, &path).map_err(RepairError::Hopeless)?;
+    let foreign = |what: String| RepairError::Hopeless(LogError::Foreign { file: path.clone(), what });
+    if slot.shard != options.shard {
+        return Err(foreign(format!("it belongs to shard {}, not to shard {}", slot.shard, options.shard)));
+    }
+    if options.owner != 0 && slot.owner != options.owner {
+        return Err(foreign(OF_ANOTHER_OWNER.into()));
+    }
+    Ok(slot)
+}
+
+/// A file of a segment.
+pub(super) struct SegmentFile {
+    pub path: PathBuf,
+    bytes: u64,
+    /// Of its entries.
+    pub sequence: SegmentSequence,
+    /// `None`: damaged.
+    pub header: Option<SegmentHeader>,
+    named: bool,
+}
+
+/// Files that may hold something from the log start on, in order.
+pub(super) async fn segment_files<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    hard: &HardStateSlot,
+) -> Result<Vec<SegmentFile>, RepairError> {
+    let dir = &options.dir;
+    let names = disk.list(dir).await.map_err(|error| RepairError::Disk(io_error(dir, "listed", &error)))?;
+    let mut files = Vec::new();
+    for entry in names {
+        let (path, bytes) = (dir.join(&entry.name), entry.bytes);
+        let named = has_extension(&entry.name, "store");
+        if !named && !has_extension(&entry.name, "spare") {
+            continue;
+        }
+        match read_header(disk, &path).await.map_err(RepairError::Disk)? {
+            Ok(header) if header.shard == hard.shard && (!named || is_name_of(&entry.name, &header, &hard.start)) => {
+                files.push(SegmentFile { path, bytes, sequence: header.sequence, header: Some(header), named });
+            }
+            Err(error @ BlockError::Version(_)) => {
+                return Err(RepairError::Hopeless(LogError::Foreign { file: path, what: error.to_string() }));
+            }
+            // A spare was never used, or torn in its first write.
+            Ok(_) | Err(_) if !named => {}
+            Ok(_) | Err(_) => {
+                let sequence = sequence_of(disk, &path, bytes, hard.shard).await.map_err(RepairError::Disk)?;
+                files.push(SegmentFile { path, bytes, sequence, header: None, named });
+            }
+        }
+    }
+    for number in 0..files.len() {
+        if files[number].sequence == SegmentSequence(0) {
+            files[number].sequence = before_in_names(&files, &files[number].path);
+        }
+    }
+    files.sort_by_key(|file| (file.sequence, file.header.is_none()));
+    Ok(without_purged(files, hard.start.next))
+}
+
+/// A file under another segment's name is not what belongs there. One that was mended after a purge begins at the log start,
+/// and keeps its name.
+fn is_name_of(name: &Path, header: &SegmentHeader, start: &LogPoint) -> bool {
+    let offset = offset_in(name);
+    offset == Some(header.base.offset) || (header.base == *start && offset <= Some(start.offset))
+}
+
+/// The offset that a segment's name says.
+fn offset_in(name: &Path) -> Option<Offset> {
+    name.file_stem()?.to_str()?.split('-').next()?.parse().ok().map(Offset)
+}
+
+/// Of the segment before a file that says nothing but its name; 0 if there is none.
+fn before_in_names(files: &[SegmentFile], path: &Path) -> SegmentSequence {
+    let offset = offset_in(path);
+    let before = files.iter().filter(|file| file.header.is_some_and(|header| Some(header.base.offset) <= offset));
+    before.map(|file| file.sequence).max().unwrap_or_default()
+}
+
+/// The newest life that entries in a file are of; 0 without any.
+async fn sequence_of<D: Disk>(disk: &D, path: &Path, bytes: u64, shard: ShardUid) -> Result<SegmentSequence, LogError> {
+    let failed = |error: io::Error| io_error(path, "read", &error);
+    let file = disk.open(path, OpenMode::Read).await.map_err(failed)?;
+    let mut scan = Scan::new(&file, bytes, shard, SegmentSequence(0), LogPoint::default());
+    let mut newest = SegmentSequence(0);
+    while scan.position < bytes {
+        if let Ok(header) = EntryHeader::parse(&scan.bytes(BLOCK_BYTES).await.map_err(failed)?)
+            && header.shard == shard
+        {
+            newest = newest.max(header.segment);
+        }
+        scan.position += BLOCK;
+    }
+    Ok(newest)
+}
+
+/// Leaves out what a purge would have removed, as recovery does.
+fn without_purged(files: Vec<SegmentFile>, start: Index) -> Vec<SegmentFile> {
+    let recycled = |file: &SegmentFile| !file.named && file.header.is_some_and(|header| header.base.next < start);
+    let mut live: Vec<SegmentFile> = files.into_iter().filter(|file| !recycled(file)).collect();
+    let begins_below = |file: &SegmentFile| file.header.is_some_and(|header| header.base.next <= start);
+    if let Some(first) = live.iter().rposition(begins_below) {
+        live.drain(..first);
+    }
+    live
+}
+
+/// What is in a file.
+pub(super) enum Item {
+    /// Whole entries.
+    Run { position: u64, bytes: u64, first: EntryHeader, last: EntryHeader },
+    /// An entry whose header is whole and whose payload is not.
+    Header { position: u64, header: EntryHeader },
+    /// Where the log stands at its end.
+    Footer { position: u64, end: LogPoint },
+}
+
+/// Finds all entries of a file's life in it.
+pub(super) async fn content<D: Disk>(disk: &D, file: &SegmentFile, shard: ShardUid) -> Result<Vec<Item>, LogError> {
+    let failed = |error: io::Error| io_error(&file.path, "read", &error);
+    let reader = disk.open(&file.path, OpenMode::Read).await.map_err(failed)?;
+    let base = file.header.map_or_else(LogPoint::default, |header| header.base);
+    let mut scan = Scan::new(&reader, file.bytes, shard, file.sequence, base);
+    let mut items: Vec<Item> = Vec::new();
+    // Whether `scan.point` is known to be where the log stands at `scan.position`.
+    let mut known = file.header.is_some();
+    let mut in_run = false;
+    while scan.position < file.bytes {
+        let position = scan.position;
+        if known {
+            match scan.next().await.map_err(failed)? {
+                Found::Entry(entry) => {
+                    note_entry(&mut items, in_run, position, entry.header);
+                    in_run = true;
+                    continue;
+                }
+                Found::Footer => {
+                    items.push(Item::Footer { position, end: scan.point });
+                    break;
+                }
+                Found::End => break,
+                Found::Bad(_) => {}
+            }
+        }
+        known = false;
+        in_run = false;
+        let block = scan.bytes(BLOCK_BYTES).await.map_err(failed)?;
+        let Some(header) = ours(&block, shard, file.sequence, scan.point.next) else {
+            if let Some(end) = footer(&block, shard, file.sequence, position, scan.point.next) {
+                items.push(Item::Footer { position, end });
+                break;
+            }
+            scan.position += BLOCK;
+            continue;
+        };
+        let bytes = scan.bytes(header.padded_bytes()).await.map_err(failed)?;
+        if StoredEntry::parse(&bytes).is_ok() {
+            note_entry(&mut items, false, position, header);
+            in_run = true;
+        } else {
+            items.push(Item::Header { position, header });
+        }
+        scan.point = point_after(&header);
+        scan.position += header.padded_bytes() as u64;
+        known = true;
+    }
+    Ok(items)
+}
+
+fn note_entry(items: &mut Vec<Item>, goes_on: bool, position: u64, header: EntryHeader) {
+    let padded = header.padded_bytes() as u64;
+    match items.last_mut() {
+        Some(Item::Run { bytes, last, .. }) if goes_on => {
+            *bytes += padded;
+            *last = header;
+        }
+        _ => items.push(Item::Run { position, bytes: padded, first: header, last: header }),
+    }
+}
+
+/// An entry's header of this life of the file, at or behind `next`.
+fn ours(block: &[u8], shard: ShardUid, sequence: SegmentSequence, next: Index) -> Option<EntryHeader> {
+    let header = EntryHeader::parse(block).ok()?;
+    (header.shard == shard && header.segment == sequence && header.id.index >= next).then_some(header)
+}
+
+fn footer(block: &[u8], shard: ShardUid, sequence: SegmentSequence, position: u64, next: Index) -> Option<LogPoint> {
+    let footer = SegmentFooter::parse(block).ok()?;
+    let is_ours = footer.shard == shard && footer.sequence == sequence && footer.position.0 == position;
+    (is_ours && footer.end.next >= next).then_some(footer.end)
+}
+
+/// All entries below this were durable.
+fn durable_end(hard: &HardStateSlot, files: &[SegmentFile], contents: &[Vec<Item>]) -> Index {
+    let committed = hard.state.committed.map_or(Index(0), |committed| committed.index.next());
+    let bases = files.iter().filter_map(|file| file.header).map(|header| header.base.next);
+    let said = contents.iter().flatten().map(|item| match item {
+        Item::Run { last, .. } => Index(last.durable_end),
+        Item::Header { header, .. } => Index(header.durable_end),
+        Item::Footer { end, .. } => end.next,
+    });
+    // All but the last file: the log went on behind them.
+    let before_last = contents.split_last().map_or(&contents[..0], |(_, before)| before);
+    let ends = before_last.iter().flatten().map(|item| match item {
+        Item::Run { last, .. } => last.id.index.next(),
+        Item::Header { header, .. } => header.id.index.next(),
+        Item::Footer { end, .. } => end.next,
+    });
+    // A segment is named after its first entry is durable.
+    let named = files.iter().filter(|file| file.named).filter_map(|file| Some(file.header?.base.next.next()));
+    bases.chain(said).chain(ends).chain(named).fold(committed, Index::max)
+}
+
+/// Puts parts together.
+struct Building<'a> {
+    options: &'a LogOptions,
+    hard: HardStateSlot,
+    durable_end: Index,
+    /// Where the log stands behind the last piece.
+    point: LogPoint,
+    /// `point.chain` is right: it is not that of an entry that is missing.
+    chain_known: bool,
+    parts: Vec<Part>,
+    leftovers: Vec<PathBuf>,
+    /// Of all files.
+    paths: Vec<PathBuf>,
+    /// The file that is looked at, and where what is whole of it ends.
+    place: (PathBuf, u64),
+}
+
+impl Building<'_> {
+    /// Adds a file; false if nothing that was durable is behind it.
+    fn file(&mut self, file: &SegmentFile, content: Vec<Item>, is_last: bool) -> Result<bool, RepairError> {
+        let is_empty = content.is_empty();
+        match &file.header {
+            Some(header) => self.begin(file, header)?,
+            None => self.headless(file, is_empty && !is_last),
+        }
+        for item in content {
+            if !self.item(file, item)? {
+                return Ok(false);
+            }
+        }
+        // A segment is named after its first entry is durable: one without any has lost it.
+        if is_last && is_empty && file.named {
+            self.durable_end = self.durable_end.max(self.point.next.next());
+            let (end, after) = self.known_end().unwrap_or((self.point.next.next(), After::Nothing));
+            self.gap(end, after);
+        }
+        Ok(true)
+    }
+
+    /// A file whose header says where it begins.
+    fn begin(&mut self, file: &SegmentFile, header: &SegmentHeader) -> Result<(), RepairError> {
+        let (base, start) = (header.base, self.hard.start);
+        if self.parts.is_empty() {
+            if base.next > start.next {
+                let sequence = SegmentSequence(header.sequence.0.saturating_sub(1));
+                let plain = store_path(&self.options.dir, start.offset, false, sequence);
+                let taken = self.paths.contains(&plain);
+                let path = store_path(&self.options.dir, start.offset, taken, sequence);
+                self.new_part(path, sequence, true);
+                self.place = (file.path.clone(), 0);
+                self.gap(base.next, After::Point(base));
+            }
+        } else if base.next > self.point.next {
+            self.gap(base.next, After::Point(base));
+        } else if base != self.point {
+            let what = format!("it begins at entry {}, but the log before it ends at {}", base.next, self.point.next);
+            return Err(RepairError::hopeless(file.path.clone(), 0, what));
+        }
+        self.point = base;
+        self.chain_known = true;
+        self.place = (file.path.clone(), BLOCK);
+        self.parts.push(Part { path: file.path.clone(), header: *header, pieces: Vec::new(), damaged: false });
+        Ok(())
+    }
+
+    /// A file whose header is damaged: its entries go into the segment before, or it begins where the log does.
+    fn headless(&mut self, file: &SegmentFile, is_useless: bool) {
+        self.place = (file.path.clone(), 0);
+        match self.parts.last_mut() {
+            Some(part) => {
+                part.damaged = true;
+                self.leftovers.push(file.path.clone());
+            }
+            // What follows says where it begins.
+            None if is_useless => self.leftovers.push(file.path.clone()),
+            None => self.new_part(file.path.clone(), SegmentSequence(file.sequence.0.max(1)), true),
+        }
+    }
+
+    /// A part at the log start.
+    fn new_part(&mut self, path: PathBuf, sequence: SegmentSequence, damaged: bool) {
+        let (shard, base) = (self.options.shard, self.hard.start);
+        let header =
+            SegmentHeader { shard, sequence, base, intended_bytes: self.options.segment_bytes_max, created_us: 0 };
+        self.point = base;
+        self.chain_known = true;
+        self.parts.push(Part { path, header, pieces: Vec::new(), damaged });
+    }
+
+    /// Adds what was found; false if it was never durable.
+    fn item(&mut self, file: &SegmentFile, item: Item) -> Result<bool, RepairError> {
+        match item {
+            Item::Run { position, bytes, first, last } => {
+                if last.id.index < self.point.next {
+                    return Ok(true);
+                }
+                if first.id.index > self.point.next && !self.gap(first.id.index, After::Entry(first.into())) {
+                    return Ok(false);
+                }
+                if self.chain_known && first.id.index == self.point.next {
+                    continues(&first, self.hard.shard, file.sequence, &self.point)
+                        .map_err(|what| RepairError::hopeless(file.path.clone(), position, what))?;
+                }
+                let (path, sequence, end) = (file.path.clone(), file.sequence, point_after(&last));
+                self.push(Piece::Run { path, sequence, position, bytes, end });
+                self.place.1 = position + bytes;
+                self.point = end;
+                self.chain_known = true;
+            }
+            Item::Header { position, header } => {
+                let end = point_after(&header);
+                if end.next <= self.point.next {
+                    return Ok(true);
+                }
+                if !self.gap(end.next, After::Point(end)) {
+                    return Ok(false);
+                }
+                self.place.1 = position + header.padded_bytes() as u64;
+            }
+            Item::Footer { position, end } => {
+                if end.next > self.point.next && !self.gap(end.next, After::Point(end)) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn push(&mut self, piece: Piece) {
+        self.parts.last_mut().expect("a file begins or goes on a part").pieces.push(piece);
+    }
+
+    /// Notes that entries up to `end` are missing; false if none of them was durable.
+    fn gap(&mut self, end: Index, after: After) -> bool {
+        let start = self.hard.start;
+        let behind = match &after {
+            After::Point(point) => *point,
+            After::Entry(next) => {
+                LogPoint { next: next.id.index, term: next.id.term, offset: next.base_offset, ..self.point }
+            }
+            After::Last(_) | After::Nothing => LogPoint { next: end, ..self.point },
+        };
+        let chain_known = matches!(after, After::Point(_));
+        if self.point.next < start.next {
+            // What is purged is not needed: the segment begins at the log start from now on.
+            let part = self.parts.last_mut().expect("a file begins or goes on a part");
+            part.pieces.clear();
+            part.damaged = true;
+            part.header.base = start;
+            if end <= start.next {
+                self.chain_known = chain_known || end == start.next;
+                self.point = if end == start.next { start } else { behind };
+                return true;
+            }
+            self.point = start;
+        }
+        if self.point.next >= self.durable_end {
+            return false;
+        }
+        let before = self.point;
+        let part = self.parts.last_mut().expect("a file begins or goes on a part");
+        part.damaged = true;
+        let (file, position) = self.place.clone();
+        let gap = Gap { file, position, before, end, after };
+        part.pieces.push(Piece::Gap(gap));
+        self.point = behind;
+        self.chain_known = chain_known;
+        true
+    }
+
+    /// What the hard state knows of the end.
+    fn known_end(&self) -> Option<(Index, After)> {
+        let committed = self.hard.state.committed?;
+        (committed.index >= self.point.next).then(|| (committed.index.next(), After::Last(committed)))
+    }
+
+    fn finish(mut self) -> Survey {
+        if let Some((end, after)) = self.known_end() {
+            if self.parts.is_empty() {
+                let path = store_path(&self.options.dir, self.hard.start.offset, false, SegmentSequence(1));
+                self.new_part(path, SegmentSequence(1), true);
+            }
+            self.gap(end, after);
+        }
+        let Building { hard, parts, mut leftovers, .. } = self;
+        leftovers.retain(|path| parts.iter().all(|part| part.path != *path));
+        Survey { hard, parts, leftovers }
+    }
+}

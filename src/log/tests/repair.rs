@@ -1,0 +1,370 @@
+//! Damaged logs are mended from others' copies, from what they have and no more, or say what is lost.
+
+use std::cell::Cell;
+
+use super::support::*;
+use crate::{
+    env::runtime::block_on,
+    format::entry::StoredEntry,
+    ids::{Index, LogId, NodeId, Term},
+    limits::BLOCK_BYTES,
+    log::{
+        HardState, LogError,
+        repair::{Mended, RepairError, cut, mend, salvage, survey},
+    },
+    sim::SimDisk,
+};
+
+const PEER: NodeId = NodeId(2);
+const OTHER: NodeId = NodeId(3);
+
+/// A log of several segments, entries of one to three blocks, all acknowledged and committed, whose power has failed.
+async fn crashed() -> SimDisk {
+    let disk = SimDisk::new();
+    let log = open(&disk).await;
+    for number in 0..22 {
+        append_one(&log, 1 + number % 3, 1_000 + 3_500 * (number as usize % 3)).await;
+    }
+    let committed = log.last();
+    log.save_hard_state(HardState { vote: None, committed }).await.unwrap();
+    settle().await;
+    let crashed = disk.crash(7);
+    disk.power_off();
+    crashed
+}
+
+fn copy(disk: &SimDisk) -> SimDisk {
+    disk.crash(0)
+}
+
+fn stores(disk: &SimDisk) -> Vec<String> {
+    names(disk).into_iter().filter(|name| name.ends_with(".store")).collect()
+}
+
+/// Mends `disk` from `sources`, the disks of nodes 2, 3, ...
+async fn repair(disk: &SimDisk, sources: &[&SimDisk]) -> Result<Mended, RepairError> {
+    let options = options(64 << 10);
+    let survey = survey(disk, &options).await?;
+    let nodes: Vec<_> = (2..).map(NodeId).take(sources.len()).collect();
+    let fetch = async |node: NodeId, from, end| {
+        let source = sources[node.0 as usize - 2];
+        // Small pieces: several are needed.
+        salvage(source, &options, from, end, 9_000).await.map_err(|error| error.to_string())
+    };
+    let mut mended = Mended::default();
+    mend(disk, &options, &survey, &nodes, fetch, &mut mended).await.map(|()| mended)
+}
+
+async fn entries(disk: &SimDisk) -> Result<Vec<StoredEntry>, LogError> {
+    let (log, _) = open_with(disk, 64 << 10, 0).await?;
+    let entries = read_all(&log, 1 << 20).await?;
+    log.close().await?;
+    Ok(entries)
+}
+
+/// What replicas have in common.
+fn same(found: &[StoredEntry], expected: &[StoredEntry]) {
+    let shared = |entry: &StoredEntry| (entry.header.id, entry.header.chain, entry.payload());
+    assert_eq!(found.len(), expected.len());
+    assert!(found.iter().map(shared).eq(expected.iter().map(shared)));
+}
+
+/// One bit in every block of every segment, at several places of it: whatever it hits, the log is the same afterwards.
+#[test]
+fn every_block() {
+    block_on(async {
+        let good = crashed().await;
+        let expected = entries(&copy(&good)).await.unwrap();
+        let (mut mended, mut blocks) = (0, 0);
+        for name in stores(&good) {
+            let content = good.content(path(&name));
+            for position in (0..content.len()).step_by(BLOCK_BYTES) {
+                for at in [2, 40, 90, 700] {
+                    let disk = copy(&good);
+                    disk.flip_bit(path(&name), (position + at) as u64, 3);
+                    blocks += 1;
+                    let report = repair(&disk, &[&good]).await.unwrap();
+                    mended += u32::from(report.entries > 0);
+                    assert!(survey(&disk, &options(64 << 10)).await.unwrap().is_whole(), "{name} {position} {at}");
+                    same(&entries(&disk).await.unwrap(), &expected);
+                }
+            }
+        }
+        assert!(stores(&good).len() > 2 && mended > 60 && blocks > mended, "{mended} of {blocks}");
+    });
+}
+
+/// The same after a clean shutdown, where nothing but reads would find it.
+#[test]
+fn every_block_of_a_closed_log() {
+    block_on(async {
+        let good = crashed().await;
+        let expected = entries(&good).await.unwrap();
+        for name in stores(&good) {
+            let content = good.content(path(&name));
+            for position in (0..content.len()).step_by(BLOCK_BYTES) {
+                let disk = copy(&good);
+                disk.flip_bit(path(&name), (position + 90) as u64, 3);
+                repair(&disk, &[&good]).await.unwrap();
+                same(&entries(&disk).await.unwrap(), &expected);
+            }
+        }
+    });
+}
+
+/// Whole files: gone, emptied, one in another's place, and two neighbours without their headers.
+#[test]
+fn files() {
+    block_on(async {
+        let good = crashed().await;
+        let expected = entries(&copy(&good)).await.unwrap();
+        let stores = stores(&good);
+        for (number, name) in stores.iter().enumerate() {
+            for damage in 0..4 {
+                let disk = copy(&good);
+                match damage {
+                    0 => disk.delete(path(name)),
+                    1 => disk.set_content(path(name), vec![0; 3 * BLOCK_BYTES]),
+                    2 => disk.set_content(path(name), disk.content(path(&stores[(number + 1) % stores.len()]))),
+                    _ => {
+                        disk.flip_bit(path(name), 30, 0);
+                        disk.flip_bit(path(&stores[(number + 1) % stores.len()]), 30, 0);
+                    }
+                }
+                repair(&disk, &[&good]).await.unwrap_or_else(|error| panic!("{name}, damage {damage}: {error}"));
+                same(&entries(&disk).await.unwrap(), &expected);
+            }
+        }
+    });
+}
+
+/// Three replicas, each with other damage: each is mended from the others, that do not open either. An entry that nobody has
+/// any more stays lost, and all three say so.
+#[test]
+fn from_damaged_ones() {
+    block_on(async {
+        let good = crashed().await;
+        let expected = entries(&copy(&good)).await.unwrap();
+        let disks = [copy(&good), copy(&good), copy(&good)];
+        let store = path(&stores(&good)[0]);
+        for (number, disk) in disks.iter().enumerate() {
+            disk.flip_bit(&store, (BLOCK_BYTES * (1 + number) + 5) as u64, 1);
+        }
+        for turn in 0..3 {
+            let others = [&disks[(turn + 1) % 3], &disks[(turn + 2) % 3]];
+            repair(&disks[turn], &others).await.unwrap();
+            same(&entries(&copy(&disks[turn])).await.unwrap(), &expected);
+        }
+        let disks = [copy(&good), copy(&good), copy(&good)];
+        disks.iter().for_each(|disk| disk.flip_bit(&store, BLOCK_BYTES as u64 + 200, 1));
+        for turn in 0..3 {
+            let others = [&disks[(turn + 1) % 3], &disks[(turn + 2) % 3]];
+            let error = repair(&disks[turn], &others).await.unwrap_err();
+            let words =
+                "is damaged at byte 4096: entries 0 to 1 (exclusive), offsets 0 to 1 (exclusive), cannot be read";
+            assert!(error.to_string().contains(words), "{error}");
+            assert!(matches!(entries(&copy(&disks[turn])).await, Err(LogError::Corrupt { .. })));
+        }
+    });
+}
+
+/// What another history has for the gap is not taken, wherever it differs; the next replica is asked.
+#[test]
+fn another_history() {
+    block_on(async {
+        let good = crashed().await;
+        let expected = entries(&copy(&good)).await.unwrap();
+        let forged = SimDisk::new();
+        let log = open(&forged).await;
+        append_one(&log, 1, 1_000).await;
+        for number in 1..22 {
+            append_one(&log, 1 + number % 3, 1_001 + 3_500 * (number as usize % 3)).await;
+        }
+        log.close().await.unwrap();
+        let disk = copy(&good);
+        disk.flip_bit(path(&stores(&good)[0]), 5 * BLOCK_BYTES as u64 + 5, 1);
+        let before = disk.content(path(&stores(&good)[0]));
+        let error = repair(&disk, &[&forged]).await.unwrap_err();
+        assert!(
+            matches!(&error, RepairError::Unfilled { reasons, .. } if reasons.contains("node 2: it has another history")),
+            "{error}"
+        );
+        assert_eq!(disk.content(path(&stores(&good)[0])), before, "nothing was changed");
+        let mended = repair(&disk, &[&forged, &good]).await.unwrap();
+        assert_eq!(mended.from, [OTHER].into());
+        same(&entries(&disk).await.unwrap(), &expected);
+    });
+}
+
+/// A torn write at the end is cut also when something else is mended, and never asked for.
+#[test]
+fn torn_tail_stays_torn() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        for _ in 0..4 {
+            append_one(&log, 1, 5_000).await;
+        }
+        settle().await;
+        let good = disk.crash(1);
+        disk.power_off();
+        let name = path(&stores(&good)[0]);
+        let damaged = copy(&good);
+        damaged.flip_bit(&name, BLOCK_BYTES as u64 + 9, 0);
+        damaged.flip_bit(&name, 7 * BLOCK_BYTES as u64 + 900, 0);
+        let report = repair(&damaged, &[&good]).await.unwrap();
+        assert_eq!((report.entries, report.segments), (1, 1));
+        assert_eq!(entries(&damaged).await.unwrap().len(), 3);
+    });
+}
+
+/// Power fails at every step of mending: the log is as damaged as before, or whole, and is mended in the end.
+#[test]
+fn crash_while_mending() {
+    block_on(async {
+        let good = crashed().await;
+        let expected = entries(&copy(&good)).await.unwrap();
+        let damaged = copy(&good);
+        for name in stores(&good) {
+            damaged.flip_bit(path(&name), 3 * BLOCK_BYTES as u64 + 9, 0);
+        }
+        damaged.flip_bit(path(&stores(&good)[1]), 17, 0);
+        let (mut turns, mut states, sources) = (0, [0; 2], [&good]);
+        loop {
+            let disk = damaged.crash(0).with_latency(turns);
+            let done = Cell::new(false);
+            tokio::select! {
+                biased;
+                mended = repair(&disk, &sources) => { mended.unwrap(); done.set(true); }
+                () = async { for _ in 0..turns { crate::env::yield_now().await; } } => {}
+            }
+            for seed in 0..3 {
+                let disk = disk.crash(seed);
+                match entries(&copy(&disk)).await {
+                    Ok(found) => {
+                        same(&found, &expected);
+                        states[1] += 1;
+                    }
+                    Err(LogError::Corrupt { .. }) => states[0] += 1,
+                    Err(error) => panic!("{error}"),
+                }
+                repair(&disk, &[&good]).await.unwrap();
+                same(&entries(&disk).await.unwrap(), &expected);
+            }
+            if done.get() {
+                break;
+            }
+            turns += 1;
+        }
+        assert!(turns > 20 && states[0] > 0 && states[1] > 0, "{turns} {states:?}");
+    });
+}
+
+/// Purged entries are not needed: damage among them is mended without anybody, and the log begins where it did.
+#[test]
+fn damage_below_the_log_start() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        for _ in 0..5 {
+            append_one(&log, 1, 5_000).await;
+        }
+        let third = log.read(Index(2), Index(3), 0).await.unwrap().remove(0);
+        log.purge(crate::log::LogPoint { next: Index(3), ..log.end() }).await.unwrap();
+        settle().await;
+        let crashed = disk.crash(1);
+        disk.power_off();
+        let name = path(&stores(&crashed)[0]);
+        for at in [4 * BLOCK_BYTES, BLOCK_BYTES, 0] {
+            let damaged = copy(&crashed);
+            damaged.flip_bit(&name, at as u64 + 20, 0);
+            assert!(matches!(open_with(&damaged, 64 << 10, 0).await.map(|_| ()), Err(LogError::Corrupt { .. })));
+            repair(&damaged, &[]).await.unwrap();
+            assert!(survey(&damaged, &options(64 << 10)).await.unwrap().is_whole());
+            let (log, _) = open_with(&damaged, 64 << 10, 0).await.unwrap();
+            assert_eq!((log.first_index(), log.purged()), (Index(3), Some(third.header.id)));
+            assert_eq!(read_all(&log, 1 << 20).await.unwrap().len(), 2);
+        }
+    });
+}
+
+/// The only segment of a log of which nothing is known to be committed, with nothing left in it: what it held cannot be told,
+/// so that nothing is put in its place.
+#[test]
+fn nothing_left() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        append_one(&log, 1, 5_000).await;
+        settle().await;
+        let good = disk.crash(1);
+        disk.power_off();
+        let name = path(&stores(&good)[0]);
+        for kept in [0, BLOCK_BYTES] {
+            let empty = copy(&good);
+            empty.set_content(&name, [&good.content(&name)[..kept], &vec![0; 6 * BLOCK_BYTES]].concat());
+            let error = repair(&empty, &[&good]).await.unwrap_err();
+            assert!(error.to_string().contains("nobody can say"), "{error}");
+            assert!(matches!(entries(&copy(&empty)).await, Err(LogError::Corrupt { .. })));
+            let found = survey(&empty, &options(64 << 10)).await.unwrap();
+            assert!(cut(&empty, &options(64 << 10), &found).await.unwrap().is_some());
+            assert_eq!(entries(&empty).await.unwrap().len(), 0);
+        }
+    });
+}
+
+/// Without a whole hard state nothing is mended; without its end, only what is known of it.
+#[test]
+fn hopeless() {
+    block_on(async {
+        let good = crashed().await;
+        let lost = copy(&good);
+        lost.flip_bit(path("hard_state"), 10, 0);
+        lost.flip_bit(path("hard_state"), 4_106, 0);
+        let error = repair(&lost, &[&good]).await.unwrap_err();
+        assert!(
+            matches!(&error, RepairError::Hopeless(_)) && error.to_string().contains("the vote in it is lost"),
+            "{error}"
+        );
+        // What was committed comes back, by its log id; and is not taken from where another entry has its place.
+        let expected = entries(&copy(&good)).await.unwrap();
+        let name = stores(&good).pop().unwrap();
+        let cut = copy(&good);
+        cut.set_content(path(&name), good.content(path(&name))[..BLOCK_BYTES].to_vec());
+        repair(&copy(&cut), &[&good]).await.unwrap();
+        let mended = repair(&cut, &[&good]).await.unwrap();
+        assert_eq!(mended.from, [PEER].into());
+        same(&entries(&cut).await.unwrap(), &expected);
+    });
+}
+
+/// One copy: what is in front of the damage stays, everything else is kept aside, and the log goes on.
+#[test]
+fn cut_off() {
+    block_on(async {
+        let good = crashed().await;
+        let expected = entries(&copy(&good)).await.unwrap();
+        for (number, name) in stores(&good).into_iter().enumerate() {
+            for position in [0, 2 * BLOCK_BYTES] {
+                let disk = copy(&good);
+                disk.flip_bit(path(&name), position as u64 + 20, 0);
+                let found = survey(&disk, &options(64 << 10)).await.unwrap();
+                let Some(first) = found.gaps().next().map(|gap| gap.before) else {
+                    assert!(position == 0, "only its header can be spared");
+                    continue;
+                };
+                let done = cut(&disk, &options(64 << 10), &found).await.unwrap().unwrap();
+                assert_eq!((done.end, done.kept.is_empty()), (first.offset, false));
+                assert!(done.kept.iter().all(|kept| disk.paths().contains(kept)), "{:?}", done.kept);
+                let (log, _) = open_with(&disk, 64 << 10, 0).await.unwrap();
+                assert_eq!(log.end(), first);
+                same(&read_all(&log, 1 << 20).await.unwrap(), &expected[..first.next.0 as usize]);
+                append_one(&log, 1, 100).await;
+                assert!(number == 0 || first.next > Index(0));
+                assert!(
+                    log.hard_state().committed.is_none_or(|id: LogId| id < LogId { term: Term(1), index: first.next })
+                );
+            }
+        }
+    });
+}
