@@ -267,7 +267,7 @@ impl From<GroupError> for CallError {
                 CallError::retry(Code::Unavailable, "LEADER_CHANGED", message).maybe_written(true)
             }
             GroupError::NotLeader { leader: _ } => CallError::retry(Code::Unavailable, "NOT_LEADER", message),
-            GroupError::Full(error) => error.into(),
+            GroupError::Full(error) | GroupError::Damaged(error) => error.into(),
             GroupError::Stopped { cause: _, maybe_written } => {
                 CallError::new(Code::Unavailable, "CATALOG_FAILED", message).maybe_written(maybe_written)
             }

@@ -40,7 +40,8 @@ pub enum FrameKind {
     Append = 1,
     /// Raft: answer to `Append`.
     Appended = 2,
-    /// Raft: vote, pre-vote, leadership transfer, read index, and their answers; the envelope says which.
+    /// Raft: vote, pre-vote, leadership transfer, read index, entries for a damaged replica, and their answers; the envelope
+    /// says which.
     Raft = 3,
     /// Raft: a whole snapshot, as part 0.
     Snapshot = 4,

@@ -24,7 +24,7 @@ use prost::Message;
 
 use super::{
     Applied, Machine,
-    store::to_io,
+    store::{condemned, to_io},
     types::{self, Entry, Payload, RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
 };
 use crate::{
@@ -311,7 +311,7 @@ async fn load<E: Env>(log: &Log<E>, index: Index) -> Result<Option<Checkpoint>, 
         return Err(bad(format!("it is the state at {applied}")));
     }
     if kept >= log.first_index() {
-        let entries = log.read(kept, kept.next(), 0).await.map_err(|error| error.to_string())?;
+        let entries = log.read(kept, kept.next(), 0).await.map_err(|error| condemned(log, error).to_string())?;
         let header = entries.first().map(|entry| entry.header).ok_or_else(|| bad("its entry is gone".into()))?;
         if header.id != applied || header.chain != checkpoint.position.chain {
             return Err(bad(format!("the log holds {} with another history there", header.id)));

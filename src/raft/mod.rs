@@ -11,6 +11,7 @@
 //! - `network`, `pipeline`, `thrift`, `serve`: between replicas, both sides
 //! - `proposals`, `linearize`, `members`, `transfer`: what can be asked of a group
 //! - `watch`, `elections`, `timing`: what it does by itself
+//! - `repair`: what a damaged replica does before its group is opened
 
 mod elections;
 mod linearize;
@@ -20,6 +21,7 @@ mod network;
 pub mod offline;
 mod pipeline;
 mod proposals;
+pub mod repair;
 mod serve;
 mod store;
 #[cfg(test)]
@@ -66,7 +68,7 @@ use crate::{
     },
     ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
     limits::{BLOCK_BYTES, RAFT_QUEUE_MAX},
-    log::{Log, LogError, LogOptions, Recovered, TailBudget},
+    log::{Log, LogError, Recovered, TailBudget},
     peer::Peers,
 };
 
@@ -202,6 +204,9 @@ pub enum GroupError {
     /// The disk is full: nothing was written; the group goes on when space returns.
     #[error("{0}")]
     Full(LogError),
+    /// What was durable here is damaged: the group is not opened (`repair`).
+    #[error("{0}")]
+    Damaged(LogError),
     /// This replica has stopped.
     #[error("{cause}")]
     Stopped {
@@ -267,7 +272,7 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// applied everything committed; else nobody is waited for.
     ///
     /// # Errors
-    /// `Full` when there is no room for a new group of one; `Stopped` for everything else.
+    /// `Full` when there is no room for a new group of one; `Damaged`; `Stopped` for everything else.
     pub async fn open(
         disk: E::Disk,
         tail: TailBudget,
@@ -290,11 +295,11 @@ impl<E: Env, M: Machine> Group<E, M> {
         timing: Timing,
         machine: M,
     ) -> Result<(Group<E, M>, Recovered), GroupError> {
-        let GroupOptions { dir, shard, node, segment_bytes_max, slot, founders, owner, preferred } = options;
-        let (log, recovered) =
-            Log::open(disk, tail, LogOptions { dir, shard, segment_bytes_max, owner }).await.map_err(refused)?;
+        let log_options = repair::log_options(&options);
+        let GroupOptions { shard, node, slot, founders, preferred, .. } = options;
+        let (log, recovered) = Log::open(disk, tail, log_options).await.map_err(damaged)?;
         let shared = Shared::new(machine);
-        shared.restore(&log).await.map_err(unusable)?;
+        shared.restore(&log).await.map_err(|error| log.fault().map_or_else(|| unusable(error), damaged))?;
         let network = Network::new(peers, shard, slot);
         let group = Group { inner: Rc::new(Inner::build(log, shared, network, node, timing).await?) };
         let founders = founders.filter(|founders| founders.contains(&node));
@@ -307,7 +312,7 @@ impl<E: Env, M: Machine> Group<E, M> {
             group.inner.log.abandon().await;
             // What it ended with is told by `error`.
             drop(group.inner.raft.shutdown().await);
-            return Err(error);
+            return Err(group.damage().map_or(error, GroupError::Damaged));
         }
         Ok((group, recovered))
     }
@@ -503,6 +508,19 @@ impl<E: Env, M: Machine> Group<E, M> {
         gone.then(|| "the state machine ended early; restart the node, and report its log".to_string())
     }
 
+    /// What a read has found damaged here, if that is what has stopped this replica.
+    pub fn damage(&self) -> Option<LogError> {
+        self.inner.log.fault().filter(|fault| matches!(fault, LogError::Corrupt { .. }))
+    }
+
+    /// As `close`, for a replica that has stopped: its files are left as they are, and nobody writes to them any more when
+    /// this returns.
+    pub async fn abandon(&self) {
+        // What it ended with is known.
+        drop(self.close().await);
+        self.inner.log.abandon().await;
+    }
+
     /// Stops Raft, keeps a checkpoint at the last applied entry, closes the log cleanly. A second call returns at once.
     ///
     /// # Errors
@@ -562,7 +580,7 @@ impl<E: Env, M: Machine> Inner<E, M> {
         let config = config(timing).map_err(unusable)?;
         let raft = Raft::build(node.0, config, network.clone(), store, machine)
             .await
-            .map_err(|error| log.fault().map_or_else(|| unusable(error.to_string()), refused))?;
+            .map_err(|error| log.fault().map_or_else(|| unusable(error.to_string()), damaged))?;
         headers_only.set(false);
         let (server, data) = (raft.server_metrics(), raft.data_metrics());
         let (state, gate, purging) = (State::default(), Gate::default(), channel::Mutex::new(()));
@@ -578,6 +596,14 @@ fn refused(error: LogError) -> GroupError {
     match error {
         LogError::Full { .. } => GroupError::Full(error),
         error => unusable(error.to_string()),
+    }
+}
+
+/// As `refused`, while the group is opened.
+fn damaged(error: LogError) -> GroupError {
+    match error {
+        LogError::Corrupt { .. } => GroupError::Damaged(error),
+        error => refused(error),
     }
 }
 

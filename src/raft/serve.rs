@@ -13,6 +13,7 @@ use prost::Message as _;
 
 use super::{
     Group, Machine,
+    repair::is_fetch,
     types::{self, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
 };
 use crate::{
@@ -40,6 +41,7 @@ impl<E: Env, M: Machine> Group<E, M> {
         let group = self.clone();
         match first.kind {
             FrameKind::Append => env::spawn::<E>(group.follow(from, first, stream)),
+            _ if is_fetch(&first) => env::spawn::<E>(group.give_entries(first, stream)),
             _ => env::spawn::<E>(group.answer(from, first, stream)),
         }
     }

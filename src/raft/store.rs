@@ -69,7 +69,8 @@ impl<E: Env, M: Machine> Store<E, M> {
     async fn point_after(&self, id: LogId) -> Result<LogPoint, io::Error> {
         let in_log = id.index >= self.log.first_index() && self.log.last().is_some_and(|last| id.index <= last.index);
         if in_log {
-            let entries = self.log.read(id.index, id.index.next(), 0).await.map_err(to_io)?;
+            let read = self.log.read(id.index, id.index.next(), 0).await;
+            let entries = read.map_err(|error| condemned(&self.log, error))?;
             let entry = entries.first().ok_or_else(|| io::Error::other(format!("entry {id} cannot be read")))?;
             // openraft names an entry by term and index; another one at this place would be a wrong log.
             if entry.header.id == id {
@@ -96,6 +97,14 @@ fn clamp(committed: Option<LogId>, flushed: Option<LogId>) -> Option<LogId> {
         (Some(committed), Some(_)) => Some(committed),
         _ => None,
     }
+}
+
+/// As `to_io`, of a failed read. openraft ends with it; that it was damage is kept in the log.
+pub(super) fn condemned<E: Env>(log: &Log<E>, error: LogError) -> io::Error {
+    if matches!(error, LogError::Corrupt { .. }) && log.fault().is_none() {
+        log.condemn(error.clone());
+    }
+    to_io(error)
 }
 
 /// A log's error as openraft wants it; the words are kept.
@@ -184,7 +193,7 @@ impl<E: Env, M: Machine> Reader<E, M> {
 
     /// The first entries of `start .. end`, about 1 MiB of them, at least one.
     async fn piece(&self, start: Index, end: Index) -> Result<Vec<Entry>, io::Error> {
-        let stored = self.log.read(start, end, READ_BYTES).await.map_err(to_io)?;
+        let stored = self.log.read(start, end, READ_BYTES).await.map_err(|error| condemned(&self.log, error))?;
         // An empty answer to a question that is not empty would make callers loop for ever.
         if stored.is_empty() {
             return Err(io::Error::other(format!("the log returned nothing for entries {start} to {end}")));
@@ -326,10 +335,10 @@ impl<E: Env, M: Machine> RaftLogReader<TypeConfig<E, M>> for Reader<E, M> {
             if segment.last.index <= first.index || segment.last.index >= last.index {
                 continue;
             }
-            self.term_ends(first, segment.last, &mut keys).await.map_err(to_io)?;
+            self.term_ends(first, segment.last, &mut keys).await.map_err(|error| condemned(&self.log, error))?;
             first = segment.last;
         }
-        self.term_ends(first, last, &mut keys).await.map_err(to_io)?;
+        self.term_ends(first, last, &mut keys).await.map_err(|error| condemned(&self.log, error))?;
         Ok(keys.into_iter().map(types::to_raft).collect())
     }
 

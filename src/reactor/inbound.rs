@@ -105,15 +105,28 @@ impl<E: Env> Inbound<E> {
         Rc::new(Inbound { reactor, explain })
     }
 
+    /// For whom.
+    pub(super) fn reactor(&self) -> &Rc<Reactor<E>> {
+        &self.reactor
+    }
+
     fn raft(&self, from: NodeId, first: Received, stream: FrameStream<E>) {
         match raft::group_of(&first) {
             Some(ShardUid::CATALOG) => match self.reactor.hooks().catalog_streams.get() {
                 Some(catalog) => catalog(from, first, stream),
-                None => refuse(stream, starting()),
+                None => {
+                    if let Some((_, stream)) = self.salvaged(ShardUid::CATALOG, first, stream) {
+                        refuse(stream, starting());
+                    }
+                }
             },
             Some(uid) => match self.reactor.serving(uid) {
                 Ok(shard) => shard.serve(from, first, stream),
-                Err(error) => refuse(stream, (self.explain)(error)),
+                Err(error) => {
+                    if let Some((_, stream)) = self.salvaged(uid, first, stream) {
+                        refuse(stream, (self.explain)(error));
+                    }
+                }
             },
             None => refuse(stream, malformed("it names no group")),
         }

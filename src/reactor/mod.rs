@@ -9,7 +9,7 @@
 //!   other shards serve.
 //!
 //! `control` (topics are made and removed; on reactor 0), `forward` (what another node has to do), `inbound` (what other
-//! nodes ask), `gossip` (who is there; on reactor 0), `listen` (sockets), `thread` (pinning).
+//! nodes ask), `repair` (of damaged replicas), `gossip` (who is there; on reactor 0), `listen` (sockets), `thread` (pinning).
 
 pub mod control;
 pub mod forward;
@@ -18,6 +18,7 @@ pub mod inbound;
 pub mod listen;
 pub mod mailbox;
 pub mod node;
+pub mod repair;
 #[cfg(test)]
 mod tests;
 pub mod thread;
@@ -336,7 +337,7 @@ impl<E: Env> Reactor<E> {
     }
 
     /// Opens shards, making those that are not there. One that fails is kept with its reason; if the
-    /// disk is full, it is tried again until space returns.
+    /// disk is full, it is tried again until space returns; if it is damaged, until it is mended.
     ///
     /// # Errors
     /// The first one; all were tried.
@@ -345,18 +346,21 @@ impl<E: Env> Reactor<E> {
             let uid = options.uid;
             let shard = Shard::open(self.disk.clone(), self.tail.clone(), self.peers().clone(), options.clone()).await;
             let (slot, result) = match shard {
-                Ok(shard) => (self.opened(uid, shard), Ok(())),
+                Ok(shard) => (self.opened(&options, shard), Ok(())),
                 Err(error) => {
-                    let is_full = matches!(error, ShardError::Full(_));
                     let slot = Slot::not_open(&self.node, &options, error.clone());
-                    if is_full {
-                        env::spawn::<E>(Rc::clone(self).reopen(options));
-                    }
                     (slot, Err(ReactorError::from(error)))
                 }
             };
             let replaced = self.shards.borrow_mut().insert(uid, slot);
             assert!(replaced.is_none(), "a shard is opened once");
+            match &result {
+                Err(ReactorError::Shard(ShardError::Full(_))) => env::spawn::<E>(Rc::clone(self).reopen(options)),
+                Err(ReactorError::Shard(ShardError::Damaged { .. })) => {
+                    env::spawn::<E>(Rc::clone(self).repair(options))
+                }
+                Ok(()) | Err(_) => {}
+            }
             result
         });
         let mut first = Ok(());
@@ -380,7 +384,7 @@ impl<E: Env> Reactor<E> {
             let opened = Shard::open(self.disk.clone(), self.tail.clone(), self.peers().clone(), options.clone()).await;
             match opened {
                 Ok(shard) if waits() => {
-                    let slot = self.opened(uid, shard);
+                    let slot = self.opened(&options, shard);
                     self.shards.borrow_mut().insert(uid, slot);
                     self.node.forget_fault(uid);
                     tracing::info!(shard_uid = uid.0, "shard serves again");
@@ -392,6 +396,7 @@ impl<E: Env> Reactor<E> {
                     return;
                 }
                 Err(ShardError::Full(_)) => {}
+                Err(ShardError::Damaged { .. }) => return self.repair(options).await,
                 Err(error) => {
                     if waits() {
                         let slot = Slot::not_open(&self.node, &options, error);
@@ -404,7 +409,8 @@ impl<E: Env> Reactor<E> {
     }
 
     /// A shard that was just opened: what it cannot do goes elsewhere, and who leads it is told.
-    fn opened(self: &Rc<Self>, uid: ShardUid, shard: Shard<E>) -> Slot<E> {
+    fn opened(self: &Rc<Self>, options: &ShardOptions, shard: Shard<E>) -> Slot<E> {
+        let uid = options.uid;
         let reactor = Rc::downgrade(self);
         let hand_back = move |owed: Vec<Owed>, error: ShardError| match reactor.upgrade() {
             Some(reactor) => reactor.take_back(uid, owed, &error),
@@ -412,18 +418,22 @@ impl<E: Env> Reactor<E> {
         };
         shard.set_elsewhere(Rc::new(hand_back));
         self.tell_leader(uid, &shard);
-        env::spawn::<E>(Rc::clone(self).watch_leader(uid, shard.clone()));
+        env::spawn::<E>(Rc::clone(self).watch(options.clone(), shard.clone()));
         Slot::Serving(shard)
     }
 
-    /// Tells who leads a shard, each time it changes, until it closes; and that it has stopped, also if nobody asks it for
-    /// anything: a follower is asked for nothing.
-    async fn watch_leader(self: Rc<Self>, uid: ShardUid, shard: Shard<E>) {
+    /// Tells who leads a shard, each time it changes, until it closes or is found to be damaged; and that it has stopped, also
+    /// if nobody asks it for anything: a follower is asked for nothing.
+    async fn watch(self: Rc<Self>, options: ShardOptions, shard: Shard<E>) {
+        let uid = options.uid;
         while shard.is_open() {
             let changed = shard.wait_changed();
             self.tell_leader(uid, &shard);
             if let Some(cause) = shard.fault() {
                 self.node.note_fault(uid, &cause);
+            }
+            if shard.is_damaged() {
+                return self.close_damaged(options, shard).await;
             }
             changed.await;
         }

@@ -112,6 +112,7 @@ impl From<GroupError> for ShardError {
             GroupError::NotLeader { leader } => ShardError::NotLeader { leader },
             GroupError::Deposed { leader } => ShardError::Deposed { leader },
             GroupError::Full(error) => ShardError::Full(error),
+            GroupError::Damaged(error) => ShardError::Damaged { cause: error.to_string() },
             GroupError::Stopped { cause, maybe_written } => ShardError::Failed { cause, maybe_written },
         }
     }

@@ -82,6 +82,22 @@ pub struct ShardOptions {
     pub retention_age_ms_max: u64,
 }
 
+impl ShardOptions {
+    /// How its group is kept.
+    pub fn group(&self) -> GroupOptions {
+        GroupOptions {
+            dir: self.dir.clone(),
+            shard: self.uid,
+            node: self.node,
+            segment_bytes_max: retention::segment_bytes(self.segment_bytes_max, self.retention_bytes_max),
+            slot: self.slot,
+            founders: self.founders.clone(),
+            owner: self.owner,
+            preferred: self.preferred,
+        }
+    }
+}
+
 /// A shard. Clones are handles to the same one; all stay on its reactor.
 pub struct Shard<E: Env> {
     inner: Rc<Inner<E>>,
@@ -132,23 +148,14 @@ impl<E: Env> Shard<E> {
     /// Opens or makes the shard; with one voter, waits until it leads.
     ///
     /// # Errors
-    /// `Failed` with the log's own words when the directory is damaged, foreign or cannot be read; `Full`.
+    /// `Damaged`, or `Failed` with the log's own words when the directory is foreign or cannot be read; `Full`.
     pub async fn open(
         disk: E::Disk,
         tail: TailBudget,
         peers: Peers<E>,
         options: ShardOptions,
     ) -> Result<Shard<E>, ShardError> {
-        let group_options = GroupOptions {
-            dir: options.dir.clone(),
-            shard: options.uid,
-            node: options.node,
-            segment_bytes_max: retention::segment_bytes(options.segment_bytes_max, options.retention_bytes_max),
-            slot: options.slot,
-            founders: options.founders.clone(),
-            owner: options.owner,
-            preferred: options.preferred,
-        };
+        let group_options = options.group();
         let (group, recovered) = Group::open(disk, tail, peers, group_options, ShardMachine::default()).await?;
         let state = produce::State::new(group.log().log_end());
         let inner = Rc::new(Inner {
@@ -268,6 +275,18 @@ impl<E: Env> Shard<E> {
     pub fn wait_changed(&self) -> impl Future<Output = ()> + use<E> + 'static {
         let group = self.inner.group.clone();
         async move { group.wait_changed().await }
+    }
+
+    /// Whether it has stopped because a read found damage.
+    pub fn is_damaged(&self) -> bool {
+        self.inner.group.damage().is_some()
+    }
+
+    /// Closes a shard that has stopped: nobody writes to its files any more when this returns, so that they can be mended.
+    pub async fn abandon(&self) {
+        // It cannot close cleanly.
+        drop(self.close().await);
+        self.inner.group.abandon().await;
     }
 
     /// Why it does not serve, if so.

@@ -312,6 +312,7 @@ impl<E: Env> Inner<E> {
         let lost = match &error {
             Some(GroupError::NotLeader { .. } | GroupError::Deposed { .. }) => Some(self.not_leading()),
             Some(GroupError::Stopped { cause, .. }) => Some(self.stopped(cause, false)),
+            Some(GroupError::Damaged(error)) => Some(self.stopped(&error.to_string(), false)),
             Some(GroupError::Full(_)) | None => None,
         };
         if lost.is_some() {
@@ -330,7 +331,7 @@ impl<E: Env> Inner<E> {
                     waiting.answer(Err(ShardError::Deposed { leader: *leader }));
                 }
                 // Nothing of it was written: it is handed back with all that wait.
-                Some(GroupError::NotLeader { .. } | GroupError::Stopped { .. }) => {
+                Some(GroupError::NotLeader { .. } | GroupError::Damaged(_) | GroupError::Stopped { .. }) => {
                     self.state.borrow_mut().void.push(waiting);
                 }
                 // What it was refused for, or predicted from, has not come about: it is looked at again.

@@ -103,6 +103,15 @@ pub enum Message {
         /// The follower's.
         vote: Vote,
     },
+    /// Asks for the entries `from .. end` as they are on the disk there: what is here is damaged.
+    Fetch {
+        /// First one.
+        from: Index,
+        /// After the last one.
+        end: Index,
+    },
+    /// Answer to it: some of them, from the first one on, are the frame's parts.
+    Fetched,
     /// Done.
     Done,
     /// Not done.
@@ -128,6 +137,8 @@ mod kind {
     pub const SNAPSHOT_ANSWER: u8 = 12;
     pub const DONE: u8 = 13;
     pub const FAILED: u8 = 14;
+    pub const FETCH: u8 = 15;
+    pub const FETCHED: u8 = 16;
 }
 
 impl Envelope {
@@ -208,6 +219,11 @@ impl Message {
             Message::SnapshotAnswer { vote } => {
                 EnvelopeArgs { kind: kind::SNAPSHOT_ANSWER, vote: Some(vote_bytes(vote)), ..none }
             }
+            Message::Fetch { from, end } => {
+                let bytes = |index: &Index| Some(LogIdBytes::new(0, index.0));
+                EnvelopeArgs { kind: kind::FETCH, log_id: bytes(from), commit: bytes(end), ..none }
+            }
+            Message::Fetched => EnvelopeArgs { kind: kind::FETCHED, ..none },
             Message::Done => EnvelopeArgs { kind: kind::DONE, ..none },
             Message::Failed { cause } => EnvelopeArgs { kind: kind::FAILED, cause: Some(cause), ..none },
         }
@@ -239,6 +255,11 @@ impl Message {
                 membership: Bytes::copy_from_slice(table.membership().ok_or("it has no membership")?),
             },
             kind::SNAPSHOT_ANSWER => Message::SnapshotAnswer { vote: vote()? },
+            kind::FETCH => {
+                let end = table.commit().map(id_of).ok_or("it has no end")?;
+                Message::Fetch { from: id()?.index, end: end.index }
+            }
+            kind::FETCHED => Message::Fetched,
             kind::DONE => Message::Done,
             kind::FAILED => Message::Failed { cause: table.cause().unwrap_or_default().into() },
             unknown => return Err(format!("messages of kind {unknown} are not known here")),

@@ -24,6 +24,8 @@ fn messages() -> Vec<Message> {
         Message::Snapshot { vote, last: id, membership_log_id: Some(id), membership: membership.clone() },
         Message::Snapshot { vote, last: id, membership_log_id: None, membership },
         Message::SnapshotAnswer { vote },
+        Message::Fetch { from: Index(3), end: Index(1 << 40) },
+        Message::Fetched,
         Message::Done,
         Message::Failed { cause: "no room".into() },
     ]
@@ -112,7 +114,7 @@ fn noise() {
 fn missing_fields() {
     for kind in 0..=255 {
         let bytes = envelope::write(&EnvelopeArgs { kind, group: 1, ..EnvelopeArgs::default() });
-        let complete = matches!(kind, kind::MATCHED | kind::READ_INDEX | kind::DONE | kind::FAILED);
+        let complete = [kind::MATCHED, kind::READ_INDEX, kind::DONE, kind::FAILED, kind::FETCHED].contains(&kind);
         assert_eq!(Envelope::decode(&bytes).is_ok(), complete, "kind {kind}");
     }
 }

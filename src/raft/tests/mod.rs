@@ -17,6 +17,7 @@ use super::*;
 use crate::{
     format::entry::{ENTRY_HEADER_BYTES, EntryKind},
     limits::SEGMENT_BYTES_MIN,
+    log::LogOptions,
     sim::{SimDisk, TestEnv},
 };
 

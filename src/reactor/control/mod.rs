@@ -43,6 +43,7 @@ use crate::{
         Reactor, ReactorError,
         inbound::ControlFuture,
         mailbox::{AdminCall, AdminReply, Reply, Request},
+        repair,
         topics::PlacedTopic,
     },
 };
@@ -232,7 +233,7 @@ impl<E: Env> Clone for Control<E> {
 
 impl<E: Env> Control<E> {
     /// Recovers the catalog. A new one begins with this node alone, if `founder`; else it waits for the cluster's leader to
-    /// add this node.
+    /// add this node. A damaged one is mended first from the other nodes', however long that takes.
     ///
     /// # Errors
     /// The group's: without its catalog a node knows no topic, and must not start.
@@ -254,8 +255,13 @@ impl<E: Env> Control<E> {
             owner: identity.owner(),
             preferred: founder,
         };
-        let (disk, tail) = (reactor.disk().clone(), reactor.tail().clone());
-        let (catalog, recovered) = Group::open(disk, tail, reactor.peers().clone(), options, Catalog::new()).await?;
+        let (catalog, recovered) = loop {
+            let (disk, tail, peers) = (reactor.disk().clone(), reactor.tail().clone(), reactor.peers().clone());
+            match Group::open(disk, tail, peers, options.clone(), Catalog::new()).await {
+                Err(GroupError::Damaged(error)) => repair::mend_catalog(&reactor, &options, error).await?,
+                opened => break opened?,
+            }
+        };
         let served = catalog.clone();
         reactor.hooks().set_catalog_streams(move |from, first, stream| served.serve(from, first, stream));
         let inner = Inner {

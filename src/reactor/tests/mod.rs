@@ -2,6 +2,7 @@
 
 mod elections;
 mod forward;
+mod repair;
 
 use std::{collections::BTreeSet, future::Future, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
@@ -19,7 +20,7 @@ use crate::{
     peer::{Peers, book::PeerNode},
     proto::ringlog::v1::{ConsumeResponse, ProduceRequest, Record},
     reactor::{
-        Reactor,
+        Reactor, ReactorError,
         inbound::Inbound,
         node::{Advertised, Identity, Node},
         topics::PlacedTopic,
@@ -105,6 +106,11 @@ impl World {
 
     /// Opens the replica here, of a group that these nodes begin.
     async fn open(&self, founders: &[u64]) {
+        self.try_open(founders).await.unwrap();
+    }
+
+    /// As `open`, for one that may not open.
+    async fn try_open(&self, founders: &[u64]) -> Result<(), ReactorError> {
         let options = ShardOptions {
             dir: "/data/shards/1".into(),
             uid: UID,
@@ -112,12 +118,12 @@ impl World {
             segment_bytes_max: crate::limits::SEGMENT_BYTES_MIN,
             slot: 0,
             founders: Some(nodes(founders).into_iter().collect::<BTreeSet<_>>()),
-            owner: 0,
+            owner: self.node.identity().unwrap().owner(),
             preferred: founders.first() == Some(&self.id.0),
             retention_bytes_max: 0,
             retention_age_ms_max: 0,
         };
-        self.reactor.open(vec![options]).await.unwrap();
+        self.reactor.open(vec![options]).await
     }
 
     /// Whether this node leads the shard.

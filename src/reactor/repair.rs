@@ -1,0 +1,211 @@
+//! Replicas that are damaged: closed, mended from the others' copies, opened again.
+//!
+//! - One that does not open because of damage is tried again and again until the others have given what it lacks. Meanwhile
+//!   it has no group: it neither votes nor answers, and its calls go to the other replicas.
+//! - One in which a read finds damage is closed and goes the same way, if there are other replicas. The only copy stays open:
+//!   what is whole of it is served.
+//! - Without other replicas, and where nothing can help (`RepairError::Hopeless`), the reason says what would be lost, and the
+//!   command that a person may choose.
+
+use std::{path::Path, rc::Rc, time::Duration};
+
+use super::{Reactor, Slot, control, inbound};
+use crate::{
+    env::{self, Env},
+    ids::{NodeId, ShardUid},
+    log::{
+        LogError,
+        repair::{Mended, RepairError},
+    },
+    peer::frame::{FrameStream, Received},
+    raft::{self, GroupError, GroupOptions, repair::Repair},
+    shard::{Shard, ShardError, ShardOptions},
+};
+
+/// First pause before a replica that could not be mended is tried again; it doubles ...
+const RETRY_MIN: Duration = Duration::from_millis(500);
+
+/// ... up to this.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// What the only copy's operator may do.
+pub fn way_out(error: &RepairError, dir: &Path) -> String {
+    let dir = dir.display();
+    match error {
+        RepairError::Unfilled { gap, .. } => format!(
+            "{gap}, and there is no other replica to get them from: restore the directory from a backup, or give up what cannot \
+             be read and all behind it with `ringlog repair {dir} --cut` while the node is down (without --cut it says what \
+             that is)"
+        ),
+        RepairError::Hopeless(error) => format!(
+            "{error}; this cannot be mended from other replicas: remove the node, or move its replica of this shard, and let \
+             it begin anew elsewhere; or restore the directory from a backup"
+        ),
+        RepairError::Disk(error) => error.to_string(),
+    }
+}
+
+impl<E: Env> Reactor<E> {
+    /// The other nodes that hold a replica, or are to hold one; by the catalog, or as long as that is not known, those that
+    /// have begun the group.
+    fn others(&self, options: &ShardOptions) -> Option<Vec<NodeId>> {
+        let holders = self.holders(options.uid).map(|holders| holders.nodes);
+        let nodes = holders.or_else(|| options.founders.as_ref().map(|founders| founders.iter().copied().collect()))?;
+        Some(nodes.into_iter().filter(|node| *node != options.node).collect())
+    }
+
+    fn is_not_open(&self, uid: ShardUid) -> bool {
+        matches!(self.shards.borrow().get(&uid), Some(Slot::NotOpen { .. }))
+    }
+
+    /// Mends a replica that is not open, from others, until it opens, cannot be mended, or is removed.
+    pub(super) async fn repair(self: Rc<Self>, options: ShardOptions) {
+        let uid = options.uid;
+        let mut pause = RETRY_MIN;
+        let new = || Repair::new(self.disk.clone(), self.peers().clone(), &options.group());
+        let mut repair = new();
+        while self.is_not_open(uid) && !self.is_closing() {
+            let others = self.others(&options);
+            let alone = others.as_ref().is_some_and(Vec::is_empty);
+            match repair.attempt(&others.unwrap_or_default()).await {
+                Ok(mended) => {
+                    tracing::warn!(shard_uid = uid.0, ?mended, "what is damaged of a replica was mended");
+                    if self.open_again(&options).await || mended == Mended::default() {
+                        // Or there was nothing to mend, and it does not open all the same: its reason is noted.
+                        return;
+                    }
+                    repair = new();
+                }
+                Err(error) => {
+                    let hopeless = matches!(error, RepairError::Hopeless(_));
+                    let cause = if alone || hopeless { way_out(&error, &options.dir) } else { error.to_string() };
+                    self.note_damage(&options, cause);
+                    if alone || hopeless {
+                        return;
+                    }
+                }
+            }
+            env::sleep::<E>(pause).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    fn note_damage(&self, options: &ShardOptions, cause: String) {
+        if self.is_not_open(options.uid) {
+            let slot = Slot::not_open(&self.node, options, ShardError::Damaged { cause });
+            self.shards.borrow_mut().insert(options.uid, slot);
+        }
+    }
+
+    /// Opens a mended replica; false: it is to be mended again.
+    async fn open_again(self: &Rc<Self>, options: &ShardOptions) -> bool {
+        let uid = options.uid;
+        let shard = Shard::open(self.disk.clone(), self.tail.clone(), self.peers().clone(), options.clone()).await;
+        match shard {
+            Ok(shard) if self.is_not_open(uid) => {
+                let slot = self.opened(options, shard);
+                self.shards.borrow_mut().insert(uid, slot);
+                self.node.forget_fault(uid);
+                tracing::info!(shard_uid = uid.0, "shard serves again");
+                true
+            }
+            // Removed meanwhile, or the node is closing.
+            Ok(shard) => {
+                drop(shard.close().await);
+                true
+            }
+            Err(error) => {
+                let again = matches!(error, ShardError::Damaged { .. });
+                if matches!(error, ShardError::Full(_)) {
+                    env::spawn::<E>(Rc::clone(self).reopen(options.clone()));
+                }
+                if self.is_not_open(uid) {
+                    let slot = Slot::not_open(&self.node, options, error);
+                    self.shards.borrow_mut().insert(uid, slot);
+                }
+                !again
+            }
+        }
+    }
+
+    /// A read has found damage in a replica: if there are others, it is closed, mended and opened again.
+    pub(super) async fn close_damaged(self: Rc<Self>, options: ShardOptions, shard: Shard<E>) {
+        let uid = options.uid;
+        if self.others(&options).is_none_or(|others| others.is_empty()) || self.is_closing() {
+            return;
+        }
+        let cause = shard.fault().unwrap_or_default();
+        tracing::error!(shard_uid = uid.0, %cause, "a damaged replica is closed, to be mended from the others");
+        {
+            let mut shards = self.shards.borrow_mut();
+            if !matches!(shards.get(&uid), Some(Slot::Serving(_))) {
+                return;
+            }
+            shards.insert(uid, Slot::not_open(&self.node, &options, ShardError::Damaged { cause }));
+        }
+        self.hold(uid);
+        shard.abandon().await;
+        self.release(uid);
+        self.node.leaders.forget_own(uid);
+        self.repair(options).await;
+    }
+
+    /// Answers another node that lacks entries of a replica that is not open here.
+    pub(super) fn give_salvaged(&self, uid: ShardUid, first: Received, stream: FrameStream<E>) {
+        let dir = control::shard_dir(&self.node.config.data, uid);
+        let owner = self.node.identity().map_or(0, |identity| identity.owner());
+        env::spawn::<E>(raft::repair::give_salvaged(self.disk.clone(), dir, (uid, owner), first, stream));
+    }
+}
+
+/// Mends this node's damaged catalog from the nodes that it remembers; it can be opened then.
+///
+/// # Errors
+/// When nothing can help, or there is no other node: with the way out.
+pub(super) async fn mend_catalog<E: Env>(
+    reactor: &Rc<Reactor<E>>,
+    options: &GroupOptions,
+    error: LogError,
+) -> Result<(), GroupError> {
+    tracing::error!(%error, "the catalog is damaged: it is mended from the other nodes before this one starts");
+    let mut repair = Repair::new(reactor.disk().clone(), reactor.peers().clone(), options);
+    let mut pause = RETRY_MIN;
+    loop {
+        let book = reactor.node().book.snapshot();
+        let others: Vec<_> = book.keys().copied().filter(|node| *node != options.node).collect();
+        match repair.attempt(&others).await {
+            Ok(mended) if mended == Mended::default() => return Err(unmended(error.to_string(), &options.dir)),
+            Ok(mended) => {
+                tracing::warn!(?mended, "the catalog was mended");
+                return Ok(());
+            }
+            Err(RepairError::Unfilled { gap, reasons }) if !others.is_empty() => {
+                tracing::warn!(%gap, reasons, "the catalog cannot be mended yet: are other nodes up?");
+            }
+            Err(error) => return Err(unmended(way_out(&error, &options.dir), &options.dir)),
+        }
+        env::sleep::<E>(pause).await;
+        pause = (pause * 2).min(RETRY_MAX);
+    }
+}
+
+fn unmended(cause: String, dir: &Path) -> GroupError {
+    let cause = format!("{cause}; `ringlog verify {}` checks its files", dir.display());
+    GroupError::Stopped { cause, maybe_written: false }
+}
+
+impl<E: Env> inbound::Inbound<E> {
+    /// Whether a stream was answered because it asks for what can be had from the files of a group that is not open.
+    pub(super) fn salvaged(
+        &self,
+        uid: ShardUid,
+        first: Received,
+        stream: FrameStream<E>,
+    ) -> Option<(Received, FrameStream<E>)> {
+        if !raft::repair::is_fetch(&first) {
+            return Some((first, stream));
+        }
+        self.reactor().give_salvaged(uid, first, stream);
+        None
+    }
+}

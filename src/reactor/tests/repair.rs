@@ -1,0 +1,213 @@
+//! Damaged replicas: they do nothing until they are mended, and then they are as they were.
+
+use futures_util::future::join_all;
+
+use super::*;
+use crate::{limits::BLOCK_BYTES, reactor::ReactorError};
+
+const STORE: &str = "/data/shards/1/00000000000000000000.store";
+
+/// Three nodes with a replica each, with so many records in as many entries.
+async fn three(records: u64) -> Vec<World> {
+    let worlds = cluster(3, &[1, 2, 3]);
+    join_all(worlds.iter().map(|world| world.open(&[1, 2, 3]))).await;
+    until("somebody leads", || worlds.iter().any(World::leads)).await;
+    for number in 0..records {
+        within("an ack", worlds[0].reactor.produce(UID, produce(&number.to_string()))).await.unwrap();
+    }
+    let has_all = |world: &World| world.reactor.shard(UID).unwrap().high_watermark() == Offset(records);
+    until("all have all", || worlds.iter().all(has_all)).await;
+    settle().await;
+    worlds
+}
+
+/// Power fails at a node.
+fn crash(worlds: &[World], place: usize) -> SimDisk {
+    let world = &worlds[place];
+    world.network.crash(world.id);
+    let disk = world.disk.crash(9);
+    world.disk.power_off();
+    for other in worlds.iter().filter(|other| other.id != world.id) {
+        other.node.liveness.note(world.id, false);
+    }
+    disk
+}
+
+/// It comes back; its replica is opened, if it can be.
+async fn restart(worlds: &mut [World], place: usize, disk: SimDisk) -> Result<(), ReactorError> {
+    let id = worlds[place].id;
+    worlds[place] = World::start(&worlds[place].network.clone(), id, disk, 3, &[1, 2, 3]);
+    for world in worlds.iter() {
+        (1..=3).for_each(|node| world.node.liveness.note(NodeId(node), true));
+    }
+    worlds[place].try_open(&[1, 2, 3]).await
+}
+
+fn flip(disk: &SimDisk, block: usize) {
+    disk.flip_bit(STORE, (block * BLOCK_BYTES + 300) as u64, 2);
+    disk.flip_bit(STORE, (block * BLOCK_BYTES + 10) as u64, 2);
+}
+
+fn is_open(world: &World) -> bool {
+    world.reactor.shard(UID).is_ok()
+}
+
+/// All three serve, and have applied the same.
+async fn agree(worlds: &[World], records: u64) {
+    until("all serve", || worlds.iter().all(is_open)).await;
+    until("somebody leads", || worlds.iter().any(World::leads)).await;
+    let expected: Vec<_> = (0..records).map(|number| number.to_string()).collect();
+    for world in worlds {
+        assert_eq!(within("values", world.values()).await, expected);
+    }
+    let status = |world: &World| world.reactor.status(&[UID])[0].clone().unwrap();
+    let places =
+        || worlds.iter().map(|world| (status(world).applied_end, status(world).chain)).collect::<BTreeSet<_>>();
+    until("all have applied all", || places().len() == 1).await;
+    for world in worlds {
+        assert_eq!(status(world).fault, None);
+    }
+}
+
+/// A follower, or the leader, loses an entry in the middle: it stays closed while it can ask nobody, and is mended then.
+#[test]
+fn one_of_three() {
+    block_on(async {
+        for leads in [false, true] {
+            let mut worlds = three(20).await;
+            let place = worlds.iter().position(|world| world.leads() == leads).unwrap();
+            let disk = crash(&worlds, place);
+            flip(&disk, 8);
+            worlds[place].network.isolate(worlds[place].id);
+            let error = restart(&mut worlds, place, disk).await.unwrap_err();
+            assert!(error.to_string().contains("damaged at byte 32768"), "{error}");
+            env::sleep::<TestEnv>(Duration::from_millis(700)).await;
+            let Err(ReactorError::NotOpen { cause, .. }) = worlds[place].reactor.shard(UID) else {
+                panic!("nobody could give it what it lacks")
+            };
+            assert!(cause.contains("no other replica gave them"), "{cause}");
+            worlds[place].network.heal();
+            agree(&worlds, 20).await;
+            let acked = within("an ack", worlds[place].reactor.produce(UID, produce("20"))).await.unwrap();
+            assert_eq!(acked.base_offset, Offset(20));
+        }
+    });
+}
+
+/// Power fails at all of them, and two, or all three, lose different entries: with nobody to lead, they mend each other, also
+/// those that do not open themselves.
+#[test]
+fn different_entries() {
+    block_on(async {
+        for damaged in [2, 3] {
+            let mut worlds = three(20).await;
+            let disks: Vec<_> = (0..3).map(|place| crash(&worlds, place)).collect();
+            for (place, disk) in disks.into_iter().enumerate() {
+                if place < damaged {
+                    flip(&disk, 6 + place);
+                    flip(&disk, 11 + place);
+                }
+                assert_eq!(restart(&mut worlds, place, disk).await.is_ok(), place >= damaged);
+            }
+            agree(&worlds, 20).await;
+        }
+    });
+}
+
+/// All of them lose the same entry: all stay closed, and say which records are missing. Nothing else is given up.
+#[test]
+fn all_of_three() {
+    block_on(async {
+        let mut worlds = three(20).await;
+        let disks: Vec<_> = (0..3).map(|place| crash(&worlds, place)).collect();
+        for (place, disk) in disks.into_iter().enumerate() {
+            flip(&disk, 8);
+            restart(&mut worlds, place, disk).await.unwrap_err();
+        }
+        let says = |world: &World| match world.reactor.shard(UID) {
+            Err(ReactorError::NotOpen { cause, .. }) => cause,
+            other => panic!("open: {}", other.is_ok()),
+        };
+        let all_say = || worlds.iter().all(|world| says(world).matches("is not here").count() == 2);
+        until("all have asked both others", all_say).await;
+        env::sleep::<TestEnv>(Duration::from_secs(2)).await;
+        for world in &worlds {
+            let cause = says(world);
+            assert!(cause.contains("offsets") && cause.contains("cannot be read"), "{cause}");
+            assert!(!world.leads());
+        }
+    });
+}
+
+/// A read finds damage in a replica that serves: it is closed, mended and opened again, and who reads notices nothing.
+#[test]
+fn while_it_serves() {
+    block_on(async {
+        for leads in [false, true] {
+            let mut worlds = three(20).await;
+            for place in 0..3 {
+                // Nothing of it is in memory afterwards.
+                let disk = crash(&worlds, place);
+                restart(&mut worlds, place, disk).await.unwrap();
+            }
+            agree(&worlds, 20).await;
+            let place = worlds.iter().position(|world| world.leads() == leads).unwrap();
+            flip(&worlds[place].disk, 8);
+            let expected: Vec<_> = (0..20).map(|number| number.to_string()).collect();
+            let reads = || async { within("values", worlds[place].values()).await };
+            for _ in 0..20 {
+                assert_eq!(reads().await, expected);
+            }
+            agree(&worlds, 20).await;
+            let whole = worlds[place].disk.content(STORE);
+            assert!(crate::format::entry::EntryHeader::parse(&whole[8 * BLOCK_BYTES..]).is_ok(), "it was mended");
+        }
+    });
+}
+
+/// A replica that has lost its vote is never mended into a voter.
+#[test]
+fn a_lost_vote() {
+    block_on(async {
+        let mut worlds = three(5).await;
+        let disk = crash(&worlds, 1);
+        disk.flip_bit("/data/shards/1/hard_state", 30, 0);
+        disk.flip_bit("/data/shards/1/hard_state", 4_126, 0);
+        restart(&mut worlds, 1, disk).await.unwrap_err();
+        settle().await;
+        env::sleep::<TestEnv>(Duration::from_secs(1)).await;
+        let Err(ReactorError::NotOpen { cause, .. }) = worlds[1].reactor.shard(UID) else { panic!("it is open") };
+        assert!(cause.contains("hard_state") && cause.contains("move its replica of this shard"), "{cause}");
+    });
+}
+
+/// The only copy halts, with the place, what is lost, and the command.
+#[test]
+fn the_only_copy() {
+    block_on(async {
+        let worlds = cluster(1, &[1]);
+        worlds[0].open(&[1]).await;
+        for number in 0..10 {
+            worlds[0].reactor.produce(UID, produce(&number.to_string())).await.unwrap();
+        }
+        let disk = worlds[0].disk.crash(3);
+        worlds[0].network.crash(worlds[0].id);
+        worlds[0].disk.power_off();
+        flip(&disk, 5);
+        let world = World::start(&worlds[0].network, NodeId(1), disk, 1, &[1]);
+        world.try_open(&[1]).await.unwrap_err();
+        let says = || match world.reactor.shard(UID) {
+            Err(ReactorError::NotOpen { cause, .. }) => cause,
+            other => panic!("open: {}", other.is_ok()),
+        };
+        until("it has looked", || says().contains("ringlog repair")).await;
+        let cause = says();
+        for words in [
+            "00000000000000000000.store is damaged at byte 20480",
+            "offsets 2 to 3",
+            "ringlog repair /data/shards/1 --cut",
+        ] {
+            assert!(cause.contains(words), "{cause}");
+        }
+    });
+}
