@@ -417,6 +417,55 @@ fn verifies() {
     assert!(text(&output.stderr).contains("/nowhere/at/all"));
 }
 
+/// The only copy of a shard is damaged: the node says so and names the command, which says what is lost, refuses while a node
+/// runs, and with `--cut` ends the log there; then the node serves what was in front of the damage.
+#[test]
+fn repairs() {
+    let (dir, node) = node(&["--reactors", "1"]);
+    node.run(&["topic", "create", "r", "--shards", "1"]);
+    for number in 0..10 {
+        node.run_input(&["produce", "--topic", "r"], format!("record {number}!\n").as_bytes());
+    }
+    node.kill();
+    let data = dir.path().join("data");
+    let holds = |path: &PathBuf| position(&fs::read(path).unwrap(), b"record 6!").is_some();
+    let damaged = files(&data, ".store").into_iter().find(holds).unwrap();
+    let mut bytes = fs::read(&damaged).unwrap();
+    let at = position(&bytes, b"record 6!").unwrap();
+    bytes[at] ^= 1;
+    fs::write(&damaged, bytes).unwrap();
+    let shard = damaged.parent().unwrap().to_str().unwrap();
+
+    let node = Node::start(dir.path(), &["--reactors", "1"]);
+    let refused = || node.run_with(&["consume", "--topic", "r"], b"");
+    while !text(&refused().stderr).contains("ringlog repair") {
+        assert!(!refused().status.success(), "what is damaged was served");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let busy = ringlog(&["repair", shard, "--cut"]);
+    assert!(text(&busy.stderr).contains("a server is running"), "{}", text(&busy.stderr));
+    assert!(node.stop().success());
+
+    let said = ringlog(&["repair", shard]);
+    assert_eq!(said.status.code(), Some(1));
+    assert!(text(&said.stdout).contains("offsets 6 to 7 (exclusive), cannot be read"), "{}", text(&said.stdout));
+    assert!(text(&said.stdout).contains("offsets 6 to 10 (exclusive) would be given up"), "{}", text(&said.stdout));
+    let cut = ringlog(&["repair", shard, "--cut"]);
+    assert!(cut.status.success(), "{}", text(&cut.stderr));
+    assert!(text(&cut.stdout).contains("the log ends at offset 6 now"), "{}", text(&cut.stdout));
+    assert!(files(&data, ".damaged").iter().any(|kept| position(&fs::read(kept).unwrap(), b"record 7!").is_some()));
+    assert!(ringlog(&["repair", shard]).status.success());
+
+    let node = Node::start(dir.path(), &["--reactors", "1"]);
+    node.run_input(&["produce", "--topic", "r"], b"another\n");
+    let records = node.run(&["consume", "--topic", "r"]);
+    assert!(records.lines().eq((0..6).map(|n| format!("record {n}!")).chain(["another".to_owned()])), "{records}");
+}
+
+fn position(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    bytes.windows(wanted.len()).position(|window| window == wanted)
+}
+
 /// The load generator runs in all its forms, and its JSON has what the README promises.
 #[test]
 fn bench() {

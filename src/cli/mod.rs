@@ -12,6 +12,7 @@ mod dev_cluster;
 mod input;
 mod output;
 mod produce;
+mod repair;
 mod serve;
 mod sim;
 mod start;
@@ -52,6 +53,8 @@ enum Command {
     DevCluster(dev_cluster::DevClusterArgs),
     /// Check every checksum and chain of a data directory, offline
     Verify(verify::VerifyArgs),
+    /// Say what is damaged of a shard's log, offline, and give up what its only copy has lost
+    Repair(repair::RepairArgs),
     /// Judge a history of what clients did and were told: is every promise kept
     CheckHistory(check_history::CheckHistoryArgs),
     /// Simulate clusters in virtual time, break them, and judge what their clients saw
@@ -179,6 +182,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Cluster(args) => block_on(cluster::cluster(args)),
         Command::DevCluster(args) => block_on(dev_cluster::dev_cluster(args)),
         Command::Verify(args) => block_on(verify::verify(args)),
+        Command::Repair(args) => block_on(repair::repair(args)),
         Command::CheckHistory(args) => check_history::check_history(&args),
         Command::Sim(args) => sim::sim(&args),
         Command::Bench(args) => block_on(bench::bench(args)),

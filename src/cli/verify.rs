@@ -209,6 +209,14 @@ impl Findings {
         for Problem { file, position, what } in self.notes() {
             writeln!(out, "note: {} at byte {position}: {what}", file.display())?;
         }
+        for (dir, _) in self.shards.iter().filter(|(_, report)| !report.problems.is_empty()) {
+            let dir = dir.display();
+            writeln!(
+                out,
+                "{dir}: a node mends it from the shard's other replicas; if there are none, `ringlog repair {dir}` says \
+                 what is lost"
+            )?;
+        }
         let (shards, records) = (self.shards.len(), self.total(|report| report.records));
         match self.problems().count() {
             0 => writeln!(out, "{}: ok, {records} records in {shards} logs", self.dir.display()),

@@ -142,7 +142,7 @@ async fn fill<F: File>(
         }
     }
     let reasons = if reasons.is_empty() { "there is none".to_owned() } else { reasons.join("; ") };
-    Err(RepairError::Unfilled { gap: gap.clone(), reasons })
+    Err(RepairError::Unfilled { gap: gap.clone().into(), reasons })
 }
 
 async fn fill_from<F: File>(

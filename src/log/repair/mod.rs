@@ -109,7 +109,7 @@ pub enum RepairError {
     #[error("{gap}, and no other replica gave them: {reasons}")]
     Unfilled {
         /// What is missing.
-        gap: Gap,
+        gap: Box<Gap>,
         /// What each of those who were asked said.
         reasons: String,
     },

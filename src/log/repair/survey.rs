@@ -181,7 +181,7 @@ pub(super) enum Item {
     /// An entry whose header is whole and whose payload is not.
     Header { position: u64, header: EntryHeader },
     /// Where the log stands at its end.
-    Footer { position: u64, end: LogPoint },
+    Footer(LogPoint),
 }
 
 /// Finds all entries of a file's life in it.
@@ -204,7 +204,7 @@ pub(super) async fn content<D: Disk>(disk: &D, file: &SegmentFile, shard: ShardU
                     continue;
                 }
                 Found::Footer => {
-                    items.push(Item::Footer { position, end: scan.point });
+                    items.push(Item::Footer(scan.point));
                     break;
                 }
                 Found::End => break,
@@ -216,7 +216,7 @@ pub(super) async fn content<D: Disk>(disk: &D, file: &SegmentFile, shard: ShardU
         let block = scan.bytes(BLOCK_BYTES).await.map_err(failed)?;
         let Some(header) = ours(&block, shard, file.sequence, scan.point.next) else {
             if let Some(end) = footer(&block, shard, file.sequence, position, scan.point.next) {
-                items.push(Item::Footer { position, end });
+                items.push(Item::Footer(end));
                 break;
             }
             scan.position += BLOCK;
@@ -266,14 +266,14 @@ fn durable_end(hard: &HardStateSlot, files: &[SegmentFile], contents: &[Vec<Item
     let said = contents.iter().flatten().map(|item| match item {
         Item::Run { last, .. } => Index(last.durable_end),
         Item::Header { header, .. } => Index(header.durable_end),
-        Item::Footer { end, .. } => end.next,
+        Item::Footer(end) => end.next,
     });
     // All but the last file: the log went on behind them.
     let before_last = contents.split_last().map_or(&contents[..0], |(_, before)| before);
     let ends = before_last.iter().flatten().map(|item| match item {
         Item::Run { last, .. } => last.id.index.next(),
         Item::Header { header, .. } => header.id.index.next(),
-        Item::Footer { end, .. } => end.next,
+        Item::Footer(end) => end.next,
     });
     // A segment is named after its first entry is durable.
     let named = files.iter().filter(|file| file.named).filter_map(|file| Some(file.header?.base.next.next()));
@@ -399,7 +399,7 @@ impl Building<'_> {
                 }
                 self.place.1 = position + header.padded_bytes() as u64;
             }
-            Item::Footer { position, end } => {
+            Item::Footer(end) => {
                 if end.next > self.point.next && !self.gap(end.next, After::Point(end)) {
                     return Ok(false);
                 }
