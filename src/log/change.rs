@@ -57,6 +57,7 @@ impl<E: Env> Inner<E> {
         let state = &mut *self.state.borrow_mut();
         state.end = end;
         state.flushed = end;
+        state.check_order();
         self.tail.truncate(end.next);
         Ok(())
     }
@@ -130,7 +131,11 @@ impl<E: Env> Inner<E> {
         let to = super::point_after(&self.header(Index(to.next.0 - 1)).await?);
         // What is purged was committed, so it is durable, or will be when this write is reached in the queue.
         self.save(Change::Start(to)).await?;
-        self.state.borrow_mut().start = to;
+        {
+            let state = &mut *self.state.borrow_mut();
+            state.start = to;
+            state.check_order();
+        }
         self.tail.purge(to.next);
         self.drop_segments(to.next).await?;
         self.drop_checkpoints().await

@@ -11,7 +11,7 @@
 //!
 //! Promises:
 //! - `log start <= flushed end <= log end`, in indexes and in offsets; none of them but the log end
-//!   after `truncate_after` ever goes back.
+//!   after `truncate_after` ever goes back. (Asserted wherever one of them changes.)
 //! - What `done` was told to be durable survives a crash, or its loss is reported; nothing that was not
 //!   appended is ever read.
 //! - After a failed write or sync nothing is written any more (fail-stop); reads go on.
@@ -499,6 +499,16 @@ impl<E: Env> Log<E> {
     /// `Stopped`; `Full` when entries wait for space that is not there.
     pub async fn close(&self) -> Result<(), LogError> {
         self.inner.close().await
+    }
+}
+
+impl<E: Env> State<E> {
+    /// `log start <= flushed end <= log end`, in indexes and in offsets; asked where one of them changes.
+    fn check_order(&self) {
+        let order = |point: &LogPoint| (point.next, point.offset);
+        let places = [&self.start, &self.flushed, &self.end].map(order);
+        let grows = |pair: &[(Index, Offset)]| pair[0].0 <= pair[1].0 && pair[0].1 <= pair[1].1;
+        assert!(places.windows(2).all(grows), "log start <= flushed end <= log end: {places:?}");
     }
 }
 

@@ -294,6 +294,7 @@ impl<E: Env> Inner<E> {
                     assert!(state.flushed.next < end.next, "each write makes more durable");
                     state.flushed = end;
                     state.unflushed_bytes -= bytes;
+                    state.check_order();
                 }
                 self.tail.flushed(end.next);
                 let begun = !std::mem::replace(&mut segment.now.borrow_mut().on_disk, true);

@@ -206,6 +206,8 @@ impl<M: Machine> Shared<M> {
         position.applied = Some(id);
         let stored = match entry.payload {
             Payload::Sealed { stored, membership } => {
+                let committed = self.committed.get();
+                assert!(committed >= Some(id), "only what is committed is applied: {id}, committed is {committed:?}");
                 assert!(stored.header.id == id, "the log returned {} for {id}", stored.header.id);
                 if let Some(membership) = membership {
                     position.membership = StoredMembership::new(Some(entry.log_id), *membership);

@@ -1,7 +1,8 @@
 //! What peers ask of this replica: entries on a stream, and calls of one frame each.
 //!
 //! A peer has proven which node it is, and speaks for itself only: votes, heartbeats and entries of other nodes are refused.
-//! Entries are checked (checksums, shard, order) before openraft sees them.
+//! Entries are checked (checksums, shard, order) before openraft sees them. A term has one leader: a replica that hears of
+//! two stops.
 
 use std::{cell::RefCell, pin::pin, rc::Rc};
 
@@ -121,6 +122,7 @@ impl<E: Env, M: Machine> Group<E, M> {
                 })
             }
             Message::Append { vote, prev, commit } => {
+                self.lone_leader(&vote)?;
                 let request = append_request(self.inner.network.group(), from, vote, prev, commit, parts)?;
                 match raft.append_entries(request).await.map_err(|error| ended(&error))? {
                     AppendEntriesResponse::Success => Ok(Message::Matched { log_id: prev }),
@@ -144,6 +146,7 @@ impl<E: Env, M: Machine> Group<E, M> {
             }
             Message::Snapshot { vote, last, membership_log_id, membership } => {
                 speaks_for(from, &vote)?;
+                self.lone_leader(&vote)?;
                 let data = parts.pop().ok_or("a snapshot without its data")?;
                 let snapshot = snapshot_of(&vote, last, membership_log_id, &membership, data)?;
                 let answer = raft.install_full_snapshot(types::to_raft_vote(vote), snapshot).await;
@@ -152,6 +155,25 @@ impl<E: Env, M: Machine> Group<E, M> {
             }
             other => Err(format!("{other:?} is no request")),
         }
+    }
+
+    /// A term has one leader. Whoever hears of two knows that votes were counted twice, or forgotten: nothing that either says
+    /// can be trusted, and this replica stops.
+    fn lone_leader(&self, vote: &Vote) -> Result<(), String> {
+        let known = self.inner.log.hard_state().vote.filter(|known| known.committed && vote.committed);
+        let Some(known) = known.filter(|known| known.term == vote.term && known.node != vote.node) else {
+            return Ok(());
+        };
+        let cause = format!(
+            "nodes {} and {} both lead in term {}: this replica has stopped; keep the directories of all replicas for a \
+             report, and look for one that was restored from a backup or copied",
+            known.node, vote.node, vote.term
+        );
+        tracing::error!(cause, "a promise is broken: the replica stops");
+        self.inner.state.fault.borrow_mut().get_or_insert(cause.clone());
+        let inner = self.inner.clone();
+        env::spawn::<E>(async move { drop(inner.raft.shutdown().await) });
+        Err(cause)
     }
 
     /// The leader of `vote` steps back, for `to` or for whoever wants.
@@ -216,6 +238,7 @@ impl<E: Env, M: Machine> Input<E, M> {
         let Envelope { group: named, message } = Envelope::decode(&frame.envelope)?;
         match message {
             Message::Append { vote, prev, commit } if named == group => {
+                self.group.lone_leader(&vote)?;
                 append_request(group, self.from, vote, prev, commit, frame.parts)
             }
             other => Err(format!("{other:?} for group {named} on a stream of entries of group {group}")),

@@ -2,7 +2,8 @@
 //!
 //! Promises: `append` returns at once, its entries can be read at once, and openraft hears of them as flushed only
 //! when they and all before them are durable; a vote is durable when `save_vote` returns; what is called committed
-//! never runs ahead of what is durable here. The committed id costs no write of its own: it goes with the next vote,
+//! never runs ahead of what is durable here; what is committed is never truncated (checked: the replica stops instead). The
+//! committed id costs no write of its own: it goes with the next vote,
 //! and at close (after a crash openraft learns it again by leading, or from the leader).
 
 use std::{
@@ -167,6 +168,14 @@ impl<E: Env, M: Machine> RaftLogStorage<TypeConfig<E, M>> for Store<E, M> {
         let Some(present) = self.log.last() else { return Ok(()) };
         if last.is_some_and(|last| last >= present.index) {
             return Ok(());
+        }
+        let kept = last.map_or(Index(0), Index::next);
+        let committed = self.shared.committed.get().max(self.shared.applied());
+        if let Some(committed) = committed.filter(|committed| committed.index >= kept) {
+            let what =
+                format!("entries from {kept} on were to be truncated, but those up to {committed} are committed");
+            tracing::error!(what, "a promise would be broken: the replica stops");
+            return Err(io::Error::other(what));
         }
         self.log.truncate_after(last).await.map_err(to_io)
     }

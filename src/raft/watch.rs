@@ -56,7 +56,7 @@ fn note<E: Env, M: Machine>(inner: &Inner<E, M>, now: &super::RaftServerMetrics<
 fn note_end<E: Env, M: Machine>(inner: &Rc<Inner<E, M>>) {
     let Inner { log, shared, state, .. } = &**inner;
     let led = state.leading.replace(false);
-    if !state.closing.get() && log.fault().is_none() {
+    if !state.closing.get() && log.fault().is_none() && state.fault.borrow().is_none() {
         // A panic leaves no error behind.
         let cause = match &inner.raft.metrics().borrow_watched().running_state {
             Err(Fatal::Stopped) | Ok(()) => "Raft ended; restart the node, and report its log".to_string(),

@@ -190,10 +190,34 @@ fn new_group_on_a_full_disk() {
             produce(&group, 1, 10).await.unwrap();
             let (entries, written) = (group.applied_end().0, disk.count(Operation::AppendDurable) - writes);
             assert!(
-                entries >= 3 && written <= entries + 3,
-                "{written} writes for {entries} entries, and a hard state or two"
+                entries >= 3 && written <= entries + 6,
+                "{written} writes for {entries} entries, and up to three hard states of two slots"
             );
             group.close().await.unwrap();
         });
     }
+}
+
+/// What is committed is never truncated, whoever asks.
+#[test]
+fn committed_entries_are_not_truncated() {
+    use openraft::storage::RaftLogStorage;
+
+    block_on(async {
+        let disk = SimDisk::new();
+        let (group, _) = open(&disk).await;
+        for _ in 0..3 {
+            produce(&group, 1, 100).await.unwrap();
+        }
+        let Inner { log, shared, .. } = &*group.inner;
+        let mut store = Store::<TestEnv, Tally>::new(log.clone(), shared.clone(), Rc::new(Cell::new(false)));
+        let last = log.last().unwrap();
+        shared.committed.set(Some(last));
+        let below = LogId { index: Index(last.index.0 - 1), ..last };
+        let error = store.truncate_after(Some(types::to_raft(below))).await.unwrap_err();
+        assert!(error.to_string().contains("are committed"), "{error}");
+        assert_eq!(log.last(), Some(last));
+        store.truncate_after(Some(types::to_raft(last))).await.unwrap();
+        group.close().await.unwrap();
+    });
 }

@@ -53,6 +53,7 @@ fn begins_from_a_snapshot() {
             let log = leader.log();
             (log.last(), log.chain(), log.log_end())
         });
+        store.save_committed(log.last().map(types::to_raft)).await.unwrap();
         let committed = entries_of(&leader).await.into_iter().map(|entry| Ok((entry, None)));
         machine.apply(stream::iter(committed)).await.unwrap();
         assert_eq!(shared.with_machine(|machine| machine.state), state(&leader));

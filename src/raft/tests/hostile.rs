@@ -91,6 +91,31 @@ fn refused() {
     });
 }
 
+/// Two leaders in one term: whoever hears of the second stops, and says so; the others go on.
+#[test]
+fn two_leaders_in_a_term() {
+    block_on(async {
+        for kind in [FrameKind::Raft, FrameKind::Append] {
+            let cluster = Cluster::founded(3, &[1, 2, 3]).await;
+            let leader = cluster.leader().await;
+            cluster.produce(&[leader], 1, 100).await;
+            cluster.agree(&[1, 2, 3]).await;
+            let [victim, other] = cluster.followers(leader)[..] else { panic!("two of them") };
+            let vote = Vote { term: cluster.group(leader).leader().1, node: NodeId(other), committed: true };
+            let claim = Message::Append { vote, prev: cluster.group(leader).log().last(), commit: None };
+            let Message::Failed { cause } = ask(&cluster, other, victim, kind, claim, vec![]).await else {
+                panic!("it was believed")
+            };
+            let words = format!("nodes {leader} and {other} both lead in term {}", vote.term);
+            assert!(cause.contains(&words), "{cause}");
+            assert_eq!(cluster.group(victim).fault(), Some(cause));
+            cluster.produce(&[leader], 1, 10).await;
+            cluster.agree(&[leader, other]).await;
+            cluster.end().await;
+        }
+    });
+}
+
 /// A follower with another history than the leader's, though terms and indexes agree: it takes nothing on top of it,
 /// stops, and says so; the group goes on without it.
 #[test]
