@@ -58,7 +58,7 @@ async fn run(args: RepairArgs) -> Result<(), Failure> {
     let owner = disk.read_file(&dir.join("../../identity")).await.ok();
     let owner = owner.and_then(|content| identity::decode(&content).ok()).map_or(0, |identity| identity.owner());
     let options = LogOptions { dir: dir.clone(), shard: ShardUid(uid), segment_bytes_max: SEGMENT_BYTES_MIN, owner };
-    let found = survey(&disk, &options).await.map_err(|error| error.to_string())?;
+    let found = survey(&disk, &options, None).await.map_err(|error| error.to_string())?;
     let mut out = io::stdout().lock();
     let Some(first) = found.gaps().next().map(|gap| gap.before.offset) else {
         let words =

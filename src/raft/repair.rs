@@ -15,7 +15,7 @@ use super::{Group, GroupOptions, Machine, network::Network};
 use crate::{
     env::{self, Env},
     format::peer::{Envelope, Message},
-    ids::{Index, NodeId, ShardUid},
+    ids::{Index, LogId, NodeId, ShardUid},
     log::{
         LogOptions,
         repair::{Mended, RepairError, Survey, mend, salvage, survey},
@@ -37,15 +37,18 @@ pub struct Repair<E: Env> {
     disk: E::Disk,
     network: Network<E>,
     options: LogOptions,
+    /// The last entry that it has said to be durable, as far as that is known.
+    flushed: Option<LogId>,
     /// As long as nothing has changed since.
     survey: Option<Survey>,
 }
 
 impl<E: Env> Repair<E> {
-    /// Of the replica that these options would open. Nobody else may open it until this is dropped.
-    pub fn new(disk: E::Disk, peers: Peers<E>, options: &GroupOptions) -> Repair<E> {
+    /// Of the replica that these options would open. Nobody else may open it until this is dropped. `flushed`: the last entry
+    /// that it has said to be durable, if it was open until now: damage to the end of a log cannot be told from a torn write.
+    pub fn new(disk: E::Disk, peers: Peers<E>, options: &GroupOptions, flushed: Option<LogId>) -> Repair<E> {
         let network = Network::new(peers, options.shard, options.slot);
-        Repair { disk, network, options: log_options(options), survey: None }
+        Repair { disk, network, options: log_options(options), flushed, survey: None }
     }
 
     /// Looks for what is missing, once, and gets it from these nodes. The group can be opened when it returns `Ok`.
@@ -55,7 +58,7 @@ impl<E: Env> Repair<E> {
     pub async fn attempt(&mut self, others: &[NodeId]) -> Result<Mended, RepairError> {
         let survey = match self.survey.take() {
             Some(survey) => survey,
-            None => survey(&self.disk, &self.options).await?,
+            None => survey(&self.disk, &self.options, self.flushed).await?,
         };
         let mut mended = Mended::default();
         let fetch = async |node, from, end| self.fetch(node, from, end).await;

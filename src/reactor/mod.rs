@@ -357,7 +357,7 @@ impl<E: Env> Reactor<E> {
             match &result {
                 Err(ReactorError::Shard(ShardError::Full(_))) => env::spawn::<E>(Rc::clone(self).reopen(options)),
                 Err(ReactorError::Shard(ShardError::Damaged { .. })) => {
-                    env::spawn::<E>(Rc::clone(self).repair(options))
+                    env::spawn::<E>(Rc::clone(self).repair(options, None))
                 }
                 Ok(()) | Err(_) => {}
             }
@@ -396,7 +396,7 @@ impl<E: Env> Reactor<E> {
                     return;
                 }
                 Err(ShardError::Full(_)) => {}
-                Err(ShardError::Damaged { .. }) => return self.repair(options).await,
+                Err(ShardError::Damaged { .. }) => return self.repair(options, None).await,
                 Err(error) => {
                     if waits() {
                         let slot = Slot::not_open(&self.node, &options, error);

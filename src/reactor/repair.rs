@@ -12,7 +12,7 @@ use std::{path::Path, rc::Rc, time::Duration};
 use super::{Reactor, Slot, control, inbound};
 use crate::{
     env::{self, Env},
-    ids::{NodeId, ShardUid},
+    ids::{LogId, NodeId, ShardUid},
     log::{
         LogError,
         repair::{Mended, RepairError},
@@ -59,10 +59,11 @@ impl<E: Env> Reactor<E> {
     }
 
     /// Mends a replica that is not open, from others, until it opens, cannot be mended, or is removed.
-    pub(super) async fn repair(self: Rc<Self>, options: ShardOptions) {
+    /// `flushed`: the last entry that it has said to be durable, if it was open until now.
+    pub(super) async fn repair(self: Rc<Self>, options: ShardOptions, flushed: Option<LogId>) {
         let uid = options.uid;
         let mut pause = RETRY_MIN;
-        let new = || Repair::new(self.disk.clone(), self.peers().clone(), &options.group());
+        let new = || Repair::new(self.disk.clone(), self.peers().clone(), &options.group(), flushed);
         let mut repair = new();
         while self.is_not_open(uid) && !self.is_closing() {
             let others = self.others(&options);
@@ -147,7 +148,7 @@ impl<E: Env> Reactor<E> {
         shard.abandon().await;
         self.release(uid);
         self.node.leaders.forget_own(uid);
-        self.repair(options).await;
+        self.repair(options, shard.flushed()).await;
     }
 
     /// Answers another node that lacks entries of a replica that is not open here.
@@ -168,7 +169,7 @@ pub(super) async fn mend_catalog<E: Env>(
     error: LogError,
 ) -> Result<(), GroupError> {
     tracing::error!(%error, "the catalog is damaged: it is mended from the other nodes before this one starts");
-    let mut repair = Repair::new(reactor.disk().clone(), reactor.peers().clone(), options);
+    let mut repair = Repair::new(reactor.disk().clone(), reactor.peers().clone(), options, None);
     let mut pause = RETRY_MIN;
     loop {
         let book = reactor.node().book.snapshot();

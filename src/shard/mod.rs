@@ -44,7 +44,7 @@ use crate::{
         Env,
         channel::{Notify, OneshotReceiver},
     },
-    ids::{Index, NodeId, Offset, ShardUid, Term},
+    ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
     log::{LogError, Recovered, TailBudget},
     peer::{Peers, frame::FrameStream, frame::Received},
     raft::{Group, GroupOptions, Members},
@@ -275,6 +275,11 @@ impl<E: Env> Shard<E> {
     pub fn wait_changed(&self) -> impl Future<Output = ()> + use<E> + 'static {
         let group = self.inner.group.clone();
         async move { group.wait_changed().await }
+    }
+
+    /// Last entry that is durable here.
+    pub fn flushed(&self) -> Option<LogId> {
+        self.inner.group.log().flushed()
     }
 
     /// Whether it has stopped because a read found damage.

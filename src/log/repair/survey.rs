@@ -13,7 +13,7 @@ use crate::{
         segment::{BlockError, LogPoint, SegmentFooter, SegmentHeader},
         state_files::HardStateSlot,
     },
-    ids::{Index, Offset, SegmentSequence, ShardUid},
+    ids::{Index, LogId, Offset, SegmentSequence, ShardUid},
     limits::BLOCK_BYTES,
     log::{
         LogError, LogOptions, io_error, point_after,
@@ -25,11 +25,12 @@ use crate::{
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
-/// Looks at all of a log's directory. Nobody else may have it open for writing.
+/// Looks at all of a log's directory. Nobody else may have it open for writing. `flushed`: an entry that is known to have been
+/// durable, with all before it.
 ///
 /// # Errors
 /// `Hopeless`: without a whole hard state, in a foreign directory, and where files contradict each other. `Disk`.
-pub async fn survey<D: Disk>(disk: &D, options: &LogOptions) -> Result<Survey, RepairError> {
+pub async fn survey<D: Disk>(disk: &D, options: &LogOptions, flushed: Option<LogId>) -> Result<Survey, RepairError> {
     let hard = hard_state(disk, options).await?;
     let files = segment_files(disk, options, &hard).await?;
     let mut contents = Vec::new();
@@ -40,7 +41,8 @@ pub async fn survey<D: Disk>(disk: &D, options: &LogOptions) -> Result<Survey, R
         options,
         point: hard.start,
         chain_known: true,
-        durable_end: durable_end(&hard, &files, &contents),
+        durable_end: durable_end(&hard, &files, &contents).max(flushed.map_or(Index(0), |last| last.index.next())),
+        last_known: hard.state.committed.max(flushed),
         hard,
         parts: Vec::new(),
         leftovers: Vec::new(),
@@ -285,6 +287,8 @@ struct Building<'a> {
     options: &'a LogOptions,
     hard: HardStateSlot,
     durable_end: Index,
+    /// The last entry that is known to have been durable, by the hard state or by who had the log open.
+    last_known: Option<LogId>,
     /// Where the log stands behind the last piece.
     point: LogPoint,
     /// `point.chain` is right: it is not that of an entry that is missing.
@@ -450,10 +454,10 @@ impl Building<'_> {
         true
     }
 
-    /// What the hard state knows of the end.
+    /// What is known of the end.
     fn known_end(&self) -> Option<(Index, After)> {
-        let committed = self.hard.state.committed?;
-        (committed.index >= self.point.next).then(|| (committed.index.next(), After::Last(committed)))
+        let last = self.last_known?;
+        (last.index >= self.point.next).then(|| (last.index.next(), After::Last(last)))
     }
 
     fn finish(mut self) -> Survey {

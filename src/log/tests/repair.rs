@@ -43,8 +43,13 @@ fn stores(disk: &SimDisk) -> Vec<String> {
 
 /// Mends `disk` from `sources`, the disks of nodes 2, 3, ...
 async fn repair(disk: &SimDisk, sources: &[&SimDisk]) -> Result<Mended, RepairError> {
+    repair_open(disk, sources, None).await
+}
+
+/// The same of a log that was open until now, with that last durable entry.
+async fn repair_open(disk: &SimDisk, sources: &[&SimDisk], flushed: Option<LogId>) -> Result<Mended, RepairError> {
     let options = options(64 << 10);
-    let survey = survey(disk, &options).await?;
+    let survey = survey(disk, &options, flushed).await?;
     let nodes: Vec<_> = (2..).map(NodeId).take(sources.len()).collect();
     let fetch = async |node: NodeId, from, end| {
         let source = sources[node.0 as usize - 2];
@@ -85,7 +90,10 @@ fn every_block() {
                     blocks += 1;
                     let report = repair(&disk, &[&good]).await.unwrap();
                     mended += u32::from(report.entries > 0);
-                    assert!(survey(&disk, &options(64 << 10)).await.unwrap().is_whole(), "{name} {position} {at}");
+                    assert!(
+                        survey(&disk, &options(64 << 10), None).await.unwrap().is_whole(),
+                        "{name} {position} {at}"
+                    );
                     same(&entries(&disk).await.unwrap(), &expected);
                 }
             }
@@ -218,6 +226,34 @@ fn torn_tail_stays_torn() {
     });
 }
 
+/// Damage to the end of a log looks like a torn write; of a log that was open until then it is known to be none, and nothing
+/// that was acknowledged is forgotten: what cannot be had from others yet is waited for.
+#[test]
+fn damaged_tail_of_an_open_log() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        for _ in 0..4 {
+            append_one(&log, 1, 5_000).await;
+        }
+        settle().await;
+        let (good, flushed) = (disk.crash(1), log.flushed());
+        disk.power_off();
+        let expected = entries(&copy(&good)).await.unwrap();
+        let name = path(&stores(&good)[0]);
+        for last in 1..=4 {
+            // All from one of the entries on; the header of the last one says that those before it were durable.
+            let damaged = copy(&good);
+            (last..=4).for_each(|entry| damaged.flip_bit(&name, (2 * entry - 1) * BLOCK_BYTES as u64 + 900, 0));
+            assert!(survey(&damaged, &options(64 << 10), None).await.unwrap().is_whole() == (last == 4));
+            let error = repair_open(&damaged, &[], flushed).await.unwrap_err();
+            assert!(matches!(&error, RepairError::Unfilled { .. }), "{error}");
+            repair_open(&damaged, &[&good], flushed).await.unwrap();
+            same(&entries(&damaged).await.unwrap(), &expected);
+        }
+    });
+}
+
 /// Power fails at every step of mending: the log is as damaged as before, or whole, and is mended in the end.
 #[test]
 fn crash_while_mending() {
@@ -280,7 +316,7 @@ fn damage_below_the_log_start() {
             damaged.flip_bit(&name, at as u64 + 20, 0);
             assert!(matches!(open_with(&damaged, 64 << 10, 0).await.map(|_| ()), Err(LogError::Corrupt { .. })));
             repair(&damaged, &[]).await.unwrap();
-            assert!(survey(&damaged, &options(64 << 10)).await.unwrap().is_whole());
+            assert!(survey(&damaged, &options(64 << 10), None).await.unwrap().is_whole());
             let (log, _) = open_with(&damaged, 64 << 10, 0).await.unwrap();
             assert_eq!((log.first_index(), log.purged()), (Index(3), Some(third.header.id)));
             assert_eq!(read_all(&log, 1 << 20).await.unwrap().len(), 2);
@@ -306,7 +342,7 @@ fn nothing_left() {
             let error = repair(&empty, &[&good]).await.unwrap_err();
             assert!(error.to_string().contains("nobody can say"), "{error}");
             assert!(matches!(entries(&copy(&empty)).await, Err(LogError::Corrupt { .. })));
-            let found = survey(&empty, &options(64 << 10)).await.unwrap();
+            let found = survey(&empty, &options(64 << 10), None).await.unwrap();
             assert!(cut(&empty, &options(64 << 10), &found).await.unwrap().is_some());
             assert_eq!(entries(&empty).await.unwrap().len(), 0);
         }
@@ -348,7 +384,7 @@ fn cut_off() {
             for position in [0, 2 * BLOCK_BYTES] {
                 let disk = copy(&good);
                 disk.flip_bit(path(&name), position as u64 + 20, 0);
-                let found = survey(&disk, &options(64 << 10)).await.unwrap();
+                let found = survey(&disk, &options(64 << 10), None).await.unwrap();
                 let Some(first) = found.gaps().next().map(|gap| gap.before) else {
                     assert!(position == 0, "only its header can be spared");
                     continue;

@@ -171,6 +171,15 @@ impl Cluster {
         drop(process);
     }
 
+    /// Puts another disk into a node's machine. No-op while it runs.
+    pub fn put_disk(&self, node: NodeId, disk: SimDisk) {
+        self.with_machine(node, |machine| {
+            if machine.process.is_none() {
+                std::mem::replace(&mut machine.disk, disk).power_off();
+            }
+        });
+    }
+
     /// Ends a node's process, as SIGKILL does: what it has written is in the page cache, and stays.
     pub fn kill(&self, node: NodeId) {
         if self.process(node).is_none() {

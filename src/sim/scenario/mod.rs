@@ -2,12 +2,13 @@
 //! live again, and what the clients saw is judged.
 //!
 //! - `plan`: what is to happen, from the seed
-//! - `steps`: does it
+//! - `steps`, `damage`: do it
 //! - `judge`: live again, replicas alike, the history checked
 //!
 //! Besides the checker's anomalies these are problems: a panic in any task (the product's assertions are on), two leaders
 //! in one term, a cluster that is not live again.
 
+mod damage;
 mod judge;
 pub mod plan;
 mod steps;
@@ -171,6 +172,10 @@ struct Run {
     replaced: Cell<bool>,
     /// A node was drained.
     drained: Cell<bool>,
+    /// The node whose disk loses or changes what it had.
+    victim: Cell<Option<NodeId>>,
+    /// One of the copies of its votes was damaged.
+    vote_struck: Cell<bool>,
     /// Who led each shard in each term.
     leaders: RefCell<BTreeMap<(ShardUid, u64), NodeId>>,
 }
@@ -218,6 +223,8 @@ async fn live(plan: &Plan, coverage: Rc<RefCell<Coverage>>) -> (Vec<String>, His
         problems: RefCell::default(),
         replaced: Cell::new(false),
         drained: Cell::new(false),
+        victim: Cell::new(None),
+        vote_struck: Cell::new(false),
         leaders: RefCell::default(),
     });
     env::spawn::<SimEnv>(watch_leaders(Rc::downgrade(&run)));

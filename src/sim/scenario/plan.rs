@@ -20,12 +20,21 @@ pub enum Scenario {
     Members,
     /// Disks that are slow, full, or fail; power failures beside it.
     Disks,
+    /// One node's disk loses or changes what it had, or never had what it said; power failures of all beside it.
+    Damage,
 }
 
 impl Scenario {
     /// All of them, in the order in which seeds go through them.
-    pub const ALL: [Scenario; 6] =
-        [Scenario::Calm, Scenario::Crashes, Scenario::Partitions, Scenario::Clocks, Scenario::Members, Scenario::Disks];
+    pub const ALL: [Scenario; 7] = [
+        Scenario::Calm,
+        Scenario::Crashes,
+        Scenario::Partitions,
+        Scenario::Clocks,
+        Scenario::Members,
+        Scenario::Disks,
+        Scenario::Damage,
+    ];
 
     /// The scenario of a seed, unless one is asked for.
     pub fn of(seed: u64) -> Scenario {
@@ -41,6 +50,7 @@ impl Scenario {
             Scenario::Clocks => "clocks",
             Scenario::Members => "members",
             Scenario::Disks => "disks",
+            Scenario::Damage => "damage",
         }
     }
 
@@ -97,6 +107,14 @@ pub enum Action {
     Slow { who: Who, factor: u64, for_ms: u64 },
     /// A node's disk has no more room.
     Full { who: Who, for_ms: u64 },
+    /// Blocks at rest are damaged: under the running node, or while it is down.
+    Rot { who: Who, fault: DiskFault, blocks: u64, down_ms: Option<u64>, seed: u64 },
+    /// Writes to a file whose name contains `file` are damaged.
+    Bend { who: Who, fault: DiskFault, file: &'static str, times: u64 },
+    /// A node's disk says that it has made records durable and has not; then the power fails.
+    Lie { who: Who, for_ms: u64, down_ms: u64, seed: u64 },
+    /// A node's machine is put back to what its disk was so long before.
+    Restore { who: Who, age_ms: u64, down_ms: u64, seed: u64 },
     /// A shard's leadership moves.
     Transfer { shard: u64, to: Option<Who> },
     /// A node is drained, and perhaps taken back.
@@ -232,6 +250,7 @@ fn action(scenario: Scenario, dice: &Cell<u64>) -> Action {
             _ => Action::Jump { who: who(dice), us: (random(dice) % 20_000_001) as i64 - 10_000_000 },
         },
         Scenario::Disks => disk(dice),
+        Scenario::Damage => damage(dice),
         Scenario::Members => match random(dice) % 12 {
             0..=2 => {
                 Action::Transfer { shard: random(dice) % 64, to: random(dice).is_multiple_of(2).then(|| who(dice)) }
@@ -287,6 +306,26 @@ fn disk(dice: &Cell<u64>) -> Action {
             Action::Slow { who, factor: [5, 50, 500][(random(dice) % 3) as usize], for_ms: between(dice, 100, 5_000) }
         }
         6 => Action::Full { who, for_ms: between(dice, 100, 5_000) },
+        _ => crash(dice),
+    }
+}
+
+fn damage(dice: &Cell<u64>) -> Action {
+    let (who, seed) = (who(dice), random(dice));
+    let wrong = [DiskFault::BitFlip, DiskFault::ZeroedBlock, DiskFault::StaleBlock, DiskFault::Misdirected];
+    let fault = wrong[(random(dice) % 4) as usize];
+    let down_ms = between(dice, 5, 4_000);
+    match random(dice) % 10 {
+        0..=3 => {
+            let down_ms = random(dice).is_multiple_of(2).then_some(down_ms);
+            Action::Rot { who, fault, blocks: 1 + between(dice, 0, 9), down_ms, seed }
+        }
+        4 | 5 => {
+            let file = [".store", ".store", ".index", "hard_state"][(random(dice) % 4) as usize];
+            Action::Bend { who, fault, file, times: 1 + random(dice) % 3 }
+        }
+        6 => Action::Lie { who, for_ms: between(dice, 50, 4_000), down_ms, seed },
+        7 => Action::Restore { who, age_ms: between(dice, 50, 4_000), down_ms, seed },
         _ => crash(dice),
     }
 }

@@ -31,7 +31,7 @@ pub(super) fn begin(run: &Rc<Run>, steps: &[Step]) -> Vec<JoinHandle<()>> {
     steps.iter().map(begin).collect()
 }
 
-async fn sleep_ms(ms: u64) {
+pub(super) async fn sleep_ms(ms: u64) {
     env::sleep::<SimEnv>(Duration::from_millis(ms)).await;
 }
 
@@ -69,6 +69,9 @@ impl Run {
                 disk.set_slow(factor, for_ms * 1_000);
             }
             Action::Full { who, for_ms } => self.fill(who, for_ms).await,
+            Action::Rot { .. } | Action::Bend { .. } | Action::Lie { .. } | Action::Restore { .. } => {
+                self.damage(action).await;
+            }
             Action::Transfer { shard, to } => self.transfer(shard, to).await,
             Action::Drain { who, undo_after_ms } => self.drain(who, undo_after_ms).await,
             Action::Join => self.join().await,
@@ -82,7 +85,11 @@ impl Run {
     }
 
     async fn crash(self: &Rc<Self>, who: Who, down_ms: u64, seed: u64) {
-        let Some(node) = self.meet("crash", who) else { return };
+        let Some(node) = self.find(who) else { return };
+        if !self.may_crash(node).await {
+            return;
+        }
+        self.note_paths("crash", node);
         self.cluster.crash(node, seed);
         self.back_after(node, down_ms).await;
     }
@@ -122,6 +129,11 @@ impl Run {
     }
 
     async fn crash_all(self: &Rc<Self>, down_ms: u64, seed: u64) {
+        if let Some(victim) = self.victim.get()
+            && !self.may_crash(victim).await
+        {
+            return;
+        }
         let nodes = self.cluster.nodes();
         for node in &nodes {
             self.note_paths("crash of all", *node);
@@ -296,7 +308,7 @@ impl Run {
         Some(node)
     }
 
-    fn find(&self, who: Who) -> Option<NodeId> {
+    pub(super) fn find(&self, who: Who) -> Option<NodeId> {
         let nodes: Vec<NodeId> = self.cluster.nodes().into_iter().collect();
         let any = |number: u64| nodes.get((number % nodes.len().max(1) as u64) as usize).copied();
         match who {
@@ -311,7 +323,7 @@ impl Run {
     }
 
     /// Notes what a fault meets on a node.
-    fn note_paths(&self, fault: &str, node: NodeId) {
+    pub(super) fn note_paths(&self, fault: &str, node: NodeId) {
         let hit = |path: &str| self.coverage.borrow_mut().hit(fault, path);
         let Some(process) = self.cluster.process(node) else { return hit("node that is down") };
         if !process.serves() {

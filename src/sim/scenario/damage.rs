@@ -1,0 +1,175 @@
+//! Steps that take away or change what a disk had: rot at rest, writes that go wrong, syncs that lie, an old image put back.
+//!
+//! No design outlives all of it, so it is kept within what this one must survive: one disk of a run is struck, and what it
+//! loses without a trace (the end of its log, which looks like a torn write or was never there) is at that moment on all
+//! other replicas, too. Everything else it finds out itself.
+
+use std::{cell::Cell, path::Path, time::Duration};
+
+use super::{
+    Run,
+    plan::{Action, Who},
+    steps::sleep_ms,
+};
+use crate::{
+    env,
+    ids::{LogId, NodeId, ShardUid, Term},
+    sim::{DiskFault, PlantedFault, SimEnv, World},
+};
+
+/// How long a step waits for all replicas to have everything before it is given up, and how often it looks.
+const WHOLE_MAX_MS: u64 = 20_000;
+const LOOK_MS: u64 = 5;
+
+impl Run {
+    pub(super) async fn damage(&self, action: Action) {
+        match action {
+            Action::Rot { who, fault, blocks, down_ms, seed } => self.rot(who, fault, blocks, down_ms, seed).await,
+            Action::Bend { who, fault, file, times } => {
+                let Some(node) = self.victim(fault.name(), who) else { return };
+                let Some(disk) = self.cluster.disk(node) else { return };
+                // A vote has two copies: whoever loses both is lost.
+                if file == "hard_state" && self.vote_struck.replace(true) {
+                    return;
+                }
+                let times = if file == "hard_state" { 1 } else { times };
+                disk.plant_fault(PlantedFault { fault, path_contains: file.to_owned(), chance_ppm: 300_000, times });
+            }
+            Action::Lie { who, for_ms, down_ms, seed } => self.lie(who, for_ms, down_ms, seed).await,
+            Action::Restore { who, age_ms, down_ms, seed } => self.restore(who, age_ms, down_ms, seed).await,
+            _ => unreachable!("the other steps are in steps.rs"),
+        }
+    }
+
+    async fn rot(&self, who: Who, fault: DiskFault, blocks: u64, down_ms: Option<u64>, seed: u64) {
+        let Some(node) = self.victim(fault.name(), who) else { return };
+        if !self.until_whole(node).await {
+            return;
+        }
+        if down_ms.is_some() {
+            self.cluster.crash(node, seed);
+        }
+        let Some(disk) = self.cluster.disk(node) else { return };
+        let dice = Cell::new(seed);
+        let is_log =
+            |path: &Path| path.extension().is_some_and(|extension| extension == "store" || extension == "index");
+        for _ in 0..blocks {
+            if let Some(damage) = disk.damage_at_rest(fault, is_log, &dice) {
+                World::current().note(&damage.to_string());
+                self.coverage.borrow_mut().hit(fault.name(), "file at rest");
+            }
+        }
+        if let Some(ms) = down_ms {
+            sleep_ms(ms).await;
+            self.cluster.start(node);
+        }
+    }
+
+    async fn lie(&self, who: Who, for_ms: u64, down_ms: u64, seed: u64) {
+        let Some(node) = self.victim(DiskFault::LyingSync.name(), who) else { return };
+        let Some(disk) = self.cluster.disk(node) else { return };
+        // Not of votes: whoever forgets one can give it twice, and nobody notices.
+        let path_contains = ".store".to_owned();
+        disk.plant_fault(PlantedFault {
+            fault: DiskFault::LyingSync,
+            path_contains,
+            chance_ppm: 1_000_000,
+            times: u64::MAX,
+        });
+        sleep_ms(for_ms).await;
+        if self.until_whole(node).await {
+            self.cluster.crash(node, seed);
+        }
+        disk.heal();
+        sleep_ms(down_ms).await;
+        self.cluster.start(node);
+    }
+
+    /// What an operator does who takes a machine's disk from a snapshot, or boots a clone of it in its place.
+    async fn restore(&self, who: Who, age_ms: u64, down_ms: u64, seed: u64) {
+        let Some(node) = self.victim("old image", who) else { return };
+        let Some(image) = self.cluster.disk(node).map(|disk| disk.crash(seed)) else { return };
+        sleep_ms(age_ms).await;
+        if !self.until_whole(node).await {
+            return;
+        }
+        self.note_paths("old image put back", node);
+        self.cluster.kill(node);
+        self.cluster.put_disk(node, image);
+        sleep_ms(down_ms).await;
+        self.cluster.start(node);
+    }
+
+    /// The one node of this run whose disk does such things; `who`, if this is the first time.
+    fn victim(&self, fault: &str, who: Who) -> Option<NodeId> {
+        let node = self.victim.get().or_else(|| self.find(who))?;
+        self.victim.set(Some(node));
+        self.note_paths(fault, node);
+        Some(node)
+    }
+
+    /// Waits until a node may lose its power: at once, unless its disk may have less than it said.
+    pub(super) async fn may_crash(&self, node: NodeId) -> bool {
+        self.victim.get() != Some(node) || self.until_whole(node).await
+    }
+
+    /// Waits until what a node has is on all other replicas, and nobody has voted for what this one would forget; false if
+    /// that does not come.
+    async fn until_whole(&self, node: NodeId) -> bool {
+        for _ in 0..WHOLE_MAX_MS / LOOK_MS {
+            if self.is_whole_without(node) {
+                return true;
+            }
+            env::sleep::<SimEnv>(Duration::from_millis(LOOK_MS)).await;
+        }
+        World::current().note(&format!("node {node} has more than the others: nothing happens to it"));
+        false
+    }
+
+    fn is_whole_without(&self, node: NodeId) -> bool {
+        let mut groups = vec![ShardUid::CATALOG];
+        groups.extend(self.clients.targets().iter().map(|target| target.uid));
+        groups.into_iter().all(|uid| {
+            let Some(leader) = self.cluster.leader(uid) else { return false };
+            let Some(led) = self.standing(leader, uid) else { return false };
+            if led.changing {
+                return false;
+            }
+            if !led.nodes.contains(&node) {
+                return true;
+            }
+            let Some(own) = self.standing(node, uid) else { return false };
+            let has_it = |other: &NodeId| {
+                self.standing(*other, uid).is_some_and(|other| other.flushed >= own.flushed && other.term == led.term)
+            };
+            led.nodes.iter().all(has_it)
+        })
+    }
+
+    fn standing(&self, node: NodeId, uid: ShardUid) -> Option<Standing> {
+        let process = self.cluster.process(node)?;
+        World::current().on(node, || {
+            let (flushed, (_, term), members) = match uid {
+                ShardUid::CATALOG => {
+                    let control = process.control()?;
+                    let group = control.group();
+                    (group.log().flushed(), group.leader(), group.members())
+                }
+                uid => {
+                    let shard = process.shard(uid)?;
+                    (shard.flushed(), shard.leader(), shard.members())
+                }
+            };
+            let nodes = members.voters.iter().chain(&members.learners).copied().collect();
+            Some(Standing { flushed, term, nodes, changing: members.changing })
+        })
+    }
+}
+
+/// How far a replica is.
+struct Standing {
+    flushed: Option<LogId>,
+    term: Term,
+    nodes: Vec<NodeId>,
+    changing: bool,
+}
