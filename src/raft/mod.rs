@@ -631,6 +631,9 @@ fn config(timing: Timing) -> Result<Arc<Config>, String> {
         // that its followers have already to other data.
         enable_leader_restore: Some(false),
         enable_pre_vote: Some(true),
+        // Off (the default) the leader panics, or never sends another entry, when a follower has lost what it had
+        // acknowledged (`network::PeerOf::note_answer`): one bad disk would take the shard from two good ones.
+        allow_log_reversion: Some(true),
         ..Config::default()
     };
     config.validate().map(Arc::new).map_err(|error| error.to_string())

@@ -52,6 +52,8 @@ pub struct PeerOf<E: Env, M> {
     /// The stream of entries between two sessions.
     pub(super) stream: Option<FrameStream<E>>,
     pub(super) thrift: Thrift,
+    /// The last entry that it has said to have.
+    acknowledged: Option<LogId>,
     machine: PhantomData<fn() -> M>,
 }
 
@@ -190,7 +192,7 @@ impl<E: Env, M: Machine> RaftNetworkFactory<TypeConfig<E, M>> for Network<E> {
 
     async fn new_client(&mut self, target: u64, _node: &Node) -> Self::Network {
         let line = self.line(NodeId(target));
-        PeerOf { line, stream: None, thrift: self.thrift.clone(), machine: PhantomData }
+        PeerOf { line, stream: None, thrift: self.thrift.clone(), acknowledged: None, machine: PhantomData }
     }
 }
 
@@ -232,6 +234,26 @@ pub(super) fn appended<E: Env, M: Machine>(
 }
 
 impl<E: Env, M: Machine> PeerOf<E, M> {
+    /// Takes notice of an answer; says so if the follower lacks what it had acknowledged. It is sent all of it again, but
+    /// what was acknowledged was on one disk less than promised.
+    pub(super) fn note_answer(&mut self, answer: &StreamAppendResult<TypeConfig<E, M>>) {
+        match answer {
+            Ok(last) => self.acknowledged = self.acknowledged.max(last.as_ref().map(types::from_raft)),
+            Err(openraft::raft::StreamAppendError::Conflict(missing)) => {
+                let missing = types::from_raft(missing);
+                if let Some(acknowledged) = self.acknowledged.take_if(|acknowledged| missing <= *acknowledged) {
+                    let (node, shard_uid) = (self.line.to.node.0, self.line.group.0);
+                    tracing::error!(
+                        node, shard_uid, %missing, %acknowledged,
+                        "a follower has lost entries that it had acknowledged: its disk does not keep what it says it has \
+                         written, or was put back to an older state; it is sent them again; replace the disk"
+                    );
+                }
+            }
+            Err(openraft::raft::StreamAppendError::HigherVote(_)) => {}
+        }
+    }
+
     async fn ask_vote(
         &self,
         request: VoteRequest<TypeConfig<E, M>>,

@@ -273,7 +273,9 @@ where
         let answer = line.answer(&received?.ok_or_else(lost)?)?;
         let oldest = self.in_flight.pop_front().expect("there is one");
         self.in_flight_bytes -= oldest.bytes;
-        Poll::Ready(appended(&answer, oldest.last).ok_or_else(|| self.peer.line.unexpected(&answer)))
+        let result = appended(&answer, oldest.last).ok_or_else(|| self.peer.line.unexpected(&answer))?;
+        self.peer.note_answer(&result);
+        Poll::Ready(Ok(result))
     }
 
     /// Ready when the follower has answered nothing for too long.
@@ -373,6 +375,7 @@ where
             if let Some(asking) = &mut this.asking {
                 let answer = ready!(asking.as_mut().poll(context));
                 this.asking = None;
+                answer.iter().for_each(|result| this.peer.note_answer(result));
                 this.done = !matches!(answer, Ok(Ok(_)));
                 return Poll::Ready(Some(answer));
             }
