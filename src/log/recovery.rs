@@ -121,7 +121,7 @@ async fn hard_state<E: Env>(
         return Ok(slot);
     }
     let content = disk.read_file(&path).await.map_err(|error| io_error(&path, "read", &error))?;
-    let slot = newest_slot(&content, &path)?;
+    let slot = newest_slot(&content, &path, Some(options.shard))?;
     if slot.shard != options.shard {
         return Err(of_another(&path, slot.shard, options.shard));
     }
@@ -135,10 +135,11 @@ async fn hard_state<E: Env>(
 pub(super) const OF_ANOTHER_OWNER: &str = "it was not made in this data directory, but by another node or in another cluster, \
      or before `identity` was replaced: put each shard's directory back where it was made";
 
-/// The slot that counts.
-pub(super) fn newest_slot(content: &[u8], path: &Path) -> Result<HardStateSlot, LogError> {
+/// The slot that counts. One of another shard does not if the other is of this one: its write went astray.
+pub(super) fn newest_slot(content: &[u8], path: &Path, shard: Option<ShardUid>) -> Result<HardStateSlot, LogError> {
     let slots: Vec<_> = content.chunks(BLOCK_BYTES).map(HardStateSlot::parse).collect();
-    let newest = slots.iter().filter_map(|slot| slot.ok()).max_by_key(|slot| slot.sequence);
+    let newest =
+        slots.iter().filter_map(|slot| slot.ok()).max_by_key(|slot| (Some(slot.shard) == shard, slot.sequence));
     match newest {
         Some(slot) => Ok(slot),
         None => match slots.iter().find_map(|slot| slot.err().filter(|e| matches!(e, BlockError::Version(_)))) {

@@ -163,7 +163,9 @@ impl<D: Disk> Check<'_, D> {
         };
         self.report.files += 1;
         self.report.bytes += content.len() as u64;
-        match newest_slot(&content, path) {
+        let dir = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+        let shard = dir.and_then(|name| name.parse().ok()).map(ShardUid);
+        match newest_slot(&content, path, shard) {
             Ok(slot) => {
                 self.note_other_slot(&content, &slot, path);
                 self.report.shard = slot.shard;
@@ -196,9 +198,11 @@ impl<D: Disk> Check<'_, D> {
         let position = number * BLOCK_BYTES as u64;
         let other = content.chunks(BLOCK_BYTES).nth(number as usize).unwrap_or_default();
         let never_written = newest.sequence == 0 && other.iter().all(|byte| *byte == 0);
-        if let Err(error) = HardStateSlot::parse(other)
-            && !never_written
-        {
+        let wrong = match HardStateSlot::parse(other) {
+            Ok(slot) => (slot.shard != newest.shard).then(|| format!("it belongs to shard {}", slot.shard)),
+            Err(error) => (!never_written).then(|| error.to_string()),
+        };
+        if let Some(error) = wrong {
             let what = format!(
                 "{error}; the other slot counts, and is whole: nothing that was acknowledged is lost, both are written anew \
                  with the next vote"

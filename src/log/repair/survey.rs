@@ -68,7 +68,7 @@ pub(super) async fn hard_state<D: Disk>(disk: &D, options: &LogOptions) -> Resul
         }
         Err(error) => return Err(RepairError::Disk(io_error(&path, "read", &error))),
     };
-    let slot = newest_slot(&content, &path).map_err(RepairError::Hopeless)?;
+    let slot = newest_slot(&content, &path, Some(options.shard)).map_err(RepairError::Hopeless)?;
     let foreign = |what: String| RepairError::Hopeless(LogError::Foreign { file: path.clone(), what });
     if slot.shard != options.shard {
         return Err(foreign(format!("it belongs to shard {}, not to shard {}", slot.shard, options.shard)));

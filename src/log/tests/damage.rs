@@ -4,10 +4,10 @@
 use super::support::*;
 use crate::{
     env::{Disk, File, OpenMode, runtime::block_on},
-    format::entry::ENTRY_HEADER_BYTES,
-    ids::{Index, LogId, Term},
+    format::{entry::ENTRY_HEADER_BYTES, state_files::HardStateSlot},
+    ids::{Index, LogId, NodeId, ShardUid, Term},
     limits::BLOCK_BYTES,
-    log::{HardState, LogError, verify::verify_dir},
+    log::{HardState, LogError, Vote, verify::verify_dir},
     sim::{SimDisk, disk::SECTOR_BYTES},
 };
 
@@ -284,6 +284,33 @@ fn gaps_are_corruption() {
         // The first one gone is a gap as well: nothing says that it was purged.
         disk.delete(path(STORE));
         assert!(matches!(open_with(&disk, 64 << 10, 0).await.map(|_| ()), Err(LogError::Corrupt { .. })));
+    });
+}
+
+/// Whichever copy of the hard state is damaged, the vote that was acknowledged last counts, and none before it.
+#[test]
+fn every_copy_of_the_vote() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        for term in 1..6 {
+            let vote = Some(Vote { term: Term(term), node: NodeId(1 + term % 2), committed: false });
+            log.save_hard_state(HardState { vote, committed: None }).await.unwrap();
+            for slot in 0..2 {
+                let damaged = disk.crash(2 * term + slot);
+                damaged.flip_bit(path("hard_state"), slot * BLOCK_BYTES as u64 + 10, 0);
+                assert_eq!(open(&damaged).await.hard_state().vote, vote, "slot {slot} is damaged");
+                // A write of another shard's that went astray.
+                let damaged = disk.crash(2 * term + slot);
+                let mut content = damaged.content(path("hard_state"));
+                let at = slot as usize * BLOCK_BYTES;
+                let astray = HardStateSlot::parse(&content[at..at + BLOCK_BYTES]).unwrap();
+                let astray = HardStateSlot { shard: ShardUid(astray.shard.0 + 1), sequence: 1_000, ..astray };
+                content[at..at + BLOCK_BYTES].copy_from_slice(&astray.encode());
+                damaged.set_content(path("hard_state"), content);
+                assert_eq!(open(&damaged).await.hard_state().vote, vote, "slot {slot} is another shard's");
+            }
+        }
     });
 }
 
