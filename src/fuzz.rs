@@ -23,6 +23,8 @@ mod mutate;
 
 use mutate::{Mutator, hex, unhex};
 
+use crate::sim::executor::panic_text;
+
 /// Inputs for each target when no time is given.
 const INPUTS: u64 = 4_000;
 
@@ -162,7 +164,7 @@ impl<'a, T: PartialEq + Debug> Target<'a, T> {
     /// Whether `input` was accepted.
     fn judge(&self, input: &[u8], origin: Option<&[u8]>) -> Result<bool, String> {
         let judged = catch_unwind(AssertUnwindSafe(|| self.judge_unguarded(input, origin)));
-        judged.unwrap_or_else(|panic| Err(format!("it panics: {}", text_of(panic.as_ref()))))
+        judged.unwrap_or_else(|panic| Err(format!("it panics: {}", panic_text(panic.as_ref()))))
     }
 
     fn judge_unguarded(&self, input: &[u8], origin: Option<&[u8]>) -> Result<bool, String> {
@@ -210,11 +212,6 @@ fn variable(name: &str) -> Option<u64> {
 #[allow(clippy::disallowed_methods, reason = "how long a run takes; no input depends on it")]
 fn now() -> Instant {
     Instant::now()
-}
-
-fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without words")
 }
 
 /// A checksum of the first 124 bytes in the 4 behind them: entries, segments, hard state, checkpoints.

@@ -9,6 +9,8 @@ mod one;
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
 use super::Failure;
 use crate::sim::scenario::plan::{Plan, Scenario};
 
@@ -21,8 +23,8 @@ pub(super) struct SimArgs {
     /// The first of them
     #[arg(long, default_value_t = 0, value_name = "SEED")]
     from: u64,
-    /// Only this scenario: calm, crashes, partitions, clocks, members ...; else seeds take turns
-    #[arg(long, value_name = "NAME", value_parser = scenario)]
+    /// Only this scenario; else seeds take turns
+    #[arg(long, value_name = "NAME", value_parser = scenarios())]
     scenario: Option<Scenario>,
     /// Processes at a time; 0: one per core
     #[arg(long, default_value_t = 0, value_name = "N")]
@@ -59,9 +61,9 @@ pub(super) struct SimArgs {
     worker: bool,
 }
 
-fn scenario(name: &str) -> Result<Scenario, String> {
-    let known = || Scenario::ALL.map(Scenario::name).join(", ");
-    Scenario::named(name).ok_or_else(|| format!("there is no such scenario; there are {}", known()))
+fn scenarios() -> impl TypedValueParser<Value = Scenario> {
+    let named = |name: String| Scenario::named(&name).expect("it is one of the names");
+    PossibleValuesParser::new(Scenario::ALL.map(Scenario::name)).map(named)
 }
 
 impl SimArgs {

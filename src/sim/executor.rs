@@ -610,9 +610,7 @@ impl Inner {
     }
 
     fn note_panic(&self, cause: &(dyn Any + Send)) {
-        let text = cause.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        let text = text.or_else(|| cause.downcast_ref::<String>().cloned());
-        let text = text.unwrap_or_else(|| "a panic without words".to_owned());
+        let text = panic_text(cause).to_owned();
         let Moment { time_ns, task, node } = self.moment();
         self.trace.borrow_mut().note(self.moment(), &format!("panic: {text}"));
         self.panics.borrow_mut().push(TaskPanic { task, node, time_us: time_ns / 1_000, text });
@@ -632,4 +630,10 @@ fn take_chosen<K: Ord, V>(map: &mut BTreeMap<K, V>, choose: impl Fn(&V) -> bool)
     let (chosen, left) = mem::take(map).into_iter().partition(|(_, value)| choose(value));
     *map = left;
     chosen
+}
+
+/// The words of a panic.
+pub fn panic_text(cause: &(dyn Any + Send)) -> &str {
+    let text = cause.downcast_ref::<&str>().copied();
+    text.or_else(|| cause.downcast_ref::<String>().map(String::as_str)).unwrap_or("it has no words")
 }

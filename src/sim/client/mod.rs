@@ -11,6 +11,7 @@ pub(super) use self::consume::records as records_of;
 
 use std::{
     cell::{Cell, RefCell},
+    fmt,
     rc::Rc,
     time::Duration,
 };
@@ -55,6 +56,12 @@ pub struct Load {
     pub burst_max: u64,
     /// Most bytes of a value.
     pub value_bytes_max: u64,
+}
+
+impl fmt::Display for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} producers, {} consumers", self.producers, self.consumers)
+    }
 }
 
 /// All clients of one run.

@@ -25,9 +25,10 @@ use self::plan::Plan;
 use super::{
     DiskTimes, NetTimes, SimDisk, SimEnv, SimNetwork, SimRuntime, World,
     checker::History,
-    client::{Clients, Load, Target},
+    client::{Clients, Target},
     cluster::{Cluster, Process},
     coverage::Coverage,
+    executor::panic_text,
 };
 use crate::{
     env::{self, Env},
@@ -55,6 +56,14 @@ pub const EXPECTED: &[(&str, &str)] = &[
     ("EIO on write", "catalog leader"),
     ("EIO on write", "follower"),
     ("EIO on write", "leader"),
+    ("bit flip", "catalog leader"),
+    ("bit flip", "consume read"),
+    ("bit flip", "file at rest"),
+    ("bit flip", "follower"),
+    ("bit flip", "leader"),
+    ("bit flip", "leader of several segments"),
+    ("bit flip", "node that leads nothing"),
+    ("bit flip", "recovery read"),
     ("bridge", "catalog leader"),
     ("bridge", "follower"),
     ("bridge", "leader"),
@@ -69,13 +78,12 @@ pub const EXPECTED: &[(&str, &str)] = &[
     ("crash", "connection"),
     ("crash", "follower"),
     ("crash", "leader"),
-    ("crash", "leader of several segments"),
     ("crash", "leader with records in flight"),
+    ("crash", "leader of several segments"),
     ("crash of all", "catalog leader"),
     ("crash of all", "follower"),
     ("crash of all", "leader"),
     ("crash of all", "leader of several segments"),
-    ("crash of all", "node that recovers"),
     ("drain", "catalog leader"),
     ("drain", "follower"),
     ("drain", "leader"),
@@ -99,12 +107,31 @@ pub const EXPECTED: &[(&str, &str)] = &[
     ("join", "running cluster"),
     ("kill", "follower"),
     ("kill", "leader"),
+    ("kill", "leader with records in flight"),
     ("loss", "datagram"),
     ("loss", "dial"),
     ("loss", "stream"),
+    ("lying sync", "catalog leader"),
+    ("lying sync", "follower"),
+    ("lying sync", "leader"),
+    ("lying sync", "leader of several segments"),
+    ("lying sync", "segment preparation"),
+    ("lying sync", "store append"),
+    ("misdirected write", "catalog leader"),
+    ("misdirected write", "consume read"),
+    ("misdirected write", "file at rest"),
+    ("misdirected write", "follower"),
+    ("misdirected write", "leader"),
+    ("misdirected write", "node that is down"),
+    ("misdirected write", "node that leads nothing"),
+    ("misdirected write", "recovery read"),
     ("misordered completion", "consume read"),
     ("misordered completion", "recovery read"),
     ("misordered completion", "store append"),
+    ("old image put back", "catalog leader"),
+    ("old image put back", "follower"),
+    ("old image put back", "leader"),
+    ("old image put back", "node that leads nothing"),
     ("one-way cut", "datagram"),
     ("one-way cut", "dial"),
     ("one-way cut", "stream"),
@@ -117,6 +144,7 @@ pub const EXPECTED: &[(&str, &str)] = &[
     ("pause", "dial"),
     ("pause", "follower"),
     ("pause", "leader"),
+    ("pause", "leader with records in flight"),
     ("pause", "leader of several segments"),
     ("pause", "stream"),
     ("replacement", "catalog leader"),
@@ -126,8 +154,15 @@ pub const EXPECTED: &[(&str, &str)] = &[
     ("slow device", "follower"),
     ("slow device", "leader"),
     ("slow device", "leader of several segments"),
-    ("slow device", "recovery read"),
     ("slow device", "store append"),
+    ("stale block", "catalog leader"),
+    ("stale block", "consume read"),
+    ("stale block", "file at rest"),
+    ("stale block", "follower"),
+    ("stale block", "leader"),
+    ("stale block", "leader of several segments"),
+    ("stale block", "node that leads nothing"),
+    ("stale block", "recovery read"),
     ("stall", "consume read"),
     ("stall", "store append"),
     ("stop", "follower"),
@@ -139,6 +174,12 @@ pub const EXPECTED: &[(&str, &str)] = &[
     ("transfer", "leader"),
     ("transfer", "leader of several segments"),
     ("trim", "running cluster"),
+    ("zeroed block", "consume read"),
+    ("zeroed block", "file at rest"),
+    ("zeroed block", "follower"),
+    ("zeroed block", "leader"),
+    ("zeroed block", "node that leads nothing"),
+    ("zeroed block", "recovery read"),
 ];
 
 /// What a run has come to.
@@ -192,7 +233,7 @@ pub fn run(plan: Plan, lines: usize) -> Outcome {
     let (mut problems, history, counts) = match ran {
         Ok(Ok(ended)) => ended,
         Ok(Err(_)) => (vec![format!("it was not over after {RUN_MAX:?}")], History::default(), [0; 4]),
-        Err(cause) => (vec![format!("the harness panicked: {}", text_of(&*cause))], History::default(), [0; 4]),
+        Err(cause) => (vec![format!("the harness panicked: {}", panic_text(&*cause))], History::default(), [0; 4]),
     };
     for panic in world.panics() {
         let node = panic.node.map_or_else(|| "no node".to_owned(), |node| format!("node {node}"));
@@ -201,12 +242,6 @@ pub fn run(plan: Plan, lines: usize) -> Outcome {
     let coverage = coverage.take();
     let (trace_hash, virtual_us, recorded) = (world.trace_hash(), world.now_us(), world.recorded());
     Outcome { plan, problems, trace_hash, virtual_us, counts, coverage, history, recorded }
-}
-
-/// The words of a panic.
-pub fn text_of(cause: &(dyn std::any::Any + Send)) -> String {
-    let text = cause.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| cause.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without words".to_owned())
 }
 
 async fn live(plan: &Plan, coverage: Rc<RefCell<Coverage>>) -> (Vec<String>, History, [u64; 4]) {
@@ -346,13 +381,6 @@ impl Run {
                 }
             }
         }
-    }
-}
-
-/// So that a plan's load can be shown.
-impl std::fmt::Display for Load {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} producers, {} consumers", self.producers, self.consumers)
     }
 }
 

@@ -85,6 +85,7 @@ impl Run {
     }
 
     async fn crash(self: &Rc<Self>, who: Who, down_ms: u64, seed: u64) {
+        self.aim(who).await;
         let Some(node) = self.find(who) else { return };
         if !self.may_crash(node).await {
             return;
@@ -95,6 +96,7 @@ impl Run {
     }
 
     async fn kill(self: &Rc<Self>, who: Who, down_ms: u64) {
+        self.aim(who).await;
         let Some(node) = self.meet("kill", who) else { return };
         self.cluster.kill(node);
         self.back_after(node, down_ms).await;
@@ -107,6 +109,7 @@ impl Run {
     }
 
     async fn pause(self: &Rc<Self>, who: Who, for_ms: u64) {
+        self.aim(who).await;
         let Some(node) = self.meet("pause", who) else { return };
         World::current().pause(node);
         self.cluster.network().pause(node);
@@ -148,6 +151,7 @@ impl Run {
     }
 
     async fn isolate(self: &Rc<Self>, who: Who, for_ms: u64) {
+        self.aim(who).await;
         let Some(node) = self.meet("isolation", who) else { return };
         let pairs = self.pairs_of(node, true, true);
         self.cut_for(&pairs, for_ms).await;
@@ -301,6 +305,25 @@ impl Run {
         matches!(result, Ok(Ok(_)))
     }
 
+    /// Waits for a moment when the leader that a step is about has records in flight, for every other leader: by chance alone a
+    /// fault would hardly ever come in the fraction of a millisecond that they are.
+    async fn aim(&self, who: Who) {
+        let Who::Leader(number) = who else { return };
+        let target = self.target(number);
+        for _ in 0..AIMS * (number % 2) {
+            let leader = self.cluster.leader(target.uid).and_then(|node| Some((node, self.cluster.process(node)?)));
+            let shard = leader.and_then(|(node, process)| Some((node, process.shard(target.uid)?)));
+            let in_flight = |(node, shard): (NodeId, Shard<SimEnv>)| {
+                let status = World::current().on(node, || shard.status());
+                status.high_watermark < status.log_end
+            };
+            if shard.is_some_and(in_flight) {
+                return;
+            }
+            env::sleep::<SimEnv>(AIM_INTERVAL).await;
+        }
+    }
+
     /// The node that a step is about, and what the fault meets there.
     fn meet(&self, fault: &str, who: Who) -> Option<NodeId> {
         let node = self.find(who)?;
@@ -349,6 +372,10 @@ impl Run {
         }
     }
 }
+
+/// How often a step looks whether records are in flight before it comes anyway, and when.
+const AIMS: u64 = 1_000;
+const AIM_INTERVAL: Duration = Duration::from_micros(50);
 
 /// Tries to remove a node that is no more, one a second.
 const REMOVE_TRIES: usize = 60;

@@ -1,7 +1,7 @@
 //! A few runs of each scenario, so that `cargo test` notices what breaks; `ringlog sim` does thousands.
 
 use super::*;
-use crate::sim::scenario::plan::Scenario;
+use crate::sim::{client::Load, scenario::plan::Scenario};
 
 /// The plan of a seed with fewer records: without optimization a run takes seconds.
 fn light(seed: u64, scenario: Scenario) -> Plan {
