@@ -1,5 +1,6 @@
 //! Compares what is in a cluster with what a writer was told: every acknowledged record once, at its offset, in order, on
-//! every replica; nothing that was refused; and replicas that are alike to the last bit.
+//! every replica; nothing that was refused; and replicas that are alike to the last bit. The same history is then judged by
+//! the simulator's checker, which knows of time and of chains.
 
 use std::{
     collections::BTreeMap,
@@ -8,11 +9,18 @@ use std::{
 };
 
 use bytes::Bytes;
-use ringlog::{client::Client, proto::ringlog::v1::ConsumeStreamRequest};
+use ringlog::{
+    client::Client,
+    proto::ringlog::v1::{ConsumeStreamRequest, ReplicaStatus},
+    sim::checker::{
+        self,
+        history::{Ack, Chain, Durability, Event, FinalRead, Fingerprint, Produce, Status, StreamPlace},
+    },
+};
 
 use crate::{
     harness::{Cluster, PATIENCE, block_on},
-    workload::{History, Outcome, value},
+    workload::{History, Outcome, now_us, value},
 };
 
 /// Checks all shards of the history's topic, on every running node that has a replica.
@@ -23,9 +31,12 @@ pub fn check(cluster: &mut Cluster, history: &History) {
 /// As `check`, where others have written, too: these values may be there, once, or not.
 pub fn check_with(cluster: &mut Cluster, history: &History, strangers: &[&str]) {
     cluster.wait_until_well();
+    let mut events = sent(history);
     for shard in 0..history.shards.len() {
         let number = u32::try_from(shard).unwrap();
-        check_chains(cluster, &history.topic, number);
+        wait_for_all(cluster, history, shard);
+        let replicas = check_chains(cluster, &history.topic, number);
+        events.extend(replicas.iter().map(|replica| stands(&history.topic, number, replica)));
         let status = cluster.shard(&history.topic, number);
         let end = status.replicas.iter().map(|replica| replica.high_watermark).max().unwrap();
         let mut first: Option<Vec<Bytes>> = None;
@@ -34,17 +45,92 @@ pub fn check_with(cluster: &mut Cluster, history: &History, strangers: &[&str]) 
             if !cluster.nodes[place].is_running() {
                 continue;
             }
+            let begin_us = now_us();
             let values = block_on(read(&cluster.nodes[place].grpc(), &history.topic, number, end));
+            events.push(has(&history.topic, number, *id, begin_us, &values));
             let verdict = verify(shard, &history.shards[shard], &values, strangers);
             verdict.unwrap_or_else(|what| panic!("node {id}, topic {}: {what}{}", history.topic, cluster.logs()));
             let first = first.get_or_insert_with(|| values.clone());
             assert!(*first == values, "shard {shard}: node {id} gives other records than another replica");
         }
     }
+    if strangers.is_empty() {
+        let mut judged = checker::History::default();
+        events.into_iter().for_each(|event| judged.push(event).unwrap());
+        let report = checker::check(&judged);
+        assert!(report.findings.is_empty(), "{:#?}{}", report.findings, cluster.logs());
+        let acked = history.count(|outcome| matches!(outcome, Outcome::Acked(_)));
+        assert_eq!(report.acked_records, acked as u64, "all of it was judged");
+    }
+}
+
+/// What the writer did, and was told.
+fn sent(history: &History) -> Vec<Event> {
+    let mut events = Vec::new();
+    for (shard, outcomes) in history.shards.iter().enumerate() {
+        for (number, (outcome, times)) in outcomes.iter().zip(&history.times_us[shard]).enumerate() {
+            let durability = Durability::QuorumFlushed;
+            events.push(Event::Produce(Produce {
+                client: "writer".into(),
+                begin_us: times.0,
+                end_us: times.1,
+                topic: history.topic.clone(),
+                shard: u32::try_from(shard).unwrap(),
+                records: vec![Fingerprint::of(&value(shard, number))],
+                stream: Some(StreamPlace { id: shard as u64, sequence: number as u64 }),
+                outcome: match outcome {
+                    Outcome::Acked(base_offset) => {
+                        checker::history::Outcome::Acked(Ack { base_offset: *base_offset, count: 1, durability })
+                    }
+                    Outcome::Refused(_) => checker::history::Outcome::Failed,
+                    Outcome::Maybe(_) => checker::history::Outcome::Indefinite,
+                },
+            }));
+        }
+    }
+    events
+}
+
+/// How far a replica is.
+fn stands(topic: &str, shard: u32, replica: &ReplicaStatus) -> Event {
+    let (begin_us, end_us) = (now_us(), now_us());
+    let (node, applied_end, chain) = (replica.node_id, replica.applied_end, Chain(replica.chain));
+    Event::Status(Status { node, begin_us, end_us, topic: topic.into(), shard, applied_end, chain })
+}
+
+/// All that a node gives.
+fn has(topic: &str, shard: u32, node: u64, begin_us: u64, values: &[Bytes]) -> Event {
+    let records = values.iter().enumerate().map(|(offset, value)| (offset as u64, Fingerprint::of(value)));
+    let (end_us, topic, end_offset) = (now_us(), topic.into(), values.len() as u64);
+    Event::FinalRead(FinalRead {
+        node,
+        begin_us,
+        end_us,
+        topic,
+        shard,
+        from_offset: 0,
+        records: records.collect(),
+        end_offset,
+    })
+}
+
+/// Waits until the cluster knows of what it has acknowledged: after a restart of all its nodes they agree on nothing at first.
+/// What does not come is found to be lost.
+fn wait_for_all(cluster: &Cluster, history: &History, shard: usize) {
+    let ends = history.shards[shard].iter().filter_map(|outcome| match outcome {
+        Outcome::Acked(offset) => Some(offset + 1),
+        Outcome::Refused(_) | Outcome::Maybe(_) => None,
+    });
+    let (end, since) = (ends.max().unwrap_or_default(), Instant::now());
+    let number = u32::try_from(shard).unwrap();
+    let knows = |replica: &ReplicaStatus| replica.high_watermark >= end;
+    while since.elapsed() < PATIENCE && !cluster.shard(&history.topic, number).replicas.iter().any(knows) {
+        thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Waits until all replicas have applied the same entries, and compares the hashes of the chains that these are in.
-pub fn check_chains(cluster: &Cluster, topic: &str, shard: u32) {
+pub fn check_chains(cluster: &Cluster, topic: &str, shard: u32) -> Vec<ReplicaStatus> {
     let since = Instant::now();
     loop {
         let status = cluster.shard(topic, shard);
@@ -55,7 +141,7 @@ pub fn check_chains(cluster: &Cluster, topic: &str, shard: u32) {
         }
         let wanted = status.replica_node_ids.len();
         if by_end.len() == 1 && status.replicas.len() >= wanted {
-            return;
+            return status.replicas;
         }
         assert!(since.elapsed() < PATIENCE, "replicas do not come to the same end: {status:#?}{}", cluster.logs());
         thread::sleep(Duration::from_millis(50));

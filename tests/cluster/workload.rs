@@ -4,7 +4,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -42,8 +42,14 @@ pub struct History {
     pub topic: String,
     /// By shard, then by number.
     pub shards: Vec<Vec<Outcome>>,
-    /// Time from sending a record to its outcome, in the order of sending.
-    pub latencies: Vec<Duration>,
+    /// When each of them was sent, and when its outcome was known, in µs (`now_us`).
+    pub times_us: Vec<Vec<(u64, u64)>>,
+}
+
+/// Time since this process first asked.
+pub fn now_us() -> u64 {
+    static BEGIN: OnceLock<Instant> = OnceLock::new();
+    u64::try_from(BEGIN.get_or_init(Instant::now).elapsed().as_micros()).unwrap()
 }
 
 impl History {
@@ -57,10 +63,10 @@ impl History {
 
     /// The latency that this part of the records did not exceed.
     pub fn quantile(&self, part: f64) -> Duration {
-        let mut latencies = self.latencies.clone();
-        latencies.sort();
+        let mut latencies: Vec<u64> = self.times_us.iter().flatten().map(|(begin, end)| end - begin).collect();
+        latencies.sort_unstable();
         let at = (latencies.len() as f64 * part) as usize;
-        latencies.get(at.min(latencies.len().saturating_sub(1))).copied().unwrap_or_default()
+        Duration::from_micros(latencies.get(at.min(latencies.len().saturating_sub(1))).copied().unwrap_or_default())
     }
 }
 
@@ -119,8 +125,8 @@ async fn write(addresses: &[String], topic: &str, stop: &AtomicBool, acked: &[Ar
     let shards = acked.iter().enumerate().map(|(shard, acked)| write_shard(&producer, shard, stop, acked));
     let written = futures_util::future::join_all(shards).await;
     producer.close().await;
-    let (shards, latencies): (Vec<_>, Vec<_>) = written.into_iter().unzip();
-    History { topic: topic.to_owned(), shards, latencies: latencies.into_iter().flatten().collect() }
+    let (shards, times_us) = written.into_iter().unzip();
+    History { topic: topic.to_owned(), shards, times_us }
 }
 
 async fn write_shard(
@@ -128,12 +134,12 @@ async fn write_shard(
     shard: usize,
     stop: &AtomicBool,
     acked: &AtomicU64,
-) -> (Vec<Outcome>, Vec<Duration>) {
-    let (mut outcomes, mut latencies) = (Vec::new(), Vec::new());
-    let mut in_flight: VecDeque<(Instant, Delivery)> = VecDeque::new();
+) -> (Vec<Outcome>, Vec<(u64, u64)>) {
+    let (mut outcomes, mut times) = (Vec::new(), Vec::new());
+    let mut in_flight: VecDeque<(u64, Delivery)> = VecDeque::new();
     let mut number = 0;
-    let mut settle = |since: Instant, outcome: Result<ringlog::client::Acked, ProduceError>| {
-        latencies.push(since.elapsed());
+    let mut settle = |begin_us: u64, outcome: Result<ringlog::client::Acked, ProduceError>| {
+        times.push((begin_us, now_us()));
         outcomes.push(match outcome {
             Ok(ack) => {
                 assert_eq!(ack.shard as usize, shard);
@@ -146,8 +152,9 @@ async fn write_shard(
     };
     while !stop.load(Ordering::Relaxed) {
         let record = Record { value: value(shard, number), ..Record::default() };
+        let begin_us = now_us();
         let delivery = producer.send_to(u32::try_from(shard).unwrap(), record).await.unwrap();
-        in_flight.push_back((Instant::now(), delivery));
+        in_flight.push_back((begin_us, delivery));
         number += 1;
         let pause = tokio::time::sleep(PAUSE);
         tokio::pin!(pause);
@@ -156,16 +163,16 @@ async fn write_shard(
             tokio::select! {
                 biased;
                 outcome = async { (&mut in_flight.front_mut().unwrap().1).await }, if !in_flight.is_empty() => {
-                    let (since, _) = in_flight.pop_front().unwrap();
-                    settle(since, outcome);
+                    let (begin_us, _) = in_flight.pop_front().unwrap();
+                    settle(begin_us, outcome);
                 }
                 () = &mut pause, if !is_full => break,
             }
         }
     }
     producer.flush().await;
-    for (since, delivery) in in_flight {
-        settle(since, delivery.await);
+    for (begin_us, delivery) in in_flight {
+        settle(begin_us, delivery.await);
     }
-    (outcomes, latencies)
+    (outcomes, times)
 }
