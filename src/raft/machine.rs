@@ -24,13 +24,14 @@ use prost::Message;
 
 use super::{
     Applied, Machine,
+    majority::Majority,
     store::{condemned, to_io},
     types::{self, Entry, Payload, RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
 };
 use crate::{
     env::{self, Env, channel::Notify},
     format::entry::{EntryHeader, EntryKind, StoredEntry},
-    ids::{Index, LogId, Offset, Term},
+    ids::{Index, LogId, NodeId, Offset, Term},
     limits::CHECKPOINTS_PENDING_MAX,
     log::{Log, LogPoint},
     proto::ringlog::state::v1,
@@ -42,6 +43,8 @@ pub struct Shared<M> {
     position: RefCell<Position>,
     /// As openraft last said; runs ahead of what is on disk.
     pub committed: Cell<Option<LogId>>,
+    /// Who has acknowledged what.
+    pub majority: Rc<Majority>,
     /// The snapshot that followers get: the checkpoint at the purge boundary.
     snapshot: RefCell<Option<Checkpoint>>,
     /// What the next snapshot is to be: the checkpoint up to which the log will be purged.
@@ -94,6 +97,7 @@ impl<M: Machine> Shared<M> {
             machine: RefCell::new(machine),
             position: RefCell::default(),
             committed: Cell::new(None),
+            majority: Rc::default(),
             snapshot: RefCell::new(None),
             boundary: RefCell::new(None),
             changed: Notify::new(),
@@ -358,12 +362,23 @@ pub struct Unanswered {
 pub struct StateMachine<E: Env, M: Machine> {
     log: Log<E>,
     shared: Rc<Shared<M>>,
+    me: NodeId,
 }
 
 impl<E: Env, M: Machine> StateMachine<E, M> {
-    /// The state machine of `shared`, whose checkpoints are kept in `log`.
-    pub fn new(log: Log<E>, shared: Rc<Shared<M>>) -> StateMachine<E, M> {
-        StateMachine { log, shared }
+    /// The state machine of `shared` on the node `me`, whose checkpoints are kept in `log`.
+    pub fn new(log: Log<E>, shared: Rc<Shared<M>>, me: NodeId) -> StateMachine<E, M> {
+        StateMachine { log, shared, me }
+    }
+
+    /// # Panics
+    /// When this node leads, and what it is about to acknowledge is not on a majority's disks.
+    fn check_majority(&self, id: LogId) {
+        let position = self.shared.position.borrow();
+        let Some(voters) = position.membership.membership().get_joint_config().last() else { return };
+        let flushed = self.log.flushed();
+        let has = self.shared.majority.has(self.me, id, flushed, voters);
+        assert!(has, "what is acknowledged is on a majority's disks: {id} of {voters:?}, here {flushed:?}");
     }
 
     /// Has the state before the first entry of a segment written, by a task: `apply` does not wait for a disk.
@@ -446,7 +461,11 @@ impl<E: Env, M: Machine> RaftStateMachine<TypeConfig<E, M>> for StateMachine<E, 
                 self.keep_checkpoint();
             }
             self.shared.applying.set(true);
+            let id = types::from_raft(&entry.log_id);
             let applied = self.shared.apply(entry);
+            if responder.is_some() {
+                self.check_majority(id);
+            }
             self.shared.applying.set(false);
             if let Some(responder) = responder {
                 responder.send(applied);

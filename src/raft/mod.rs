@@ -11,11 +11,13 @@
 //! - `network`, `pipeline`, `thrift`, `serve`: between replicas, both sides
 //! - `proposals`, `linearize`, `members`, `transfer`: what can be asked of a group
 //! - `watch`, `elections`, `timing`: what it does by itself
+//! - `majority`: watches over what is acknowledged
 //! - `repair`: what a damaged replica does before its group is opened
 
 mod elections;
 mod linearize;
 mod machine;
+mod majority;
 mod members;
 mod network;
 pub mod offline;
@@ -300,7 +302,7 @@ impl<E: Env, M: Machine> Group<E, M> {
         let (log, recovered) = Log::open(disk, tail, log_options).await.map_err(damaged)?;
         let shared = Shared::new(machine);
         shared.restore(&log).await.map_err(|error| log.fault().map_or_else(|| unusable(error), damaged))?;
-        let network = Network::new(peers, shard, slot);
+        let network = Network::new(peers, shard, slot).noting(shared.majority.clone());
         let group = Group { inner: Rc::new(Inner::build(log, shared, network, node, timing).await?) };
         let founders = founders.filter(|founders| founders.contains(&node));
         if let Err(error) = group.start(founders, preferred).await {
@@ -576,7 +578,7 @@ impl<E: Env, M: Machine> Inner<E, M> {
     ) -> Result<Inner<E, M>, GroupError> {
         let headers_only = Rc::new(Cell::new(true));
         let store = Store::new(log.clone(), shared.clone(), headers_only.clone());
-        let machine = StateMachine::new(log.clone(), shared.clone());
+        let machine = StateMachine::new(log.clone(), shared.clone(), node);
         let config = config(timing).map_err(unusable)?;
         let raft = Raft::build(node.0, config, network.clone(), store, machine)
             .await

@@ -4,7 +4,7 @@
 //! Heartbeats and votes are urgent: they never wait behind entries. Every call is bounded by what openraft gives it. What
 //! a peer answers is checked; an answer that makes no sense is an error of the network.
 
-use std::{future::Future, marker::PhantomData, pin::pin, time::Duration};
+use std::{future::Future, marker::PhantomData, pin::pin, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream, future::Either};
@@ -22,6 +22,7 @@ use prost::Message as _;
 
 use super::{
     Machine,
+    majority::Majority,
     pipeline::Session,
     thrift::Thrift,
     types::{self, Node, Payload, RaftVote, Snapshot, TypeConfig},
@@ -44,6 +45,7 @@ pub struct Network<E: Env> {
     group: ShardUid,
     slot: u64,
     thrift: Thrift,
+    majority: Rc<Majority>,
 }
 
 /// One group's replica on one peer, for one kind of use: openraft makes several.
@@ -54,6 +56,7 @@ pub struct PeerOf<E: Env, M> {
     pub(super) thrift: Thrift,
     /// The last entry that it has said to have.
     acknowledged: Option<LogId>,
+    majority: Rc<Majority>,
     machine: PhantomData<fn() -> M>,
 }
 
@@ -97,7 +100,12 @@ pub enum AskError {
 impl<E: Env> Network<E> {
     /// Calls for the group `group`, whose replicas are on the reactors that `slot` says.
     pub fn new(peers: Peers<E>, group: ShardUid, slot: u64) -> Network<E> {
-        Network { peers, group, slot, thrift: Thrift::default() }
+        Network { peers, group, slot, thrift: Thrift::default(), majority: Rc::default() }
+    }
+
+    /// The same, which tells `majority` what is acknowledged.
+    pub fn noting(self, majority: Rc<Majority>) -> Network<E> {
+        Network { majority, ..self }
     }
 
     /// Which group.
@@ -123,7 +131,8 @@ impl<E: Env> Network<E> {
 
 impl<E: Env> Clone for Network<E> {
     fn clone(&self) -> Self {
-        Network { peers: self.peers.clone(), group: self.group, slot: self.slot, thrift: self.thrift.clone() }
+        let (peers, thrift, majority) = (self.peers.clone(), self.thrift.clone(), self.majority.clone());
+        Network { peers, group: self.group, slot: self.slot, thrift, majority }
     }
 }
 
@@ -192,7 +201,8 @@ impl<E: Env, M: Machine> RaftNetworkFactory<TypeConfig<E, M>> for Network<E> {
 
     async fn new_client(&mut self, target: u64, _node: &Node) -> Self::Network {
         let line = self.line(NodeId(target));
-        PeerOf { line, stream: None, thrift: self.thrift.clone(), acknowledged: None, machine: PhantomData }
+        let (thrift, majority) = (self.thrift.clone(), self.majority.clone());
+        PeerOf { line, stream: None, thrift, acknowledged: None, majority, machine: PhantomData }
     }
 }
 
@@ -238,7 +248,11 @@ impl<E: Env, M: Machine> PeerOf<E, M> {
     /// what was acknowledged was on one disk less than promised.
     pub(super) fn note_answer(&mut self, answer: &StreamAppendResult<TypeConfig<E, M>>) {
         match answer {
-            Ok(last) => self.acknowledged = self.acknowledged.max(last.as_ref().map(types::from_raft)),
+            Ok(last) => {
+                let last = last.as_ref().map(types::from_raft);
+                self.acknowledged = self.acknowledged.max(last);
+                self.majority.note(self.line.to.node, last);
+            }
             Err(openraft::raft::StreamAppendError::Conflict(missing)) => {
                 let missing = types::from_raft(missing);
                 if let Some(acknowledged) = self.acknowledged.take_if(|acknowledged| missing <= *acknowledged) {
@@ -293,7 +307,14 @@ impl<E: Env, M: Machine> PeerOf<E, M> {
             membership: types::encode_membership(membership.membership()).encode_to_vec().into(),
         };
         match self.line.ask(FrameKind::Snapshot, message, vec![snapshot.snapshot], within).await.map_err(to_rpc)? {
-            Message::SnapshotAnswer { vote } => Ok(SnapshotResponse::new(types::to_raft_vote(vote))),
+            Message::SnapshotAnswer { vote: answered } => {
+                let answered = types::to_raft_vote(answered);
+                // With a higher one it has refused it.
+                if answered == *vote {
+                    self.majority.note(self.line.to.node, Some(types::from_raft(last)));
+                }
+                Ok(SnapshotResponse::new(answered))
+            }
             other => Err(to_rpc(self.line.unexpected(&other))),
         }
     }
@@ -307,7 +328,9 @@ impl<E: Env, M: Machine> RaftNetworkV2<TypeConfig<E, M>> for PeerOf<E, M> {
         request: AppendEntriesRequest<TypeConfig<E, M>>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig<E, M>>, RPCError<TypeConfig<E, M>>> {
-        Session::heartbeat(&self.line, request, option.soft_ttl()).await.map(AppendEntriesResponse::from)
+        let answer = Session::heartbeat(&self.line, request, option.soft_ttl()).await?;
+        self.note_answer(&answer);
+        Ok(answer.into())
     }
 
     fn stream_append<'s, S>(

@@ -128,8 +128,9 @@ impl<E: Env, M: Machine> RaftLogStorage<TypeConfig<E, M>> for Store<E, M> {
     }
 
     async fn save_vote(&mut self, vote: &RaftVote) -> Result<(), io::Error> {
-        let state =
-            HardState { vote: Some(types::from_raft_vote(vote)), ..hard_state(&self.log, self.shared.committed.get()) };
+        let vote = types::from_raft_vote(vote);
+        self.shared.majority.note_vote(vote);
+        let state = HardState { vote: Some(vote), ..hard_state(&self.log, self.shared.committed.get()) };
         self.log.save_hard_state(state).await.map_err(to_io)
     }
 

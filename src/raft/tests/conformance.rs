@@ -82,7 +82,7 @@ impl StoreBuilder<Config, Filled, StateMachine<TestEnv, Tally>> for Builder {
         let (log, _) = Log::<TestEnv>::open(SimDisk::new(), TailBudget::new(4096), log_options).await.unwrap();
         let shared = Shared::new(Tally::default());
         let store = Store::new(log.clone(), shared.clone(), Rc::new(Cell::new(false)));
-        Ok(((), Filled { store, log: log.clone() }, StateMachine::new(log, shared)))
+        Ok(((), Filled { store, log: log.clone() }, StateMachine::new(log, shared, NodeId(1))))
     }
 }
 

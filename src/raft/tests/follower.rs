@@ -34,9 +34,9 @@ fn begins_from_a_snapshot() {
         let log = Log::<TestEnv>::open(follower_disk.clone(), TailBudget::new(4096), log_options).await.unwrap().0;
         let shared = Shared::new(Tally::default());
         let mut store = Store::new(log.clone(), shared.clone(), Rc::default());
-        let mut machine = StateMachine::new(log.clone(), shared.clone());
+        let mut machine = StateMachine::new(log.clone(), shared.clone(), NodeId(1));
 
-        let mut leader_machine = StateMachine::new(leader.log().clone(), leader.inner.shared.clone());
+        let mut leader_machine = StateMachine::new(leader.log().clone(), leader.inner.shared.clone(), NodeId(1));
         let snapshot = leader_machine.get_current_snapshot().await.unwrap().unwrap();
         // Its end would look like the end of the group.
         std::mem::forget(leader_machine);
@@ -72,7 +72,7 @@ fn refuses_bad_snapshots() {
         produce(&group, 3, 10).await.unwrap();
         let before = state(&group);
         let shared = Shared::new(Tally { state: before, ..Tally::default() });
-        let mut machine = StateMachine::<TestEnv, Tally>::new(group.log().clone(), shared.clone());
+        let mut machine = StateMachine::<TestEnv, Tally>::new(group.log().clone(), shared.clone(), NodeId(1));
         let meta = types::SnapshotMeta::default();
         for bad in [&b""[..], b"\x0a", b"\xff\xff\xff"] {
             assert!(machine.install_snapshot(&meta, Bytes::from_static(bad)).await.is_err());
