@@ -398,3 +398,18 @@ async fn leader_bounded_next<E: Env, M: Machine>(leader: LeaderId, pieces: Optio
     }
     Some((item.map_err(LeaderBoundedStreamError::IoError), Some(pieces)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Term;
+
+    /// What is called committed is durable here.
+    #[test]
+    fn committed_is_durable() {
+        let at = |index| Some(LogId { term: Term(2), index: Index(index) });
+        assert_eq!(clamp(at(5), at(3)), at(3));
+        assert_eq!(clamp(at(3), at(5)), at(3));
+        assert_eq!((clamp(at(3), None), clamp(None, at(5))), (None, None));
+    }
+}

@@ -119,7 +119,9 @@ fn damaged_committed_tail_is_corruption() {
         disk.power_off();
         assert_eq!(outcome(&copy(&after)).await, Ok(3));
         after.flip_bit(path(STORE), entry_at(2) + 200, 0);
+        let damaged = after.content(path(STORE));
         assert_eq!(outcome(&after).await, Err((STORE.into(), entry_at(2))));
+        assert!(after.content(path(STORE)) == damaged, "what may yet be of use is left as it is");
         // Not even when nothing of it is left.
         let content = after.content(path(STORE));
         after.set_content(path(STORE), content[..entry_at(2) as usize].to_vec());
