@@ -241,11 +241,13 @@ fn damaged_tail_of_an_open_log() {
         disk.power_off();
         let expected = entries(&copy(&good)).await.unwrap();
         let name = path(&stores(&good)[0]);
-        for last in 1..=4 {
-            // All from one of the entries on; the header of the last one says that those before it were durable.
+        // All from one of the entries on, in their payloads or headers. What tells that they were durable without knowing it: the
+        // header of a later one, and for the first one the segment's name.
+        for (last, at) in (1..=4).flat_map(|last| [(last, 900), (last, 5)]) {
             let damaged = copy(&good);
-            (last..=4).for_each(|entry| damaged.flip_bit(&name, (2 * entry - 1) * BLOCK_BYTES as u64 + 900, 0));
-            assert!(survey(&damaged, &options(64 << 10), None).await.unwrap().is_whole() == (last == 4));
+            (last..=4).for_each(|entry| damaged.flip_bit(&name, (2 * entry - 1) * BLOCK_BYTES as u64 + at, 0));
+            let looks_torn = if at == 900 { last == 4 } else { last > 1 };
+            assert!(survey(&damaged, &options(64 << 10), None).await.unwrap().is_whole() == looks_torn);
             let error = repair_open(&damaged, &[], flushed).await.unwrap_err();
             assert!(matches!(&error, RepairError::Unfilled { .. }), "{error}");
             repair_open(&damaged, &[&good], flushed).await.unwrap();
