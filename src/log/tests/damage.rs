@@ -21,15 +21,7 @@ async fn crashed(count: u64) -> SimDisk {
     for _ in 0..count {
         append_one(&log, 1, 5_000).await;
     }
-    settle().await;
-    let crashed = disk.crash(7);
-    disk.power_off();
-    crashed
-}
-
-/// A copy to damage.
-fn copy(disk: &SimDisk) -> SimDisk {
-    disk.crash(0)
+    power_fails(&disk, 7).await
 }
 
 /// Number of entries found, all of them right; or the position of the damage.
@@ -114,9 +106,7 @@ fn damaged_committed_tail_is_corruption() {
         }
         let committed = Some(LogId { term: Term(1), index: Index(2) });
         log.save_hard_state(HardState { vote: None, committed }).await.unwrap();
-        settle().await;
-        let after = disk.crash(1);
-        disk.power_off();
+        let after = power_fails(&disk, 1).await;
         assert_eq!(outcome(&copy(&after)).await, Ok(3));
         after.flip_bit(path(STORE), entry_at(2) + 200, 0);
         let damaged = after.content(path(STORE));

@@ -27,14 +27,7 @@ async fn crashed() -> SimDisk {
     }
     let committed = log.last();
     log.save_hard_state(HardState { vote: None, committed }).await.unwrap();
-    settle().await;
-    let crashed = disk.crash(7);
-    disk.power_off();
-    crashed
-}
-
-fn copy(disk: &SimDisk) -> SimDisk {
-    disk.crash(0)
+    power_fails(&disk, 7).await
 }
 
 fn stores(disk: &SimDisk) -> Vec<String> {
@@ -213,9 +206,7 @@ fn torn_tail_stays_torn() {
         for _ in 0..4 {
             append_one(&log, 1, 5_000).await;
         }
-        settle().await;
-        let good = disk.crash(1);
-        disk.power_off();
+        let good = power_fails(&disk, 1).await;
         let name = path(&stores(&good)[0]);
         let damaged = copy(&good);
         damaged.flip_bit(&name, BLOCK_BYTES as u64 + 9, 0);
@@ -236,9 +227,8 @@ fn damaged_tail_of_an_open_log() {
         for _ in 0..4 {
             append_one(&log, 1, 5_000).await;
         }
-        settle().await;
-        let (good, flushed) = (disk.crash(1), log.flushed());
-        disk.power_off();
+        let flushed = log.flushed();
+        let good = power_fails(&disk, 1).await;
         let expected = entries(&copy(&good)).await.unwrap();
         let name = path(&stores(&good)[0]);
         // All from one of the entries on, in their payloads or headers. What tells that they were durable without knowing it: the
@@ -309,9 +299,7 @@ fn damage_below_the_log_start() {
         }
         let third = log.read(Index(2), Index(3), 0).await.unwrap().remove(0);
         log.purge(crate::log::LogPoint { next: Index(3), ..log.end() }).await.unwrap();
-        settle().await;
-        let crashed = disk.crash(1);
-        disk.power_off();
+        let crashed = power_fails(&disk, 1).await;
         let name = path(&stores(&crashed)[0]);
         for at in [4 * BLOCK_BYTES, BLOCK_BYTES, 0] {
             let damaged = copy(&crashed);
@@ -334,9 +322,7 @@ fn nothing_left() {
         let disk = SimDisk::new();
         let log = open(&disk).await;
         append_one(&log, 1, 5_000).await;
-        settle().await;
-        let good = disk.crash(1);
-        disk.power_off();
+        let good = power_fails(&disk, 1).await;
         let name = path(&stores(&good)[0]);
         for kept in [0, BLOCK_BYTES] {
             let empty = copy(&good);

@@ -106,3 +106,16 @@ pub async fn settle() {
         crate::env::yield_now().await;
     }
 }
+
+/// What the power leaves when it fails once all that was begun is done; nothing can be done with the disk itself any more.
+pub async fn power_fails(disk: &SimDisk, seed: u64) -> SimDisk {
+    settle().await;
+    let left = disk.crash(seed);
+    disk.power_off();
+    left
+}
+
+/// A copy to damage, of a disk on which nothing is under way.
+pub fn copy(disk: &SimDisk) -> SimDisk {
+    disk.crash(0)
+}

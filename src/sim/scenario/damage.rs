@@ -54,8 +54,7 @@ impl Run {
         let is_log =
             |path: &Path| path.extension().is_some_and(|extension| extension == "store" || extension == "index");
         for _ in 0..blocks {
-            if let Some(damage) = disk.damage_at_rest(fault, is_log, &dice) {
-                World::current().note(&damage.to_string());
+            if disk.damage_at_rest(fault, is_log, &dice).is_some() {
                 self.coverage.borrow_mut().hit(fault.name(), "file at rest");
             }
         }
@@ -127,9 +126,7 @@ impl Run {
     }
 
     fn is_whole_without(&self, node: NodeId) -> bool {
-        let mut groups = vec![ShardUid::CATALOG];
-        groups.extend(self.clients.targets().iter().map(|target| target.uid));
-        groups.into_iter().all(|uid| {
+        self.groups().into_iter().all(|uid| {
             let Some(leader) = self.cluster.leader(uid) else { return false };
             let Some(led) = self.standing(leader, uid) else { return false };
             if led.changing {

@@ -76,13 +76,10 @@ impl Run {
 
     fn restart_stopped(&self) {
         for node in self.cluster.nodes() {
-            if self.victim.get() == Some(node) {
-                // It mends itself.
-                self.cluster.start(node);
-                continue;
-            }
             let stopped = |process: &Rc<Process>| process.failure().is_some() || process.node.fault_count() > 0;
-            if self.cluster.process(node).as_ref().is_some_and(stopped) {
+            // The one whose disk was damaged mends itself.
+            let is_victim = self.victim.get() == Some(node);
+            if !is_victim && self.cluster.process(node).as_ref().is_some_and(stopped) {
                 // The whole machine: what a failed sync has left in the page cache looks durable and is not.
                 self.cluster.crash(node, World::current().random_u64());
             }

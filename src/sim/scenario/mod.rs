@@ -348,6 +348,13 @@ impl Run {
         targets[(number % targets.len() as u64) as usize].clone()
     }
 
+    /// All Raft groups that hold what must not be lost.
+    fn groups(&self) -> Vec<ShardUid> {
+        let mut groups = vec![ShardUid::CATALOG];
+        groups.extend(self.clients.targets().iter().map(|target| target.uid));
+        groups
+    }
+
     /// What the network and the disks have done, to what.
     fn note_fired(&self) {
         let mut coverage = self.coverage.borrow_mut();

@@ -246,9 +246,7 @@ impl Run {
     /// Whether what was acknowledged outlives the disk of this node: each group has three voters at least, all of which
     /// have everything (a drain may have left it with two).
     fn can_lose(&self, node: NodeId) -> bool {
-        let mut groups = vec![ShardUid::CATALOG];
-        groups.extend(self.clients.targets().iter().map(|target| target.uid));
-        groups.into_iter().all(|uid| {
+        self.groups().into_iter().all(|uid| {
             let Some(leader) = self.cluster.leader(uid) else { return false };
             let Some(process) = self.cluster.process(leader) else { return false };
             let members = match uid {
