@@ -15,7 +15,7 @@ pub mod topology;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::BTreeMap,
     future::Future,
     rc::Rc,
     sync::Arc,
@@ -103,7 +103,7 @@ struct Local<E: Env> {
     turn: Cell<u32>,
     near: Near,
     /// Calls that wait for a topic that is looked up, or made, for the first of them; in order.
-    sought: RefCell<HashMap<String, Vec<Waiting>>>,
+    sought: RefCell<BTreeMap<String, Vec<Waiting>>>,
 }
 
 struct Waiting {

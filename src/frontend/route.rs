@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::BTreeMap,
     rc::Rc,
 };
 
@@ -87,7 +87,7 @@ pub fn near(
 #[derive(Debug, Default)]
 pub struct Near {
     versions: Cell<(u64, u64)>,
-    by_topic: RefCell<HashMap<TopicId, Rc<[u32]>>>,
+    by_topic: RefCell<BTreeMap<TopicId, Rc<[u32]>>>,
 }
 
 impl Near {

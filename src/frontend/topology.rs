@@ -2,7 +2,7 @@
 //! what this node knows and, for numbers of other nodes' replicas, from what those say within a bounded time.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
@@ -32,7 +32,7 @@ use crate::{
 const STATUS_WITHIN: Duration = Duration::from_secs(2);
 
 /// What the nodes say of their replicas; in words, what is wrong with those that say nothing.
-type Said = BTreeMap<NodeId, Result<HashMap<ShardUid, state::ReplicaStatus>, String>>;
+type Said = BTreeMap<NodeId, Result<BTreeMap<ShardUid, state::ReplicaStatus>, String>>;
 
 impl Remote {
     /// `Log.GetServers`; all topics if none is named.
@@ -212,7 +212,7 @@ impl Remote {
         &self,
         node: NodeId,
         uids: Vec<ShardUid>,
-    ) -> Result<HashMap<ShardUid, state::ReplicaStatus>, String> {
+    ) -> Result<BTreeMap<ShardUid, state::ReplicaStatus>, String> {
         if !self.is_alive(node) {
             return Err(format!("node {node} is silent"));
         }
@@ -314,7 +314,7 @@ fn replica_message(
     }
 }
 
-fn by_uid(statuses: Vec<state::ReplicaStatus>) -> HashMap<ShardUid, state::ReplicaStatus> {
+fn by_uid(statuses: Vec<state::ReplicaStatus>) -> BTreeMap<ShardUid, state::ReplicaStatus> {
     statuses.into_iter().map(|status| (ShardUid(status.shard_uid), status)).collect()
 }
 

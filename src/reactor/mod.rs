@@ -26,7 +26,7 @@ pub mod topics;
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::HashMap,
+    collections::BTreeMap,
     future::Future,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -112,7 +112,7 @@ pub struct Reactor<E: Env> {
     disk: E::Disk,
     tail: TailBudget,
     peers: OnceCell<Peers<E>>,
-    shards: RefCell<HashMap<ShardUid, Slot<E>>>,
+    shards: RefCell<BTreeMap<ShardUid, Slot<E>>>,
     forwards: Forwards,
     /// Leaders are asked for once at a time.
     finding: channel::Mutex<()>,

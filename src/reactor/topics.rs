@@ -6,7 +6,7 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -71,7 +71,7 @@ impl PlacedTopic {
 }
 
 /// All topics by name.
-pub type TopicTable = HashMap<Arc<str>, Arc<PlacedTopic>>;
+pub type TopicTable = BTreeMap<Arc<str>, Arc<PlacedTopic>>;
 
 /// The published table; shared by all threads.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ pub struct Topics {
     version: AtomicU64,
     table: Mutex<Arc<TopicTable>>,
     /// Topic and number of each shard, for those who are asked by uid.
-    shards: Mutex<HashMap<ShardUid, (Arc<PlacedTopic>, u32)>>,
+    shards: Mutex<BTreeMap<ShardUid, (Arc<PlacedTopic>, u32)>>,
     changed: watch::Sender<()>,
 }
 
@@ -139,7 +139,7 @@ impl Topics {
         });
     }
 
-    fn change(&self, change: impl FnOnce(&mut TopicTable, &mut HashMap<ShardUid, (Arc<PlacedTopic>, u32)>)) {
+    fn change(&self, change: impl FnOnce(&mut TopicTable, &mut BTreeMap<ShardUid, (Arc<PlacedTopic>, u32)>)) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         change(Arc::make_mut(&mut table), &mut self.shards.lock().unwrap_or_else(PoisonError::into_inner));
         // Inside the lock and after the change: who sees the new version gets the new table.

@@ -3,7 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "the client is not part of the simulated world")]
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -16,7 +16,7 @@ pub(super) struct Pool {
     connect_timeout: Duration,
     timeout: Duration,
     keepalive: Duration,
-    entries: Mutex<HashMap<Arc<str>, Arc<Entry>>>,
+    entries: Mutex<BTreeMap<Arc<str>, Arc<Entry>>>,
 }
 
 struct Entry {
@@ -112,7 +112,7 @@ impl Pool {
         Arc::clone(entry)
     }
 
-    fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<Arc<str>, Arc<Entry>>> {
+    fn entries(&self) -> std::sync::MutexGuard<'_, BTreeMap<Arc<str>, Arc<Entry>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

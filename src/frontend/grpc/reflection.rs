@@ -3,7 +3,7 @@
 //!
 //! A file is answered alone; its imports are asked for by name. We have no extensions.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use bytes::Bytes;
@@ -39,9 +39,9 @@ pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
 struct Files {
     services: Vec<String>,
     /// Encoded `FileDescriptorProto`s.
-    by_name: HashMap<String, Bytes>,
+    by_name: BTreeMap<String, Bytes>,
     /// Name of the file that declares the symbol of that full name.
-    by_symbol: HashMap<String, String>,
+    by_symbol: BTreeMap<String, String>,
 }
 
 impl Files {
@@ -51,7 +51,7 @@ impl Files {
     }
 
     fn new(pool: &DescriptorPool) -> Files {
-        let mut by_symbol = HashMap::new();
+        let mut by_symbol = BTreeMap::new();
         let mut declare = |name: &str, file: FileDescriptor| {
             by_symbol.insert(name.to_owned(), file.name().to_owned());
         };

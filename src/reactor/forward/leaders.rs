@@ -3,7 +3,7 @@
 //! does not lead says so.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -35,7 +35,7 @@ struct Known {
 /// The table.
 #[derive(Debug)]
 pub struct Leaders {
-    known: Mutex<HashMap<ShardUid, Known>>,
+    known: Mutex<BTreeMap<ShardUid, Known>>,
     version: AtomicU64,
     changed: watch::Sender<()>,
 }
@@ -122,12 +122,12 @@ impl Leaders {
         self.changed.subscribe()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ShardUid, Known>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<ShardUid, Known>> {
         // Nothing under this lock can panic half-way, so a poisoned one is still whole.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut HashMap<ShardUid, Known>) -> bool) {
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<ShardUid, Known>) -> bool) {
         let mut known = self.lock();
         if change(&mut known) {
             // Inside the lock and after the change: who sees the new version sees the new table.

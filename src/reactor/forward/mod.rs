@@ -23,7 +23,7 @@ pub(super) mod wire;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     rc::Rc,
     time::Duration,
 };
@@ -70,7 +70,7 @@ struct Queue {
 /// A reactor's FIFOs: of the shards whose requests have gone elsewhere lately.
 #[derive(Default)]
 pub(super) struct Forwards {
-    queues: RefCell<HashMap<ShardUid, Rc<Queue>>>,
+    queues: RefCell<BTreeMap<ShardUid, Rc<Queue>>>,
 }
 
 impl Forwards {

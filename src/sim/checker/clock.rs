@@ -3,7 +3,7 @@
 //!
 //! Only events that do not overlap are compared: an answer that is under way may or may not know of another one.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::{
     Add, Shard,
@@ -191,7 +191,7 @@ struct InStream {
 /// Acks of one stream go up with the sequence of its batches.
 fn check_streams(shard: &Shard<'_>, add: &mut Add<'_>) {
     // By client and stream.
-    let mut streams: HashMap<(&str, u64), Vec<InStream>> = HashMap::new();
+    let mut streams: BTreeMap<(&str, u64), Vec<InStream>> = BTreeMap::new();
     let mut names = Vec::new();
     for (line, produce) in shard.produces() {
         let (Some(place), Some(ack)) = (produce.stream, durable(produce)) else { continue };
@@ -224,7 +224,7 @@ fn check_clients(shard: &Shard<'_>, add: &mut Add<'_>) {
             Event::Produce(_) | Event::FinalRead(_) | Event::Status(_) => None,
         })
     };
-    let mut tails: HashMap<(&str, u64), Tail> = HashMap::new();
+    let mut tails: BTreeMap<(&str, u64), Tail> = BTreeMap::new();
     for (line, read, place) in reads() {
         tails.entry(place).or_default().add(line, read.end_us, read.high_watermark);
     }
