@@ -345,7 +345,12 @@ fn a_stream_fails_in_order() {
         for (bad, code) in [(framed(0, b""), "3"), (framed(2, b""), "13"), (prefix(5 << 20).to_vec(), "8")] {
             let body = [one.repeat(10), bad, one.clone()].concat();
             let answer = call(requests, post(PRODUCE_STREAM), [body], false).await;
-            assert_eq!(answer.messages::<v1::ProduceStreamResponse>().len(), 10, "{answer:?}");
+            let acks = answer.messages::<v1::ProduceStreamResponse>();
+            assert_eq!(acks.len(), 10, "{answer:?}");
+            for shard in acks.iter().map(|ack| ack.shard) {
+                let offsets = acks.iter().filter(|ack| ack.shard == shard).map(|ack| ack.base_offset);
+                assert!(offsets.is_sorted_by(|one, next| one < next), "{acks:?}");
+            }
             assert_eq!(answer.code(), code);
         }
         // One that fails where it is written: a condition that does not hold.

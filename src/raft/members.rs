@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::future::select;
 use openraft::{
-    ChangeMembers,
+    ChangeMembers, Precondition,
     errors::{ClientWriteError, RaftError},
     rt::{AsyncRuntime, WatchReceiver},
 };
@@ -71,14 +71,10 @@ impl<E: Env, M: Machine> Group<E, M> {
     pub async fn change_members(&self, voters: BTreeSet<NodeId>) -> Result<(), GroupError> {
         assert!(!voters.is_empty(), "a group has at least one voter");
         loop {
+            self.finish_change().await?;
             let members = self.members();
-            if members.voters == voters && !members.changing {
+            if members.voters == voters {
                 return Ok(());
-            }
-            if members.changing {
-                // Ends a joint configuration at its new half; harmless otherwise.
-                self.change(ChangeMembers::AddVoterIds(BTreeSet::new())).await?;
-                continue;
             }
             let missing = voters.iter().find(|node| !members.voters.contains(node) && !members.learners.contains(node));
             if let Some(missing) = missing {
@@ -90,6 +86,19 @@ impl<E: Env, M: Machine> Group<E, M> {
             }
             self.change(ChangeMembers::ReplaceAllVoters(voters.iter().map(|node| node.0).collect())).await?;
         }
+    }
+
+    /// Ends a change that is under way, also one that was broken off at a joint configuration, which stays in force until
+    /// somebody does this. Only the leader can.
+    ///
+    /// # Errors
+    /// As `change_members`.
+    pub async fn finish_change(&self) -> Result<(), GroupError> {
+        while self.members().changing {
+            // Ends a joint configuration at its new half; harmless otherwise.
+            self.change(ChangeMembers::AddVoterIds(BTreeSet::new())).await?;
+        }
+        Ok(())
     }
 
     /// Adds a member without a vote, if it is none yet. Only the leader can.
@@ -120,16 +129,27 @@ impl<E: Env, M: Machine> Group<E, M> {
         }
     }
 
-    /// One change; returns when it is committed and known here, or could not be made now.
+    /// One change of the members that are known here; returns when it is committed and known here, or could not be made now.
+    /// The caller has looked at them without a suspension between.
+    ///
+    /// A leader that a committed change has removed leads on for a moment, until another is elected: it changes nothing.
+    /// (openraft would let it, and panics when its debug assertions are on.)
     async fn change(&self, change: Change) -> Result<(), GroupError> {
         let Inner { raft, log, state, .. } = &*self.inner;
         self.unable().map_err(|cause| GroupError::Stopped { cause, maybe_written: false })?;
         if !state.leading.get() || state.transferring.get() {
             return Err(GroupError::NotLeader { leader: self.leader().0 });
         }
+        let members = self.members();
+        if !members.changing && !members.voters.contains(&self.inner.node) {
+            return Err(GroupError::NotLeader { leader: None });
+        }
         log.has_room(crate::limits::BLOCK_BYTES).map_err(super::refused)?;
         let turned = self.inner.shared.turned.notified();
-        match raft.change_membership(change, false).await {
+        // Not of others, that were made meanwhile.
+        let last_membership_log_id = *self.inner.server.borrow_watched().membership_config.log_id();
+        let unchanged = Precondition::LastMembershipLogId { last_membership_log_id };
+        match raft.change_membership_if(change, false, [unchanged]).await {
             Ok(_) => {
                 self.wait_settled().await;
                 Ok(())

@@ -147,7 +147,7 @@ impl<E: Env, M: Machine> Group<E, M> {
 
     /// What has become of an entry that another leader's log has replaced here: if something else was committed in its
     /// place, it will never appear.
-    async fn fate(&self, placed: Option<LogId>, leader: Option<NodeId>) -> GroupError {
+    pub(super) async fn fate(&self, placed: Option<LogId>, leader: Option<NodeId>) -> GroupError {
         // It never had a place in this log, where the others would have read it.
         let Some(id) = placed else { return GroupError::NotLeader { leader } };
         let applied = E::Runtime::timeout(self.inner.timing.lease(), self.wait_applied(id.index)).await;

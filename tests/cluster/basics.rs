@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::{
     checker,
-    harness::{Cluster, Ports, RINGLOG, alive, block_on, is_well},
+    harness::{Cluster, Ports, RINGLOG, alive, block_on, keeps_up},
     workload::{Outcome, Workload},
 };
 
@@ -186,11 +186,11 @@ fn grows_and_shrinks_under_load() {
     let holds = |status: &ringlog::proto::ringlog::v1::DescribeClusterResponse| {
         status.nodes.iter().find(|node| node.node_id == id).map_or(0, |node| node.replicas)
     };
-    cluster.wait_until("replicas on the fourth node", |status| holds(status) > 0 && is_well(status));
+    cluster.wait_until("replicas on the fourth node", |status| holds(status) > 0 && keeps_up(status));
     workload.wait_for_acks(20);
     let said = cluster.run(&["cluster", "drain", &id.to_string(), "--wait"]);
     assert!(said.contains(&format!("nothing is left on node {id}")), "{said}");
-    cluster.wait_until("an empty fourth node", |status| holds(status) == 0 && is_well(status));
+    cluster.wait_until("an empty fourth node", |status| holds(status) == 0 && keeps_up(status));
     cluster.run(&["cluster", "remove", &id.to_string()]);
     cluster.wait_until("a removed node", |status| {
         status.nodes.iter().all(|node| node.node_id != id || node.state() == NodeState::Removed)
@@ -227,7 +227,7 @@ fn transfers_and_undrains() {
     });
     cluster.ask(async |client| client.drain_node(&DrainNodeRequest { undo: true, ..request }).await);
     cluster.wait_until("an active node", |status| {
-        status.nodes.iter().all(|node| node.state() == NodeState::Active) && is_well(status)
+        status.nodes.iter().all(|node| node.state() == NodeState::Active) && keeps_up(status)
     });
     let history = workload.finish();
     assert_eq!(history.failures(), Vec::<&Outcome>::new());

@@ -10,7 +10,7 @@ use ringlog::{
 
 use crate::{
     checker,
-    harness::{Cluster, Node, alive, block_on},
+    harness::{Cluster, Node, alive, block_on, keeps_up},
     net::Net,
     workload::{History, Outcome, Workload},
 };
@@ -142,8 +142,7 @@ fn follower_is_isolated() {
     let before = topic.shards[0].clone();
     assert_eq!(alive(&status), 2, "{status:#?}");
     net.heal();
-    cluster.wait_until("a whole cluster", |status| alive(status) == 3);
-    cluster.wait_until_well();
+    cluster.wait_until("a whole cluster", |status| alive(status) == 3 && keeps_up(status));
     let after = cluster.shard("t", 0);
     assert_eq!((before.leader_node_id, before.term), (after.leader_node_id, after.term), "it disturbs nobody");
     let history = heal_and_check(&net, &mut cluster, workload);

@@ -100,6 +100,41 @@ fn broken_off_changes() {
     });
 }
 
+/// A change to voters without the leader that is broken off half-way stays half made until it is finished; then the
+/// leader, which is no member any more but leads for a moment, changes nothing.
+#[test]
+fn half_made_changes() {
+    block_on(async {
+        for seed in 30..40 {
+            let cluster = Cluster::founded(seed, &[1, 2, 3]).await;
+            cluster.produce(&[1, 2, 3], 2, 10).await;
+            let leader = cluster.leader().await;
+            let last = cluster.followers(leader)[0];
+            let group = cluster.group(leader).clone();
+            let mut change = Box::pin(group.change_members(ids(&[last])));
+            until("a joint configuration", || {
+                let ended = futures_util::FutureExt::now_or_never(change.as_mut());
+                (ended.is_some() || group.members().changing).then_some(())
+            })
+            .await;
+            drop(change);
+            guard("what was broken off", group.finish_change()).await.unwrap();
+            let found = group.members();
+            assert!(!found.changing, "{found:?}");
+            if found.voters == ids(&[last]) {
+                let refused = guard("a learner", group.add_learner(NodeId(leader))).await;
+                assert!(matches!(refused, Err(GroupError::NotLeader { .. })), "{refused:?}");
+            }
+            cluster.leader_of(&[last]).await;
+            let alone = cluster.group(last);
+            guard("a learner", alone.add_learner(NodeId(leader))).await.unwrap();
+            assert_eq!(alone.members().learners, ids(&[leader]));
+            cluster.produce(&[last], 1, 10).await;
+            cluster.end().await;
+        }
+    });
+}
+
 /// Leadership goes to and fro under load: every acknowledged record is there, refused ones are not, and nobody hears that
 /// something may have been written.
 #[test]

@@ -208,6 +208,26 @@ fn leader_is_cut_off() {
     }
 }
 
+/// Of an entry that was in the log, only what is committed in its place says that it is gone.
+#[test]
+fn fate_of_a_replaced_entry() {
+    block_on(async {
+        let (group, _) = open(&SimDisk::new()).await;
+        produce(&group, 1, 10).await.unwrap();
+        let committed = group.log().last().unwrap();
+        let earlier = LogId { term: Term(committed.term.0 - 1), index: committed.index };
+        let later = LogId { term: committed.term, index: Index(committed.index.0 + 9) };
+        assert!(matches!(group.fate(None, None).await, GroupError::NotLeader { .. }), "it never was in the log");
+        assert!(
+            matches!(group.fate(Some(earlier), None).await, GroupError::NotLeader { .. }),
+            "another took its place"
+        );
+        assert!(matches!(group.fate(Some(committed), None).await, GroupError::Deposed { .. }), "it is there");
+        assert!(matches!(group.fate(Some(later), None).await, GroupError::Deposed { .. }), "nothing is there yet");
+        group.close().await.unwrap();
+    });
+}
+
 /// A node that comes back from isolation leaves the term, and the leader, alone.
 #[test]
 fn isolated_node_does_not_disturb() {

@@ -33,9 +33,15 @@ impl<E: Env> Control<E> {
     /// Has every member of the cluster follow the catalog, and the right ones vote.
     async fn tend_members(&self) {
         let group = &self.inner.catalog;
+        // Such as one that took too long, or that a leader before began.
+        if let Err(error) = soon::<E, _>(group.finish_change()).await {
+            tracing::warn!(error, "a change of the catalog's members could not be ended; it is tried again");
+            return;
+        }
         let (members, wanted) = group.with_machine(|catalog| (catalog.members(), catalog.wanted_voters()));
         let present = group.members();
-        if members.is_empty() || present.changing {
+        // A leader that was removed leads on until another is elected.
+        if members.is_empty() || present.changing || !present.voters.contains(&self.inner.me) {
             return;
         }
         for node in members.iter().filter(|node| !present.voters.contains(node) && !present.learners.contains(node)) {
@@ -45,11 +51,13 @@ impl<E: Env> Control<E> {
             }
             tracing::info!(node = node.0, "node follows the catalog");
         }
-        // A voter that is dead would only make the quorum harder to reach: it is let in when it is heard of.
+        // A voter that is dead would only make the quorum harder to reach: it is let in when it is heard of. And voters of
+        // whom most are dead could not even end the change.
         let dead = self.dead();
-        let new_ones = wanted.difference(&present.voters);
+        let mut new_ones = wanted.difference(&present.voters);
         if wanted != present.voters
-            && new_ones.clone().all(|node| !dead.contains(node))
+            && new_ones.all(|node| !dead.contains(node))
+            && 2 * wanted.difference(&dead).count() > wanted.len()
             && let Err(error) = soon::<E, _>(group.change_members(wanted.clone())).await
         {
             tracing::warn!(?wanted, error, "the catalog's voters could not be changed; it is tried again");

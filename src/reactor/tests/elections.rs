@@ -1,12 +1,13 @@
 //! Three replicas, through changes of their leader.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use futures_util::{FutureExt, future::join_all};
 
 use super::*;
 use crate::{
     env::Env,
+    limits::RAFT_QUORUM_WAIT,
     reactor::ReactorError,
     shard::{Produced, ShardError},
 };
@@ -199,6 +200,45 @@ fn leader_cut_off() {
     });
 }
 
+/// A leader whose entries arrive at the others, and which hears no answer, cannot tell what has become of them. It says so,
+/// and sends none of them again: the others have committed them.
+#[test]
+fn leader_hears_nothing() {
+    block_on(async {
+        let worlds = four().await;
+        let deaf = leader(&worlds[..3]).await;
+        let others = || (0..3).filter(|place| *place != deaf);
+        let mut stream = Stream::new("a");
+        stream.produce(&worlds[deaf]);
+        until("committed", || worlds[deaf].reactor.shard(UID).unwrap().high_watermark() == Offset(1)).await;
+        for other in others() {
+            worlds[0].network.cut(worlds[other].id, worlds[deaf].id);
+        }
+        for _ in 0..3 {
+            stream.produce(&worlds[deaf]);
+            breath().await;
+        }
+        let end = |place: usize| worlds[place].reactor.shard(UID).unwrap().status().log_end;
+        until("entries at the others", || others().all(|place| end(place) > Offset(1))).await;
+        bury(&worlds, worlds[deaf].id);
+        until("the others elect", || others().any(|place| worlds[place].leads())).await;
+        let new = others().find(|place| worlds[*place].leads()).unwrap();
+        let mut after = Stream::new("b");
+        after.produce(&worlds[new]);
+        assert!(after.finish().await[0].1.is_ok());
+        // Until it gives up on them.
+        env::sleep::<TestEnv>(RAFT_QUORUM_WAIT + Duration::from_millis(200)).await;
+        worlds[0].network.heal();
+        for world in &worlds {
+            (1..=4).for_each(|id| world.node.liveness.note(NodeId(id), true));
+        }
+        let acks = stream.finish().await;
+        let unknown = |ack: &Ack| ack.as_ref().err().is_some_and(|error| !refusal(error.clone()).definite);
+        assert!(unknown(&acks[1].1), "it is at the others, and nobody has said so: {:?}", acks[1].1);
+        check(&worlds[new], acks).await;
+    });
+}
+
 /// All replicas give the same records, and the same chain hash at the same place.
 #[test]
 fn any_replica_serves() {
@@ -220,9 +260,9 @@ fn any_replica_serves() {
             assert_eq!(consumed.next_offset, Offset(50));
         }
         let status = |world: &World| world.reactor.status(&[UID])[0].clone().unwrap();
-        let ends = || worlds[..3].iter().map(|world| status(world).applied_end).collect::<HashSet<_>>();
+        let ends = || worlds[..3].iter().map(|world| status(world).applied_end).collect::<BTreeSet<_>>();
         until("all have applied all", || ends().len() == 1).await;
-        assert_eq!(worlds[..3].iter().map(|world| status(world).chain).collect::<HashSet<_>>().len(), 1);
+        assert_eq!(worlds[..3].iter().map(|world| status(world).chain).collect::<BTreeSet<_>>().len(), 1);
         for world in &worlds[..3] {
             assert_eq!(status(world).members.voters.len(), 3);
             assert_eq!(status(world).progress.len(), if world.leads() { 2 } else { 0 });
