@@ -177,8 +177,9 @@ impl Catalog {
     /// is under way as may be. `dead`: nodes that have not been heard of lately, which get no replicas.
     ///
     /// Shards with too few replicas get more, up to the replication factor or the number of active nodes; replicas on
-    /// nodes that are being drained go to active ones. A replica on a dead node stays. A move that waits for a node that
-    /// is not active any more gets another target. Every command passes `check`, applied in order.
+    /// nodes that are being drained go to active ones. A replica on a dead node stays, and no replica goes while most of
+    /// those that would be left are on dead nodes. A move that waits for a node that is not active any more gets another
+    /// target. Every command passes `check`, applied in order.
     pub fn plan(&self, dead: &BTreeSet<NodeId>) -> Vec<Command> {
         let mut load = Load::of(self);
         let mut traffic = Traffic::of(self, dead);
@@ -222,6 +223,10 @@ impl Catalog {
         }
         let mut target = kept;
         target.extend(added);
+        // Those that are left could write nothing: the replica that is to go stays until one of them is back.
+        if 2 * target.iter().filter(|node| !dead.contains(node)).count() <= target.len() {
+            return None;
+        }
         self.lead(shard, load, &mut target);
         Some(target)
     }

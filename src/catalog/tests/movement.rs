@@ -169,6 +169,23 @@ fn plan_and_the_dead() {
     assert_eq!((catalog.replicas_on(NodeId(3)), catalog.replicas_on(NodeId(5))), (0, 0));
 }
 
+/// Of three nodes one is dead and another drains: two replicas, of which one is on the dead node, could write nothing.
+#[test]
+fn plan_keeps_a_majority_alive() {
+    let mut catalog = cluster(3);
+    catalog.run(create("t", 1)).unwrap();
+    catalog.run(set_state(3, NodeState::Draining)).unwrap();
+    assert_eq!(catalog.plan(&[NodeId(1)].into()), [], "it stays until there are two without it");
+    assert_eq!(catalog.plan(&[NodeId(2)].into()), []);
+    let commands = catalog.plan(&BTreeSet::new());
+    assert_eq!(commands.len(), 1);
+    carry_out(&mut catalog, commands);
+    finish_all(&mut catalog);
+    let mut left = nodes(&replicas(&catalog, "t", 0));
+    left.sort_unstable();
+    assert_eq!(left, [1, 2]);
+}
+
 /// The last replica of a shard leaves a node that is drained only by a move.
 #[test]
 fn plan_never_leaves_a_shard_without_replicas() {

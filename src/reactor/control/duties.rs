@@ -112,6 +112,9 @@ async fn tend<E: Env>(reactor: &Rc<Reactor<E>>, uid: ShardUid, shard: &Shard<E>,
     let wanted: BTreeSet<NodeId> = goal(replicas).iter().copied().collect();
     let members = shard.members();
     if members.voters != wanted || members.changing || !members.learners.is_empty() {
+        if !members.changing && !is_able(reactor, &wanted) {
+            return;
+        }
         if let Err(error) = soon::<E, _>(shard.change_members(wanted.clone())).await {
             tracing::debug!(shard_uid = uid.0, error, "a shard's members were not changed yet; it is tried again");
             return;
@@ -132,6 +135,14 @@ async fn tend<E: Env>(reactor: &Rc<Reactor<E>>, uid: ShardUid, shard: &Shard<E>,
     {
         tracing::debug!(shard_uid = uid.0, to = to.0, %error, "the preferred leader did not take over; it is tried again");
     }
+}
+
+/// Whether most of these nodes are alive: the others alone could neither end the change nor write anything after it.
+fn is_able<E: Env>(reactor: &Reactor<E>, voters: &BTreeSet<NodeId>) -> bool {
+    let node = reactor.node();
+    let me = node.identity().map(|identity| identity.node);
+    let is_alive = |voter: &&NodeId| Some(**voter) == me || node.liveness.is_alive(**voter);
+    2 * voters.iter().filter(is_alive).count() > voters.len()
 }
 
 /// What a change of a group's members comes to within `CHANGE_MAX`, or why it was left alone.
