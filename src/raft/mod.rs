@@ -126,6 +126,13 @@ pub struct Members {
     pub changing: bool,
 }
 
+impl Members {
+    /// Whether no other node votes, as far as is known: then all that is in the log here is committed.
+    pub fn is_alone(&self, me: NodeId) -> bool {
+        self.voters.iter().all(|voter| *voter == me)
+    }
+}
+
 /// How far a follower is, as the leader knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {

@@ -79,11 +79,13 @@ impl<E: Env> Reactor<E> {
                 }
                 Err(error) => {
                     let hopeless = matches!(error, RepairError::Hopeless(_));
-                    let cause = if alone || hopeless { way_out(&error, &options.dir) } else { error.to_string() };
-                    self.note_damage(&options, cause);
                     if alone || hopeless {
+                        let cause = way_out(&error, &options.dir);
+                        tracing::error!(shard_uid = uid.0, %cause, "a damaged replica cannot be mended from others");
+                        self.note_damage(&options, cause);
                         return;
                     }
+                    self.note_damage(&options, error.to_string());
                 }
             }
             env::sleep::<E>(pause).await;

@@ -33,7 +33,8 @@ pub const FOUNDER: NodeId = NodeId(1);
 pub async fn boot<E: Env>(reactor: Rc<Reactor<E>>, trust: Trust) -> Result<Control<E>, String> {
     let found = shards_on_disk::<E>(&reactor).await?;
     check_catalog(&reactor, &found).await?;
-    let founder = reactor.node().identity().expect("it was established before").node == FOUNDER;
+    let me = reactor.node().identity().expect("it was established before").node;
+    let founder = me == FOUNDER;
     let (control, recovered) = Control::open(Rc::clone(&reactor), founder, trust)
         .await
         .map_err(|error| format!("the catalog of topics could not be opened, and the node does not start: {error}"))?;
@@ -47,9 +48,9 @@ pub async fn boot<E: Env>(reactor: Rc<Reactor<E>>, trust: Trust) -> Result<Contr
     }
     let shards = found.iter().filter(|uid| **uid != ShardUid::CATALOG).copied().collect();
     control.take_over(&shards, &emptied).await?;
-    if control.group().members().voters.len() <= 1
-        && let Some(dir) = control.stranger()
-    {
+    // Where others vote, this node may not know yet what they have committed.
+    let is_alone = control.group().members().is_alone(me);
+    if is_alone && let Some(dir) = control.stranger() {
         // Never handed out by this catalog: somebody else's records are not ours to delete.
         return Err(format!(
             "{} belongs to no topic, and this node's catalog never made it: move it away, or restore the catalog that \
@@ -60,7 +61,7 @@ pub async fn boot<E: Env>(reactor: Rc<Reactor<E>>, trust: Trust) -> Result<Contr
     control.note_lost().await.map_err(|error| error.to_string())?;
     control.reconcile().await;
     check_reactors(&reactor)?;
-    if founder && control.shard_uid_end() == ShardUid(ShardUid::CATALOG.0 + 1) {
+    if founder && is_alone && control.shard_uid_end() == ShardUid(ShardUid::CATALOG.0 + 1) {
         make_default_topic(&reactor, &control).await?;
     }
     reactor.set_control(control.serve());
@@ -94,7 +95,7 @@ async fn learn_cluster<E: Env>(reactor: &Rc<Reactor<E>>, control: &Control<E>, f
     let identity = reactor.node().identity().expect("it was established before");
     let mut waited = Duration::ZERO;
     // What is committed in a catalog of several nodes is known when one of them leads it again.
-    let is_alone = control.group().members().voters.len() <= 1;
+    let is_alone = control.group().members().is_alone(identity.node);
     while control.cluster_id().is_none() {
         if founder && is_alone {
             control.init(identity.cluster_id.clone()).await.map_err(|error| error.to_string())?;

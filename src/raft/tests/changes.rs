@@ -25,6 +25,7 @@ fn members_change() {
         acknowledged.push(cluster.produce(&[1], 1, 10).await);
         cluster.agree(&[1, 2, 3]).await;
         assert_eq!(cluster.group(3).members(), expected);
+        assert!(!cluster.group(3).members().is_alone(NodeId(3)));
 
         // The leader dies; the others replace it by a fourth.
         cluster.crash(1);
@@ -51,6 +52,8 @@ fn members_change() {
         let alone = cluster.group(last);
         guard("a change", alone.change_members(ids(&[last]))).await.unwrap();
         assert_eq!(alone.members(), Members { voters: ids(&[last]), learners: ids(&[]), changing: false });
+        assert!(alone.members().is_alone(NodeId(last)));
+        assert!(!alone.members().is_alone(NodeId(last + 1)), "a learner is not alone");
         cluster.holds(last, &acknowledged).await;
         cluster.end().await;
     });

@@ -248,7 +248,12 @@ impl<E: Env> Control<E> {
         if let Some((uid, _)) = unwanted.iter().find(|(uid, _)| *uid >= end) {
             // Never handed out by this catalog: somebody else's records are not ours to delete.
             let dir = shard_dir(&self.inner.reactor.node().config.data, *uid);
-            tracing::error!(dir = %dir.display(), "belongs to no topic, and the catalog never made it: move it away");
+            if self.inner.catalog.members().is_alone(self.inner.me) {
+                tracing::error!(dir = %dir.display(), "belongs to no topic, and the catalog never made it: move it away");
+            } else {
+                // After a restart that is so until this node has caught up.
+                tracing::info!(dir = %dir.display(), "belongs to no topic that this node's catalog knows by now");
+            }
         }
         let unwanted: Vec<_> = unwanted.into_iter().filter(|(uid, _)| *uid < end).collect();
         if unwanted.is_empty() {
