@@ -96,3 +96,26 @@ impl fmt::Display for LogId {
         write!(f, "{}.{}", self.term, self.index)
     }
 }
+
+/// Whether more than half of `all` are such, as a majority has to be; false of nothing.
+pub fn is_most<T>(all: impl IntoIterator<Item = T>, is_such: impl Fn(T) -> bool) -> bool {
+    let mut surplus = 0_i64;
+    for one in all {
+        surplus += if is_such(one) { 1 } else { -1 };
+    }
+    surplus > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Half is not most, and nothing is not most of nothing.
+    #[test]
+    fn most() {
+        let voters = [1, 2, 3, 4].map(NodeId);
+        let up_to = |last| is_most(&voters, |node| *node <= NodeId(last));
+        assert_eq!([1, 2, 3, 4].map(up_to), [false, false, true, true]);
+        assert!(!is_most([], |_: NodeId| true));
+    }
+}

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Catalog, Command, MoveShard, Replicas, topics::PlacedShard};
 use crate::{
-    ids::{NodeId, ShardUid},
+    ids::{NodeId, ShardUid, is_most},
     limits::{MOVES_PER_NODE_MAX, NODE_SHARDS_MAX, PLAN_MOVES_MAX},
 };
 
@@ -224,7 +224,7 @@ impl Catalog {
         let mut target = kept;
         target.extend(added);
         // Those that are left could write nothing: the replica that is to go stays until one of them is back.
-        if 2 * target.iter().filter(|node| !dead.contains(node)).count() <= target.len() {
+        if !is_most(&target, |node| !dead.contains(node)) {
             return None;
         }
         self.lead(shard, load, &mut target);

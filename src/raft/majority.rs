@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    ids::{LogId, NodeId},
+    ids::{LogId, NodeId, is_most},
     log::Vote,
 };
 
@@ -45,11 +45,10 @@ impl Majority {
             return true;
         }
         let acknowledged = self.acknowledged.borrow();
-        let has = |voter: &&u64| match NodeId(**voter) {
+        is_most(voters, |voter| match NodeId(*voter) {
             node if node == me => flushed >= Some(id),
             node => acknowledged.get(&node) >= Some(&id),
-        };
-        2 * voters.iter().filter(has).count() > voters.len()
+        })
     }
 }
 

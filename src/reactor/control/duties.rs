@@ -20,7 +20,7 @@ use super::{Control, ControlError, Proposed};
 use crate::{
     catalog::Replicas,
     env::{self, Env},
-    ids::{NodeId, ReactorNumber, ShardUid},
+    ids::{NodeId, ReactorNumber, ShardUid, is_most},
     proto::ringlog::state::v1::{FinishMove, catalog_command::Command},
     reactor::{Reactor, mailbox::Request, node::Phase},
     shard::Shard,
@@ -112,7 +112,7 @@ async fn tend<E: Env>(reactor: &Rc<Reactor<E>>, uid: ShardUid, shard: &Shard<E>,
     let wanted: BTreeSet<NodeId> = goal(replicas).iter().copied().collect();
     let members = shard.members();
     if members.voters != wanted || members.changing || !members.learners.is_empty() {
-        if !members.changing && !is_able(reactor, &wanted) {
+        if !members.changing && !are_most_alive(reactor, &wanted) {
             return;
         }
         if let Err(error) = soon::<E, _>(shard.change_members(wanted.clone())).await {
@@ -138,11 +138,10 @@ async fn tend<E: Env>(reactor: &Rc<Reactor<E>>, uid: ShardUid, shard: &Shard<E>,
 }
 
 /// Whether most of these nodes are alive: the others alone could neither end the change nor write anything after it.
-fn is_able<E: Env>(reactor: &Reactor<E>, voters: &BTreeSet<NodeId>) -> bool {
+fn are_most_alive<E: Env>(reactor: &Reactor<E>, voters: &BTreeSet<NodeId>) -> bool {
     let node = reactor.node();
     let me = node.identity().map(|identity| identity.node);
-    let is_alive = |voter: &&NodeId| Some(**voter) == me || node.liveness.is_alive(**voter);
-    2 * voters.iter().filter(is_alive).count() > voters.len()
+    is_most(voters, |voter| Some(*voter) == me || node.liveness.is_alive(*voter))
 }
 
 /// What a change of a group's members comes to within `CHANGE_MAX`, or why it was left alone.

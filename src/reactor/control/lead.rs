@@ -9,7 +9,7 @@ use super::{Control, duties::soon};
 use crate::{
     catalog::Catalog,
     env::{self, Env},
-    ids::NodeId,
+    ids::{NodeId, is_most},
 };
 
 /// How often the leader looks.
@@ -41,7 +41,7 @@ impl<E: Env> Control<E> {
         let (members, wanted) = group.with_machine(|catalog| (catalog.members(), catalog.wanted_voters()));
         let present = group.members();
         // A leader that was removed leads on until another is elected.
-        if members.is_empty() || present.changing || !present.voters.contains(&self.inner.me) {
+        if members.is_empty() || !present.voters.contains(&self.inner.me) {
             return;
         }
         for node in members.iter().filter(|node| !present.voters.contains(node) && !present.learners.contains(node)) {
@@ -57,7 +57,7 @@ impl<E: Env> Control<E> {
         let mut new_ones = wanted.difference(&present.voters);
         if wanted != present.voters
             && new_ones.all(|node| !dead.contains(node))
-            && 2 * wanted.difference(&dead).count() > wanted.len()
+            && is_most(&wanted, |node| !dead.contains(node))
             && let Err(error) = soon::<E, _>(group.change_members(wanted.clone())).await
         {
             tracing::warn!(?wanted, error, "the catalog's voters could not be changed; it is tried again");
