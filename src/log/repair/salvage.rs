@@ -36,7 +36,7 @@ pub async fn salvage<D: Disk>(
     let skipped = files.iter().rposition(begins_below).unwrap_or(0);
     // One whose header is damaged lies behind the one that it may continue.
     for file in &files[skipped..] {
-        for item in content(disk, file, hard.shard).await.map_err(RepairError::Disk)? {
+        for item in content(disk, file, hard.shard).await.map_err(RepairError::Disk)?.items {
             let Item::Run { position, bytes, first, last } = item else { continue };
             if !(first.id.index <= from && from <= last.id.index) {
                 continue;

@@ -50,7 +50,7 @@ pub async fn survey<D: Disk>(disk: &D, options: &LogOptions, flushed: Option<Log
         place: (options.dir.clone(), 0),
     };
     for (number, (file, content)) in files.iter().zip(contents).enumerate() {
-        if !building.file(file, content, number + 1 == files.len())? {
+        if !building.file(file, content.items, number + 1 == files.len())? {
             // Behind this nothing was ever durable.
             break;
         }
@@ -177,6 +177,16 @@ fn without_purged(files: Vec<SegmentFile>, start: Index) -> Vec<SegmentFile> {
 }
 
 /// What is in a file.
+#[derive(Default)]
+pub(super) struct Content {
+    /// In order.
+    pub items: Vec<Item>,
+    /// Its entries say that all below this were durable. Not always the last of them says so: one that was mended can say more
+    /// than those behind it, which were written together with it.
+    durable_end: Index,
+}
+
+/// A piece of it.
 pub(super) enum Item {
     /// Whole entries.
     Run { position: u64, bytes: u64, first: EntryHeader, last: EntryHeader },
@@ -187,29 +197,36 @@ pub(super) enum Item {
 }
 
 /// Finds all entries of a file's life in it.
-pub(super) async fn content<D: Disk>(disk: &D, file: &SegmentFile, shard: ShardUid) -> Result<Vec<Item>, LogError> {
+pub(super) async fn content<D: Disk>(disk: &D, file: &SegmentFile, shard: ShardUid) -> Result<Content, LogError> {
     let failed = |error: io::Error| io_error(&file.path, "read", &error);
     let reader = disk.open(&file.path, OpenMode::Read).await.map_err(failed)?;
     let base = file.header.map_or_else(LogPoint::default, |header| header.base);
     let mut scan = Scan::new(&reader, file.bytes, shard, file.sequence, base);
-    let mut items: Vec<Item> = Vec::new();
+    let mut found = Content::default();
     // Whether `scan.point` is known to be where the log stands at `scan.position`.
     let mut known = file.header.is_some();
-    let mut in_run = false;
+    let (mut in_run, mut was_bad) = (false, false);
     while scan.position < file.bytes {
         let position = scan.position;
         if known {
             match scan.next().await.map_err(failed)? {
                 Found::Entry(entry) => {
-                    note_entry(&mut items, in_run, position, entry.header);
+                    found.entry(in_run, position, entry.header);
                     in_run = true;
                     continue;
                 }
                 Found::Footer => {
-                    items.push(Item::Footer(scan.point));
+                    found.items.push(Item::Footer(scan.point));
                     break;
                 }
                 Found::End => break,
+                Found::Bad(_) if !was_bad => {
+                    // What recovery takes for damage is damage here.
+                    if scan.look_beyond().await.map_err(failed)?.proof.is_some() {
+                        found.durable_end = found.durable_end.max(scan.point.next.next());
+                    }
+                    was_bad = true;
+                }
                 Found::Bad(_) => {}
             }
         }
@@ -218,7 +235,7 @@ pub(super) async fn content<D: Disk>(disk: &D, file: &SegmentFile, shard: ShardU
         let block = scan.bytes(BLOCK_BYTES).await.map_err(failed)?;
         let Some(header) = ours(&block, shard, file.sequence, scan.point.next) else {
             if let Some(end) = footer(&block, shard, file.sequence, position, scan.point.next) {
-                items.push(Item::Footer(end));
+                found.items.push(Item::Footer(end));
                 break;
             }
             scan.position += BLOCK;
@@ -226,26 +243,36 @@ pub(super) async fn content<D: Disk>(disk: &D, file: &SegmentFile, shard: ShardU
         };
         let bytes = scan.bytes(header.padded_bytes()).await.map_err(failed)?;
         if StoredEntry::parse(&bytes).is_ok() {
-            note_entry(&mut items, false, position, header);
+            found.entry(false, position, header);
             in_run = true;
         } else {
-            items.push(Item::Header { position, header });
+            found.header(position, header);
         }
         scan.point = point_after(&header);
         scan.position += header.padded_bytes() as u64;
         known = true;
     }
-    Ok(items)
+    Ok(found)
 }
 
-fn note_entry(items: &mut Vec<Item>, goes_on: bool, position: u64, header: EntryHeader) {
-    let padded = header.padded_bytes() as u64;
-    match items.last_mut() {
-        Some(Item::Run { bytes, last, .. }) if goes_on => {
-            *bytes += padded;
-            *last = header;
+impl Content {
+    /// Adds a whole entry, to the last run or as the first of the next one.
+    fn entry(&mut self, goes_on: bool, position: u64, header: EntryHeader) {
+        let padded = header.padded_bytes() as u64;
+        self.durable_end = self.durable_end.max(Index(header.durable_end));
+        match self.items.last_mut() {
+            Some(Item::Run { bytes, last, .. }) if goes_on => {
+                *bytes += padded;
+                *last = header;
+            }
+            _ => self.items.push(Item::Run { position, bytes: padded, first: header, last: header }),
         }
-        _ => items.push(Item::Run { position, bytes: padded, first: header, last: header }),
+    }
+
+    /// Adds one whose payload is damaged.
+    fn header(&mut self, position: u64, header: EntryHeader) {
+        self.durable_end = self.durable_end.max(Index(header.durable_end));
+        self.items.push(Item::Header { position, header });
     }
 }
 
@@ -262,24 +289,24 @@ fn footer(block: &[u8], shard: ShardUid, sequence: SegmentSequence, position: u6
 }
 
 /// All entries below this were durable.
-fn durable_end(hard: &HardStateSlot, files: &[SegmentFile], contents: &[Vec<Item>]) -> Index {
+fn durable_end(hard: &HardStateSlot, files: &[SegmentFile], contents: &[Content]) -> Index {
     let committed = hard.state.committed.map_or(Index(0), |committed| committed.index.next());
     let bases = files.iter().filter_map(|file| file.header).map(|header| header.base.next);
-    let said = contents.iter().flatten().map(|item| match item {
-        Item::Run { last, .. } => Index(last.durable_end),
-        Item::Header { header, .. } => Index(header.durable_end),
-        Item::Footer(end) => end.next,
+    let said = contents.iter().map(|content| content.durable_end);
+    let closed = contents.iter().flat_map(|content| &content.items).filter_map(|item| match item {
+        Item::Footer(end) => Some(end.next),
+        Item::Run { .. } | Item::Header { .. } => None,
     });
     // All but the last file: the log went on behind them.
     let before_last = contents.split_last().map_or(&contents[..0], |(_, before)| before);
-    let ends = before_last.iter().flatten().map(|item| match item {
+    let ends = before_last.iter().flat_map(|content| &content.items).map(|item| match item {
         Item::Run { last, .. } => last.id.index.next(),
         Item::Header { header, .. } => header.id.index.next(),
         Item::Footer(end) => end.next,
     });
     // A segment is named after its first entry is durable.
     let named = files.iter().filter(|file| file.named).filter_map(|file| Some(file.header?.base.next.next()));
-    bases.chain(said).chain(ends).chain(named).fold(committed, Index::max)
+    bases.chain(said).chain(closed).chain(ends).chain(named).fold(committed, Index::max)
 }
 
 /// Puts parts together.
@@ -303,13 +330,13 @@ struct Building<'a> {
 
 impl Building<'_> {
     /// Adds a file; false if nothing that was durable is behind it.
-    fn file(&mut self, file: &SegmentFile, content: Vec<Item>, is_last: bool) -> Result<bool, RepairError> {
-        let is_empty = content.is_empty();
+    fn file(&mut self, file: &SegmentFile, items: Vec<Item>, is_last: bool) -> Result<bool, RepairError> {
+        let is_empty = items.is_empty();
         match &file.header {
             Some(header) => self.begin(file, header)?,
             None => self.headless(file, is_empty && !is_last),
         }
-        for item in content {
+        for item in items {
             if !self.item(file, item)? {
                 return Ok(false);
             }
@@ -388,6 +415,8 @@ impl Building<'_> {
                         .map_err(|what| RepairError::hopeless(file.path.clone(), position, what))?;
                 }
                 let (path, sequence, end) = (file.path.clone(), file.sequence, point_after(&last));
+                // Whole, but not where it should be: nobody would find it there.
+                self.part().damaged |= self.place != (path.clone(), position);
                 self.push(Piece::Run { path, sequence, position, bytes, end });
                 self.place.1 = position + bytes;
                 self.point = end;
@@ -413,7 +442,12 @@ impl Building<'_> {
     }
 
     fn push(&mut self, piece: Piece) {
-        self.parts.last_mut().expect("a file begins or goes on a part").pieces.push(piece);
+        self.part().pieces.push(piece);
+    }
+
+    /// The segment that what is found belongs to.
+    fn part(&mut self) -> &mut Part {
+        self.parts.last_mut().expect("a file begins or goes on a part")
     }
 
     /// Notes that entries up to `end` are missing; false if none of them was durable.
@@ -429,7 +463,7 @@ impl Building<'_> {
         let chain_known = matches!(after, After::Point(_));
         if self.point.next < start.next {
             // What is purged is not needed: the segment begins at the log start from now on.
-            let part = self.parts.last_mut().expect("a file begins or goes on a part");
+            let part = self.part();
             part.pieces.clear();
             part.damaged = true;
             part.header.base = start;
@@ -444,9 +478,9 @@ impl Building<'_> {
             return false;
         }
         let before = self.point;
-        let part = self.parts.last_mut().expect("a file begins or goes on a part");
-        part.damaged = true;
         let (file, position) = self.place.clone();
+        let part = self.part();
+        part.damaged = true;
         let gap = Gap { file, position, before, end, after };
         part.pieces.push(Piece::Gap(gap));
         self.point = behind;

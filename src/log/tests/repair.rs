@@ -6,13 +6,13 @@ use super::support::*;
 use crate::{
     env::runtime::block_on,
     format::entry::StoredEntry,
-    ids::{Index, LogId, NodeId, Term},
+    ids::{Index, LogId, NodeId, ShardUid, Term},
     limits::BLOCK_BYTES,
     log::{
-        HardState, LogError,
+        HardState, Log, LogError, LogOptions, TailBudget,
         repair::{Mended, RepairError, cut, mend, salvage, survey},
     },
-    sim::SimDisk,
+    sim::{SimDisk, random},
 };
 
 const PEER: NodeId = NodeId(2);
@@ -244,6 +244,125 @@ fn damaged_tail_of_an_open_log() {
             same(&entries(&damaged).await.unwrap(), &expected);
         }
     });
+}
+
+/// An entry that was mended says that all before it were durable, and those that were written together with it do not: what it
+/// says is believed, and the log is mended once more.
+#[test]
+fn mended_beside_ones_that_say_less() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        append_one(&log, 1, 1_000).await;
+        let together = (0..4).map(|ahead| batch(&log, ahead, 1, 1_000)).collect();
+        append(&log, together).await.unwrap().unwrap();
+        let flushed = log.flushed();
+        let good = power_fails(&disk, 1).await;
+        let expected = entries(&copy(&good)).await.unwrap();
+        assert_eq!(expected.iter().map(|entry| entry.header.durable_end).collect::<Vec<_>>(), [0, 1, 1, 1, 1]);
+        let name = path(&stores(&good)[0]);
+        good.flip_bit(&name, 4 * BLOCK_BYTES as u64 + 9, 0);
+        let whole = power_fails(&disk, 1).await;
+        repair_open(&good, &[&whole], flushed).await.unwrap();
+        good.flip_bit(&name, 3 * BLOCK_BYTES as u64 + 9, 0);
+        assert!(matches!(entries(&copy(&good)).await, Err(LogError::Corrupt { .. })));
+        assert_eq!(repair(&good, &[&whole]).await.unwrap().entries, 1);
+        same(&entries(&good).await.unwrap(), &expected);
+    });
+}
+
+/// Whatever happens to blocks of a log, and to what was mended of it, and again: a log that is said to be mended opens, with
+/// all that is known to have been durable.
+#[test]
+fn blocks_anywhere() {
+    block_on(async {
+        let mut rebuilt = 0;
+        for seed in 0..300 {
+            let dice = &Cell::new(seed);
+            let (good, foreign) = (SimDisk::new(), SimDisk::new());
+            let others = LogOptions { shard: ShardUid(43), ..options(64 << 10) };
+            let log: TestLog = Log::open(foreign.clone(), TailBudget::new(0), others).await.unwrap().0;
+            for _ in 0..12 {
+                append_one(&log, 1, 4_500).await;
+            }
+            let log = open(&good).await;
+            let mut count = 0;
+            let sizes = if seed % 2 == 0 { [900, 4_500, 9_000] } else { [900; 3] };
+            while count < 24 {
+                let together = 1 + below(dice, 8);
+                let new = (0..together).map(|ahead| batch(&log, ahead, 1, sizes[below(dice, 3) as usize])).collect();
+                append(&log, new).await.unwrap().unwrap();
+                count += together;
+            }
+            let flushed = log.flushed();
+            let committed = Some(LogId { term: Term(1), index: Index(below(dice, count / 2)) });
+            log.save_hard_state(HardState { vote: None, committed }).await.unwrap();
+            let good = match below(dice, 4) {
+                0 => {
+                    log.close().await.unwrap();
+                    copy(&good)
+                }
+                _ => power_fails(&good, 7).await,
+            };
+            let expected = entries(&copy(&good)).await.unwrap();
+            let disk = copy(&good);
+            for round in 0..4 {
+                for _ in 0..1 + below(dice, 4) {
+                    damage(&disk, &foreign, dice);
+                }
+                let what = format!("seed {seed}, round {round}");
+                // It was open, or not.
+                let known = flushed.filter(|_| below(dice, 2) == 0);
+                match repair_open(&disk, &[&good], known).await {
+                    Ok(mended) => rebuilt += mended.segments,
+                    // All of the last segment is gone, and was never known to be committed.
+                    Err(error) if error.to_string().contains("nobody can say whether") => break,
+                    Err(error) => panic!("{what}: {error}"),
+                }
+                let found = entries(&disk.crash(0)).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert!(found.len() as u64 > known.max(committed).unwrap().index.0, "{what}: {} entries", found.len());
+                same(&found, &expected[..found.len()]);
+            }
+        }
+        assert!(rebuilt > 600, "{rebuilt}");
+    });
+}
+
+/// A number below `end`.
+fn below(dice: &Cell<u64>, end: u64) -> u64 {
+    random(dice) % end
+}
+
+/// One block is hit by a bit, by zeros, or by what belongs to another place in this log or another's.
+fn damage(disk: &SimDisk, foreign: &SimDisk, dice: &Cell<u64>) {
+    let pick = |disk: &SimDisk| {
+        let stores = stores(disk);
+        let name = path(&stores[below(dice, stores.len() as u64) as usize]);
+        let content = disk.content(&name);
+        let at = below(dice, content.len().div_ceil(BLOCK_BYTES) as u64) as usize * BLOCK_BYTES;
+        (name, content, at)
+    };
+    let (name, mut content, at) = pick(disk);
+    let end = content.len().min(at + BLOCK_BYTES);
+    let from_at = below(dice, content.len().div_ceil(BLOCK_BYTES) as u64) as usize * BLOCK_BYTES;
+    let from = match below(dice, 4) {
+        0 => return disk.flip_bit(&name, at as u64 + below(dice, (end - at) as u64), 3),
+        1 => vec![0; BLOCK_BYTES],
+        // Written there instead of where it belongs.
+        2 => {
+            let from_bytes = BLOCK_BYTES.min(content.len() - from_at);
+            let block = content[from_at..][..from_bytes].to_vec();
+            content[from_at..][..from_bytes].fill(0);
+            block
+        }
+        _ => {
+            let (_, content, at) = pick(foreign);
+            content[at..].to_vec()
+        }
+    };
+    let bytes = from.len().min(end - at);
+    content[at..at + bytes].copy_from_slice(&from[..bytes]);
+    disk.set_content(&name, content);
 }
 
 /// Power fails at every step of mending: the log is as damaged as before, or whole, and is mended in the end.
