@@ -9,16 +9,14 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use bytes::Bytes;
-
 use super::{Group, GroupOptions, Machine, network::Network};
 use crate::{
-    env::{self, Env},
+    env::{self, Env, buffer::Buffer},
     format::peer::{Envelope, Message},
     ids::{Index, LogId, NodeId, ShardUid},
     log::{
         LogOptions,
-        repair::{Mended, RepairError, Survey, mend, salvage, survey},
+        repair::{Mended, RepairError, Sent, Survey, mend, salvage, survey},
     },
     peer::{
         Peers,
@@ -69,20 +67,19 @@ impl<E: Env> Repair<E> {
         result.map(|()| mended)
     }
 
-    async fn fetch(&self, node: NodeId, from: Index, end: Index) -> Result<Vec<Bytes>, String> {
+    async fn fetch(&self, node: NodeId, from: Index, end: Index) -> Result<Sent, String> {
         let (line, message) = (self.network.line(node), Message::Fetch { from, end });
         let frame = line.frame(FrameKind::Raft, message, Vec::new());
         let call = self.network.peers().call(line.to, frame, env::net::Priority::Bulk, FETCH_WAIT);
         let received = call.await.map_err(|error| error.to_string())?;
         match line.answer(&received).map_err(|error| error.to_string())? {
-            Message::Fetched => Ok(received
-                .parts
-                .into_iter()
-                .map(|part| {
+            Message::Fetched { committed_end } => {
+                let entry = |part: Buffer| {
                     let bytes = part.len();
                     part.freeze_padded().slice(..bytes)
-                })
-                .collect()),
+                };
+                Ok(Sent { entries: received.parts.into_iter().map(entry).collect(), committed_end })
+            }
             other => Err(line.unexpected(&other).to_string()),
         }
     }
@@ -117,13 +114,17 @@ pub async fn give_salvaged<E: Env>(
     let Some((from, end)) = asked(&first) else { return };
     let options = LogOptions { dir, shard: group, segment_bytes_max: 0, owner };
     let entries = salvage(&disk, &options, from, end, FETCH_BYTES).await.map_err(|error| error.to_string());
-    give(group, entries, from, stream).await;
+    // Which of what is in the files is committed is not known.
+    let sent = entries.map(|entries| Sent { entries, committed_end: Index(0) });
+    give(group, sent, from, stream).await;
 }
 
-async fn give<E: Env>(group: ShardUid, entries: Result<Vec<Bytes>, String>, from: Index, mut stream: FrameStream<E>) {
-    let (message, mut parts) = match entries {
-        Ok(parts) if parts.is_empty() => (Message::Failed { cause: format!("entry {from} is not here") }, parts),
-        Ok(parts) => (Message::Fetched, parts),
+async fn give<E: Env>(group: ShardUid, sent: Result<Sent, String>, from: Index, mut stream: FrameStream<E>) {
+    let (message, mut parts) = match sent {
+        Ok(sent) if sent.entries.is_empty() => {
+            (Message::Failed { cause: format!("entry {from} is not here") }, Vec::new())
+        }
+        Ok(Sent { entries, committed_end }) => (Message::Fetched { committed_end }, entries),
         Err(cause) => (Message::Failed { cause }, Vec::new()),
     };
     parts.truncate(FRAME_PARTS_MAX);
@@ -140,11 +141,12 @@ impl<E: Env, M: Machine> Group<E, M> {
         let Some((from, end)) = asked(&first) else { return };
         let log = self.log();
         let durable = log.flushed().map_or(Index(0), |flushed| flushed.index.next());
-        let entries = match log.read(from, end.min(durable), FETCH_BYTES).await {
+        let committed_end = self.applied_end();
+        let sent = match log.read(from, end.min(durable), FETCH_BYTES).await {
             _ if from >= durable => Err(format!("entry {from} is not here")),
-            Ok(entries) => Ok(entries.into_iter().map(|entry| entry.bytes).collect()),
+            Ok(entries) => Ok(Sent { entries: entries.into_iter().map(|entry| entry.bytes).collect(), committed_end }),
             Err(error) => Err(error.to_string()),
         };
-        give(self.inner.network.group(), entries, from, stream).await;
+        give(self.inner.network.group(), sent, from, stream).await;
     }
 }

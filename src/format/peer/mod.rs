@@ -111,7 +111,10 @@ pub enum Message {
         end: Index,
     },
     /// Answer to it: some of them, from the first one on, are the frame's parts.
-    Fetched,
+    Fetched {
+        /// Entries below this are known to be committed there.
+        committed_end: Index,
+    },
     /// Done.
     Done,
     /// Not done.
@@ -220,10 +223,11 @@ impl Message {
                 EnvelopeArgs { kind: kind::SNAPSHOT_ANSWER, vote: Some(vote_bytes(vote)), ..none }
             }
             Message::Fetch { from, end } => {
-                let bytes = |index: &Index| Some(LogIdBytes::new(0, index.0));
-                EnvelopeArgs { kind: kind::FETCH, log_id: bytes(from), commit: bytes(end), ..none }
+                EnvelopeArgs { kind: kind::FETCH, log_id: index_bytes(*from), commit: index_bytes(*end), ..none }
             }
-            Message::Fetched => EnvelopeArgs { kind: kind::FETCHED, ..none },
+            Message::Fetched { committed_end } => {
+                EnvelopeArgs { kind: kind::FETCHED, commit: index_bytes(*committed_end), ..none }
+            }
             Message::Done => EnvelopeArgs { kind: kind::DONE, ..none },
             Message::Failed { cause } => EnvelopeArgs { kind: kind::FAILED, cause: Some(cause), ..none },
         }
@@ -259,7 +263,9 @@ impl Message {
                 let end = table.commit().map(id_of).ok_or("it has no end")?;
                 Message::Fetch { from: id()?.index, end: end.index }
             }
-            kind::FETCHED => Message::Fetched,
+            kind::FETCHED => {
+                Message::Fetched { committed_end: table.commit().map(id_of).map_or(Index(0), |end| end.index) }
+            }
             kind::DONE => Message::Done,
             kind::FAILED => Message::Failed { cause: table.cause().unwrap_or_default().into() },
             unknown => return Err(format!("messages of kind {unknown} are not known here")),
@@ -269,6 +275,11 @@ impl Message {
 
 fn id_bytes(id: LogId) -> LogIdBytes {
     LogIdBytes::new(id.term.0, id.index.0)
+}
+
+/// An index alone: as an id of term 0.
+fn index_bytes(index: Index) -> Option<LogIdBytes> {
+    Some(LogIdBytes::new(0, index.0))
 }
 
 fn id_of(bytes: LogIdBytes) -> LogId {

@@ -25,7 +25,7 @@ fn messages() -> Vec<Message> {
         Message::Snapshot { vote, last: id, membership_log_id: None, membership },
         Message::SnapshotAnswer { vote },
         Message::Fetch { from: Index(3), end: Index(1 << 40) },
-        Message::Fetched,
+        Message::Fetched { committed_end: Index(7) },
         Message::Done,
         Message::Failed { cause: "no room".into() },
     ]

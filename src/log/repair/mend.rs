@@ -27,8 +27,16 @@ pub struct Mended {
     pub from: BTreeSet<NodeId>,
 }
 
+/// What another replica has sent.
+pub struct Sent {
+    /// Headers and payloads of entries, from the first one asked for on: as many as it likes below the last, but at least one.
+    pub entries: Vec<Bytes>,
+    /// All entries below this are known to be committed there.
+    pub committed_end: Index,
+}
+
 /// Builds each damaged segment anew. What is missing is asked of `sources`, one after the other until one has it: `fetch`
-/// gives entries (header and payload) from the first index on, as many as it likes below the second, but at least one.
+/// asks one for the entries from the first index on, below the second.
 /// What was mended stays, and is counted, also when the next segment cannot be: then another survey is needed.
 ///
 /// # Errors
@@ -38,7 +46,7 @@ pub async fn mend<D: Disk>(
     options: &LogOptions,
     survey: &Survey,
     sources: &[NodeId],
-    fetch: impl AsyncFn(NodeId, Index, Index) -> Result<Vec<Bytes>, String>,
+    fetch: impl AsyncFn(NodeId, Index, Index) -> Result<Sent, String>,
     mended: &mut Mended,
 ) -> Result<(), RepairError> {
     for part in survey.parts.iter().filter(|part| part.damaged) {
@@ -71,7 +79,7 @@ async fn rebuild<D: Disk>(
     options: &LogOptions,
     part: &Part,
     sources: &[NodeId],
-    fetch: &impl AsyncFn(NodeId, Index, Index) -> Result<Vec<Bytes>, String>,
+    fetch: &impl AsyncFn(NodeId, Index, Index) -> Result<Sent, String>,
     mended: &mut Mended,
 ) -> Result<(), RepairError> {
     let mut writer = Writer::begin(disk, &part.path, &part.header).await?;
@@ -129,7 +137,7 @@ async fn fill<F: File>(
     shard: ShardUid,
     gap: &Gap,
     sources: &[NodeId],
-    fetch: &impl AsyncFn(NodeId, Index, Index) -> Result<Vec<Bytes>, String>,
+    fetch: &impl AsyncFn(NodeId, Index, Index) -> Result<Sent, String>,
     writer: &mut Writer<F>,
 ) -> Result<NodeId, RepairError> {
     let mark = writer.mark().await?;
@@ -149,16 +157,18 @@ async fn fill_from<F: File>(
     shard: ShardUid,
     gap: &Gap,
     source: NodeId,
-    fetch: &impl AsyncFn(NodeId, Index, Index) -> Result<Vec<Bytes>, String>,
+    fetch: &impl AsyncFn(NodeId, Index, Index) -> Result<Sent, String>,
     writer: &mut Writer<F>,
 ) -> Result<Result<(), String>, RepairError> {
+    let mut committed_end = Index(0);
     while writer.point().next < gap.end {
-        let pieces = match fetch(source, writer.point().next, gap.end).await {
-            Ok(pieces) if pieces.is_empty() => return Ok(Err("it sent nothing".into())),
-            Ok(pieces) => pieces,
+        let sent = match fetch(source, writer.point().next, gap.end).await {
+            Ok(sent) if sent.entries.is_empty() => return Ok(Err("it sent nothing".into())),
+            Ok(sent) => sent,
             Err(what) => return Ok(Err(what)),
         };
-        for piece in pieces {
+        committed_end = sent.committed_end;
+        for piece in sent.entries {
             let at = writer.point();
             let entry = match StoredEntry::parse(&piece) {
                 Ok(entry) if at.next < gap.end => entry,
@@ -172,5 +182,5 @@ async fn fill_from<F: File>(
             writer.add_durable(&entry).await?;
         }
     }
-    Ok(gap.check_end(shard, &writer.point()))
+    Ok(gap.check_end(shard, &writer.point(), committed_end))
 }

@@ -10,7 +10,8 @@
 //! continues; behind it the next whole entry (whose chain hash names the one before), the header of an entry whose payload
 //! is damaged, the base of the next segment, a footer, or the committed log id of the hard state. Only entries that lead by
 //! their chain from the one to the other are taken, so what is put back is what was there, bit by bit, whoever sends it and
-//! whether or not that one knows it to be committed. (A chain hash of 64 bits is no defence against a forger; who sends is a
+//! whether or not that one knows it to be committed. Where nothing is known behind a gap (all of the last segment is lost),
+//! only what another one's open group knows to be committed is taken. (A chain hash of 64 bits is no defence against a forger; who sends is a
 //! node of the cluster, which proved it.) So damaged replicas mend each other as long as one whole copy of each entry
 //! exists, and a mended replica comes back with exactly what it had: it acknowledged nothing that it does not hold.
 //!
@@ -30,7 +31,7 @@ use std::path::PathBuf;
 
 pub use self::{
     cut::{Cut, cut},
-    mend::{Mended, mend},
+    mend::{Mended, Sent, mend},
     salvage::salvage,
     survey::survey,
 };
@@ -95,7 +96,8 @@ enum After {
     Entry(Box<EntryHeader>),
     /// The last entry of the gap.
     Last(LogId),
-    /// Nothing: that there was something.
+    /// Nothing: that there was something. What is committed in its place may follow: whatever was here is that, or was never
+    /// committed (Raft's log matching and leader completeness; Ongaro and Ousterhout, 2014, 5.3 and 5.4).
     Nothing,
 }
 

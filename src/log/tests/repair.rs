@@ -10,7 +10,7 @@ use crate::{
     limits::BLOCK_BYTES,
     log::{
         HardState, Log, LogError, LogOptions, TailBudget,
-        repair::{Mended, RepairError, cut, mend, salvage, survey},
+        repair::{Mended, RepairError, Sent, cut, mend, salvage, survey},
     },
     sim::{SimDisk, random},
 };
@@ -41,13 +41,24 @@ async fn repair(disk: &SimDisk, sources: &[&SimDisk]) -> Result<Mended, RepairEr
 
 /// The same of a log that was open until now, with that last durable entry.
 async fn repair_open(disk: &SimDisk, sources: &[&SimDisk], flushed: Option<LogId>) -> Result<Mended, RepairError> {
+    repair_from(disk, sources, flushed, Index(0)).await
+}
+
+/// The same from nodes that know what is below `committed_end` to be committed.
+async fn repair_from(
+    disk: &SimDisk,
+    sources: &[&SimDisk],
+    flushed: Option<LogId>,
+    committed_end: Index,
+) -> Result<Mended, RepairError> {
     let options = options(64 << 10);
     let survey = survey(disk, &options, flushed).await?;
     let nodes: Vec<_> = (2..).map(NodeId).take(sources.len()).collect();
     let fetch = async |node: NodeId, from, end| {
         let source = sources[node.0 as usize - 2];
         // Small pieces: several are needed.
-        salvage(source, &options, from, end, 9_000).await.map_err(|error| error.to_string())
+        let entries = salvage(source, &options, from, end, 9_000).await.map_err(|error| error.to_string())?;
+        Ok(Sent { entries, committed_end })
     };
     let mut mended = Mended::default();
     mend(disk, &options, &survey, &nodes, fetch, &mut mended).await.map(|()| mended)
@@ -313,12 +324,8 @@ fn blocks_anywhere() {
                 let what = format!("seed {seed}, round {round}");
                 // It was open, or not.
                 let known = flushed.filter(|_| below(dice, 2) == 0);
-                match repair_open(&disk, &[&good], known).await {
-                    Ok(mended) => rebuilt += mended.segments,
-                    // All of the last segment is gone, and was never known to be committed.
-                    Err(error) if error.to_string().contains("nobody can say whether") => break,
-                    Err(error) => panic!("{what}: {error}"),
-                }
+                let mended = repair_from(&disk, &[&good], known, Index(count)).await;
+                rebuilt += mended.unwrap_or_else(|error| panic!("{what}: {error}")).segments;
                 let found = entries(&disk.crash(0)).await.unwrap_or_else(|error| panic!("{what}: {error}"));
                 assert!(found.len() as u64 > known.max(committed).unwrap().index.0, "{what}: {} entries", found.len());
                 same(&found, &expected[..found.len()]);
@@ -434,7 +441,7 @@ fn damage_below_the_log_start() {
 }
 
 /// The only segment of a log of which nothing is known to be committed, with nothing left in it: what it held cannot be told,
-/// so that nothing is put in its place.
+/// so that only what others know to be committed is put in its place.
 #[test]
 fn nothing_left() {
     block_on(async {
@@ -447,7 +454,10 @@ fn nothing_left() {
             let empty = copy(&good);
             empty.set_content(&name, [&good.content(&name)[..kept], &vec![0; 6 * BLOCK_BYTES]].concat());
             let error = repair(&empty, &[&good]).await.unwrap_err();
-            assert!(error.to_string().contains("nobody can say"), "{error}");
+            assert!(error.to_string().contains("it does not know them to be committed"), "{error}");
+            let mended = copy(&empty);
+            assert_eq!(repair_from(&mended, &[&good], None, Index(1)).await.unwrap().entries, 1);
+            same(&entries(&mended).await.unwrap(), &entries(&copy(&good)).await.unwrap());
             assert!(matches!(entries(&copy(&empty)).await, Err(LogError::Corrupt { .. })));
             let found = survey(&empty, &options(64 << 10), None).await.unwrap();
             assert!(cut(&empty, &options(64 << 10), &found).await.unwrap().is_some());

@@ -94,6 +94,21 @@ fn one_of_three() {
     });
 }
 
+/// One loses all entries of its only segment, and nothing there says which they were: it gets what the others know to be
+/// committed.
+#[test]
+fn all_of_one() {
+    block_on(async {
+        let mut worlds = three(3).await;
+        let disk = crash(&worlds, 1);
+        let mut content = disk.content(STORE);
+        content[BLOCK_BYTES..].fill(0);
+        disk.set_content(STORE, content);
+        restart(&mut worlds, 1, disk).await.unwrap_err();
+        agree(&worlds, 3).await;
+    });
+}
+
 /// Power fails at all of them, and two, or all three, lose different entries: with nobody to lead, they mend each other, also
 /// those that do not open themselves.
 #[test]
