@@ -26,10 +26,11 @@ use super::{
 use crate::{
     env::{DirEntry, Disk, Env, File, OpenMode, channel::Notify},
     format::{
+        entry::EntryHeader,
         segment::{BlockError, LogPoint, SLOT_BYTES, SegmentFooter, SegmentHeader, Slot},
         state_files::{HardState, HardStateSlot},
     },
-    ids::{Index, Position, ShardUid, Term},
+    ids::{Index, Position, SegmentSequence, ShardUid, Term},
     limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN},
 };
 
@@ -152,7 +153,7 @@ pub(super) fn newest_slot(content: &[u8], path: &Path, shard: Option<ShardUid>) 
     }
 }
 
-fn of_another(path: &Path, found: ShardUid, expected: ShardUid) -> LogError {
+pub(super) fn of_another(path: &Path, found: ShardUid, expected: ShardUid) -> LogError {
     let what = format!("it belongs to shard {found}, not to shard {expected}: put each shard's directory back");
     LogError::Foreign { file: path.into(), what }
 }
@@ -210,7 +211,13 @@ impl Survey {
                     Ok(header) if header.shard == options.shard => {
                         self.files.push(SegmentFile { path, bytes: entry.bytes, header, named });
                     }
-                    Ok(header) if named => return Err(of_another(&path, header.shard, options.shard)),
+                    Ok(header) if named => {
+                        if is_of(disk, &path, entry.bytes, &header, options.shard).await? {
+                            return Err(of_another(&path, header.shard, options.shard));
+                        }
+                        let what = format!("in its header's place is that of a segment of shard {}", header.shard);
+                        return Err(LogError::Corrupt { file: path, position: 0, what });
+                    }
                     Err(error @ BlockError::Version(_)) => return Err(of_version(&path, &error)),
                     Err(error) if named => {
                         let what = format!("the segment's header is not valid: {error}");
@@ -253,6 +260,43 @@ pub(super) async fn read_header<D: Disk>(disk: &D, path: &Path) -> Result<Result
     let failed = |error: io::Error| io_error(path, "read", &error);
     let file = disk.open(path, OpenMode::Read).await.map_err(failed)?;
     Ok(SegmentHeader::parse(&file.read_at(0, BLOCK_BYTES).await.map_err(failed)?))
+}
+
+/// The newest life that entries in a file are of; 0 without any.
+pub(super) async fn sequence_of<D: Disk>(
+    disk: &D,
+    path: &Path,
+    bytes: u64,
+    shard: ShardUid,
+) -> Result<SegmentSequence, LogError> {
+    let failed = |error: io::Error| io_error(path, "read", &error);
+    let file = disk.open(path, OpenMode::Read).await.map_err(failed)?;
+    let mut scan = Scan::new(&file, bytes, shard, SegmentSequence(0), LogPoint::default());
+    let mut newest = SegmentSequence(0);
+    while scan.position < bytes {
+        if let Ok(header) = EntryHeader::parse(&scan.bytes(BLOCK_BYTES).await.map_err(failed)?)
+            && header.shard == shard
+        {
+            newest = newest.max(header.segment);
+        }
+        scan.position += BLOCK;
+    }
+    Ok(newest)
+}
+
+/// Whether a file whose header is another shard's is that one's: entries of it are in it, and none of `shard`. Else the header
+/// went astray to here, or what it belongs to is lost.
+pub(super) async fn is_of<D: Disk>(
+    disk: &D,
+    path: &Path,
+    bytes: u64,
+    header: &SegmentHeader,
+    shard: ShardUid,
+) -> Result<bool, LogError> {
+    let none = SegmentSequence(0);
+    Ok(header.shard != shard
+        && sequence_of(disk, path, bytes, shard).await? == none
+        && sequence_of(disk, path, bytes, header.shard).await? != none)
 }
 
 /// The footer in the last block of a file, if it is one of this segment.

@@ -17,7 +17,7 @@ use crate::{
     limits::BLOCK_BYTES,
     log::{
         LogError, LogOptions, io_error, point_after,
-        recovery::{OF_ANOTHER_OWNER, has_extension, newest_slot, read_header},
+        recovery::{OF_ANOTHER_OWNER, has_extension, is_of, newest_slot, of_another, read_header, sequence_of},
         scan::{Found, Scan, continues},
         segment::store_path,
     },
@@ -114,7 +114,12 @@ pub(super) async fn segment_files<D: Disk>(
             }
             // A spare was never used, or torn in its first write.
             Ok(_) | Err(_) if !named => {}
-            Ok(_) | Err(_) => {
+            header => {
+                if let Ok(header) = header
+                    && is_of(disk, &path, bytes, &header, hard.shard).await.map_err(RepairError::Disk)?
+                {
+                    return Err(RepairError::Hopeless(of_another(&path, header.shard, hard.shard)));
+                }
                 let sequence = sequence_of(disk, &path, bytes, hard.shard).await.map_err(RepairError::Disk)?;
                 files.push(SegmentFile { path, bytes, sequence, header: None, named });
             }
@@ -146,23 +151,6 @@ fn before_in_names(files: &[SegmentFile], path: &Path) -> SegmentSequence {
     let offset = offset_in(path);
     let before = files.iter().filter(|file| file.header.is_some_and(|header| Some(header.base.offset) <= offset));
     before.map(|file| file.sequence).max().unwrap_or_default()
-}
-
-/// The newest life that entries in a file are of; 0 without any.
-async fn sequence_of<D: Disk>(disk: &D, path: &Path, bytes: u64, shard: ShardUid) -> Result<SegmentSequence, LogError> {
-    let failed = |error: io::Error| io_error(path, "read", &error);
-    let file = disk.open(path, OpenMode::Read).await.map_err(failed)?;
-    let mut scan = Scan::new(&file, bytes, shard, SegmentSequence(0), LogPoint::default());
-    let mut newest = SegmentSequence(0);
-    while scan.position < bytes {
-        if let Ok(header) = EntryHeader::parse(&scan.bytes(BLOCK_BYTES).await.map_err(failed)?)
-            && header.shard == shard
-        {
-            newest = newest.max(header.segment);
-        }
-        scan.position += BLOCK;
-    }
-    Ok(newest)
 }
 
 /// Leaves out what a purge would have removed, as recovery does.

@@ -150,6 +150,43 @@ fn files() {
     });
 }
 
+/// Another shard's segment header that was written over one's own is damage, whether or not entries are left; another shard's
+/// file is nobody's to mend or to remove.
+#[test]
+fn header_of_another_shard() {
+    block_on(async {
+        let good = crashed().await;
+        let expected = entries(&copy(&good)).await.unwrap();
+        let other = SimDisk::new();
+        let options = LogOptions { shard: ShardUid(43), ..options(64 << 10) };
+        let log: TestLog = Log::open(other.clone(), TailBudget::new(0), options).await.unwrap().0;
+        append_one(&log, 1, 1_000).await;
+        let others = power_fails(&other, 1).await.content(path(&stores(&good)[0]));
+        for name in stores(&good) {
+            for entries_left in [true, false] {
+                let disk = copy(&good);
+                let mut content = disk.content(path(&name));
+                content[..BLOCK_BYTES].copy_from_slice(&others[..BLOCK_BYTES]);
+                if !entries_left {
+                    content[BLOCK_BYTES..].fill(0);
+                }
+                disk.set_content(path(&name), content);
+                let error = entries(&copy(&disk)).await.unwrap_err();
+                assert!(matches!(&error, LogError::Corrupt { what, .. } if what.contains("of shard 43")), "{error}");
+                repair(&disk, &[&good]).await.unwrap();
+                same(&entries(&disk).await.unwrap(), &expected);
+            }
+            let disk = copy(&good);
+            disk.set_content(path(&name), others.clone());
+            let error = entries(&copy(&disk)).await.unwrap_err();
+            assert!(matches!(&error, LogError::Foreign { what, .. } if what.contains("shard 43")), "{error}");
+            let error = repair(&disk, &[&good]).await.unwrap_err();
+            assert!(matches!(&error, RepairError::Hopeless(LogError::Foreign { .. })), "{error}");
+            assert_eq!(disk.content(path(&name)), others);
+        }
+    });
+}
+
 /// Three replicas, each with other damage: each is mended from the others, that do not open either. An entry that nobody has
 /// any more stays lost, and all three say so.
 #[test]
