@@ -576,7 +576,7 @@ fn point_after(header: &EntryHeader) -> LogPoint {
 }
 
 /// An error on a path where nothing was written: trying again later is safe.
-fn io_error(file: &Path, action: &'static str, error: &io::Error) -> LogError {
+pub(crate) fn io_error(file: &Path, action: &'static str, error: &io::Error) -> LogError {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             LogError::Full { dir: file.parent().unwrap_or(file).into() }

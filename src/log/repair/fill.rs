@@ -14,7 +14,7 @@ use crate::{
         entry::{ENTRY_HEADER_BYTES, EntryHeader, StoredEntry},
         segment::{LogPoint, SegmentHeader},
     },
-    ids::{Index, ShardUid},
+    ids::ShardUid,
     limits::BLOCK_BYTES,
     log::{io_error, point_after, scan::continues},
 };
@@ -137,9 +137,8 @@ impl<F: File> Writer<F> {
 }
 
 impl Gap {
-    /// Whether a log that stands at `point` has what was missing. Its sender knows that what is below `committed_end` is
-    /// committed.
-    pub(super) fn check_end(&self, shard: ShardUid, point: &LogPoint, committed_end: Index) -> Result<(), String> {
+    /// Whether a log that stands at `point` has what was missing.
+    pub(super) fn check_end(&self, shard: ShardUid, point: &LogPoint) -> Result<(), String> {
         match &self.after {
             After::Point(known) if known == point => Ok(()),
             After::Entry(next) => continues(next, shard, next.segment, point)
@@ -148,11 +147,8 @@ impl Gap {
             After::Point(_) | After::Last(_) => {
                 Err(format!("it has another history: its entries up to {} differ", point.next))
             }
-            After::Nothing if point.next <= committed_end => Ok(()),
-            After::Nothing => {
-                Err("it does not know them to be committed, and nothing else says whether they are what was here"
-                    .into())
-            }
+            // What is sent for it is committed.
+            After::Nothing => Ok(()),
         }
     }
 }

@@ -1,13 +1,19 @@
 //! Damaged segments are built anew; see `super`.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use bytes::Bytes;
 
-use super::{Gap, Part, Piece, RepairError, Survey, fill::Writer};
+use super::{After, Gap, Part, Piece, RepairError, Survey, cut::write_committed, fill::Writer};
 use crate::{
     env::{Disk, File, OpenMode},
-    format::entry::{EntryHeader, StoredEntry},
+    format::{
+        entry::{EntryHeader, StoredEntry},
+        state_files::HardStateSlot,
+    },
     ids::{Index, NodeId, ShardUid},
     limits::BLOCK_BYTES,
     log::{
@@ -39,6 +45,9 @@ pub struct Sent {
 /// asks one for the entries from the first index on, below the second.
 /// What was mended stays, and is counted, also when the next segment cannot be: then another survey is needed.
 ///
+/// Where the sources have another history than what is left here, what they know to be committed takes the place of what was
+/// not, as far as there was anything here: that was never committed.
+///
 /// # Errors
 /// `Unfilled`, `Disk`; `Hopeless` when what was whole a moment ago is not.
 pub async fn mend<D: Disk>(
@@ -49,9 +58,34 @@ pub async fn mend<D: Disk>(
     fetch: impl AsyncFn(NodeId, Index, Index) -> Result<Sent, String>,
     mended: &mut Mended,
 ) -> Result<(), RepairError> {
-    for part in survey.parts.iter().filter(|part| part.damaged) {
-        rebuild(disk, options, part, sources, &fetch, mended).await?;
+    match mend_parts(disk, options, survey, sources, &fetch, mended).await {
+        Err(error @ RepairError::Unfilled { .. }) if mended.segments == 0 => {
+            let Some(survey) = survey.to_committed() else { return Err(error) };
+            match mend_parts(disk, options, &survey, sources, &fetch, mended).await {
+                Err(RepairError::Unfilled { .. }) => Err(error),
+                result => result,
+            }
+        }
+        result => result,
+    }
+}
+
+async fn mend_parts<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    survey: &Survey,
+    sources: &[NodeId],
+    fetch: &impl AsyncFn(NodeId, Index, Index) -> Result<Sent, String>,
+    mended: &mut Mended,
+) -> Result<(), RepairError> {
+    for (number, part) in survey.parts.iter().enumerate().filter(|(_, part)| part.damaged) {
+        let is_last = number + 1 == survey.parts.len();
+        let replaced = survey.replaced.as_ref().filter(|_| is_last).map(|later| (survey.hard, &later[..]));
+        rebuild(disk, options, part, replaced, (sources, fetch), mended).await?;
         mended.segments += 1;
+        for path in &part.absorbed {
+            remove_if_there(disk, path).await?;
+        }
     }
     for path in &survey.leftovers {
         remove_if_there(disk, path).await?;
@@ -78,8 +112,8 @@ async fn rebuild<D: Disk>(
     disk: &D,
     options: &LogOptions,
     part: &Part,
-    sources: &[NodeId],
-    fetch: &impl AsyncFn(NodeId, Index, Index) -> Result<Sent, String>,
+    replaced: Option<(HardStateSlot, &[PathBuf])>,
+    (sources, fetch): (&[NodeId], &impl AsyncFn(NodeId, Index, Index) -> Result<Sent, String>),
     mended: &mut Mended,
 ) -> Result<(), RepairError> {
     let mut writer = Writer::begin(disk, &part.path, &part.header).await?;
@@ -93,6 +127,14 @@ async fn rebuild<D: Disk>(
             }
         }
     }
+    if let Some((hard, later)) = replaced {
+        // A crash in between leaves a log that knows how far it has to come. What is removed is committed elsewhere, or never.
+        write_committed(disk, options, hard, writer.point().last()).await?;
+        for path in later.iter().rev() {
+            remove_if_there(disk, path).await?;
+        }
+        sync_dir(disk, &options.dir).await?;
+    }
     writer.finish(disk, &options.dir).await
 }
 
@@ -103,13 +145,13 @@ pub(super) async fn copy<D: Disk>(
     run: &Piece,
     writer: &mut Writer<D::File>,
 ) -> Result<(), RepairError> {
-    let Piece::Run { path, sequence, position, bytes, .. } = run else { return Ok(()) };
+    let Piece::Run { path, sequence, position, bytes, limit, .. } = run else { return Ok(()) };
     let failed = |action| move |error: std::io::Error| RepairError::Disk(io_error(path, action, &error));
     let file = disk.open(path, OpenMode::Read).await.map_err(failed("opened"))?;
     let end = position + bytes;
     let mut scan = Scan::new(&file, end, shard, *sequence, writer.point());
     scan.position = *position;
-    while scan.position < end {
+    while scan.position < end && writer.point().next < *limit {
         let at = scan.position;
         let block = scan.bytes(BLOCK_BYTES).await.map_err(failed("read"))?;
         let header = EntryHeader::parse(&block);
@@ -160,14 +202,17 @@ async fn fill_from<F: File>(
     fetch: &impl AsyncFn(NodeId, Index, Index) -> Result<Sent, String>,
     writer: &mut Writer<F>,
 ) -> Result<Result<(), String>, RepairError> {
-    let mut committed_end = Index(0);
     while writer.point().next < gap.end {
         let sent = match fetch(source, writer.point().next, gap.end).await {
             Ok(sent) if sent.entries.is_empty() => return Ok(Err("it sent nothing".into())),
             Ok(sent) => sent,
             Err(what) => return Ok(Err(what)),
         };
-        committed_end = sent.committed_end;
+        if matches!(gap.after, After::Nothing) && sent.committed_end < gap.end {
+            return Ok(Err(
+                "it does not know them to be committed, and nothing else says whether they were here".into()
+            ));
+        }
         for piece in sent.entries {
             let at = writer.point();
             let entry = match StoredEntry::parse(&piece) {
@@ -182,5 +227,5 @@ async fn fill_from<F: File>(
             writer.add_durable(&entry).await?;
         }
     }
-    Ok(gap.check_end(shard, &writer.point(), committed_end))
+    Ok(gap.check_end(shard, &writer.point()))
 }

@@ -40,7 +40,7 @@ use crate::{
     format::{
         entry::EntryHeader,
         segment::{LogPoint, SegmentHeader},
-        state_files::HardStateSlot,
+        state_files::{HardStateSlot, Vote},
     },
     ids::{Index, LogId, Offset, SegmentSequence},
 };
@@ -52,23 +52,27 @@ pub struct Survey {
     parts: Vec<Part>,
     /// Files whose entries are in a part, or that hold none.
     leftovers: Vec<PathBuf>,
+    /// The last part ends with what others know to be committed, and these later files are not needed any more (`to_committed`).
+    replaced: Option<Vec<PathBuf>>,
 }
 
 /// A segment as it is to be.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Part {
     path: PathBuf,
     header: SegmentHeader,
     pieces: Vec<Piece>,
+    /// Files whose entries go into it.
+    absorbed: Vec<PathBuf>,
     /// Its file is not what it should be.
     damaged: bool,
 }
 
 /// Part of a segment, in order.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Piece {
-    /// Whole entries, one behind the other.
-    Run { path: PathBuf, sequence: SegmentSequence, position: u64, bytes: u64, end: LogPoint },
+    /// Whole entries, one behind the other; those from `limit` on are not taken.
+    Run { path: PathBuf, sequence: SegmentSequence, position: u64, bytes: u64, end: LogPoint, limit: Index },
     /// Entries that cannot be read.
     Gap(Gap),
 }
@@ -96,7 +100,7 @@ enum After {
     Entry(Box<EntryHeader>),
     /// The last entry of the gap.
     Last(LogId),
-    /// Nothing: that there was something. What is committed in its place may follow: whatever was here is that, or was never
+    /// Nothing that counts: that there was something. What is committed in its place may follow: whatever was here is that, or was never
     /// committed (Raft's log matching and leader completeness; Ongaro and Ousterhout, 2014, 5.3 and 5.4).
     Nothing,
 }
@@ -156,6 +160,66 @@ impl Survey {
             Piece::Gap(gap) => Some(gap),
             Piece::Run { .. } => None,
         })
+    }
+
+    /// The same log with what others know to be committed in the place of all that is not known to be committed here: as far
+    /// as there was anything. For a log that cannot be mended, because those who have what is missing have another history: what
+    /// was not committed here was replaced there, damaged or not. `None`: all is committed.
+    fn to_committed(&self) -> Option<Survey> {
+        let hard = self.hard;
+        let from = hard.state.committed.map_or(Index(0), |committed| committed.index.next()).max(hard.start.next);
+        let end = self.last()?.index.next();
+        let number = self.parts.iter().rposition(|part| part.header.base.next <= from)?;
+        if end <= from {
+            return None;
+        }
+        let mut parts: Vec<Part> = self.parts[..=number].to_vec();
+        let part = &mut parts[number];
+        let mut before = part.header.base;
+        let mut pieces = Vec::new();
+        for piece in std::mem::take(&mut part.pieces) {
+            match piece {
+                _ if before.next >= from => break,
+                Piece::Run { path, sequence, position, bytes, end, .. } => {
+                    pieces.push(Piece::Run { path, sequence, position, bytes, end, limit: from });
+                    before = end;
+                }
+                Piece::Gap(gap) if gap.end <= from => {
+                    before = LogPoint { next: gap.end, ..gap.before };
+                    pieces.push(Piece::Gap(gap));
+                }
+                Piece::Gap(_) => break,
+            }
+        }
+        before.next = before.next.min(from);
+        pieces.push(Piece::Gap(Gap { file: part.path.clone(), position: 0, before, end, after: After::Nothing }));
+        (part.pieces, part.damaged) = (pieces, true);
+        let mut leftovers = self.leftovers.clone();
+        let later: Vec<_> = self.parts[number + 1..].iter().map(|part| part.path.clone()).collect();
+        leftovers.retain(|path| !later.contains(path));
+        Some(Survey { hard, parts, leftovers, replaced: Some(later) })
+    }
+
+    /// The vote in the hard state.
+    pub fn vote(&self) -> Option<Vote> {
+        self.hard.state.vote
+    }
+
+    /// The last entry that the log had, as far as is known; of one of which only the index is known, with the highest term that
+    /// it can have had.
+    pub fn last(&self) -> Option<LogId> {
+        let committed = self.hard.state.committed;
+        let Some(part) = self.parts.last() else { return committed.max(self.hard.start.last()) };
+        let last = part.pieces.last().map_or(part.header.base.last(), |piece| match piece {
+            Piece::Run { end, .. } => end.last(),
+            Piece::Gap(Gap { after: After::Point(point), .. }) => point.last(),
+            Piece::Gap(Gap { after: After::Last(last), .. }) => Some(*last),
+            Piece::Gap(Gap { after: After::Entry(_) | After::Nothing, before, end, .. }) => {
+                let term = self.vote().map_or(before.term, |vote| vote.term.max(before.term));
+                Some(LogId { term, index: Index(end.0 - 1) })
+            }
+        });
+        last.max(committed)
     }
 
     /// Where the log begins.

@@ -17,7 +17,9 @@ use crate::{
     limits::BLOCK_BYTES,
     log::{
         LogError, LogOptions, io_error, point_after,
-        recovery::{OF_ANOTHER_OWNER, has_extension, is_of, newest_slot, of_another, read_header, sequence_of},
+        recovery::{
+            OF_ANOTHER_OWNER, has_extension, is_of, newest_slot, of_another, read_footer, read_header, sequence_of,
+        },
         scan::{Found, Scan, continues},
         segment::store_path,
     },
@@ -218,7 +220,8 @@ pub(super) async fn content<D: Disk>(disk: &D, file: &SegmentFile, shard: ShardU
                 Found::Bad(_) => {}
             }
         }
-        known = false;
+        // Else it may be one that a write has put here, whose payload is not behind it.
+        let in_place = std::mem::take(&mut known);
         in_run = false;
         let block = scan.bytes(BLOCK_BYTES).await.map_err(failed)?;
         let Some(header) = ours(&block, shard, file.sequence, scan.point.next) else {
@@ -237,8 +240,15 @@ pub(super) async fn content<D: Disk>(disk: &D, file: &SegmentFile, shard: ShardU
             found.header(position, header);
         }
         scan.point = point_after(&header);
-        scan.position += header.padded_bytes() as u64;
-        known = true;
+        known = in_run || in_place;
+        scan.position += if known { header.padded_bytes() as u64 } else { BLOCK };
+    }
+    if let Some(header) = &file.header
+        && !matches!(found.items.last(), Some(Item::Footer(_)))
+        && let Some(footer) = read_footer(&reader, file.bytes, header).await.map_err(failed)?
+        && footer.end.next >= scan.point.next
+    {
+        found.items.push(Item::Footer(footer.end));
     }
     Ok(found)
 }
@@ -360,7 +370,13 @@ impl Building<'_> {
         self.point = base;
         self.chain_known = true;
         self.place = (file.path.clone(), BLOCK);
-        self.parts.push(Part { path: file.path.clone(), header: *header, pieces: Vec::new(), damaged: false });
+        self.parts.push(Part {
+            path: file.path.clone(),
+            header: *header,
+            pieces: Vec::new(),
+            absorbed: Vec::new(),
+            damaged: false,
+        });
         Ok(())
     }
 
@@ -370,6 +386,7 @@ impl Building<'_> {
         match self.parts.last_mut() {
             Some(part) => {
                 part.damaged = true;
+                part.absorbed.push(file.path.clone());
                 self.leftovers.push(file.path.clone());
             }
             // What follows says where it begins.
@@ -385,7 +402,7 @@ impl Building<'_> {
             SegmentHeader { shard, sequence, base, intended_bytes: self.options.segment_bytes_max, created_us: 0 };
         self.point = base;
         self.chain_known = true;
-        self.parts.push(Part { path, header, pieces: Vec::new(), damaged });
+        self.parts.push(Part { path, header, pieces: Vec::new(), absorbed: Vec::new(), damaged });
     }
 
     /// Adds what was found; false if it was never durable.
@@ -405,7 +422,8 @@ impl Building<'_> {
                 let (path, sequence, end) = (file.path.clone(), file.sequence, point_after(&last));
                 // Whole, but not where it should be: nobody would find it there.
                 self.part().damaged |= self.place != (path.clone(), position);
-                self.push(Piece::Run { path, sequence, position, bytes, end });
+                let limit = Index(u64::MAX);
+                self.push(Piece::Run { path, sequence, position, bytes, end, limit });
                 self.place.1 = position + bytes;
                 self.point = end;
                 self.chain_known = true;
@@ -492,6 +510,6 @@ impl Building<'_> {
         }
         let Building { hard, parts, mut leftovers, .. } = self;
         leftovers.retain(|path| parts.iter().all(|part| part.path != *path));
-        Survey { hard, parts, leftovers }
+        Survey { hard, parts, leftovers, replaced: None }
     }
 }

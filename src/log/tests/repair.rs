@@ -5,7 +5,7 @@ use std::cell::Cell;
 use super::support::*;
 use crate::{
     env::runtime::block_on,
-    format::entry::StoredEntry,
+    format::entry::{EntryKind, StoredEntry},
     ids::{Index, LogId, NodeId, ShardUid, Term},
     limits::BLOCK_BYTES,
     log::{
@@ -369,6 +369,71 @@ fn blocks_anywhere() {
             }
         }
         assert!(rebuilt > 600, "{rebuilt}");
+    });
+}
+
+/// Damage to a log whose end was never committed, where others have another one by now: what they know to be committed takes its
+/// place, or the log is whole as it was.
+#[test]
+fn another_end() {
+    block_on(async {
+        let mut ends = [0; 2];
+        for seed in 0..300 {
+            let dice = &Cell::new(seed);
+            let disk = SimDisk::new();
+            let log = open(&disk).await;
+            let sizes = [900, 4_500, 9_000];
+            let more = async |log: &TestLog, term, count| {
+                for _ in 0..count {
+                    let next = log.last().map_or(0, |last| last.index.0 + 1);
+                    let new = entry(EntryKind::Batch, next, term, log.log_end(), 1, sizes[below(dice, 3) as usize]);
+                    append(log, vec![new]).await.unwrap().unwrap();
+                }
+            };
+            let shared = 1 + below(dice, 16);
+            more(&log, 1, shared).await;
+            let committed = (below(dice, 3) > 0).then(|| LogId { term: Term(1), index: Index(below(dice, shared)) });
+            log.save_hard_state(HardState { vote: None, committed }).await.unwrap();
+            let other = power_fails(&disk, 7).await;
+            let (disk, theirs) = (copy(&other), open(&other).await);
+            let own = 1 + below(dice, 12);
+            more(&theirs, 3, own + below(dice, 3)).await;
+            let committed_end = theirs.last().unwrap().index.next();
+            let log = open(&disk).await;
+            more(&log, 2, own).await;
+            let flushed = log.flushed();
+            let (disk, good) = (power_fails(&disk, 7).await, power_fails(&other, 7).await);
+            let expected = [entries(&copy(&disk)).await.unwrap(), entries(&copy(&good)).await.unwrap()];
+            for round in 0..3 {
+                for _ in 0..1 + below(dice, 3) {
+                    damage(&disk, &disk, dice);
+                }
+                let what = format!("seed {seed}, round {round}");
+                let known = flushed.filter(|_| below(dice, 2) == 0);
+                let early = repair_from(&copy(&disk), &[&good], known, Index(shared + own - 1)).await;
+                // A segment may have been mended before one that could not be: then it is looked at once more.
+                let mut tries = 0;
+                while let Err(error) = repair_from(&disk, &[&good], known, committed_end).await {
+                    tries += 1;
+                    assert!(tries < 4 && matches!(error, RepairError::Unfilled { .. }), "{what}: {error}");
+                }
+                let found = entries(&copy(&disk)).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+                let replaced = found.last().is_some_and(|last| last.header.id.term == Term(3));
+                ends[usize::from(replaced)] += 1;
+                if replaced {
+                    let is_early = known.is_some() && !matches!(early, Err(RepairError::Unfilled { .. }));
+                    assert!(!is_early, "{what}: too early");
+                }
+                assert!(found.len() as u64 <= shared + own, "{what}: {} entries", found.len());
+                let least = known.max(committed).map_or(0, |last| last.index.0 + 1);
+                assert!(found.len() as u64 >= least, "{what}: {} entries", found.len());
+                same(&found, &expected[usize::from(replaced)][..found.len()]);
+                if replaced {
+                    break;
+                }
+            }
+        }
+        assert!(ends[0] > 100 && ends[1] > 50, "{ends:?}");
     });
 }
 
