@@ -6,7 +6,8 @@
 //! are alive. Then each voter drops the leader's lease and asks the others whether they would elect it (pre-vote, which
 //! leaves all terms alone), again and again with jitter, until a leader is known.
 //!
-//! Safety is openraft's: nothing here grants a vote.
+//! Safety is openraft's: nothing here grants a vote. What openraft cannot know is that this node has had a replica of the group
+//! before: until this one has what that one had (`left`), it takes no part in elections.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,6 +51,13 @@ impl<E: Env, M: Machine> Inner<E, M> {
         types::from_raft_vote(&self.server.borrow_watched().vote)
     }
 
+    /// Whether this replica lacks entries that an earlier one on this node had.
+    pub(super) fn owes(&self) -> bool {
+        let owed = self.state.owed.get().filter(|owed| self.log.flushed() < Some(*owed));
+        self.state.owed.set(owed);
+        owed.is_some()
+    }
+
     /// The leader of `vote` has said that it leads no more.
     pub(super) async fn give_up_on(&self, vote: Vote) {
         self.state.abdicated.set(Some(vote));
@@ -68,7 +76,7 @@ impl<E: Env, M: Machine> Inner<E, M> {
 
     /// Whether this replica should see to it that there is a leader, and why.
     fn leaderless(&self) -> Option<Leaderless> {
-        if self.is_over() || self.state.leading.get() {
+        if self.is_over() || self.state.leading.get() || self.owes() {
             return None;
         }
         let server = self.server.borrow_watched();

@@ -15,6 +15,7 @@
 //! - `repair`: what a damaged replica does before its group is opened
 
 mod elections;
+pub mod left;
 mod linearize;
 mod machine;
 mod majority;
@@ -263,6 +264,8 @@ struct State {
     transferring: Cell<bool>,
     /// The leader of this vote has said that it leads no more.
     abdicated: Cell<Option<Vote>>,
+    /// An earlier replica on this node had this entry (`left`): without it this one neither votes nor campaigns.
+    owed: Cell<Option<LogId>>,
     closing: Cell<bool>,
     /// openraft has ended.
     ended: Cell<bool>,
@@ -305,12 +308,14 @@ impl<E: Env, M: Machine> Group<E, M> {
         machine: M,
     ) -> Result<(Group<E, M>, Recovered), GroupError> {
         let log_options = repair::log_options(&options);
-        let GroupOptions { shard, node, slot, founders, preferred, .. } = options;
+        let owed = left::take_up(&disk, &options).await.map_err(damaged)?;
         let (log, recovered) = Log::open(disk, tail, log_options).await.map_err(damaged)?;
+        let GroupOptions { shard, node, slot, founders, preferred, .. } = options;
         let shared = Shared::new(machine);
         shared.restore(&log).await.map_err(|error| log.fault().map_or_else(|| unusable(error), damaged))?;
         let network = Network::new(peers, shard, slot).noting(shared.majority.clone());
         let group = Group { inner: Rc::new(Inner::build(log, shared, network, node, timing).await?) };
+        group.inner.state.owed.set(owed);
         let founders = founders.filter(|founders| founders.contains(&node));
         if let Err(error) = group.start(founders, preferred).await {
             // Else openraft's tasks would go on without a handle.
@@ -328,6 +333,7 @@ impl<E: Env, M: Machine> Group<E, M> {
 
     async fn start(&self, founders: Option<BTreeSet<NodeId>>, preferred: bool) -> Result<(), GroupError> {
         let Inner { raft, log, .. } = &*self.inner;
+        raft.runtime_config().elect(!self.inner.owes());
         raft.run();
         env::spawn::<E>(watch::watch_raft(self.inner.clone()));
         env::spawn::<E>(elections::watch_leader(self.inner.clone()));
@@ -358,6 +364,10 @@ impl<E: Env, M: Machine> Group<E, M> {
         if is_new {
             let voters = BTreeMap::from([(node.0, Node::default())]);
             raft.initialize(voters).await.map_err(|error| self.stopped(&error.to_string()))?;
+        }
+        if self.inner.owes() {
+            // Its log may know it as the only voter, which it was once.
+            return Ok(());
         }
         let only_voter = raft
             .with_raft_state(move |state| state.membership_state.effective().voter_ids().eq([node.0]))

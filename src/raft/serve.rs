@@ -111,6 +111,10 @@ impl<E: Env, M: Machine> Group<E, M> {
         match Envelope::decode(&envelope)?.message {
             Message::VoteRequest { vote, last, pre, transfer } => {
                 speaks_for(from, &vote)?;
+                if self.inner.owes() {
+                    let (vote, last) = (self.inner.vote(), self.inner.log.last());
+                    return Ok(Message::VoteAnswer { vote, last, granted: false });
+                }
                 let mut request = VoteRequest::new(types::to_raft_vote(vote), last.map(types::to_raft));
                 request.leadership_transfer = transfer;
                 let answer = if pre { raft.pre_vote(request).await } else { raft.vote(request).await };

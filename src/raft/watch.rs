@@ -51,6 +51,7 @@ fn note<E: Env, M: Machine>(inner: &Inner<E, M>, now: &super::RaftServerMetrics<
     // Nobody to hear a heartbeat, nobody to wait for: a timer would only cost.
     let alone = only_voter && members.learners.is_empty() && leading;
     inner.raft.runtime_config().tick(!alone);
+    inner.raft.runtime_config().elect(!inner.owes());
 }
 
 fn note_end<E: Env, M: Machine>(inner: &Rc<Inner<E, M>>) {

@@ -28,6 +28,7 @@ use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::BTreeMap,
     future::Future,
+    path::Path,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -44,6 +45,10 @@ use crate::{
     limits,
     log::TailBudget,
     peer::Peers,
+    raft::{
+        GroupOptions,
+        left::{leave, left_in},
+    },
     reactor::{
         control::{ControlError, ControlQueue},
         forward::{Forwards, goes_elsewhere, leaders::Leader},
@@ -456,13 +461,22 @@ impl<E: Env> Reactor<E> {
             let slot = self.shards.borrow_mut().remove(&uid);
             self.node.forget_fault(uid);
             self.node.leaders.forget_own(uid);
-            if let Some(Slot::Serving(shard)) = slot
+            let shard = match slot {
+                Some(Slot::Serving(shard)) => Some(shard),
+                Some(Slot::NotOpen { .. }) | None => None,
+            };
+            if let Some(shard) = &shard
                 && let Err(error) = shard.close().await
             {
                 tracing::warn!(shard_uid = uid.0, %error, "replica that is not to be here any more did not close cleanly");
             }
             self.release(uid);
             let dir = control::shard_dir(&self.node.config.data, uid);
+            if let Err(cause) = self.leave(uid, &dir, shard).await {
+                let dir = dir.display();
+                tracing::warn!(%dir, cause, "directory of a replica that is not to be here stays: how it voted could not be kept");
+                continue;
+            }
             match self.disk.remove_dir_all(&dir).await {
                 Ok(()) => tracing::info!(shard_uid = uid.0, "replica that is not to be here any more removed"),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -473,6 +487,33 @@ impl<E: Env> Reactor<E> {
             }
         }
         self.count_shards();
+    }
+
+    /// Keeps what a replica of the same shard has to know if one is made here again. What has no whole hard state keeps nothing:
+    /// it has not voted since that was lost.
+    async fn leave(&self, uid: ShardUid, dir: &Path, shard: Option<Shard<E>>) -> Result<(), String> {
+        let identity = self.node.identity();
+        let options = GroupOptions {
+            dir: dir.to_owned(),
+            shard: uid,
+            node: identity.map_or(NodeId(0), |identity| identity.node),
+            segment_bytes_max: 0,
+            slot: 0,
+            founders: None,
+            owner: identity.map_or(0, |identity| identity.owner()),
+            preferred: false,
+        };
+        let left = match shard {
+            Some(shard) => shard.left(),
+            None => match left_in(&self.disk, &options).await {
+                Ok(left) => left,
+                Err(cause) => {
+                    tracing::info!(shard_uid = uid.0, cause, "a replica is removed that does not say how it voted");
+                    return Ok(());
+                }
+            },
+        };
+        leave(&self.disk, &options, left).await.map_err(|error| error.to_string())
     }
 
     /// Closes all shards cleanly, and the mailbox: whoever asks from now on learns that the

@@ -9,6 +9,7 @@ use crate::{
     frontend::route::DEFAULT_TOPIC,
     ids::{NodeId, ShardUid},
     proto::ringlog::state::v1::{ClusterNode, UpdateNode, catalog_command::Command},
+    raft::left::left_uid,
     reactor::{
         Reactor, ReactorError,
         control::{Control, join::Trust, made::REPLICAS_FILE, shard_dir},
@@ -199,6 +200,7 @@ async fn shards_on_disk<E: Env>(reactor: &Reactor<E>) -> Result<BTreeSet<ShardUi
         let uid = entry.name.to_str().and_then(|name| name.parse().ok().filter(|uid: &u64| uid.to_string() == name));
         match uid {
             Some(uid) if entry.is_dir => drop(found.insert(ShardUid(uid))),
+            _ if left_uid(&entry.name).is_some() => {}
             _ => tracing::warn!(name = %entry.name.display(), "not a shard's directory; it is left alone"),
         }
     }

@@ -47,7 +47,7 @@ use crate::{
     ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
     log::{LogError, Recovered, TailBudget},
     peer::{Peers, frame::FrameStream, frame::Received},
-    raft::{Group, GroupOptions, Members},
+    raft::{Group, GroupOptions, Members, left::Left},
 };
 
 pub use self::{
@@ -280,6 +280,12 @@ impl<E: Env> Shard<E> {
     /// Last entry that is durable here.
     pub fn flushed(&self) -> Option<LogId> {
         self.inner.group.log().flushed()
+    }
+
+    /// What it leaves when it is removed. To be asked when it is closed.
+    pub fn left(&self) -> Left {
+        let log = self.inner.group.log();
+        Left { vote: log.hard_state().vote, last: log.last() }
     }
 
     /// Whether it has stopped because a read found damage.

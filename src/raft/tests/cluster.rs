@@ -4,11 +4,13 @@ use std::{collections::BTreeMap, future::Future};
 
 use super::*;
 use crate::{
+    env::net::Priority,
+    format::peer::{Envelope, Message},
     ids::ReactorNumber,
     peer::{
-        Handler,
+        Destination, Handler,
         book::{AddressBook, PeerNode},
-        frame::{FrameStream, Received},
+        frame::{Frame, FrameKind, FrameStream, Received},
         liveness::Liveness,
     },
     sim::net::SimNetwork,
@@ -118,6 +120,22 @@ impl Cluster {
         for node in self.nodes.values() {
             node.peers.liveness().note(NodeId(id), true);
         }
+    }
+
+    /// Waits until a node can be asked again after a crash.
+    pub(super) async fn reconnect(&self, from: u64, to: u64) {
+        let frame = || {
+            let envelope = Envelope { group: ShardUid(7), message: Message::ReadIndex }.encode();
+            Frame { kind: FrameKind::Raft, envelope, parts: vec![] }
+        };
+        let to = Destination { node: NodeId(to), slot: 0 };
+        let wait = Duration::from_secs(1);
+        guard("a connection", async {
+            while self.peers(from).call(to, frame(), Priority::Urgent, wait).await.is_err() {
+                env::sleep::<TestEnv>(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
     }
 
     /// Ends a node without a word: what was not synced may be lost.

@@ -10,7 +10,14 @@ use crate::{
     },
 };
 
-async fn ask(cluster: &Cluster, from: u64, to: u64, kind: FrameKind, message: Message, parts: Vec<Bytes>) -> Message {
+pub(super) async fn ask(
+    cluster: &Cluster,
+    from: u64,
+    to: u64,
+    kind: FrameKind,
+    message: Message,
+    parts: Vec<Bytes>,
+) -> Message {
     let frame = Frame { kind, envelope: Envelope { group: ShardUid(7), message }.encode(), parts };
     let to = Destination { node: NodeId(to), slot: 0 };
     let answer = cluster.peers(from).call(to, frame, Priority::Urgent, Duration::from_secs(30)).await.unwrap();

@@ -6,6 +6,7 @@ mod conformance;
 mod faults;
 mod follower;
 mod hostile;
+mod left;
 mod lifecycle;
 mod replication;
 

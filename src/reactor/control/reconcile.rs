@@ -29,6 +29,7 @@ use crate::{
     env::{self, Disk, Env},
     ids::{Index, NodeId, ReactorNumber, ShardUid},
     peer::book::PeerNode,
+    raft::left::left_uid,
     reactor::{mailbox::Request, topics::PlacedTopic},
     shard::ShardOptions,
 };
@@ -273,7 +274,20 @@ impl<E: Env> Control<E> {
             self.inner.failed.borrow_mut().remove(uid);
         }
         self.write_replicas().await;
+        self.forget_left().await;
         results.iter().all(Result::is_ok)
+    }
+
+    /// Removes what replicas have left of shards that there are no more: none will be made again. One that stays does no harm.
+    async fn forget_left(&self) {
+        let (reactor, topics) = (&self.inner.reactor, self.topics());
+        let uids: BTreeSet<_> = topics.iter().flat_map(|topic| &topic.shards).map(|place| place.uid).collect();
+        let dir = reactor.node().config.data.join("shards");
+        for entry in reactor.disk().list(&dir).await.unwrap_or_default() {
+            if left_uid(&entry.name).is_some_and(|uid| !uids.contains(&uid)) {
+                drop(reactor.disk().remove(&dir.join(&entry.name)).await);
+            }
+        }
     }
 
     /// A replica that was lost, and is not to be here any more, may come back as a new one some day.
