@@ -82,16 +82,6 @@ async fn save_committed<D: Disk>(
     if committed == hard.state.committed {
         return Ok(());
     }
-    write_committed(disk, options, hard, committed).await
-}
-
-/// Writes both slots of the hard state anew, with this.
-pub(super) async fn write_committed<D: Disk>(
-    disk: &D,
-    options: &LogOptions,
-    hard: HardStateSlot,
-    committed: Option<LogId>,
-) -> Result<(), RepairError> {
     let state = HardState { committed, ..hard.state };
     let slot = |sequence| HardStateSlot { sequence, state, ..hard }.encode();
     let mut slots = [slot(hard.sequence + 1), slot(hard.sequence + 2)];

@@ -1,19 +1,13 @@
 //! Damaged segments are built anew; see `super`.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, path::Path};
 
 use bytes::Bytes;
 
-use super::{After, Gap, Part, Piece, RepairError, Survey, cut::write_committed, fill::Writer};
+use super::{After, Gap, Part, Piece, RepairError, Survey, fill::Writer};
 use crate::{
     env::{Disk, File, OpenMode},
-    format::{
-        entry::{EntryHeader, StoredEntry},
-        state_files::HardStateSlot,
-    },
+    format::entry::{EntryHeader, StoredEntry},
     ids::{Index, NodeId, ShardUid},
     limits::BLOCK_BYTES,
     log::{
@@ -62,7 +56,8 @@ pub async fn mend<D: Disk>(
         Err(error @ RepairError::Unfilled { .. }) if mended.segments == 0 => {
             let Some(survey) = survey.to_committed() else { return Err(error) };
             match mend_parts(disk, options, &survey, sources, &fetch, mended).await {
-                Err(RepairError::Unfilled { .. }) => Err(error),
+                // Nor so, or not into one segment.
+                Err(RepairError::Unfilled { .. } | RepairError::Hopeless(_)) => Err(error),
                 result => result,
             }
         }
@@ -78,10 +73,8 @@ async fn mend_parts<D: Disk>(
     fetch: &impl AsyncFn(NodeId, Index, Index) -> Result<Sent, String>,
     mended: &mut Mended,
 ) -> Result<(), RepairError> {
-    for (number, part) in survey.parts.iter().enumerate().filter(|(_, part)| part.damaged) {
-        let is_last = number + 1 == survey.parts.len();
-        let replaced = survey.replaced.as_ref().filter(|_| is_last).map(|later| (survey.hard, &later[..]));
-        rebuild(disk, options, part, replaced, (sources, fetch), mended).await?;
+    for part in survey.parts.iter().filter(|part| part.damaged) {
+        rebuild(disk, options, part, sources, fetch, mended).await?;
         mended.segments += 1;
         for path in &part.absorbed {
             remove_if_there(disk, path).await?;
@@ -112,8 +105,8 @@ async fn rebuild<D: Disk>(
     disk: &D,
     options: &LogOptions,
     part: &Part,
-    replaced: Option<(HardStateSlot, &[PathBuf])>,
-    (sources, fetch): (&[NodeId], &impl AsyncFn(NodeId, Index, Index) -> Result<Sent, String>),
+    sources: &[NodeId],
+    fetch: &impl AsyncFn(NodeId, Index, Index) -> Result<Sent, String>,
     mended: &mut Mended,
 ) -> Result<(), RepairError> {
     let mut writer = Writer::begin(disk, &part.path, &part.header).await?;
@@ -126,14 +119,6 @@ async fn rebuild<D: Disk>(
                 mended.from.insert(from);
             }
         }
-    }
-    if let Some((hard, later)) = replaced {
-        // A crash in between leaves a log that knows how far it has to come. What is removed is committed elsewhere, or never.
-        write_committed(disk, options, hard, writer.point().last()).await?;
-        for path in later.iter().rev() {
-            remove_if_there(disk, path).await?;
-        }
-        sync_dir(disk, &options.dir).await?;
     }
     writer.finish(disk, &options.dir).await
 }

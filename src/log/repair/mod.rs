@@ -49,11 +49,11 @@ use crate::{
 #[derive(Debug)]
 pub struct Survey {
     hard: HardStateSlot,
+    /// All below was applied here, and so committed: a checkpoint has it.
+    checkpoint_end: Index,
     parts: Vec<Part>,
     /// Files whose entries are in a part, or that hold none.
     leftovers: Vec<PathBuf>,
-    /// The last part ends with what others know to be committed, and these later files are not needed any more (`to_committed`).
-    replaced: Option<Vec<PathBuf>>,
 }
 
 /// A segment as it is to be.
@@ -165,9 +165,13 @@ impl Survey {
     /// The same log with what others know to be committed in the place of all that is not known to be committed here: as far
     /// as there was anything. For a log that cannot be mended, because those who have what is missing have another history: what
     /// was not committed here was replaced there, damaged or not. `None`: all is committed.
+    ///
+    /// The last part is built anew with a sequence above that of the segments behind it: as soon as it has its name they are
+    /// superseded, also when a crash leaves them there (`survey::without_superseded`).
     fn to_committed(&self) -> Option<Survey> {
         let hard = self.hard;
-        let from = hard.state.committed.map_or(Index(0), |committed| committed.index.next()).max(hard.start.next);
+        let committed = hard.state.committed.map_or(Index(0), |committed| committed.index.next());
+        let from = committed.max(self.checkpoint_end).max(hard.start.next);
         let end = self.last()?.index.next();
         let number = self.parts.iter().rposition(|part| part.header.base.next <= from)?;
         if end <= from {
@@ -194,10 +198,12 @@ impl Survey {
         before.next = before.next.min(from);
         pieces.push(Piece::Gap(Gap { file: part.path.clone(), position: 0, before, end, after: After::Nothing }));
         (part.pieces, part.damaged) = (pieces, true);
-        let mut leftovers = self.leftovers.clone();
-        let later: Vec<_> = self.parts[number + 1..].iter().map(|part| part.path.clone()).collect();
-        leftovers.retain(|path| !later.contains(path));
-        Some(Survey { hard, parts, leftovers, replaced: Some(later) })
+        let later = &self.parts[number + 1..];
+        if let Some(last) = later.last() {
+            part.header.sequence = SegmentSequence(last.header.sequence.0 + 1);
+        }
+        let leftovers = self.leftovers.iter().chain(later.iter().map(|part| &part.path)).cloned().collect();
+        Some(Survey { hard, checkpoint_end: self.checkpoint_end, parts, leftovers })
     }
 
     /// The vote in the hard state.

@@ -18,7 +18,8 @@ use crate::{
     log::{
         LogError, LogOptions, io_error, point_after,
         recovery::{
-            OF_ANOTHER_OWNER, has_extension, is_of, newest_slot, of_another, read_footer, read_header, sequence_of,
+            OF_ANOTHER_OWNER, checkpoint_index, has_extension, is_of, newest_slot, of_another, read_footer,
+            read_header, sequence_of,
         },
         scan::{Found, Scan, continues},
         segment::store_path,
@@ -34,20 +35,21 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 /// `Hopeless`: without a whole hard state, in a foreign directory, and where files contradict each other. `Disk`.
 pub async fn survey<D: Disk>(disk: &D, options: &LogOptions, flushed: Option<LogId>) -> Result<Survey, RepairError> {
     let hard = hard_state(disk, options).await?;
-    let files = segment_files(disk, options, &hard).await?;
+    let (files, superseded) = segment_files(disk, options, &hard).await?;
     let mut contents = Vec::new();
     for file in &files {
         contents.push(content(disk, file, hard.shard).await.map_err(RepairError::Disk)?);
     }
     let mut building = Building {
         options,
+        checkpoint_end: checkpoint_end(disk, options).await?,
         point: hard.start,
         chain_known: true,
         durable_end: durable_end(&hard, &files, &contents).max(flushed.map_or(Index(0), |last| last.index.next())),
         last_known: hard.state.committed.max(flushed),
         hard,
         parts: Vec::new(),
-        leftovers: Vec::new(),
+        leftovers: superseded,
         paths: files.iter().map(|file| file.path.clone()).collect(),
         place: (options.dir.clone(), 0),
     };
@@ -81,6 +83,14 @@ pub(super) async fn hard_state<D: Disk>(disk: &D, options: &LogOptions) -> Resul
     Ok(slot)
 }
 
+/// Behind the newest checkpoint.
+async fn checkpoint_end<D: Disk>(disk: &D, options: &LogOptions) -> Result<Index, RepairError> {
+    let dir = &options.dir;
+    let names = disk.list(dir).await.map_err(|error| RepairError::Disk(io_error(dir, "listed", &error)))?;
+    let newest = names.iter().filter_map(|entry| checkpoint_index(&entry.name)).max();
+    Ok(newest.map_or(Index(0), |index| index.next()))
+}
+
 /// A file of a segment.
 pub(super) struct SegmentFile {
     pub path: PathBuf,
@@ -92,12 +102,12 @@ pub(super) struct SegmentFile {
     named: bool,
 }
 
-/// Files that may hold something from the log start on, in order.
+/// Files that may hold something from the log start on, in order; and those that are superseded.
 pub(super) async fn segment_files<D: Disk>(
     disk: &D,
     options: &LogOptions,
     hard: &HardStateSlot,
-) -> Result<Vec<SegmentFile>, RepairError> {
+) -> Result<(Vec<SegmentFile>, Vec<PathBuf>), RepairError> {
     let dir = &options.dir;
     let names = disk.list(dir).await.map_err(|error| RepairError::Disk(io_error(dir, "listed", &error)))?;
     let mut files = Vec::new();
@@ -133,7 +143,20 @@ pub(super) async fn segment_files<D: Disk>(
         }
     }
     files.sort_by_key(|file| (file.sequence, file.header.is_none()));
-    Ok(without_purged(files, hard.start.next))
+    let (files, superseded) = without_superseded(files);
+    Ok((without_purged(files, hard.start.next), superseded))
+}
+
+/// Leaves out segments that another one of a later life has taken the place of (`Survey::to_committed`): it begins before them.
+/// Their paths come second.
+fn without_superseded(files: Vec<SegmentFile>) -> (Vec<SegmentFile>, Vec<PathBuf>) {
+    let begins: Vec<_> = files.iter().filter(|file| file.named).filter_map(|file| file.header).collect();
+    let is_superseded = |file: &SegmentFile| {
+        let later = begins.iter().filter(|header| header.sequence > file.sequence);
+        file.header.is_some_and(|header| later.into_iter().any(|by| by.base.next < header.base.next))
+    };
+    let (superseded, files): (Vec<_>, Vec<_>) = files.into_iter().partition(is_superseded);
+    (files, superseded.into_iter().map(|file| file.path).collect())
 }
 
 /// A file under another segment's name is not what belongs there. One that was mended after a purge begins at the log start,
@@ -311,6 +334,7 @@ fn durable_end(hard: &HardStateSlot, files: &[SegmentFile], contents: &[Content]
 struct Building<'a> {
     options: &'a LogOptions,
     hard: HardStateSlot,
+    checkpoint_end: Index,
     durable_end: Index,
     /// The last entry that is known to have been durable, by the hard state or by who had the log open.
     last_known: Option<LogId>,
@@ -508,8 +532,8 @@ impl Building<'_> {
             }
             self.gap(end, after);
         }
-        let Building { hard, parts, mut leftovers, .. } = self;
+        let Building { hard, checkpoint_end, parts, mut leftovers, .. } = self;
         leftovers.retain(|path| parts.iter().all(|part| part.path != *path));
-        Survey { hard, parts, leftovers, replaced: None }
+        Survey { hard, checkpoint_end, parts, leftovers }
     }
 }

@@ -5,7 +5,10 @@ use std::cell::Cell;
 use super::support::*;
 use crate::{
     env::runtime::block_on,
-    format::entry::{EntryKind, StoredEntry},
+    format::{
+        entry::{EntryKind, StoredEntry},
+        segment::SegmentHeader,
+    },
     ids::{Index, LogId, NodeId, ShardUid, Term},
     limits::BLOCK_BYTES,
     log::{
@@ -513,6 +516,57 @@ fn crash_while_mending() {
             turns += 1;
         }
         assert!(turns > 20 && states[0] > 0 && states[1] > 0, "{turns} {states:?}");
+    });
+}
+
+/// Power fails at every step of replacing an end that was never committed, of several segments: it is replaced in the end, as far
+/// as it went, and none of it is forgotten on the way.
+#[test]
+fn crash_while_replacing() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        let more = async |log: &TestLog, term, count| {
+            for _ in 0..count {
+                let next = log.last().map_or(0, |last| last.index.0 + 1);
+                let new = entry(EntryKind::Batch, next, term, log.log_end(), 1, 9_000);
+                append(log, vec![new]).await.unwrap().unwrap();
+            }
+        };
+        more(&log, 1, 3).await;
+        let other = power_fails(&disk, 7).await;
+        let (damaged, theirs) = (copy(&other), open(&other).await);
+        more(&theirs, 3, 14).await;
+        let log = open(&damaged).await;
+        more(&log, 2, 14).await;
+        let (damaged, good) = (power_fails(&damaged, 7).await, power_fails(&other, 7).await);
+        assert!(stores(&damaged).len() > 3);
+        let expected = entries(&copy(&good)).await.unwrap();
+        damaged.flip_bit(path(&stores(&damaged)[1]), 4 * BLOCK_BYTES as u64 + 9, 0);
+        let sequence = |disk: &SimDisk| SegmentHeader::parse(&disk.content(path(&stores(disk)[0]))).unwrap().sequence;
+        let (mut turns, mut on_the_way, sources) = (0, 0, [&good]);
+        loop {
+            let disk = damaged.crash(0).with_latency(turns);
+            let done = Cell::new(false);
+            tokio::select! {
+                biased;
+                mended = repair_from(&disk, &sources, None, Index(17)) => { mended.unwrap(); done.set(true); }
+                () = async { for _ in 0..turns { crate::env::yield_now().await; } } => {}
+            }
+            for seed in 0..3 {
+                let disk = disk.crash(seed);
+                // The new segment is there, and so are those whose place it takes.
+                let is_new = sequence(&disk) > sequence(&damaged);
+                on_the_way += u32::from(is_new && stores(&disk).len() > 1);
+                repair_from(&disk, &[&good], None, Index(17)).await.unwrap();
+                same(&entries(&disk).await.unwrap(), &expected);
+            }
+            if done.get() {
+                break;
+            }
+            turns += 1;
+        }
+        assert!(turns > 20 && on_the_way > 0, "{turns} {on_the_way}");
     });
 }
 
