@@ -61,6 +61,11 @@ number!(
 impl ShardUid {
     /// The catalog, group 0.
     pub const CATALOG: ShardUid = ShardUid(0);
+
+    /// The shard whose directory is called this: its number, written in the only way.
+    pub fn of_name(name: &str) -> Option<ShardUid> {
+        name.parse().ok().filter(|uid: &u64| uid.to_string() == name).map(ShardUid)
+    }
 }
 
 impl Offset {

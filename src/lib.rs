@@ -21,7 +21,8 @@
 //! 4  shard      mod: offsets and their inequalities; produce: admit, propose, ack in order;
 //!               consume: catch up, then follow
 //! 4  catalog    pure: nodes, topics, placement of replicas; itself replicated as group 0
-//! 3  raft       openraft for an Env: store over log, machine, network over peers, elections, members
+//! 3  raft       openraft for an Env: store over log, machine, network over peers, elections, members;
+//!               repair: a damaged replica; left: what one that was moved away leaves for the next
 //! 2  log        append, read, truncate, roll, retain; segment; index; recovery; hard state
 //! 2  peer       connections to other nodes: dialled once, frames, liveness
 //! 1  env        Env, Disk, File, Net (the seams); quic; uring and mmap (unsafe code)

@@ -109,7 +109,7 @@ async fn check_shards(disk: &RealDisk, findings: &mut Findings, identity: Option
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(format!("cannot read {}: {error}", shards.display()).into()),
     };
-    let uid = |name: &Path| name.to_str()?.parse::<u64>().ok().filter(|uid| Path::new(&uid.to_string()) == name);
+    let uid = |name: &Path| name.to_str().and_then(ShardUid::of_name);
     // In the order of their numbers, not of their digits.
     entries.sort_by_key(|entry| uid(&entry.name));
     let owner = identity.map_or(0, Identity::owner);
@@ -117,7 +117,7 @@ async fn check_shards(disk: &RealDisk, findings: &mut Findings, identity: Option
     let mut catalog = None;
     for entry in entries.iter().filter(|entry| entry.is_dir) {
         let path = shards.join(&entry.name);
-        let is_catalog = uid(&entry.name) == Some(ShardUid::CATALOG.0);
+        let is_catalog = uid(&entry.name) == Some(ShardUid::CATALOG);
         let (mut report, content) = if is_catalog {
             let checked = verify_and_read(disk, &path).await;
             checked.map(|(report, content)| (report, Some(content)))
@@ -126,7 +126,7 @@ async fn check_shards(disk: &RealDisk, findings: &mut Findings, identity: Option
         }
         .map_err(|error| Failure::Message(error.to_string()))?;
         check_place(&mut report, &path, owner);
-        found.extend(uid(&entry.name).map(ShardUid));
+        found.extend(uid(&entry.name));
         catalog = catalog.or(content);
         findings.shards.push((path, report));
     }

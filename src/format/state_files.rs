@@ -111,6 +111,16 @@ impl HardStateSlot {
         block.freeze_padded()
     }
 
+    /// The whole file with this in both slots, as the two writes after `sequence` would leave it.
+    pub fn encode_both(&self) -> Bytes {
+        let slot = |ahead| HardStateSlot { sequence: self.sequence + ahead, ..*self }.encode();
+        let mut slots = [slot(1), slot(2)];
+        if self.sequence.is_multiple_of(2) {
+            slots.reverse();
+        }
+        slots.concat().into()
+    }
+
     /// Reads it.
     ///
     /// # Errors

@@ -14,12 +14,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::GroupOptions;
 use crate::{
     env::Disk,
     format::state_files::{HardState, HardStateSlot, Vote},
-    ids::{LogId, ShardUid},
-    log::{LogError, LogPoint, io_error, repair},
+    ids::{LogId, NodeId, ShardUid},
+    log::{LogError, LogOptions, LogPoint, io_error, repair},
 };
 
 /// What it was when it was removed.
@@ -38,16 +37,15 @@ pub fn left_path(dir: &Path) -> PathBuf {
 
 /// Whose such a file is, by its name.
 pub fn left_uid(name: &Path) -> Option<ShardUid> {
-    let uid = name.to_str()?.strip_suffix(".left")?;
-    uid.parse().ok().filter(|number: &u64| number.to_string() == uid).map(ShardUid)
+    ShardUid::of_name(name.to_str()?.strip_suffix(".left")?)
 }
 
 /// What a replica leaves that is not open, from its files. Nobody may have it open for writing.
 ///
 /// # Errors
 /// When its files do not say it: in words.
-pub async fn left_in<D: Disk>(disk: &D, options: &GroupOptions) -> Result<Left, String> {
-    let survey = repair::survey(disk, &super::repair::log_options(options), None).await.map_err(|e| e.to_string())?;
+pub async fn left_in<D: Disk>(disk: &D, options: &LogOptions) -> Result<Left, String> {
+    let survey = repair::survey(disk, options, None).await.map_err(|error| error.to_string())?;
     Ok(Left { vote: survey.vote(), last: survey.last() })
 }
 
@@ -55,14 +53,14 @@ pub async fn left_in<D: Disk>(disk: &D, options: &GroupOptions) -> Result<Left, 
 ///
 /// # Errors
 /// `Corrupt`, `Io`.
-pub async fn leave<D: Disk>(disk: &D, options: &GroupOptions, left: Left) -> Result<(), LogError> {
+pub async fn leave<D: Disk>(disk: &D, options: &LogOptions, left: Left) -> Result<(), LogError> {
     let before = read(disk, options).await?.unwrap_or_default();
     let rank = |vote: Option<Vote>| vote.map(|vote| (vote.term, vote.committed));
     let vote = if rank(before.vote) > rank(left.vote) { before.vote } else { left.vote };
     let state = HardState { vote, committed: left.last.max(before.last) };
     let path = left_path(&options.dir);
-    let slot = slot(options, state, 0).encode();
-    disk.write_file(&path, slot).await.map_err(|error| failed(&path, "written", &error))
+    let written = disk.write_file(&path, slot(options, state).encode()).await;
+    written.map_err(|error| io_error(&path, "written", &error))
 }
 
 /// Before a group is opened: gives a new replica the vote of the one before it. Returns the entry that it has to have before it
@@ -70,16 +68,16 @@ pub async fn leave<D: Disk>(disk: &D, options: &GroupOptions, left: Left) -> Res
 ///
 /// # Errors
 /// `Corrupt` when what was left cannot be read any more; `Io`.
-pub(super) async fn take_up<D: Disk>(disk: &D, options: &GroupOptions) -> Result<Option<LogId>, LogError> {
+pub(super) async fn take_up<D: Disk>(disk: &D, options: &LogOptions, node: NodeId) -> Result<Option<LogId>, LogError> {
     let Some(left) = read(disk, options).await? else { return Ok(None) };
     let path = options.dir.join("hard_state");
     if is_new(disk, &path).await? {
-        disk.create_dir_all(&options.dir).await.map_err(|error| failed(&options.dir, "made", &error))?;
+        disk.create_dir_all(&options.dir).await.map_err(|error| io_error(&options.dir, "made", &error))?;
         // It leads nothing any more.
-        let vote = left.vote.map(|vote| Vote { committed: vote.committed && vote.node != options.node, ..vote });
+        let vote = left.vote.map(|vote| Vote { committed: vote.committed && vote.node != node, ..vote });
         let state = HardState { vote, committed: None };
-        let both = [slot(options, state, 2).encode(), slot(options, state, 1).encode()].concat();
-        disk.write_file(&path, both.into()).await.map_err(|error| failed(&path, "written", &error))?;
+        let both = slot(options, state).encode_both();
+        disk.write_file(&path, both).await.map_err(|error| io_error(&path, "written", &error))?;
     }
     Ok(left.last)
 }
@@ -89,17 +87,17 @@ async fn is_new<D: Disk>(disk: &D, hard_state: &Path) -> Result<bool, LogError> 
     match disk.read_file(hard_state).await {
         Ok(_) => Ok(false),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(failed(hard_state, "read", &error)),
+        Err(error) => Err(io_error(hard_state, "read", &error)),
     }
 }
 
 /// What an earlier replica left. What one in another data directory left is nothing.
-async fn read<D: Disk>(disk: &D, options: &GroupOptions) -> Result<Option<Left>, LogError> {
+async fn read<D: Disk>(disk: &D, options: &LogOptions) -> Result<Option<Left>, LogError> {
     let path = left_path(&options.dir);
     let content = match disk.read_file(&path).await {
         Ok(content) => content,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(&path, "read", &error)),
+        Err(error) => return Err(io_error(&path, "read", &error)),
     };
     match HardStateSlot::parse(&content) {
         Ok(slot) if slot.shard == options.shard => {
@@ -111,16 +109,12 @@ async fn read<D: Disk>(disk: &D, options: &GroupOptions) -> Result<Option<Left>,
     }
 }
 
-fn slot(options: &GroupOptions, state: HardState, sequence: u64) -> HardStateSlot {
+fn slot(options: &LogOptions, state: HardState) -> HardStateSlot {
     let (shard, owner) = (options.shard, options.owner);
-    HardStateSlot { shard, sequence, state, start: LogPoint::default(), owner }
+    HardStateSlot { shard, sequence: 0, state, start: LogPoint::default(), owner }
 }
 
 fn corrupt(file: PathBuf, what: String) -> LogError {
     let what = format!("{what}; how the replica that was here before voted is lost: move this one to another node");
     LogError::Corrupt { file, position: 0, what }
-}
-
-fn failed(path: &Path, action: &'static str, error: &io::Error) -> LogError {
-    io_error(path, action, error)
 }

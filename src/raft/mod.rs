@@ -308,9 +308,9 @@ impl<E: Env, M: Machine> Group<E, M> {
         machine: M,
     ) -> Result<(Group<E, M>, Recovered), GroupError> {
         let log_options = repair::log_options(&options);
-        let owed = left::take_up(&disk, &options).await.map_err(damaged)?;
-        let (log, recovered) = Log::open(disk, tail, log_options).await.map_err(damaged)?;
         let GroupOptions { shard, node, slot, founders, preferred, .. } = options;
+        let owed = left::take_up(&disk, &log_options, node).await.map_err(damaged)?;
+        let (log, recovered) = Log::open(disk, tail, log_options).await.map_err(damaged)?;
         let shared = Shared::new(machine);
         shared.restore(&log).await.map_err(|error| log.fault().map_or_else(|| unusable(error), damaged))?;
         let network = Network::new(peers, shard, slot).noting(shared.majority.clone());

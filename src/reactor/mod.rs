@@ -43,12 +43,9 @@ use crate::{
     },
     ids::{NodeId, Offset, ReactorNumber, ShardUid},
     limits,
-    log::TailBudget,
+    log::{LogOptions, TailBudget},
     peer::Peers,
-    raft::{
-        GroupOptions,
-        left::{leave, left_in},
-    },
+    raft::left::{leave, left_in},
     reactor::{
         control::{ControlError, ControlQueue},
         forward::{Forwards, goes_elsewhere, leaders::Leader},
@@ -492,17 +489,8 @@ impl<E: Env> Reactor<E> {
     /// Keeps what a replica of the same shard has to know if one is made here again. What has no whole hard state keeps nothing:
     /// it has not voted since that was lost.
     async fn leave(&self, uid: ShardUid, dir: &Path, shard: Option<Shard<E>>) -> Result<(), String> {
-        let identity = self.node.identity();
-        let options = GroupOptions {
-            dir: dir.to_owned(),
-            shard: uid,
-            node: identity.map_or(NodeId(0), |identity| identity.node),
-            segment_bytes_max: 0,
-            slot: 0,
-            founders: None,
-            owner: identity.map_or(0, |identity| identity.owner()),
-            preferred: false,
-        };
+        let owner = self.node.identity().map_or(0, |identity| identity.owner());
+        let options = LogOptions { dir: dir.to_owned(), shard: uid, segment_bytes_max: 0, owner };
         let left = match shard {
             Some(shard) => shard.left(),
             None => match left_in(&self.disk, &options).await {

@@ -197,9 +197,8 @@ async fn shards_on_disk<E: Env>(reactor: &Reactor<E>) -> Result<BTreeSet<ShardUi
     let entries = reactor.disk().list(&dir).await.map_err(explain)?;
     let mut found = BTreeSet::new();
     for entry in entries {
-        let uid = entry.name.to_str().and_then(|name| name.parse().ok().filter(|uid: &u64| uid.to_string() == name));
-        match uid {
-            Some(uid) if entry.is_dir => drop(found.insert(ShardUid(uid))),
+        match entry.name.to_str().and_then(ShardUid::of_name) {
+            Some(uid) if entry.is_dir => drop(found.insert(uid)),
             _ if left_uid(&entry.name).is_some() => {}
             _ => tracing::warn!(name = %entry.name.display(), "not a shard's directory; it is left alone"),
         }

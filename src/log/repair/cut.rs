@@ -83,13 +83,9 @@ async fn save_committed<D: Disk>(
         return Ok(());
     }
     let state = HardState { committed, ..hard.state };
-    let slot = |sequence| HardStateSlot { sequence, state, ..hard }.encode();
-    let mut slots = [slot(hard.sequence + 1), slot(hard.sequence + 2)];
-    if hard.sequence.is_multiple_of(2) {
-        slots.reverse();
-    }
+    let both = HardStateSlot { state, ..hard }.encode_both();
     let path = options.dir.join("hard_state");
-    disk.write_file(&path, slots.concat().into()).await.map_err(|error| failed(&path, "written", &error))
+    disk.write_file(&path, both).await.map_err(|error| failed(&path, "written", &error))
 }
 
 /// Moves a file out of the way, with its index.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{
     RepairError,
-    survey::{Item, SegmentFile, content, hard_state, segment_files},
+    survey::{Item, SegmentFile, content, hard_state, names, segment_files},
 };
 use crate::{
     env::{Disk, OpenMode},
@@ -30,7 +30,7 @@ pub async fn salvage<D: Disk>(
     bytes_max: usize,
 ) -> Result<Vec<Bytes>, RepairError> {
     let hard = hard_state(disk, options).await?;
-    let (files, _) = segment_files(disk, options, &hard).await?;
+    let (files, _) = segment_files(disk, options, &hard, names(disk, options).await?).await?;
     let mut found = Vec::new();
     let begins_below = |file: &SegmentFile| file.header.is_some_and(|header| header.base.next <= from);
     let skipped = files.iter().rposition(begins_below).unwrap_or(0);

@@ -7,7 +7,7 @@ use std::{
 
 use super::{After, Gap, Part, Piece, RepairError, Survey};
 use crate::{
-    env::{Disk, OpenMode},
+    env::{DirEntry, Disk, OpenMode},
     format::{
         entry::{EntryHeader, StoredEntry},
         segment::{BlockError, LogPoint, SegmentFooter, SegmentHeader},
@@ -35,14 +35,16 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 /// `Hopeless`: without a whole hard state, in a foreign directory, and where files contradict each other. `Disk`.
 pub async fn survey<D: Disk>(disk: &D, options: &LogOptions, flushed: Option<LogId>) -> Result<Survey, RepairError> {
     let hard = hard_state(disk, options).await?;
-    let (files, superseded) = segment_files(disk, options, &hard).await?;
+    let names = names(disk, options).await?;
+    let checkpoint_end = checkpoint_end(&names);
+    let (files, superseded) = segment_files(disk, options, &hard, names).await?;
     let mut contents = Vec::new();
     for file in &files {
         contents.push(content(disk, file, hard.shard).await.map_err(RepairError::Disk)?);
     }
     let mut building = Building {
         options,
-        checkpoint_end: checkpoint_end(disk, options).await?,
+        checkpoint_end,
         point: hard.start,
         chain_known: true,
         durable_end: durable_end(&hard, &files, &contents).max(flushed.map_or(Index(0), |last| last.index.next())),
@@ -83,12 +85,16 @@ pub(super) async fn hard_state<D: Disk>(disk: &D, options: &LogOptions) -> Resul
     Ok(slot)
 }
 
-/// Behind the newest checkpoint.
-async fn checkpoint_end<D: Disk>(disk: &D, options: &LogOptions) -> Result<Index, RepairError> {
+/// What is in the log's directory.
+pub(super) async fn names<D: Disk>(disk: &D, options: &LogOptions) -> Result<Vec<DirEntry>, RepairError> {
     let dir = &options.dir;
-    let names = disk.list(dir).await.map_err(|error| RepairError::Disk(io_error(dir, "listed", &error)))?;
+    disk.list(dir).await.map_err(|error| RepairError::Disk(io_error(dir, "listed", &error)))
+}
+
+/// Behind the newest checkpoint.
+fn checkpoint_end(names: &[DirEntry]) -> Index {
     let newest = names.iter().filter_map(|entry| checkpoint_index(&entry.name)).max();
-    Ok(newest.map_or(Index(0), |index| index.next()))
+    newest.map_or(Index(0), |index| index.next())
 }
 
 /// A file of a segment.
@@ -107,9 +113,9 @@ pub(super) async fn segment_files<D: Disk>(
     disk: &D,
     options: &LogOptions,
     hard: &HardStateSlot,
+    names: Vec<DirEntry>,
 ) -> Result<(Vec<SegmentFile>, Vec<PathBuf>), RepairError> {
     let dir = &options.dir;
-    let names = disk.list(dir).await.map_err(|error| RepairError::Disk(io_error(dir, "listed", &error)))?;
     let mut files = Vec::new();
     for entry in names {
         let (path, bytes) = (dir.join(&entry.name), entry.bytes);

@@ -160,11 +160,7 @@ fn header_of_another_shard() {
     block_on(async {
         let good = crashed().await;
         let expected = entries(&copy(&good)).await.unwrap();
-        let other = SimDisk::new();
-        let options = LogOptions { shard: ShardUid(43), ..options(64 << 10) };
-        let log: TestLog = Log::open(other.clone(), TailBudget::new(0), options).await.unwrap().0;
-        append_one(&log, 1, 1_000).await;
-        let others = power_fails(&other, 1).await.content(path(&stores(&good)[0]));
+        let others = of_another_shard(1, 1_000).await.content(path(&stores(&good)[0]));
         for name in stores(&good) {
             for entries_left in [true, false] {
                 let disk = copy(&good);
@@ -330,12 +326,7 @@ fn blocks_anywhere() {
         let mut rebuilt = 0;
         for seed in 0..300 {
             let dice = &Cell::new(seed);
-            let (good, foreign) = (SimDisk::new(), SimDisk::new());
-            let others = LogOptions { shard: ShardUid(43), ..options(64 << 10) };
-            let log: TestLog = Log::open(foreign.clone(), TailBudget::new(0), others).await.unwrap().0;
-            for _ in 0..12 {
-                append_one(&log, 1, 4_500).await;
-            }
+            let (good, foreign) = (SimDisk::new(), of_another_shard(12, 4_500).await);
             let log = open(&good).await;
             let mut count = 0;
             let sizes = if seed % 2 == 0 { [900, 4_500, 9_000] } else { [900; 3] };
@@ -388,9 +379,7 @@ fn another_end() {
             let sizes = [900, 4_500, 9_000];
             let more = async |log: &TestLog, term, count| {
                 for _ in 0..count {
-                    let next = log.last().map_or(0, |last| last.index.0 + 1);
-                    let new = entry(EntryKind::Batch, next, term, log.log_end(), 1, sizes[below(dice, 3) as usize]);
-                    append(log, vec![new]).await.unwrap().unwrap();
+                    append_of(log, term, sizes[below(dice, 3) as usize]).await;
                 }
             };
             let shared = 1 + below(dice, 16);
@@ -438,6 +427,24 @@ fn another_end() {
         }
         assert!(ends[0] > 100 && ends[1] > 50, "{ends:?}");
     });
+}
+
+/// Appends a record in a batch of a term, and waits until it is durable.
+async fn append_of(log: &TestLog, term: u64, bytes: usize) {
+    let next = log.last().map_or(0, |last| last.index.0 + 1);
+    let new = entry(EntryKind::Batch, next, term, log.log_end(), 1, bytes);
+    append(log, vec![new]).await.unwrap().unwrap();
+}
+
+/// The log of shard 43, with so many entries.
+async fn of_another_shard(count: u32, bytes: usize) -> SimDisk {
+    let disk = SimDisk::new();
+    let options = LogOptions { shard: ShardUid(43), ..options(64 << 10) };
+    let log: TestLog = Log::open(disk.clone(), TailBudget::new(0), options).await.unwrap().0;
+    for _ in 0..count {
+        append_one(&log, 1, bytes).await;
+    }
+    power_fails(&disk, 1).await
 }
 
 /// A number below `end`.
@@ -528,9 +535,7 @@ fn crash_while_replacing() {
         let log = open(&disk).await;
         let more = async |log: &TestLog, term, count| {
             for _ in 0..count {
-                let next = log.last().map_or(0, |last| last.index.0 + 1);
-                let new = entry(EntryKind::Batch, next, term, log.log_end(), 1, 9_000);
-                append(log, vec![new]).await.unwrap().unwrap();
+                append_of(log, term, 9_000).await;
             }
         };
         more(&log, 1, 3).await;

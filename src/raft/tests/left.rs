@@ -8,21 +8,32 @@ use crate::{
     raft::left::{Left, leave, left_in, left_path},
 };
 
+fn log_options() -> LogOptions {
+    repair::log_options(&options())
+}
+
+/// Closes a group that has got a batch more; what it would leave.
+async fn close_with_more(group: TestGroup) -> Left {
+    produce(&group, 3, 10).await.unwrap();
+    let left = Left { vote: group.log().hard_state().vote, last: group.log().last() };
+    group.close().await.unwrap();
+    left
+}
+
 /// A new one begins with the vote of the one before it, which leads nothing; a second one that leaves less changes nothing.
 #[test]
 fn begins_with_the_vote() {
     block_on(async {
         let disk = SimDisk::new();
         let (group, _) = open(&disk).await;
-        produce(&group, 3, 10).await.unwrap();
-        let (vote, last) = (group.log().hard_state().vote, group.log().last());
-        group.close().await.unwrap();
-        assert_eq!(left_in(&disk, &options()).await.unwrap(), Left { vote, last });
+        let left = close_with_more(group).await;
+        assert_eq!(left_in(&disk, &log_options()).await.unwrap(), left);
 
+        let vote = left.vote;
         let disk = SimDisk::new();
         disk.create_dir_all("/shards".as_ref()).await.unwrap();
-        leave(&disk, &options(), Left { vote, last }).await.unwrap();
-        leave(&disk, &options(), Left { vote: None, last: None }).await.unwrap();
+        leave(&disk, &log_options(), left).await.unwrap();
+        leave(&disk, &log_options(), Left { vote: None, last: None }).await.unwrap();
         for _ in 0..2 {
             let (group, _) = open(&disk).await;
             assert!(vote.unwrap().committed);
@@ -45,14 +56,12 @@ fn does_not_lead_by_an_old_membership() {
         let (group, _) = open(&disk).await;
         produce(&group, 3, 10).await.unwrap();
         let replayed = disk.crash(0);
-        produce(&group, 3, 10).await.unwrap();
-        let (vote, last) = (group.log().hard_state().vote, group.log().last());
-        group.close().await.unwrap();
+        let left = close_with_more(group).await;
 
         for owes in [true, false] {
             let disk = replayed.crash(0);
             if owes {
-                leave(&disk, &options(), Left { vote, last }).await.unwrap();
+                leave(&disk, &log_options(), left).await.unwrap();
             }
             let (group, _) = open(&disk).await;
             let elections = Duration::from_millis(2 * Timing::default().election_ms_max);
@@ -80,7 +89,7 @@ fn grants_no_vote() {
         for owes in [true, false] {
             cluster.crash(voter);
             if owes {
-                leave(cluster.disk(voter), &options(), Left { vote: None, last: far }).await.unwrap();
+                leave(cluster.disk(voter), &log_options(), Left { vote: None, last: far }).await.unwrap();
             } else {
                 cluster.disk(voter).remove(&left_path(&options().dir)).await.unwrap();
             }
