@@ -249,7 +249,7 @@ async fn serve(reactor: &Rc<Reactor<RealEnv>>, listener: TcpListener) -> Result<
     let node = reactor.node();
     let connections = Arc::clone(&node.reactors[reactor.number().0 as usize].connections);
     let frontend = Frontend::new(Rc::clone(reactor));
-    let connection = |socket| grpc::serve_connection(socket, frontend.clone());
+    let connection = |socket| grpc::serve_connection(socket, frontend.clone(), grpc::RESET_MEMORY);
     let stop = node.reached(Phase::Draining);
     let accepted = listen::accept(listener, connections, limits::CONNECTIONS_MAX, stop, connection).await;
     accepted.map_err(|error| format!("connections could not be accepted: {error}"))

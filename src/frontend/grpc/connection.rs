@@ -18,6 +18,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use h2::server::SendResponse;
 use http::Request;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
 
 use crate::env;
 use crate::env::Env;
@@ -59,34 +61,45 @@ const CALLS_MAX: usize = 2 * limits::STREAMS_PER_CONNECTION_MAX as usize;
 /// Rounds before other tasks of the reactor get their turn.
 const ROUNDS_MAX: usize = 8;
 
-type H2 = h2::server::Connection<Socket, Body>;
+type H2<S> = h2::server::Connection<Socket<S>, Body>;
 type Timer = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Serves the connection until it ends.
-pub(super) async fn serve<E: Env>(stream: tokio::net::TcpStream, frontend: Frontend<E>) {
+pub(super) async fn serve<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    frontend: Frontend<E>,
+    reset_memory: Duration,
+) {
     let shutdown = Box::pin(frontend.shutting_down());
     let start = |request, respond| call::serve(frontend.clone(), request, respond);
-    run::<E, _>(stream, shutdown, KEEPALIVE, start).await;
+    let times = Times { keepalive: KEEPALIVE, reset_memory };
+    run::<E, _, _>(stream, shutdown, times, start).await;
+}
+
+/// How long a connection waits for what.
+#[derive(Clone, Copy)]
+struct Times {
+    /// A client that was silent for so long gets a PING.
+    keepalive: Duration,
+    /// As in [`serve_connection`](super::serve_connection).
+    reset_memory: Duration,
 }
 
 /// Answers each request by the future that `start` makes for it.
-async fn run<E: Env, F: Future<Output = ()>>(
-    stream: tokio::net::TcpStream,
+async fn run<E: Env, S: AsyncRead + AsyncWrite + Unpin, F: Future<Output = ()>>(
+    stream: S,
     mut shutdown: Timer,
-    keepalive: Duration,
+    times: Times,
     start: impl Fn(Request<h2::RecvStream>, SendResponse<Body>) -> F,
 ) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY was refused: answers may be late");
-    }
     let socket = Socket::new(stream);
-    let Some(h2) = handshake::<E>(&socket, &mut shutdown).await else { return };
-    let pause = || -> Timer { Box::pin(env::sleep::<E>(keepalive)) };
+    let Some(h2) = handshake::<E, S>(&socket, &mut shutdown, times.reset_memory).await else { return };
+    let pause = || -> Timer { Box::pin(env::sleep::<E>(times.keepalive)) };
     let mut connection = Connection::new(h2, socket, shutdown, pause);
     poll_fn(|cx| connection.poll(cx, &start)).await;
 }
 
-fn builder() -> h2::server::Builder {
+fn builder(reset_memory: Duration) -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -95,6 +108,7 @@ fn builder() -> h2::server::Builder {
         .max_header_list_size(HEADER_BYTES_MAX)
         .max_concurrent_streams(limits::STREAMS_PER_CONNECTION_MAX)
         .max_send_buffer_size(STREAM_SEND_BYTES_MAX)
+        .reset_stream_duration(reset_memory)
         .max_concurrent_reset_streams(RESET_STREAMS_MAX)
         .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
         .max_local_error_reset_streams(Some(ERROR_RESETS_MAX))
@@ -103,8 +117,12 @@ fn builder() -> h2::server::Builder {
 }
 
 /// `None`: no client, too slow, or the node shuts down.
-async fn handshake<E: Env>(socket: &Socket, shutdown: &mut Timer) -> Option<H2> {
-    let mut handshake = builder().handshake(socket.clone());
+async fn handshake<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
+    socket: &Socket<S>,
+    shutdown: &mut Timer,
+    reset_memory: Duration,
+) -> Option<H2<S>> {
+    let mut handshake = builder(reset_memory).handshake(socket.clone());
     let mut timeout = pin!(env::sleep::<E>(HANDSHAKE_TIMEOUT));
     poll_fn(|cx| {
         let done = Pin::new(&mut handshake).poll(cx);
@@ -129,9 +147,9 @@ async fn handshake<E: Env>(socket: &Socket, shutdown: &mut Timer) -> Option<H2> 
     .await
 }
 
-struct Connection<F, P> {
-    h2: H2,
-    socket: Socket,
+struct Connection<S, F, P> {
+    h2: H2<S>,
+    socket: Socket<S>,
     calls: FuturesUnordered<F>,
     turn: Arc<Turn>,
     waker: Waker,
@@ -144,8 +162,13 @@ struct Connection<F, P> {
     received: u64,
 }
 
-impl<F: Future<Output = ()>, P: Fn() -> Timer> Connection<F, P> {
-    fn new(mut h2: H2, socket: Socket, shutdown: Timer, pause: P) -> Connection<F, P> {
+impl<S, F, P> Connection<S, F, P>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    F: Future<Output = ()>,
+    P: Fn() -> Timer,
+{
+    fn new(mut h2: H2<S>, socket: Socket<S>, shutdown: Timer, pause: P) -> Connection<S, F, P> {
         let turn = Turn::new(Waker::noop().clone());
         Connection {
             ping: h2.ping_pong().expect("asked for once"),
@@ -262,10 +285,11 @@ mod tests {
     use super::*;
     use crate::env::real::RealEnv;
     use crate::env::runtime::block_on;
+    use crate::frontend::grpc::RESET_MEMORY;
     use crate::frontend::grpc::stream::Responses;
     use crate::frontend::grpc::tests::pair;
 
-    const NEVER: Duration = Duration::from_secs(3_600);
+    const NEVER: Times = Times { keepalive: Duration::from_secs(3_600), reset_memory: RESET_MEMORY };
 
     type Respond = SendResponse<Body>;
 
@@ -314,7 +338,7 @@ mod tests {
                     client.shutdown().await.unwrap();
                     let _ = client.read_to_end(&mut Vec::new()).await;
                 };
-                tokio::join!(run::<RealEnv, _>(server, never(), NEVER, answer), client);
+                tokio::join!(run::<RealEnv, _, _>(server, never(), NEVER, answer), client);
             });
         }
     }
@@ -323,16 +347,17 @@ mod tests {
     #[test]
     fn keepalive() {
         const KEEPALIVE: Duration = Duration::from_millis(200);
+        const TIMES: Times = Times { keepalive: KEEPALIVE, ..NEVER };
         block_on(async {
             let (mut dead, server) = pair().await;
             dead.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
-            run::<RealEnv, _>(server, never(), KEEPALIVE, answer).await;
+            run::<RealEnv, _, _>(server, never(), TIMES, answer).await;
             let mut received = Vec::new();
             dead.read_to_end(&mut received).await.unwrap();
             assert!(received.windows(4).any(|head| head == [0, 0, 8, 6]), "no PING in {received:?}");
 
             let (alive, server) = pair().await;
-            env::spawn::<RealEnv>(run::<RealEnv, _>(server, never(), KEEPALIVE, answer));
+            env::spawn::<RealEnv>(run::<RealEnv, _, _>(server, never(), TIMES, answer));
             let mut requests = client(alive).await;
             assert_eq!(status(&mut requests).await.unwrap(), 200);
             env::sleep::<RealEnv>(KEEPALIVE * 5).await;
@@ -371,7 +396,7 @@ mod tests {
                 finish.send(()).unwrap();
                 assert_eq!(response.await.unwrap().status(), 200);
             };
-            tokio::join!(run::<RealEnv, _>(server, shutdown, NEVER, start), client);
+            tokio::join!(run::<RealEnv, _, _>(server, shutdown, NEVER, start), client);
         });
     }
 
@@ -380,7 +405,7 @@ mod tests {
     fn going_away_in_the_handshake() {
         block_on(async {
             let (_silent, server) = pair().await;
-            run::<RealEnv, _>(server, Box::pin(async {}), NEVER, answer).await;
+            run::<RealEnv, _, _>(server, Box::pin(async {}), NEVER, answer).await;
         });
     }
 
@@ -419,7 +444,7 @@ mod tests {
                 }
             };
             tokio::select! {
-                () = run::<RealEnv, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+                () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
                 () = client => {}
             }
         });

@@ -1,7 +1,7 @@
 //! gRPC over HTTP/2: one connection's requests to calls of [`Frontend`], and their answers back.
 //!
 //! ```text
-//! socket      reads and writes of a TCP connection, coalesced
+//! socket      reads and writes of the byte stream below (TCP, or the simulator's), coalesced
 //! connection  one connection: accept, run calls, flush; keepalive, handshake, going away
 //! call        one request: its checks, its method, its deadline and cancellation
 //! stream      messages in (flow control, size limits, gzip) and out (few frames, back-pressure)
@@ -34,14 +34,30 @@ mod timeout;
 mod turn;
 mod watch;
 
+use std::time::Duration;
+
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+
 use crate::env::Env;
 use crate::frontend::Frontend;
 
-/// Serves one client connection until it ends, breaks the protocol, or has finished its calls after
+/// h2's own default; longer only costs memory.
+pub const RESET_MEMORY: Duration = Duration::from_secs(1);
+
+/// Serves one client connection over a byte stream (TCP, or the simulator's) until it ends, breaks the protocol, or has finished its calls after
 /// the node began to shut down. Never fails: what goes wrong is the client's to see.
 ///
 /// Dropping the future closes the connection at once; produce requests that were already passed on may
 /// still be written.
-pub async fn serve_connection<E: Env>(socket: tokio::net::TcpStream, frontend: Frontend<E>) {
-    connection::serve(socket, frontend).await;
+///
+/// `reset_memory`: how long h2 remembers a stream that was reset, so that what the client sent before it knew is no
+/// error. h2 measures it by the machine's clock, past `Env`: a node takes [`RESET_MEMORY`], the simulator no end (the
+/// number of such streams is bounded, too).
+pub async fn serve_connection<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    frontend: Frontend<E>,
+    reset_memory: Duration,
+) {
+    connection::serve(stream, frontend, reset_memory).await;
 }

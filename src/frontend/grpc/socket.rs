@@ -1,4 +1,4 @@
-//! A TCP connection as h2 should see it: large reads however little h2 asks for, and many small writes
+//! A client's byte stream (TCP, or a simulated one) as h2 should see it: large reads however little h2 asks for, and many small writes
 //! gathered into one. h2 alone reads 8 KiB at a time and writes every frame above 256 bytes by itself.
 //!
 //! `poll_flush` does nothing; the connection calls [`Socket::poll_write_out`] when it has run
@@ -17,7 +17,6 @@ use std::task::ready;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
-use tokio::net::TcpStream;
 
 /// One read from the kernel.
 const READ_BYTES: usize = 64 << 10;
@@ -53,14 +52,20 @@ fn borrow(spares: &'static std::thread::LocalKey<RefCell<Vec<Vec<u8>>>>) -> Opti
     spares.with_borrow_mut(Vec::pop)
 }
 
-/// A connection's socket. Clones are handles to the same one: h2 holds one, the connection another.
-#[derive(Clone)]
-pub(super) struct Socket(Rc<RefCell<Inner>>);
+/// A connection's socket over the byte stream `S`. Clones are handles to the same one: h2 holds one, the connection
+/// another.
+pub(super) struct Socket<S>(Rc<RefCell<Inner<S>>>);
+
+impl<S> Clone for Socket<S> {
+    fn clone(&self) -> Socket<S> {
+        Socket(Rc::clone(&self.0))
+    }
+}
 
 /// `input_start <= input_end <= input.len()`, and `input` is empty or `READ_BYTES` long;
 /// `output_start <= output.len()`, and what lies between is not written yet, at most `WRITE_BYTES_MAX`.
-struct Inner {
-    stream: TcpStream,
+struct Inner<S> {
+    stream: S,
     input: Vec<u8>,
     input_start: usize,
     input_end: usize,
@@ -69,8 +74,8 @@ struct Inner {
     received: u64,
 }
 
-impl Socket {
-    pub(super) fn new(stream: TcpStream) -> Socket {
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
+    pub(super) fn new(stream: S) -> Socket<S> {
         Socket(Rc::new(RefCell::new(Inner {
             stream,
             input: Vec::new(),
@@ -93,7 +98,7 @@ impl Socket {
     }
 }
 
-impl Inner {
+impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
     fn poll_read(&mut self, cx: &mut Context<'_>, wanted: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.input_start == self.input_end {
             if wanted.remaining() >= DIRECT_BYTES {
@@ -191,13 +196,13 @@ impl Inner {
     }
 }
 
-impl AsyncRead for Socket {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.0.borrow_mut().poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Socket {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.0.borrow_mut().poll_write(cx, &[IoSlice::new(buf)])
     }
