@@ -20,6 +20,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let descriptors = protox::compile(FILES, ["proto"])?;
     fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
-    prost_build::Config::new().bytes(["."]).include_file("protos.rs").out_dir(out).compile_fds(descriptors)?;
+    prost_build::Config::new()
+        .btree_map(["."])
+        .bytes(["."])
+        .include_file("protos.rs")
+        .out_dir(out)
+        .compile_fds(descriptors)?;
     Ok(())
 }

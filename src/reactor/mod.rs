@@ -18,6 +18,7 @@ pub mod inbound;
 pub mod listen;
 pub mod mailbox;
 pub mod node;
+mod phase;
 pub mod repair;
 #[cfg(test)]
 mod tests;

@@ -11,8 +11,6 @@ use std::{
     },
 };
 
-use tokio::sync::watch;
-
 use crate::{
     config::Config,
     format::state_files::owner_tag,
@@ -21,24 +19,11 @@ use crate::{
     proto::ringlog::state::v1::{ClusterNode, NodeState},
     reactor::{
         ReactorError, forward::leaders::Leaders, gossip::table::GossipTable, listen::Connections, mailbox::Mailbox,
-        mailbox::Request, topics::Topics,
+        mailbox::Request, phase::Phases, topics::Topics,
     },
 };
 
-/// What a node is doing. It only moves down this list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    /// Recovering; the front doors are shut.
-    Starting,
-    /// Serving.
-    Serving,
-    /// Leaders move to other nodes; everything is still served.
-    Leaving,
-    /// No new connections; those that there are finish what they have.
-    Draining,
-    /// Shards close.
-    Closing,
-}
+pub use crate::reactor::phase::Phase;
 
 /// Who this node is: `<data>/identity`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +89,7 @@ pub struct Node {
     /// What they say of themselves and of each other.
     pub gossip: Arc<GossipTable>,
     identity: OnceLock<Identity>,
-    phase: watch::Sender<Phase>,
+    phases: Phases,
     faults: Mutex<BTreeMap<ShardUid, String>>,
     fault_count: AtomicUsize,
 }
@@ -124,7 +109,7 @@ impl Node {
             leaders: Arc::default(),
             gossip: Arc::default(),
             identity: OnceLock::new(),
-            phase: watch::Sender::new(Phase::Starting),
+            phases: Phases::default(),
             faults: Mutex::default(),
             fault_count: AtomicUsize::new(0),
         }
@@ -175,25 +160,17 @@ impl Node {
 
     /// What the node does now.
     pub fn phase(&self) -> Phase {
-        *self.phase.borrow()
+        self.phases.now()
     }
 
     /// Moves on to `phase`; never back.
     pub fn enter(&self, phase: Phase) {
-        self.phase.send_if_modified(|now| {
-            let forward = phase > *now;
-            if forward {
-                *now = phase;
-            }
-            forward
-        });
+        self.phases.enter(phase);
     }
 
     /// Resolves when `phase`, or one after it, is reached.
     pub fn reached(&self, phase: Phase) -> impl Future<Output = ()> + Send + use<> {
-        let mut phases = self.phase.subscribe();
-        // The sender is gone only with the node: that is the end, too.
-        async move { drop(phases.wait_for(|now| *now >= phase).await) }
+        self.phases.reached(phase)
     }
 
     /// Notes that a shard does not serve any more, and logs it the first time.
