@@ -97,6 +97,8 @@ pub struct Config {
     pub record_bytes_max: usize,
     /// Recent entries kept in memory by each reactor.
     pub tail_bytes: usize,
+    /// Memory of each reactor for what is on its way: requests, entries that are not flushed, frames of peers, answers.
+    pub memory_bytes: usize,
     /// io_uring for storage.
     pub io_uring: Choice,
     /// O_DIRECT for appends.
@@ -135,6 +137,7 @@ impl Default for Config {
             message_bytes_max: limits::MESSAGE_BYTES_MAX,
             record_bytes_max: limits::RECORD_BYTES_MAX,
             tail_bytes: limits::TAIL_BYTES_MAX,
+            memory_bytes: limits::MEMORY_BYTES_DEFAULT,
             io_uring: Choice::Auto,
             direct_io: Choice::Auto,
             durable_form: DurableForm::Auto,
@@ -156,6 +159,9 @@ const SHUTDOWN_GRACE_MS_MAX: u64 = 600_000;
 
 /// Most memory for recent entries of one reactor.
 const TAIL_BYTES_LIMIT: usize = 64 << 30;
+
+/// Most memory for what is on its way in one reactor.
+const MEMORY_BYTES_LIMIT: usize = 64 << 30;
 
 impl Config {
     /// Whether all values can work, alone and together.
@@ -183,6 +189,7 @@ impl Config {
             return Err(("message_bytes_max", what));
         }
         range("tail_bytes", self.tail_bytes as u64, 0, TAIL_BYTES_LIMIT as u64)?;
+        range("memory_bytes", self.memory_bytes as u64, limits::MEMORY_BYTES_MIN as u64, MEMORY_BYTES_LIMIT as u64)?;
         range("shutdown_grace_ms", self.shutdown_grace_ms, 0, SHUTDOWN_GRACE_MS_MAX)?;
         tracing_subscriber::EnvFilter::try_new(&self.log_filter)
             .map_err(|error| ("log_filter", format!("log_filter is not a tracing filter such as \"info\": {error}")))?;

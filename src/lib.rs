@@ -28,6 +28,7 @@
 //! 1  env        Env, Disk, File, Net (the seams); quic; uring and mmap (unsafe code)
 //! 1  format     pure bytes: entries, records, file headers, gRPC framing, envelopes between nodes
 //! 1  tls        certificates of the cluster, and how they are checked; join tokens
+//! 1  budget     one reactor's memory for what is on its way, in bytes
 //! 1  config, observe
 //! 0  ids, limits, proto
 //! ```
@@ -90,6 +91,7 @@
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod budget;
 pub mod catalog;
 pub mod cli;
 pub mod client;

@@ -40,6 +40,26 @@ pub const PRODUCE_QUEUE_BYTES_MAX: usize = 64 << 20;
 /// Requests in one reactor's mailbox; `RESOURCE_EXHAUSTED` with a retry hint above it.
 pub const MAILBOX_REQUESTS_MAX: usize = 4_096;
 
+/// Bytes of them; the same.
+pub const MAILBOX_BYTES_MAX: usize = 16 << 20;
+
+/// What one reactor keeps in memory for what is on its way (`budget`), unless configured: requests, entries that are not
+/// flushed, frames of peers, answers. Recent entries (`tail_bytes`) and the mailbox have their own limits beside it, so that
+/// a node needs this and 32 MiB for each reactor, and its connections. Large enough that 10 clients with 16 MiB in flight
+/// each are not refused, and that a disk may hang for half a second under 100 MB/s; small enough that a node of two reactors
+/// stays within half a gigabyte whatever its clients do.
+pub const MEMORY_BYTES_DEFAULT: usize = 256 << 20;
+
+/// Least that can be configured: one request of the largest size and its entry have room beside the reserve.
+pub const MEMORY_BYTES_MIN: usize = 160 << 20;
+
+/// Part of it that clients cannot use: two entries of the largest size come in from leaders while clients fill the rest, and
+/// what was admitted finishes.
+pub const MEMORY_RESERVE_BYTES: usize = 80 << 20;
+
+/// Part of the reserve that entries and snapshots cannot use either: votes, heartbeats and answers always come in.
+pub const MEMORY_CONSENSUS_BYTES: usize = 8 << 20;
+
 /// Hint given with `RESOURCE_EXHAUSTED`.
 pub const RETRY_AFTER: Duration = Duration::from_millis(50);
 
@@ -245,6 +265,10 @@ const _: () = assert!(RECORD_BYTES_MAX < MESSAGE_BYTES_MAX);
 const _: () = assert!(SEGMENT_BYTES_MIN.is_multiple_of(BLOCK_BYTES as u64));
 const _: () = assert!(SEGMENT_BYTES_LIMIT <= u32::MAX as u64);
 const _: () = assert!(STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX >= MESSAGE_BYTES_MAX);
+const _: () = assert!(MEMORY_BYTES_DEFAULT >= MEMORY_BYTES_MIN);
+const _: () = assert!(MEMORY_BYTES_MIN - MEMORY_RESERVE_BYTES >= 2 * (MESSAGE_BYTES_MAX + BATCH_RECORDS_MAX * 26));
+const _: () = assert!(MEMORY_RESERVE_BYTES - MEMORY_CONSENSUS_BYTES >= 2 * ENTRY_BYTES_MAX);
+const _: () = assert!(MAILBOX_BYTES_MAX >= 2 * MESSAGE_BYTES_MAX);
 const _: () = assert!(ENTRIES_IN_FLIGHT_MAX < RAFT_QUEUE_MAX);
 const _: () = assert!(NODE_SHARDS_MAX + RAFT_QUEUE_MAX <= PEER_STREAMS_MAX);
 const _: () = assert!(PEER_PING_INTERVAL.as_millis() * 3 <= PEER_SILENT_MAX.as_millis());

@@ -106,6 +106,9 @@ pub fn metrics() -> &'static PrometheusHandle {
 fn describe_process() {
     metrics::describe_gauge!("ringlog_uptime_seconds", "Time since the process started to serve.");
     metrics::describe_gauge!("ringlog_resident_bytes", "Resident memory of the process.");
+    metrics::describe_gauge!("ringlog_memory_bytes", "Memory of a reactor for what is on its way, by use.");
+    metrics::describe_gauge!("ringlog_memory_limit_bytes", "As much of it as there may be (memory_bytes).");
+    metrics::describe_gauge!("ringlog_memory_peak_bytes", "As much of it as there was at any time.");
     metrics::describe_gauge!("ringlog_open_files", "File descriptors that the process has open.");
     metrics::describe_counter!("ringlog_log_lines_dropped_total", "Log lines dropped because stderr was too slow.");
     metrics::gauge!("ringlog_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);

@@ -22,6 +22,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("raft", 3),
     ("log", 2),
     ("peer", 2),
+    ("budget", 1),
     ("env", 1),
     ("format", 1),
     ("config", 1),

@@ -81,6 +81,10 @@ pub(super) struct ServeArgs {
     /// Recent entries kept in memory by each reactor [default: 16MiB]
     #[arg(long, value_name = "BYTES")]
     tail_bytes: Option<String>,
+    /// Memory of each reactor for what is on its way: requests, entries that are not flushed, frames of peers; beyond it
+    /// clients are told to come back [default: 256MiB]
+    #[arg(long, value_name = "BYTES")]
+    memory_bytes: Option<String>,
     /// Use a storage thread instead of io_uring
     #[arg(long)]
     no_io_uring: bool,
@@ -146,6 +150,7 @@ impl ServeArgs {
             ("message_bytes_max", self.message_bytes_max.clone()),
             ("record_bytes_max", self.record_bytes_max.clone()),
             ("tail_bytes", self.tail_bytes.clone()),
+            ("memory_bytes", self.memory_bytes.clone()),
             ("io_uring", switch(self.no_io_uring, "off")),
             ("direct_io", switch(self.no_direct_io, "off")),
             ("durable_form", self.durable_form.clone()),
@@ -191,8 +196,8 @@ mod tests {
                     --join a:1,b:2 --join-token secret --peer-ca ca --peer-cert cert --peer-key key \
                     --replication-factor 5 --reactors 3 --no-pin --insecure --auto-create \
                     --segment-bytes 8MiB --retention-bytes 1GiB --retention-age-ms 1s --message-bytes-max 2MiB \
-                    --record-bytes-max 64KiB --tail-bytes 1MiB --no-io-uring --no-direct-io --durable-form linked \
-                    --shutdown-grace-ms 1s --log-format json --log-filter debug";
+                    --record-bytes-max 64KiB --tail-bytes 1MiB --memory-bytes 1GiB --no-io-uring --no-direct-io \
+                    --durable-form linked --shutdown-grace-ms 1s --log-format json --log-filter debug";
         let flags = Line::try_parse_from(line.split_whitespace()).unwrap().args.flags();
         let config = Loaded::new(None, [], &flags).unwrap().config;
         let expected = Config {
@@ -217,6 +222,7 @@ mod tests {
             message_bytes_max: 2 << 20,
             record_bytes_max: 64 << 10,
             tail_bytes: 1 << 20,
+            memory_bytes: 1 << 30,
             io_uring: Choice::Off,
             direct_io: Choice::Off,
             durable_form: crate::config::DurableForm::Linked,

@@ -53,6 +53,7 @@ pub(super) const KEYS: &[Key] = &[
     key!(message_bytes_max, bytes_in_memory, |value: &usize| whole(*value)),
     key!(record_bytes_max, bytes_in_memory, |value: &usize| whole(*value)),
     key!(tail_bytes, bytes_in_memory, |value: &usize| whole(*value)),
+    key!(memory_bytes, bytes_in_memory, |value: &usize| whole(*value)),
     key!(io_uring, choice, |value: &Choice| match value {
         Choice::Auto => "auto",
         Choice::Off => "off",

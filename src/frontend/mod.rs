@@ -28,6 +28,7 @@ pub use self::{
     status::{CallError, Code},
 };
 use crate::{
+    budget::Budget,
     env::{self, Env},
     format::records::{ProduceHead, Records},
     frontend::{
@@ -248,6 +249,11 @@ impl<E: Env> Frontend<E> {
     /// Largest message and record that clients may send here.
     pub fn limits(&self) -> Limits {
         self.local.remote.limits()
+    }
+
+    /// The reactor's memory, from which what its connections keep is taken.
+    pub fn budget(&self) -> &Budget {
+        self.local.reactor.budget()
     }
 
     /// Whether the node serves: recovered, not shutting down, at least one shard well. For health checks.

@@ -38,6 +38,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 
 use crate::{
+    budget::Budget,
     env::{
         self, Disk, Env,
         channel::{self, OneshotReceiver},
@@ -113,6 +114,7 @@ pub struct Reactor<E: Env> {
     number: ReactorNumber,
     node: Arc<Node>,
     disk: E::Disk,
+    budget: Budget,
     tail: TailBudget,
     peers: OnceCell<Peers<E>>,
     shards: RefCell<BTreeMap<ShardUid, Slot<E>>>,
@@ -128,11 +130,14 @@ pub struct Reactor<E: Env> {
 impl<E: Env> Reactor<E> {
     /// A reactor without shards.
     pub fn new(number: ReactorNumber, node: Arc<Node>, disk: E::Disk) -> Rc<Reactor<E>> {
+        let memory = Arc::clone(&node.reactors[number.0 as usize].memory);
+        let budget = Budget::published(node.config.memory_bytes, memory);
         let tail = TailBudget::new(node.config.tail_bytes);
         Rc::new(Reactor {
             number,
             node,
             disk,
+            budget,
             tail,
             peers: OnceCell::new(),
             shards: RefCell::default(),
@@ -158,6 +163,11 @@ impl<E: Env> Reactor<E> {
     /// Its disk.
     pub fn disk(&self) -> &E::Disk {
         &self.disk
+    }
+
+    /// Its memory for what is on its way.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     /// Its budget of recent entries.

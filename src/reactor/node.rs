@@ -12,6 +12,7 @@ use std::{
 };
 
 use crate::{
+    budget::Usage,
     config::Config,
     format::state_files::owner_tag,
     ids::{NodeId, ReactorNumber, ShardUid},
@@ -63,6 +64,8 @@ pub struct ReactorView {
     pub mailbox: Mailbox,
     /// Its client connections.
     pub connections: Arc<Connections>,
+    /// What its memory is used for.
+    pub memory: Arc<Usage>,
     /// Shards that it holds, serving or not.
     pub shards: AtomicUsize,
 }

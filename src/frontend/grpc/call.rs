@@ -74,7 +74,7 @@ pub(super) async fn serve<E: Env>(frontend: Frontend<E>, request: Request<RecvSt
         }
     };
     let mut call = Call {
-        requests: Requests::new(body, encoding, frontend.limits().message_bytes_max),
+        requests: Requests::new(body, encoding, frontend.limits().message_bytes_max, frontend.budget()),
         responses,
         deadline_us: timeout_us.map(|us| E::monotonic_us().saturating_add(us)),
         definite: true,

@@ -1,6 +1,5 @@
 //! The two directions of one HTTP/2 stream as messages, with flow control in both.
 
-use std::cell::Cell;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
@@ -17,6 +16,10 @@ use http::Response;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 
+use crate::budget::Budget;
+use crate::budget::Charge;
+use crate::budget::Class;
+use crate::budget::Use;
 use crate::format::grpc;
 use crate::format::grpc::Assembler;
 use crate::format::grpc::Encoding;
@@ -25,19 +28,11 @@ use crate::frontend::Code;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::status;
 
-/// Bytes of messages that have come in part, of all connections of one reactor; `RESOURCE_EXHAUSTED` with a
-/// retry hint above it. It takes 64 uploads of the largest size at the same time to get there.
-const PARTIAL_BYTES_MAX: usize = 256 << 20;
-
 /// A response up to this size is given to h2 at once; the number of streams bounds their sum.
 const DIRECT_BYTES_MAX: usize = 4 << 10;
 
 const CONTENT_TYPE_GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
-
-thread_local! {
-    static PARTIAL_BYTES: Cell<usize> = const { Cell::new(0) };
-}
 
 /// Why a call ends before it is done.
 #[derive(Debug)]
@@ -72,14 +67,15 @@ pub(super) struct Requests {
     assembler: Assembler,
     encoding: Encoding,
     bytes_max: usize,
-    /// Our part of `PARTIAL_BYTES`.
-    held: usize,
+    /// Memory of the message that has come in part; `RESOURCE_EXHAUSTED` with a retry hint when there is none left.
+    held: Charge,
 }
 
 impl Requests {
     /// Messages of at most `bytes_max` bytes, before and after inflating.
-    pub(super) fn new(stream: RecvStream, encoding: Encoding, bytes_max: usize) -> Requests {
-        Requests { stream, assembler: Assembler::new(bytes_max), encoding, bytes_max, held: 0 }
+    pub(super) fn new(stream: RecvStream, encoding: Encoding, bytes_max: usize, budget: &Budget) -> Requests {
+        let held = budget.none(Use::Received);
+        Requests { stream, assembler: Assembler::new(bytes_max), encoding, bytes_max, held }
     }
 
     /// The next message; `None` when the client has sent its last.
@@ -110,26 +106,16 @@ impl Requests {
         self.assembler.is_drained() && self.stream.is_end_stream()
     }
 
-    /// Keeps the sum of what all messages that have come in part hold.
+    /// Has the charge follow what the message holds that has come in part.
     fn account(&mut self) -> Result<(), Stop> {
         let held = self.assembler.held_bytes();
-        if held == self.held {
+        if held == self.held.bytes() {
             return Ok(());
         }
-        let sum = PARTIAL_BYTES.get() - self.held + held;
-        PARTIAL_BYTES.set(sum);
-        self.held = held;
-        if sum > PARTIAL_BYTES_MAX {
+        self.held.resize(Class::Client, held).map_err(|_| {
             let message = "too many large messages are being received; retry after a moment";
-            return Err(CallError::retry(Code::ResourceExhausted, "RECEIVE_BUSY", message).into());
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Requests {
-    fn drop(&mut self) {
-        PARTIAL_BYTES.set(PARTIAL_BYTES.get() - self.held);
+            CallError::retry(Code::ResourceExhausted, "RECEIVE_BUSY", message).into()
+        })
     }
 }
 

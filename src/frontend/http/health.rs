@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use super::Api;
 use crate::{
+    budget::{Usage, Use},
     ids::ReactorNumber,
     observe,
     reactor::{
@@ -101,5 +102,16 @@ fn record_node(node: &Node) {
         metrics::counter!("ringlog_connections_refused_total", &labels).absolute(connections.refused() as u64);
         metrics::gauge!("ringlog_mailbox_requests", &labels).set(reactor.mailbox.len() as f64);
         metrics::gauge!("ringlog_shards", &labels).set(reactor.shards.load(Relaxed) as f64);
+        record_memory(number, &reactor.memory);
+    }
+}
+
+fn record_memory(reactor: usize, memory: &Usage) {
+    let labels = [("reactor", reactor.to_string())];
+    metrics::gauge!("ringlog_memory_limit_bytes", &labels).set(memory.bytes_max() as f64);
+    metrics::gauge!("ringlog_memory_peak_bytes", &labels).set(memory.peak() as f64);
+    for usage in Use::ALL {
+        let labels = [("reactor", reactor.to_string()), ("use", usage.name().to_owned())];
+        metrics::gauge!("ringlog_memory_bytes", &labels).set(memory.used_for(usage) as f64);
     }
 }
