@@ -2,12 +2,15 @@
 //!
 //! A bounded queue and a doorbell. A sender rings only when the reactor sleeps, so a burst of
 //! requests costs one wake-up. Requests of one sender are taken in the order in which they were
-//! sent. At the bound `send` refuses; nothing waits for room.
+//! sent. At the bounds, of requests and of their bytes, `send` refuses; nothing waits for room.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{
+            AtomicBool, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::Duration,
 };
@@ -156,6 +159,34 @@ pub enum Request {
     },
 }
 
+/// What a request takes beside what its client has sent, about.
+const REQUEST_BYTES: usize = 512;
+
+impl Request {
+    /// Bytes that it keeps in memory, about; the same whenever it is asked.
+    pub fn bytes(&self) -> usize {
+        let sent = match self {
+            Request::Produce { produce, .. } => produce.records.message().len(),
+            Request::CreateTopic { create, .. } => create.name.len(),
+            Request::DeleteTopic { name, .. } => name.len(),
+            Request::Admin { call: AdminCall::TransferLeader { topic, .. }, .. } => topic.len(),
+            Request::Open { shards, .. } => shards.len() * size_of::<ShardOptions>(),
+            Request::Status { uids, .. }
+            | Request::Lost { uids, .. }
+            | Request::Remove { uids, .. }
+            | Request::FindLeaders { uids, .. } => uids.len() * size_of::<ShardUid>(),
+            Request::Consume { .. }
+            | Request::Trim { .. }
+            | Request::MoveLeader { .. }
+            | Request::Propose { .. }
+            | Request::LearnTopics { .. }
+            | Request::Admin { .. }
+            | Request::Ask { .. } => 0,
+        };
+        REQUEST_BYTES + sent
+    }
+}
+
 /// Something about the cluster that is asked of `control`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdminCall {
@@ -244,6 +275,8 @@ pub type AdminReply = oneshot::Sender<Result<AdminAnswer, ControlError>>;
 #[derive(Debug)]
 pub struct Mailbox {
     queue: ArrayQueue<Request>,
+    /// Of the requests in `queue` and of those that are about to be: at most `MAILBOX_BYTES_MAX`.
+    bytes: AtomicUsize,
     asleep: AtomicBool,
     closed: AtomicBool,
     doorbell: Notify,
@@ -259,6 +292,7 @@ impl Mailbox {
     fn with_capacity(requests: usize) -> Mailbox {
         Mailbox {
             queue: ArrayQueue::new(requests),
+            bytes: AtomicUsize::new(0),
             asleep: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             doorbell: Notify::new(),
@@ -282,7 +316,17 @@ impl Mailbox {
         if self.closed.load(SeqCst) {
             return Err((ReactorError::Stopped { maybe_written: false }, request));
         }
-        self.queue.push(request).map_err(|request| (ReactorError::MailboxFull, request))?;
+        let bytes = request.bytes();
+        // Records leave room for what is asked beside them.
+        let reserve = if matches!(request, Request::Produce { .. }) { limits::MAILBOX_BYTES_MAX / 4 } else { 0 };
+        let claim = |used: usize| used.checked_add(bytes).filter(|used| *used + reserve <= limits::MAILBOX_BYTES_MAX);
+        if self.bytes.fetch_update(Relaxed, Relaxed, claim).is_err() {
+            return Err((ReactorError::MailboxFull, request));
+        }
+        if let Err(request) = self.queue.push(request) {
+            self.give_back(bytes);
+            return Err((ReactorError::MailboxFull, request));
+        }
         // After the push: whoever misses this flag has seen the request (both are SeqCst).
         if self.asleep.swap(false, SeqCst) {
             self.doorbell.notify_one();
@@ -292,6 +336,11 @@ impl Mailbox {
             self.clear();
         }
         Ok(())
+    }
+
+    /// Bytes of the requests that wait now.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Relaxed)
     }
 
     /// Requests waiting now.
@@ -314,7 +363,7 @@ impl Mailbox {
     pub async fn take(&self, batch: &mut Vec<Request>) {
         loop {
             while batch.len() < TAKE_MAX
-                && let Some(request) = self.queue.pop()
+                && let Some(request) = self.pop()
             {
                 batch.push(request);
             }
@@ -337,13 +386,25 @@ impl Mailbox {
     }
 
     fn clear(&self) {
-        while self.queue.pop().is_some() {}
+        while self.pop().is_some() {}
+    }
+
+    fn pop(&self) -> Option<Request> {
+        let request = self.queue.pop()?;
+        self.give_back(request.bytes());
+        Some(request)
+    }
+
+    fn give_back(&self, bytes: usize) {
+        let before = self.bytes.fetch_sub(bytes, Relaxed);
+        assert!(before >= bytes, "the sum is not less than its parts");
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{format::records::Records, proto::ringlog::v1 as proto, shard::Durability};
 
     type Statuses = Result<Vec<Option<ShardStatus>>, ReactorError>;
 
@@ -403,6 +464,38 @@ mod tests {
             }
         });
         thread.join().unwrap();
+    }
+
+    /// A mailbox counts bytes: large requests are refused long before there are too many of them, leave room for what is not
+    /// records, and give their bytes back when they are taken or dropped.
+    #[test]
+    fn bounded_in_bytes() {
+        let produce = || {
+            let record = proto::ProduceRequest {
+                records: vec![proto::Record { value: vec![7; 1_000_000].into(), ..Default::default() }],
+                ..Default::default()
+            };
+            let message = prost::Message::encode_to_vec(&record).into();
+            let (_, records) = Records::parse(message, limits::RECORD_BYTES_MAX).unwrap();
+            let durability = Durability::QuorumFlushed;
+            let produce = Produce { records, durability, expected_offset: None, deadline_us: None, forwarded: false };
+            Request::Produce { uid: ShardUid(1), produce, reply: oneshot::channel().0 }
+        };
+        let mailbox = Mailbox::default();
+        let mut sent = 0;
+        while mailbox.send(produce()).is_ok() {
+            sent += 1;
+            assert!(mailbox.bytes() <= limits::MAILBOX_BYTES_MAX);
+        }
+        assert_eq!(sent, limits::MAILBOX_BYTES_MAX * 3 / 4 / produce().bytes());
+        assert!(matches!(mailbox.send(produce()), Err(ReactorError::MailboxFull)));
+        mailbox.send(status(1).0).unwrap();
+        let mut batch = Vec::new();
+        runtime().block_on(mailbox.take(&mut batch));
+        assert_eq!((batch.len(), mailbox.bytes()), (sent + 1, 0));
+        mailbox.send(produce()).unwrap();
+        mailbox.close();
+        assert_eq!(mailbox.bytes(), 0);
     }
 
     /// Closing answers what waits, and what comes later, with an error instead of silence.
