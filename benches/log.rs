@@ -53,6 +53,7 @@ fn batch(log: &BenchLog, payload: &[u8]) -> NewEntry {
         record_timestamp_max_us: 1,
         buffer,
         leader: None,
+        charge: None,
     }
 }
 

@@ -35,7 +35,7 @@ use std::{
 
 use crate::{
     env::channel::{Notified, Notify},
-    limits::{MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, MEMORY_CONSENSUS_BYTES, MEMORY_RESERVE_BYTES},
+    limits::{MEMORY_BYTES_DEFAULT, MEMORY_CONSENSUS_BYTES, MEMORY_RESERVE_BYTES},
 };
 
 /// What bytes are kept for.
@@ -51,11 +51,13 @@ pub enum Use {
     Frames,
     /// Answers that the other side does not take yet.
     Responses,
+    /// Entries that a log which has stopped did not flush, and still gives to readers.
+    Stopped,
 }
 
 impl Use {
     /// All of them, in the order of `Budget::by_use`.
-    pub const ALL: [Use; 5] = [Use::Received, Use::Queued, Use::Unflushed, Use::Frames, Use::Responses];
+    pub const ALL: [Use; 6] = [Use::Received, Use::Queued, Use::Unflushed, Use::Frames, Use::Responses, Use::Stopped];
 
     /// As in metrics.
     pub fn name(self) -> &'static str {
@@ -65,6 +67,7 @@ impl Use {
             Use::Unflushed => "unflushed",
             Use::Frames => "frames",
             Use::Responses => "responses",
+            Use::Stopped => "stopped",
         }
     }
 }
@@ -97,6 +100,8 @@ pub struct Usage {
     used: AtomicUsize,
     by_use: [AtomicUsize; Use::ALL.len()],
     peak: AtomicUsize,
+    /// Recent entries, which are not in `used`: see `log::TailBudget`.
+    tail: AtomicUsize,
 }
 
 impl Usage {
@@ -113,6 +118,11 @@ impl Usage {
     /// The most bytes that were in use at any time.
     pub fn peak(&self) -> usize {
         self.peak.load(Relaxed)
+    }
+
+    /// Recent entries in memory, beside all that.
+    pub fn tail(&self) -> usize {
+        self.tail.load(Relaxed)
     }
 
     /// All there are; 0 before the budget is made.
@@ -149,20 +159,14 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// A budget of `bytes`, all of them free.
-    ///
-    /// # Panics
-    /// When that is less than `MEMORY_BYTES_MIN`.
+    /// A budget of `bytes`, all of them free. With less than `MEMORY_BYTES_MIN`, which no node is configured with, the reserves
+    /// are parts of it, and what is larger than a simulated cluster's requests and frames has no room.
     pub fn new(bytes: usize) -> Budget {
         Budget::published(bytes, Arc::default())
     }
 
     /// As `new`; other threads see in `usage` what it is used for.
-    ///
-    /// # Panics
-    /// As `new`.
     pub fn published(bytes: usize, usage: Arc<Usage>) -> Budget {
-        assert!(bytes >= MEMORY_BYTES_MIN, "the largest frame and the largest request have room beside the reserves");
         usage.bytes_max.store(bytes, Relaxed);
         Budget { shared: Rc::new(Shared { bytes_max: bytes, usage, waiting: Cell::new(0), freed: Notify::new() }) }
     }
@@ -200,6 +204,11 @@ impl Budget {
         self.shared.freed.notify_all();
     }
 
+    /// Has other threads see how much recent entries take.
+    pub fn note_tail(&self, bytes: usize) {
+        self.shared.usage.tail.store(bytes, Relaxed);
+    }
+
     /// Bytes in use.
     pub fn used(&self) -> usize {
         self.shared.usage.used()
@@ -235,8 +244,8 @@ impl fmt::Debug for Budget {
 impl Shared {
     fn limit(&self, class: Class) -> usize {
         match class {
-            Class::Client => self.bytes_max - MEMORY_RESERVE_BYTES,
-            Class::Replication => self.bytes_max - MEMORY_CONSENSUS_BYTES,
+            Class::Client => self.bytes_max - MEMORY_RESERVE_BYTES.min(self.bytes_max / 2),
+            Class::Replication => self.bytes_max - MEMORY_CONSENSUS_BYTES.min(self.bytes_max / 8),
             Class::Consensus => self.bytes_max,
         }
     }
@@ -283,6 +292,14 @@ impl Charge {
         self.remove(bytes);
         if bytes > 0 && self.shared.waiting.get() > 0 {
             self.shared.freed.notify_all();
+        }
+    }
+
+    /// Makes it stand for `bytes`, whether there is room or not: for what cannot be refused any more.
+    pub fn set(&mut self, bytes: usize) {
+        match bytes.checked_sub(self.bytes) {
+            Some(more) => self.add(more),
+            None => self.give_back(self.bytes - bytes),
         }
     }
 
@@ -366,6 +383,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::limits::MEMORY_BYTES_MIN;
 
     fn budget() -> Budget {
         Budget::new(MEMORY_BYTES_MIN)

@@ -60,6 +60,14 @@ pub const MEMORY_RESERVE_BYTES: usize = 80 << 20;
 /// Part of the reserve that entries and snapshots cannot use either: votes, heartbeats and answers always come in.
 pub const MEMORY_CONSENSUS_BYTES: usize = 8 << 20;
 
+/// Bytes of one shard that are not flushed on a node: above it its leader refuses records with `RESOURCE_EXHAUSTED` and a
+/// retry hint, and a follower reads no more entries. Half a second of 128 MB/s: longer than a flush takes on a device that
+/// keeps up; a majority may be faster than this disk.
+pub const UNFLUSHED_BYTES_MAX: usize = 64 << 20;
+
+/// The same for a reactor: this part of what clients may use of its memory, so that they have the others.
+pub const UNFLUSHED_PART: usize = 2;
+
 /// Hint given with `RESOURCE_EXHAUSTED`.
 pub const RETRY_AFTER: Duration = Duration::from_millis(50);
 
@@ -137,9 +145,6 @@ pub const PEER_CONNECTIONS_MAX: usize = 2 * CLUSTER_NODES_MAX;
 /// Streams that a peer has open at once on one connection; no more are taken until one ends. Above the shards of a
 /// node, as each may have a stream of appends, so that calls always find room beside them.
 pub const PEER_STREAMS_MAX: usize = 16_384;
-
-/// Bytes of frames from peers that one reactor has received in part; above it a stream is broken off.
-pub const PEER_RECEIVE_BYTES_MAX: usize = 512 << 20;
 
 /// How long a dial may take at all. Above what the network itself waits (`QuicOptions::dial`), which knows the reason.
 pub const PEER_DIAL_MAX: Duration = Duration::from_secs(3);
@@ -266,6 +271,7 @@ const _: () = assert!(SEGMENT_BYTES_MIN.is_multiple_of(BLOCK_BYTES as u64));
 const _: () = assert!(SEGMENT_BYTES_LIMIT <= u32::MAX as u64);
 const _: () = assert!(STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX >= MESSAGE_BYTES_MAX);
 const _: () = assert!(MEMORY_BYTES_DEFAULT >= MEMORY_BYTES_MIN);
+const _: () = assert!(MEMORY_BYTES_MIN >= 2 * MEMORY_RESERVE_BYTES && MEMORY_BYTES_MIN >= 8 * MEMORY_CONSENSUS_BYTES);
 const _: () = assert!(MEMORY_BYTES_MIN - MEMORY_RESERVE_BYTES >= 2 * (MESSAGE_BYTES_MAX + BATCH_RECORDS_MAX * 26));
 const _: () = assert!(MEMORY_RESERVE_BYTES - MEMORY_CONSENSUS_BYTES >= 2 * ENTRY_BYTES_MAX);
 const _: () = assert!(MAILBOX_BYTES_MAX >= 2 * MESSAGE_BYTES_MAX);

@@ -106,7 +106,10 @@ pub fn metrics() -> &'static PrometheusHandle {
 fn describe_process() {
     metrics::describe_gauge!("ringlog_uptime_seconds", "Time since the process started to serve.");
     metrics::describe_gauge!("ringlog_resident_bytes", "Resident memory of the process.");
-    metrics::describe_gauge!("ringlog_memory_bytes", "Memory of a reactor for what is on its way, by use.");
+    metrics::describe_gauge!(
+        "ringlog_memory_bytes",
+        "Memory of a reactor for what is on its way, by use; and, beside that, of recent entries and of its mailbox."
+    );
     metrics::describe_gauge!("ringlog_memory_limit_bytes", "As much of it as there may be (memory_bytes).");
     metrics::describe_gauge!("ringlog_memory_peak_bytes", "As much of it as there was at any time.");
     metrics::describe_gauge!("ringlog_open_files", "File descriptors that the process has open.");

@@ -29,6 +29,7 @@ use bytes::Bytes;
 use twox_hash::XxHash3_64;
 
 use crate::{
+    budget::Charge,
     env::buffer::Buffer,
     ids::{Index, LogId, Offset, SegmentSequence, ShardUid, Term},
     limits::{BLOCK_BYTES, ENTRY_BYTES_MAX},
@@ -254,6 +255,8 @@ pub struct NewEntry {
     /// The header that the leader gave it, when it comes from one: what replicas share must come out the same here. The
     /// caller has checked the payload against it.
     pub leader: Option<EntryHeader>,
+    /// What it was charged on its way here; `None`: nothing.
+    pub charge: Option<Charge>,
 }
 
 /// An entry read back from the log: a parsed, verified header and a refcounted slice of its bytes.

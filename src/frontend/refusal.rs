@@ -21,6 +21,7 @@ const REASONS: &[&str] = &[
     "CORRUPT",
     "DATA_DIRECTORY_COPIED",
     "DEADLINE_TOO_SHORT",
+    "DISK_BEHIND",
     "DISK_FULL",
     "DIVERGED",
     "ENTRY_NOT_FOUND",
@@ -32,6 +33,7 @@ const REASONS: &[&str] = &[
     "LAST_ACTIVE_NODE",
     "LEADER_CHANGED",
     "LEADER_LOST",
+    "MEMORY_BUSY",
     "MOVE_REPLACED",
     "NODE_FULL",
     "NODE_HOLDS_REPLICAS",
@@ -94,6 +96,8 @@ fn leader_of(error: &ReactorError) -> Option<NodeId> {
         }
         ReactorError::Shard(
             ShardError::Busy { .. }
+            | ShardError::NoMemory
+            | ShardError::DiskBehind { .. }
             | ShardError::Deadline
             | ShardError::OffsetMismatch { .. }
             | ShardError::OutOfRange { .. }
@@ -145,6 +149,8 @@ mod tests {
     fn round_trip() {
         let errors = [
             ShardError::Busy { what: "x" },
+            ShardError::NoMemory,
+            ShardError::DiskBehind { node: NodeId(1), unflushed_bytes: 2 },
             ShardError::Deadline,
             ShardError::OffsetMismatch { expected: Offset(1), actual: Offset(2) },
             ShardError::Lost { cause: "x".into() },

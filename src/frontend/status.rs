@@ -168,6 +168,8 @@ impl From<ShardError> for CallError {
     fn from(error: ShardError) -> CallError {
         let message = error.to_string();
         match error {
+            ShardError::NoMemory => CallError::retry(Code::ResourceExhausted, "MEMORY_BUSY", message),
+            ShardError::DiskBehind { .. } => CallError::retry(Code::ResourceExhausted, "DISK_BEHIND", message),
             ShardError::Busy { what: _ } => CallError::retry(Code::ResourceExhausted, "SHARD_BUSY", message),
             // With one copy the leader is this node, between two terms; with more, only other nodes hear this.
             ShardError::NotLeader { leader: _ } => CallError::retry(Code::Unavailable, "NOT_LEADER", message),
@@ -241,6 +243,8 @@ impl From<ReactorError> for CallError {
                 }
                 ShardError::Full(_) => CallError::retry(Code::ResourceExhausted, "DISK_FULL", message),
                 ShardError::Busy { .. }
+                | ShardError::NoMemory
+                | ShardError::DiskBehind { .. }
                 | ShardError::NotLeader { .. }
                 | ShardError::Deposed { .. }
                 | ShardError::Deadline
@@ -387,6 +391,10 @@ mod tests {
         let far = ShardError::OutOfRange { offset: Offset(9), log_start: Offset(1), high_watermark: Offset(5) };
         let lost = LogError::NotFound { index: Index(1), first: Index(2), end: Index(3) };
         assert_eq!(row(ShardError::Busy { what: "bytes" }), ("RESOURCE_EXHAUSTED", "SHARD_BUSY", true, true));
+        assert_eq!(row(ShardError::NoMemory), ("RESOURCE_EXHAUSTED", "MEMORY_BUSY", true, true));
+        let behind = ShardError::DiskBehind { node: crate::ids::NodeId(3), unflushed_bytes: 1 };
+        assert!(behind.to_string().contains("the disk of node 3 does not keep up"));
+        assert_eq!(row(behind), ("RESOURCE_EXHAUSTED", "DISK_BEHIND", true, true));
         assert_eq!(row(ShardError::NotLeader { leader: None }), ("UNAVAILABLE", "NOT_LEADER", true, true));
         assert_eq!(row(ShardError::Deadline), ("DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT", true, false));
         assert_eq!(row(ShardError::OffsetMismatch { expected, actual }), ("FAILED_PRECONDITION", "OFFSET_MISMATCH", true, false));

@@ -174,7 +174,7 @@ impl<E: Env> Inner<E> {
                 let front = state.segments.front().filter(|front| front.end().next <= start);
                 let open = front.is_some_and(|front| front.now.borrow().phase == Phase::Open);
                 // Entries in flight are of the open segment; it goes with a later purge.
-                let busy = open && (state.unflushed_bytes > 0 || state.segments.len() > 1);
+                let busy = open && (state.unflushed.bytes() > 0 || state.segments.len() > 1);
                 if front.is_none() || busy { None } else { state.segments.pop_front() }
             };
             let Some(front) = front else { break };

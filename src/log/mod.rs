@@ -55,6 +55,7 @@ pub use crate::format::{
 pub use tail::TailBudget;
 
 use crate::{
+    budget::{Budget, Charge},
     env::{Disk, Env, channel::Notify},
     format::{
         entry::{EntryHeader, NewEntry, StoredEntry},
@@ -241,7 +242,9 @@ struct State<E: Env> {
     /// Of the next segment.
     sequence_next: u64,
     queue: VecDeque<writer::Job<E>>,
-    unflushed_bytes: usize,
+    /// Bytes appended (headers and padding included) and not durable. When the log has stopped they are still in memory, and
+    /// so here, as `Use::Stopped`.
+    unflushed: Charge,
     /// As on the disk.
     hard: HardStateSlot,
     hard_file: FileOf<E>,
@@ -397,7 +400,12 @@ impl<E: Env> Log<E> {
 
     /// Bytes appended (headers and padding included) and not yet durable.
     pub fn unflushed_bytes(&self) -> usize {
-        self.inner.state.borrow().unflushed_bytes
+        self.inner.state.borrow().unflushed.bytes()
+    }
+
+    /// The reactor's memory for what is on its way, in which entries are until they are durable.
+    pub fn memory(&self) -> &Budget {
+        self.inner.tail.memory()
     }
 
     /// Whether `index` is the first entry of its segment: then the state before it deserves a checkpoint.

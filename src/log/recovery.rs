@@ -24,6 +24,7 @@ use super::{
     segment::{Slots, parse_slots, store_path},
 };
 use crate::{
+    budget::Use,
     env::{DirEntry, Disk, Env, File, OpenMode, channel::Notify},
     format::{
         entry::EntryHeader,
@@ -75,7 +76,7 @@ pub(super) async fn open<E: Env>(
         sequence_next: found.sequence_next(),
         segments: segments.into(),
         queue: std::collections::VecDeque::new(),
-        unflushed_bytes: 0,
+        unflushed: tail.memory().none(Use::Unflushed),
         hard,
         hard_file,
         checkpoints: found.checkpoints,

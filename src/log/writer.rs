@@ -20,6 +20,7 @@ use bytes::Bytes;
 
 use super::{Inner, LogError, OnDurable, Phase, SegmentOf, State, point_after, state::Change};
 use crate::{
+    budget::Use,
     env::{Env, File, buffer::Buffer, channel::OneshotSender},
     format::{
         entry::{ENTRY_HEADER_BYTES, EntryHeader, EntryKind, NewEntry, StoredEntry},
@@ -97,7 +98,7 @@ impl<E: Env> Inner<E> {
     pub(super) fn assign(self: &Rc<Self>, new: NewEntry) -> Result<(), LogError> {
         let state = &mut *self.state.borrow_mut();
         let mut header = self.header_for(state, &new)?;
-        let mut buffer = new.buffer;
+        let NewEntry { mut buffer, charge, .. } = new;
         let bytes = header.padded_bytes();
         assert_eq!(bytes, buffer.padded_len(), "a buffer is its content and the rest of the last block");
         let segment = self.segment_for(state, bytes as u64);
@@ -106,7 +107,10 @@ impl<E: Env> Inner<E> {
         let padded = buffer.freeze_padded();
         let position = place(&segment, &header);
         state.end = point_after(&header);
-        state.unflushed_bytes += bytes;
+        // Whoever could be refused has asked for room before.
+        let mut charge = charge.unwrap_or_else(|| self.tail.memory().none(Use::Unflushed));
+        charge.set(bytes);
+        state.unflushed.absorb(charge);
         self.tail.push(StoredEntry { header, bytes: padded.slice(..header.bytes()) });
         state.queue.push_back(Job::Entry(Placed { segment, position, header, bytes: padded }));
         Ok(())
@@ -293,7 +297,7 @@ impl<E: Env> Inner<E> {
                     let state = &mut *self.state.borrow_mut();
                     assert!(state.flushed.next < end.next, "each write makes more durable");
                     state.flushed = end;
-                    state.unflushed_bytes -= bytes;
+                    state.unflushed.give_back(bytes);
                     state.check_order();
                 }
                 self.tail.flushed(end.next);
@@ -334,6 +338,10 @@ impl<E: Env> Inner<E> {
         let (fault, queue) = {
             let state = &mut *self.state.borrow_mut();
             let fault = state.fault.get_or_insert(error).clone();
+            // They will never be flushed: nobody is to wait for that.
+            let mut kept = self.tail.memory().none(Use::Stopped);
+            kept.absorb(std::mem::replace(&mut state.unflushed, self.tail.memory().none(Use::Stopped)));
+            state.unflushed = kept;
             (fault, std::mem::take(&mut state.queue))
         };
         for job in queue {
@@ -344,6 +352,8 @@ impl<E: Env> Inner<E> {
             }
         }
         self.changed.notify_all();
+        // What waits for this log to be flushed waits in vain.
+        self.tail.memory().wake();
         fault
     }
 

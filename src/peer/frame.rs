@@ -16,12 +16,13 @@
 
 mod assemble;
 
-use std::{cell::Cell, rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use self::assemble::Assembler;
+use self::assemble::{Assembler, FrameFault};
 use crate::{
+    budget::{Budget, Charge},
     env::{
         Env,
         buffer::Buffer,
@@ -87,7 +88,9 @@ pub const ENVELOPE_BYTES_MAX: usize = 4 << 20;
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
 
 const _: () = assert!(FRAME_PARTS_MAX <= u16::MAX as usize);
-const _: () = assert!(limits::ENTRY_BYTES_MAX < FRAME_BYTES_MAX && FRAME_BYTES_MAX <= limits::PEER_RECEIVE_BYTES_MAX);
+const _: () = assert!(limits::ENTRY_BYTES_MAX < FRAME_BYTES_MAX && ENVELOPE_BYTES_MAX < limits::MEMORY_CONSENSUS_BYTES);
+const _: () =
+    assert!(FRAME_BYTES_MAX + ENVELOPE_BYTES_MAX < limits::MEMORY_RESERVE_BYTES - limits::MEMORY_CONSENSUS_BYTES);
 
 impl Frame {
     /// Header, envelope and parts as they go out.
@@ -119,6 +122,8 @@ pub struct Received {
     pub envelope: Bytes,
     /// Aligned.
     pub parts: Vec<Buffer>,
+    /// Memory of all that.
+    pub charge: Charge,
 }
 
 /// Both halves of a stream.
@@ -136,8 +141,8 @@ pub(super) struct Shared {
     pub(super) peer: NodeId,
     /// Beats with every frame.
     pub(super) pulse: Arc<Pulse>,
-    /// Bytes of frames of which a part is still missing, of the whole reactor.
-    pub(super) receiving: Rc<Cell<usize>>,
+    /// Memory of the reactor.
+    pub(super) budget: Budget,
 }
 
 impl<E: Env> FrameStream<E> {
@@ -148,7 +153,8 @@ impl<E: Env> FrameStream<E> {
         permit: Option<Rc<Permit>>,
     ) -> FrameStream<E> {
         let sender = FrameSender { stream: send, peer: shared.peer, _permit: permit.clone() };
-        let assembler = Assembler::new(Rc::clone(&shared.receiving));
+        // Who has opened a stream asks; the other one answers.
+        let assembler = Assembler::new(shared.budget.clone(), permit.is_some());
         let (peer, pulse) = (shared.peer, Arc::clone(&shared.pulse));
         let receiver = FrameReceiver {
             stream: receive,
@@ -230,11 +236,11 @@ impl<E: Env> FrameReceiver<E> {
         self.peer
     }
 
-    /// The next frame; `None` when the peer has finished. Dropping the future loses nothing.
+    /// The next frame; `None` when the peer has finished. Waits until there is memory for a frame that has begun: the peer
+    /// sends no more than the stream's window meanwhile. Dropping the future loses nothing.
     ///
     /// # Errors
-    /// `Lost`, also for bytes that are not a frame, and for a frame that came while too much of other frames was half
-    /// received (`PEER_RECEIVE_BYTES_MAX`).
+    /// `Lost`, also for bytes that are not a frame.
     pub async fn receive(&mut self) -> Result<Option<Received>, PeerError> {
         let node = self.peer;
         loop {
@@ -247,6 +253,11 @@ impl<E: Env> FrameReceiver<E> {
                     return Ok(Some(frame));
                 }
                 Ok(None) => {}
+                Err(FrameFault::NoRoom) => {
+                    // Nothing was given back since the look. What is kept meanwhile is no more than a header.
+                    self.assembler.budget().freed().await;
+                    continue;
+                }
                 Err(fault) => {
                     tracing::warn!(%node, %fault, "a stream of a peer does not hold frames");
                     self.fault = Some(fault.to_string());

@@ -44,6 +44,7 @@ use self::{
     pace::Pace,
 };
 use crate::{
+    budget::Budget,
     env::{
         self, Env,
         channel::Notify,
@@ -126,8 +127,8 @@ struct Inner<E: Env> {
     book: Arc<AddressBook>,
     liveness: Arc<Liveness>,
     links: RefCell<Links<E>>,
-    /// Bytes of half-received frames, see `frame`.
-    receiving: Rc<Cell<usize>>,
+    /// Memory of frames, see `frame`.
+    budget: Budget,
     /// Connections that others have made and that are not over.
     accepted: Cell<usize>,
     pace: Pace,
@@ -151,13 +152,15 @@ impl<E: Env> Peers<E> {
         net: E::Net,
         book: Arc<AddressBook>,
         liveness: Arc<Liveness>,
+        budget: Budget,
     ) -> Peers<E> {
-        Peers { inner: Rc::new(Inner::new(me, reactor, Some(net), book, liveness)) }
+        Peers { inner: Rc::new(Inner::new(me, reactor, Some(net), book, liveness, budget)) }
     }
 
     /// No network: every peer is unreachable. For a group with a single voter in tests and benches.
     pub fn alone(me: NodeId) -> Peers<E> {
-        Peers { inner: Rc::new(Inner::new(me, ReactorNumber(0), None, Arc::default(), Arc::default())) }
+        let budget = Budget::default();
+        Peers { inner: Rc::new(Inner::new(me, ReactorNumber(0), None, Arc::default(), Arc::default(), budget)) }
     }
 
     /// This node.
@@ -271,6 +274,7 @@ impl<E: Env> Inner<E> {
         net: Option<E::Net>,
         book: Arc<AddressBook>,
         liveness: Arc<Liveness>,
+        budget: Budget,
     ) -> Inner<E> {
         Inner {
             me,
@@ -279,7 +283,7 @@ impl<E: Env> Inner<E> {
             book,
             liveness,
             links: RefCell::default(),
-            receiving: Rc::default(),
+            budget,
             accepted: Cell::new(0),
             pace: Pace::default(),
             closed: Cell::new(false),
@@ -289,7 +293,7 @@ impl<E: Env> Inner<E> {
 
     /// What streams to and from that node have in common.
     fn shared(&self, peer: NodeId, pulse: &Arc<Pulse>) -> Shared {
-        Shared { peer, pulse: Arc::clone(pulse), receiving: Rc::clone(&self.receiving) }
+        Shared { peer, pulse: Arc::clone(pulse), budget: self.budget.clone() }
     }
 }
 

@@ -87,7 +87,7 @@ impl World {
         let book = Arc::new(AddressBook::default());
         book.publish([address(A, 1), address(B, 1)]);
         let net: SimNet = network.endpoint(node, &format!("n{node}"), port);
-        let peers = Peers::new(node, ReactorNumber(0), net, book, Arc::default());
+        let peers = Peers::new(node, ReactorNumber(0), net, book, Arc::default(), crate::budget::Budget::default());
         let echo = Echo::new();
         peers.serve(Rc::clone(&echo) as Rc<dyn Handler<TestEnv>>);
         World { network: network.clone(), peers, echo }

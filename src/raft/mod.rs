@@ -64,13 +64,14 @@ use self::{
 };
 pub use self::{serve::group_of, timing::Timing};
 use crate::{
+    budget::{Class, Use},
     env::{self, Env, buffer::Buffer, channel},
     format::{
         entry::{ENTRY_HEADER_BYTES, EntryHeader, StoredEntry},
         state_files::Vote,
     },
     ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
-    limits::{BLOCK_BYTES, RAFT_QUEUE_MAX},
+    limits::{BLOCK_BYTES, RAFT_QUEUE_MAX, UNFLUSHED_BYTES_MAX, UNFLUSHED_PART},
     log::{Log, LogError, Recovered, TailBudget},
     peer::Peers,
 };
@@ -408,6 +409,18 @@ impl<E: Env, M: Machine> Group<E, M> {
             }
             drop(E::Runtime::timeout(FULL_LOOK, changed).await);
         }
+    }
+
+    /// Bytes of entries that were proposed here or came from a leader, and are not flushed here.
+    pub fn unflushed_bytes(&self) -> usize {
+        self.inner.log.unflushed_bytes() + self.inner.shared.handed_bytes.get()
+    }
+
+    /// Whether more entries should come: the disk keeps up with those of this group, and with those of its reactor.
+    pub fn has_flush_room(&self) -> bool {
+        let memory = self.inner.log.memory();
+        let of_reactor = memory.used_for(Use::Unflushed) < memory.limit(Class::Client) / UNFLUSHED_PART;
+        of_reactor && self.unflushed_bytes() < UNFLUSHED_BYTES_MAX
     }
 
     /// The group's log.

@@ -103,7 +103,7 @@ impl<E: Env, M: Machine> Group<E, M> {
             return Err(GroupError::NotLeader { leader: self.leader().0 });
         }
         self.inner.network.peers().pace().note_fresh(proposal.buffer.len(), E::monotonic_us());
-        let handed = Handed::new(proposal, &shared.handed_bytes);
+        let handed = Handed::new(proposal, &shared.handed_bytes, log.memory());
         let placed = handed.placed();
         let (sender, receiver) = channel::oneshot();
         let reply = Reply::new(sender, &shared.unanswered);

@@ -18,6 +18,7 @@ use super::{
     types::{self, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
 };
 use crate::{
+    budget::Charge,
     env::{self, Env, buffer::Buffer},
     format::{
         peer::{Envelope, Message},
@@ -105,7 +106,7 @@ impl<E: Env, M: Machine> Group<E, M> {
 
     async fn respond(&self, from: NodeId, request: Received) -> Result<Message, String> {
         self.unable()?;
-        let Received { kind: _, envelope, mut parts } = request;
+        let Received { kind: _, envelope, mut parts, charge } = request;
         let ended = |error: &dyn std::fmt::Display| self.fault().unwrap_or_else(|| error.to_string());
         let raft = &self.inner.raft;
         match Envelope::decode(&envelope)?.message {
@@ -127,7 +128,7 @@ impl<E: Env, M: Machine> Group<E, M> {
             }
             Message::Append { vote, prev, commit } => {
                 self.lone_leader(&vote)?;
-                let request = append_request(self.inner.network.group(), from, vote, prev, commit, parts)?;
+                let request = append_request(self.inner.network.group(), from, vote, prev, commit, (parts, charge))?;
                 match raft.append_entries(request).await.map_err(|error| ended(&error))? {
                     AppendEntriesResponse::Success => Ok(Message::Matched { log_id: prev }),
                     AppendEntriesResponse::Conflict => {
@@ -211,7 +212,10 @@ impl<E: Env, M: Machine> Input<E, M> {
     async fn next(mut self) -> Option<(AppendEntriesRequest<TypeConfig<E, M>>, Self)> {
         let frame = match self.first.take() {
             Some(first) => first,
-            None => self.receive().await?,
+            None => {
+                self.flush_room().await;
+                self.receive().await?
+            }
         };
         match self.parse(frame) {
             Ok(request) => Some((request, self)),
@@ -219,6 +223,20 @@ impl<E: Env, M: Machine> Input<E, M> {
                 *self.cause.borrow_mut() = Some(cause);
                 None
             }
+        }
+    }
+
+    /// Waits while too much of what this node has taken is not flushed: what its disk cannot keep up with stays at the leader,
+    /// which sends no more than a window of it.
+    async fn flush_room(&self) {
+        loop {
+            let freed = self.group.log().memory().freed();
+            let turned = self.group.inner.shared.turned.notified();
+            if self.group.has_flush_room() || self.group.unable().is_err() {
+                return;
+            }
+            // Woken when something was flushed or the log has stopped, and when the group closes.
+            futures_util::future::select(freed, turned).await;
         }
     }
 
@@ -243,7 +261,7 @@ impl<E: Env, M: Machine> Input<E, M> {
         match message {
             Message::Append { vote, prev, commit } if named == group => {
                 self.group.lone_leader(&vote)?;
-                append_request(group, self.from, vote, prev, commit, frame.parts)
+                append_request(group, self.from, vote, prev, commit, (frame.parts, frame.charge))
             }
             other => Err(format!("{other:?} for group {named} on a stream of entries of group {group}")),
         }
@@ -256,7 +274,7 @@ fn append_request<E: Env, M: Machine>(
     vote: Vote,
     prev: Option<LogId>,
     commit: Option<LogId>,
-    parts: Vec<Buffer>,
+    (parts, mut charge): (Vec<Buffer>, Charge),
 ) -> Result<AppendEntriesRequest<TypeConfig<E, M>>, String> {
     speaks_for(from, &vote)?;
     if !vote.committed {
@@ -265,7 +283,9 @@ fn append_request<E: Env, M: Machine>(
     let mut entries = Vec::with_capacity(parts.len());
     let mut before = prev;
     for part in parts {
-        let entry = types::from_peer(part, group)?;
+        // From here to the log they are charged one by one; what was charged for the envelope is free now.
+        let charge = charge.split(part.padded_len());
+        let entry = types::from_peer(part, group, charge)?;
         let id = types::from_raft(&entry.log_id);
         let index = before.map_or(crate::ids::Index(0), |before| before.index.next());
         let follows = id.index == index && before.is_none_or(|before| before.term <= id.term) && id.term <= vote.term;

@@ -22,6 +22,7 @@ use prost::Message;
 
 use super::{Applied, Machine, Proposal, ProposalKind, machine::Unanswered};
 use crate::{
+    budget::{Budget, Charge, Use},
     env::{Env, buffer::Buffer, channel::OneshotSender},
     format::entry::{ENTRY_HEADER_BYTES, EntryError, EntryHeader, EntryKind, NewEntry, StoredEntry},
     ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
@@ -137,6 +138,8 @@ pub enum Payload {
         buffer: Buffer,
         /// Decoded, if that is what it is.
         membership: Option<Box<Membership>>,
+        /// Memory of the buffer.
+        charge: Charge,
     },
     /// Read back from the log.
     Sealed {
@@ -196,6 +199,8 @@ pub struct Handed {
     /// Where the log has put it, once it has.
     placed: Rc<Cell<Option<LogId>>>,
     _bytes: HandedBytes,
+    /// Memory of the buffer.
+    charge: Charge,
 }
 
 /// Takes its bytes off the sum when it is dropped.
@@ -206,11 +211,13 @@ struct HandedBytes {
 }
 
 impl Handed {
-    /// Adds the proposal's bytes to `sum` for as long as it is on the way.
-    pub fn new(proposal: Proposal, sum: &Rc<Cell<usize>>) -> Handed {
+    /// Adds the proposal's bytes to `sum` for as long as it is on the way. They are taken from `memory` without asking:
+    /// who proposes has given back as much, or proposes something small.
+    pub fn new(proposal: Proposal, sum: &Rc<Cell<usize>>, memory: &Budget) -> Handed {
         let bytes = proposal.buffer.padded_len();
         sum.set(sum.get() + bytes);
-        Handed { proposal, placed: Rc::default(), _bytes: HandedBytes { sum: sum.clone(), bytes } }
+        let charge = memory.force(Use::Unflushed, bytes);
+        Handed { proposal, placed: Rc::default(), _bytes: HandedBytes { sum: sum.clone(), bytes }, charge }
     }
 
     /// Tells where the log puts it.
@@ -303,6 +310,7 @@ pub fn to_log(entry: Entry, now_us: i64) -> NewEntry {
         record_timestamp_max_us: i64::MIN,
         buffer,
         leader: None,
+        charge: None,
     };
     match entry.payload {
         Payload::Blank => own(EntryKind::Blank, Buffer::zeroed(ENTRY_HEADER_BYTES)),
@@ -313,7 +321,7 @@ pub fn to_log(entry: Entry, now_us: i64) -> NewEntry {
             let timestamp_us = if id.index == Index(0) { 0 } else { now_us };
             NewEntry { timestamp_us, ..own(EntryKind::Membership, buffer) }
         }
-        Payload::Open(Handed { proposal, placed, .. }) => {
+        Payload::Open(Handed { proposal, placed, charge, .. }) => {
             placed.set(Some(id));
             NewEntry {
                 id,
@@ -327,19 +335,20 @@ pub fn to_log(entry: Entry, now_us: i64) -> NewEntry {
                 record_timestamp_max_us: proposal.record_timestamp_max_us,
                 buffer: proposal.buffer,
                 leader: None,
+                charge: Some(charge),
             }
         }
-        Payload::Received { header, buffer, .. } => from_leader(header, buffer),
+        Payload::Received { header, buffer, charge, .. } => from_leader(header, buffer, Some(charge)),
         Payload::Sealed { stored, .. } => {
             let mut buffer = Buffer::with_capacity(stored.bytes.len());
             buffer.extend(&stored.bytes);
-            from_leader(stored.header, buffer)
+            from_leader(stored.header, buffer, None)
         }
     }
 }
 
 /// A leader's entry for the log: the largest timestamp so far stands in for the entry's own, with the same result.
-fn from_leader(header: EntryHeader, buffer: Buffer) -> NewEntry {
+fn from_leader(header: EntryHeader, buffer: Buffer, charge: Option<Charge>) -> NewEntry {
     NewEntry {
         id: header.id,
         kind: header.kind,
@@ -349,14 +358,15 @@ fn from_leader(header: EntryHeader, buffer: Buffer) -> NewEntry {
         record_timestamp_max_us: header.timestamp_max_us,
         buffer,
         leader: Some(header),
+        charge,
     }
 }
 
-/// An entry as a leader has sent it: its header, then its payload. Both checksums are checked.
+/// An entry as a leader has sent it: its header, then its payload. Both checksums are checked. `charge` is for its memory.
 ///
 /// # Errors
 /// In words, when it is none, is not of `shard`, or is a membership that cannot be read.
-pub fn from_peer(buffer: Buffer, shard: ShardUid) -> Result<Entry, String> {
+pub fn from_peer(buffer: Buffer, shard: ShardUid, charge: Charge) -> Result<Entry, String> {
     let header = EntryHeader::parse(buffer.bytes()).map_err(|error| error.to_string())?;
     let payload = &buffer.bytes()[ENTRY_HEADER_BYTES..];
     if header.shard != shard {
@@ -369,7 +379,7 @@ pub fn from_peer(buffer: Buffer, shard: ShardUid) -> Result<Entry, String> {
         return Err(format!("entry {}: {}", header.id, EntryError::PayloadCrc));
     }
     let membership = membership_in(&header, payload)?;
-    Ok(Entry { log_id: to_raft(header.id), payload: Payload::Received { header, buffer, membership } })
+    Ok(Entry { log_id: to_raft(header.id), payload: Payload::Received { header, buffer, membership, charge } })
 }
 
 fn membership_in(header: &EntryHeader, payload: &[u8]) -> Result<Option<Box<Membership>>, String> {
@@ -478,8 +488,9 @@ mod tests {
         let decode = |bytes: &[u8]| {
             let mut buffer = Buffer::with_capacity(bytes.len());
             buffer.extend(bytes);
-            match from_peer(buffer, ShardUid(1)).ok()?.payload {
-                Payload::Received { header, buffer, membership } => {
+            let charge = Budget::default().none(Use::Frames);
+            match from_peer(buffer, ShardUid(1), charge).ok()?.payload {
+                Payload::Received { header, buffer, membership, .. } => {
                     Some((header, buffer.bytes()[ENTRY_HEADER_BYTES..].to_vec(), membership))
                 }
                 other => panic!("an entry of a peer is {other:?}"),

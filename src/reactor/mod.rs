@@ -132,7 +132,7 @@ impl<E: Env> Reactor<E> {
     pub fn new(number: ReactorNumber, node: Arc<Node>, disk: E::Disk) -> Rc<Reactor<E>> {
         let memory = Arc::clone(&node.reactors[number.0 as usize].memory);
         let budget = Budget::published(node.config.memory_bytes, memory);
-        let tail = TailBudget::new(node.config.tail_bytes);
+        let tail = TailBudget::beside(budget.clone(), node.config.tail_bytes);
         Rc::new(Reactor {
             number,
             node,

@@ -29,7 +29,8 @@ pub fn reactor<E: Env>(
     net: E::Net,
 ) -> Rc<Reactor<E>> {
     let reactor = Reactor::<E>::new(number, Arc::clone(node), disk);
-    let peers = Peers::new(me, number, net, Arc::clone(&node.book), Arc::clone(&node.liveness));
+    let peers =
+        Peers::new(me, number, net, Arc::clone(&node.book), Arc::clone(&node.liveness), reactor.budget().clone());
     peers.serve(Inbound::new(Rc::clone(&reactor), refusal::refusal));
     reactor.set_peers(peers);
     reactor

@@ -18,6 +18,20 @@ pub enum ShardError {
         /// Which bound was met.
         what: &'static str,
     },
+    /// Retry: the reactor's memory for requests is used up. Nothing was written.
+    #[error("this node has no memory for more requests (memory_bytes); retry after a moment")]
+    NoMemory,
+    /// Retry: the leader's disk does not keep up. Nothing was written.
+    #[error(
+        "the disk of node {node} does not keep up: {unflushed_bytes} bytes of this shard are not flushed there; retry \
+         after a moment"
+    )]
+    DiskBehind {
+        /// Whose disk.
+        node: NodeId,
+        /// Bytes of the shard that wait for it.
+        unflushed_bytes: usize,
+    },
     /// Retry elsewhere: not the leader. Nothing was written.
     #[error("this node does not lead the shard")]
     NotLeader {

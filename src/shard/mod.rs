@@ -124,6 +124,8 @@ struct Inner<E: Env> {
     losses: Cell<u64>,
     /// Trims and purges under way; `close` waits for them.
     operations: Cell<u32>,
+    /// Requests wait for entries to be flushed here, with nothing in flight that would go on with them: the pump does.
+    held: Cell<bool>,
     /// An entry was proposed, or the shard has closed: the pump looks.
     work: Notify,
     /// An entry has landed or an operation has ended: `close` looks.
@@ -169,6 +171,7 @@ impl<E: Env> Shard<E> {
             elsewhere: RefCell::default(),
             losses: Cell::new(0),
             operations: Cell::new(0),
+            held: Cell::new(false),
             work: Notify::new(),
             idle: Notify::new(),
             rolled: Notify::new(),
@@ -212,7 +215,9 @@ impl<E: Env> Shard<E> {
         produce: Produce,
     ) -> Result<OneshotReceiver<Result<Produced, ShardError>>, (ShardError, Produce)> {
         let now_us = E::monotonic_us();
-        let (owed, answer) = Owed::new(produce, now_us);
+        let (owed, answer) = Owed::new(produce, now_us, self.inner.group.log().memory()).inspect_err(|_| {
+            self.inner.metrics.refused_memory.increment(1);
+        })?;
         match self.inner.admit(owed, now_us) {
             Ok(()) => Ok(answer),
             Err((error, owed)) => Err((error, owed.produce)),

@@ -8,6 +8,9 @@
 //! wrong the entry is void, and everything behind it too; nothing more is proposed until all in flight
 //! have landed, then the void ones go again, in their order.
 //!
+//! A majority may be faster than the disk here: nothing is admitted, and what waits is not proposed, while too much is not
+//! flushed on this node (`UNFLUSHED_BYTES_MAX`).
+//!
 //! A replica that does not lead (any more) proposes nothing. When the last entry in flight has landed, all requests that
 //! wait are handed back, in their order, none of them written: to `Shard::set_elsewhere`, or as `NotLeader` to their
 //! callers. Until then new ones queue behind them. So of two requests the later one is never proposed here after the
@@ -16,10 +19,12 @@
 use std::{
     collections::VecDeque,
     future::Future,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, Waker},
 };
+
+use futures_util::future::select;
 
 use super::{
     Durability, Inner, Life, Produced, ShardError,
@@ -134,6 +139,10 @@ pub(super) async fn pump<E: Env>(inner: Rc<Inner<E>>) {
                 inner.landed(result);
             }
             None if inner.life.get() == Life::Closed => return,
+            None if inner.held.replace(false) => {
+                inner.flush_room().await;
+                inner.propose_due();
+            }
             None => work.await,
         }
     }
@@ -155,6 +164,11 @@ impl<E: Env> Inner<E> {
             self.metrics.refused_busy.increment(1);
             return Err((busy, owed));
         }
+        if !self.group.has_flush_room() {
+            self.metrics.refused_unflushed.increment(1);
+            let (node, unflushed_bytes) = (self.options.node, self.group.unflushed_bytes());
+            return Err((ShardError::DiskBehind { node, unflushed_bytes }, owed));
+        }
         if !state.estimate.can_meet(owed.produce.deadline_us, now_us) {
             self.metrics.refused_deadline.increment(1);
             return Err((ShardError::Deadline, owed));
@@ -163,6 +177,22 @@ impl<E: Env> Inner<E> {
         drop(state);
         self.propose_due();
         Ok(())
+    }
+
+    /// Waits until enough is flushed here for another entry, or there is something else to do: an entry is in flight, this
+    /// replica leads no more, the log has stopped.
+    async fn flush_room(&self) {
+        loop {
+            let (freed, work) = (self.group.log().memory().freed(), self.work.notified());
+            let changed = pin!(self.group.wait_changed());
+            let stuck = self.state.borrow().in_flight.is_empty() && !self.group.has_flush_room();
+            if !stuck || !self.group.leads() || self.group.log().fault().is_some() {
+                return;
+            }
+            // Woken when something was flushed or the log has stopped, when an entry was proposed, and when another leads or
+            // the group stops.
+            select(select(freed, work), changed).await;
+        }
     }
 
     /// Why nothing is proposed by a replica that serves and does not lead.
@@ -188,6 +218,14 @@ impl<E: Env> Inner<E> {
                 // What is in flight may still tell the requests behind it that they are refused for it.
                 if landed {
                     self.hand_back(&self.not_leading());
+                }
+                return;
+            }
+            if !self.group.has_flush_room() && self.group.log().fault().is_none() {
+                // What is in flight may land and come here again before anything is flushed.
+                if state.in_flight.is_empty() {
+                    self.held.set(true);
+                    self.work.notify_one();
                 }
                 return;
             }
@@ -230,6 +268,8 @@ impl<E: Env> Inner<E> {
             record_timestamp_max_us,
             buffer,
         };
+        // The entry is charged by the group, for the same memory.
+        requests.iter_mut().filter(|placed| !placed.refused).for_each(|placed| placed.waiting.in_entry());
         let mut landing: Landing = Box::pin(self.group.propose(proposal));
         ack_from_memory(&mut requests, &mut landing, timestamp_us);
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::{Produce, Produced, ShardError, estimate::AppendEstimate};
 use crate::{
+    budget::{Budget, Charge, Class, NoRoom, Use},
     env::channel::{self, OneshotReceiver, OneshotSender},
     ids::Offset,
     limits::{ENTRY_BYTES_MAX, ENTRY_BYTES_TARGET, PRODUCE_QUEUE_BYTES_MAX, PRODUCE_QUEUE_REQUESTS_MAX},
@@ -22,13 +23,29 @@ pub struct Owed {
     /// When it came, on the monotonic clock.
     queued_us: u64,
     reply: Reply,
+    charge: Charge,
 }
 
 impl Owed {
-    /// A request that came at `now_us` on the monotonic clock, and its answer.
-    pub fn new(produce: Produce, now_us: u64) -> (Owed, OneshotReceiver<Result<Produced, ShardError>>) {
-        let (reply, answer) = channel::oneshot();
-        (Owed { produce, queued_us: now_us, reply }, answer)
+    /// A request that came at `now_us` on the monotonic clock, and its answer. It is charged for what will become of it, its
+    /// entry too, so that it never has to wait for memory once it is admitted.
+    ///
+    /// # Errors
+    /// `NoMemory`, and the request.
+    #[allow(clippy::result_large_err, reason = "giving the request back is what this is for")]
+    #[allow(clippy::type_complexity, reason = "a request, and where its answer comes")]
+    pub fn new(
+        produce: Produce,
+        now_us: u64,
+        memory: &Budget,
+    ) -> Result<(Owed, OneshotReceiver<Result<Produced, ShardError>>), (ShardError, Produce)> {
+        match memory.take(Use::Queued, Class::Client, memory_of(&produce)) {
+            Ok(charge) => {
+                let (reply, answer) = channel::oneshot();
+                Ok((Owed { produce, queued_us: now_us, reply, charge }, answer))
+            }
+            Err(NoRoom { .. }) => Err((ShardError::NoMemory, produce)),
+        }
     }
 
     /// When it came, on the monotonic clock.
@@ -48,6 +65,11 @@ impl std::fmt::Debug for Owed {
     }
 }
 
+/// Memory of a request that waits: its message, and its part of an entry.
+fn memory_of(produce: &Produce) -> usize {
+    produce.records.message().len() + produce.records.encoded_bytes_max()
+}
+
 /// A request that is not proposed.
 pub(super) struct Waiting {
     pub(super) produce: Produce,
@@ -57,11 +79,12 @@ pub(super) struct Waiting {
     pub(super) attempts: u32,
     /// `None` once it is answered (`LeaderMemory` is, before its entry lands).
     pub(super) reply: Option<Reply>,
+    charge: Charge,
 }
 
 impl From<Owed> for Waiting {
-    fn from(Owed { produce, queued_us, reply }: Owed) -> Waiting {
-        Waiting { produce, queued_us, attempts: 0, reply: Some(reply) }
+    fn from(Owed { produce, queued_us, reply, charge }: Owed) -> Waiting {
+        Waiting { produce, queued_us, attempts: 0, reply: Some(reply), charge }
     }
 }
 
@@ -71,10 +94,15 @@ impl Waiting {
         self.produce.records.encoded_bytes_max()
     }
 
+    /// Its part of an entry is charged with that entry from now on.
+    pub(super) fn in_entry(&mut self) {
+        self.charge.set(self.produce.records.message().len());
+    }
+
     /// The request, if it is not answered yet.
     pub(super) fn owed(self) -> Option<Owed> {
-        let Waiting { produce, queued_us, attempts: _, reply } = self;
-        Some(Owed { produce, queued_us, reply: reply? })
+        let Waiting { produce, queued_us, attempts: _, reply, charge } = self;
+        Some(Owed { produce, queued_us, reply: reply?, charge })
     }
 
     /// Answers it, if it is not answered yet. Nobody may be listening any more.
@@ -141,7 +169,8 @@ impl Queue {
     /// Puts requests back in front of all others, in their order. They had been admitted before, so the bounds may be passed
     /// by what was in flight, which has bounds of its own.
     pub(super) fn put_back(&mut self, requests: Vec<Waiting>) {
-        for waiting in requests.into_iter().rev() {
+        for mut waiting in requests.into_iter().rev() {
+            waiting.charge.set(memory_of(&waiting.produce));
             self.bytes += waiting.bytes();
             self.waiting.push_front(waiting);
         }
@@ -226,9 +255,34 @@ mod tests {
     }
 
     fn push(queue: &mut Queue, produce: Produce) -> Answer {
-        let (owed, answer) = Owed::new(produce, 0);
+        let (owed, answer) = Owed::new(produce, 0, &Budget::default()).unwrap();
         queue.push(owed.into());
         answer
+    }
+
+    /// A request is charged for its message and its part of an entry, until it is in one; and for both again when that entry is
+    /// void. Where there is no memory it is given back.
+    #[test]
+    fn charged() {
+        let memory = Budget::default();
+        let produce = request(1, 100_000);
+        let (message, whole) = (produce.records.message().len(), memory_of(&produce));
+        assert!(whole > 2 * 100_000);
+        let mut queue = Queue::default();
+        let (owed, _answer) = Owed::new(produce.clone(), 0, &memory).unwrap();
+        queue.push(owed.into());
+        assert_eq!(memory.used_for(Use::Queued), whole);
+        let mut waiting = queue.drain().pop_front().unwrap();
+        waiting.in_entry();
+        assert_eq!(memory.used_for(Use::Queued), message);
+        queue.put_back(vec![waiting]);
+        assert_eq!(memory.used_for(Use::Queued), whole);
+        let rest = memory.take(Use::Queued, Class::Client, memory.limit(Class::Client) - 2 * whole + 1).unwrap();
+        assert!(matches!(Owed::new(produce.clone(), 0, &memory), Err((ShardError::NoMemory, _))));
+        drop(rest);
+        assert!(Owed::new(produce, 0, &memory).is_ok());
+        drop(queue);
+        assert_eq!(memory.used(), 0);
     }
 
     fn places(gathered: &Gathered) -> Vec<(u64, bool)> {

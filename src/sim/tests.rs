@@ -121,7 +121,8 @@ impl Trio {
         let net = self.network.endpoint(node, &format!("n{node}"), 7_000);
         let (book, disk) = (Arc::clone(&self.book), self.disks.borrow()[&node].clone());
         let opening = World::current().spawn_on(node, async move {
-            let peers = Peers::new(node, ReactorNumber(0), net, book, Arc::new(Liveness::default()));
+            let (tail, liveness) = (TailBudget::new(1 << 20), Arc::new(Liveness::default()));
+            let peers = Peers::new(node, ReactorNumber(0), net, book, liveness, tail.memory().clone());
             let router = Rc::new(Router::default());
             peers.serve(router.clone());
             peers.watch_liveness();
@@ -135,7 +136,7 @@ impl Trio {
                 owner: 0,
                 preferred: node == NodeId(1),
             };
-            let opened = Group::open(disk, TailBudget::new(1 << 20), peers, options, Numbers::default()).await;
+            let opened = Group::open(disk, tail, peers, options, Numbers::default()).await;
             let (group, _) = opened.unwrap();
             *router.group.borrow_mut() = Some(group.clone());
             group

@@ -222,5 +222,6 @@ pub fn entry(id: LogId, offset: Offset) -> NewEntry {
         record_timestamp_max_us: 1_000 * id.index.0 as i64,
         buffer,
         leader: None,
+        charge: None,
     }
 }

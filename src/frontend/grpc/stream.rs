@@ -216,3 +216,74 @@ fn headers(mut head: HeaderMap) -> Response<()> {
     *response.headers_mut() = head;
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use http::Request;
+
+    use super::*;
+    use crate::env::runtime::block_on;
+    use crate::frontend::grpc::tests::pair;
+
+    /// A message that comes in part is charged as it comes; the reactor that has no memory for it says so, and the memory is
+    /// given back when the call ends.
+    #[test]
+    fn partial_messages_are_charged() {
+        const BYTES_MAX: usize = 4 << 20;
+        block_on(async {
+            let (near, far) = pair().await;
+            let budget = Budget::default();
+            let serve = async {
+                let mut connection = h2::server::handshake(far).await.unwrap();
+                let (request, _respond) = connection.accept().await.unwrap().unwrap();
+                let mut requests = Requests::new(request.into_body(), Encoding::Identity, BYTES_MAX, &budget);
+                let reading = async {
+                    poll_fn(|cx| {
+                        let polled = requests.poll_next(cx);
+                        if budget.used_for(Use::Received) < 10_000 { polled.map(|_| ()) } else { Poll::Ready(()) }
+                    })
+                    .await;
+                    let held = budget.used_for(Use::Received);
+                    assert!((10_000..=60_000).contains(&held), "{held}");
+                    let _others = budget.force(Use::Queued, budget.limit(Class::Client));
+                    let refused = poll_fn(|cx| requests.poll_next(cx)).await;
+                    let Err(Stop::Error(error)) = refused else { panic!("{refused:?}") };
+                    assert_eq!((error.code, error.reason), (Code::ResourceExhausted, "RECEIVE_BUSY"));
+                    drop(requests);
+                    assert_eq!(budget.used_for(Use::Received), 0);
+                };
+                tokio::select! {
+                    biased;
+                    () = reading => {}
+                    more = connection.accept() => panic!("{:?}", more.map(|more| more.is_ok())),
+                }
+            };
+            let ask = async {
+                let (mut requests, connection) = h2::client::handshake(near).await.unwrap();
+                let send = async {
+                    poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+                    let request = Request::post("http://x/").body(()).unwrap();
+                    let (_response, mut stream) = requests.send_request(request, false).unwrap();
+                    let prefix = [&[0][..], &(BYTES_MAX as u32).to_be_bytes()].concat();
+                    stream.send_data(prefix.into(), false).unwrap();
+                    loop {
+                        stream.send_data(Bytes::from_static(&[7; 1_000]), false).unwrap();
+                        crate::env::yield_now().await;
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    () = send => {}
+                    _ = connection => {}
+                }
+            };
+            tokio::select! {
+                biased;
+                () = serve => {}
+                () = ask => panic!("the client goes on until the server has seen enough"),
+            }
+        });
+    }
+}

@@ -102,16 +102,17 @@ fn record_node(node: &Node) {
         metrics::counter!("ringlog_connections_refused_total", &labels).absolute(connections.refused() as u64);
         metrics::gauge!("ringlog_mailbox_requests", &labels).set(reactor.mailbox.len() as f64);
         metrics::gauge!("ringlog_shards", &labels).set(reactor.shards.load(Relaxed) as f64);
-        record_memory(number, &reactor.memory);
+        record_memory(number, &reactor.memory, reactor.mailbox.bytes());
     }
 }
 
-fn record_memory(reactor: usize, memory: &Usage) {
+fn record_memory(reactor: usize, memory: &Usage, mailbox: usize) {
     let labels = [("reactor", reactor.to_string())];
     metrics::gauge!("ringlog_memory_limit_bytes", &labels).set(memory.bytes_max() as f64);
     metrics::gauge!("ringlog_memory_peak_bytes", &labels).set(memory.peak() as f64);
-    for usage in Use::ALL {
-        let labels = [("reactor", reactor.to_string()), ("use", usage.name().to_owned())];
-        metrics::gauge!("ringlog_memory_bytes", &labels).set(memory.used_for(usage) as f64);
+    let uses = Use::ALL.map(|usage| (usage.name(), memory.used_for(usage)));
+    for (usage, bytes) in uses.into_iter().chain([("tail", memory.tail()), ("mailbox", mailbox)]) {
+        let labels = [("reactor", reactor.to_string()), ("use", usage.to_owned())];
+        metrics::gauge!("ringlog_memory_bytes", &labels).set(bytes as f64);
     }
 }

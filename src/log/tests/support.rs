@@ -59,6 +59,7 @@ pub fn entry(kind: EntryKind, index: u64, term: u64, base: Offset, count: u32, b
         record_timestamp_max_us: if count > 0 { 1_000 * index as i64 } else { i64::MIN },
         buffer,
         leader: None,
+        charge: None,
     }
 }
 

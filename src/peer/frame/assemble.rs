@@ -1,11 +1,16 @@
 //! Frames out of pieces as the network gives them, however they are cut. Pure: it touches no network.
 
-use std::{cell::Cell, rc::Rc};
-
 use bytes::{Buf, Bytes};
 
 use super::{ENVELOPE_BYTES_MAX, FRAME_BYTES_MAX, FRAME_PARTS_MAX, FrameKind, HEADER_BYTES, Received};
-use crate::{env::buffer::Buffer, limits};
+use crate::{
+    budget::{Budget, Charge, Class, Use},
+    env::buffer::Buffer,
+    limits::BLOCK_BYTES,
+};
+
+/// Bookkeeping of one part beside its bytes: its length as it came and as a number, and its buffer's place.
+const PART_OVERHEAD_BYTES: usize = 64;
 
 /// Why bytes are not a frame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,14 +25,18 @@ pub(super) enum FrameFault {
     Envelope(usize),
     #[error("the parts of a frame have {0} bytes, the limit is {FRAME_BYTES_MAX}")]
     Bytes(u64),
-    #[error("frames of more than {max} bytes are half received", max = limits::PEER_RECEIVE_BYTES_MAX)]
-    Busy,
+    #[error("a frame of {0} bytes of memory can never have room here")]
+    Memory(usize),
+    /// Not for good: the same piece goes on when memory was given back.
+    #[error("there is no memory for the frame now")]
+    NoRoom,
 }
 
 /// The frame in the making.
 ///
 /// Invariants: `parts.len() <= lengths.len() <= count <= FRAME_PARTS_MAX`; all parts but the last are complete;
-/// `envelope.len() <= envelope_bytes <= ENVELOPE_BYTES_MAX`; the lengths sum up to `claimed <= FRAME_BYTES_MAX`.
+/// `envelope.len() <= envelope_bytes <= ENVELOPE_BYTES_MAX`; the lengths sum up to at most `FRAME_BYTES_MAX`; in stage
+/// `Content` all that they announce is charged.
 pub(super) struct Assembler {
     stage: Stage,
     /// Header and lengths as they come.
@@ -39,9 +48,11 @@ pub(super) struct Assembler {
     count: usize,
     lengths: Vec<usize>,
     parts: Vec<Buffer>,
-    /// Taken from the budget for this frame's parts.
-    claimed: usize,
-    receiving: Rc<Cell<usize>>,
+    /// Of this frame.
+    charge: Charge,
+    budget: Budget,
+    /// The frames are requests of a peer, no answers.
+    asks: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +63,8 @@ enum Stage {
 }
 
 impl Assembler {
-    /// Between frames. `receiving` is the budget of all assemblers together: bytes of frames that are not complete.
-    pub(super) fn new(receiving: Rc<Cell<usize>>) -> Assembler {
+    /// Between frames. `asks`: they are requests of a peer, no answers.
+    pub(super) fn new(budget: Budget, asks: bool) -> Assembler {
         Assembler {
             stage: Stage::Header,
             head: Vec::new(),
@@ -63,9 +74,15 @@ impl Assembler {
             count: 0,
             lengths: Vec::new(),
             parts: Vec::new(),
-            claimed: 0,
-            receiving,
+            charge: budget.none(Use::Frames),
+            budget,
+            asks,
         }
+    }
+
+    /// Where its memory comes from.
+    pub(super) fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     /// Whether the last frame is complete and nothing of the next has come.
@@ -74,7 +91,10 @@ impl Assembler {
     }
 
     /// Takes what it needs from the front of `piece`; a frame when one is complete, `None` when `piece` is used up.
-    /// After an error nothing more can be made of the stream.
+    ///
+    /// # Errors
+    /// `NoRoom`: to be called again, with what is left of the piece, when memory was given back. After all others nothing
+    /// more can be made of the stream.
     pub(super) fn push(&mut self, piece: &mut Bytes) -> Result<Option<Received>, FrameFault> {
         if self.stage == Stage::Header && self.fill_head(HEADER_BYTES, piece) {
             self.read_header()?;
@@ -123,17 +143,29 @@ impl Assembler {
         if bytes > FRAME_BYTES_MAX as u64 {
             return Err(FrameFault::Bytes(bytes));
         }
-        let receiving = self.receiving.get() + bytes as usize;
-        if receiving > limits::PEER_RECEIVE_BYTES_MAX {
-            return Err(FrameFault::Busy);
-        }
-        self.receiving.set(receiving);
-        self.claimed = bytes as usize;
-        // As much as has been promised and checked; parts get their buffers one by one, as they come.
+        let padded = self.lengths.iter().map(|length| length.next_multiple_of(BLOCK_BYTES)).sum::<usize>();
+        self.charge_for(self.envelope_bytes + padded + self.count * PART_OVERHEAD_BYTES)?;
+        // As much as has been promised, checked and charged; parts get their buffers one by one, as they come.
         self.envelope = Vec::with_capacity(self.envelope_bytes);
         self.parts = Vec::with_capacity(self.lengths.len());
         self.stage = Stage::Content;
         Ok(())
+    }
+
+    /// Takes all that the frame will need, before there is a place for any of it. What a peer asks for on behalf of a client
+    /// must not take what replication needs, nor replication what votes do. Answers free what was charged for the question:
+    /// they never wait behind questions.
+    fn charge_for(&mut self, bytes: usize) -> Result<(), FrameFault> {
+        let class = match self.kind {
+            FrameKind::Produce if !self.asks => Class::Consensus,
+            FrameKind::Produce | FrameKind::Consume => Class::Client,
+            FrameKind::Append | FrameKind::Snapshot => Class::Replication,
+            FrameKind::Appended | FrameKind::Raft | FrameKind::Control | FrameKind::Refused => Class::Consensus,
+        };
+        if bytes > self.budget.limit(class) {
+            return Err(FrameFault::Memory(bytes));
+        }
+        self.charge.grow(class, bytes).map_err(|_| FrameFault::NoRoom)
     }
 
     fn fill_envelope(&mut self, piece: &mut Bytes) -> bool {
@@ -166,22 +198,11 @@ impl Assembler {
             kind: self.kind,
             envelope: Bytes::from(std::mem::take(&mut self.envelope)),
             parts: std::mem::take(&mut self.parts),
+            charge: std::mem::replace(&mut self.charge, self.budget.none(Use::Frames)),
         };
-        self.give_back();
         self.head.clear();
         self.lengths.clear();
         self.stage = Stage::Header;
         received
-    }
-
-    fn give_back(&mut self) {
-        self.receiving.set(self.receiving.get() - self.claimed);
-        self.claimed = 0;
-    }
-}
-
-impl Drop for Assembler {
-    fn drop(&mut self) {
-        self.give_back();
     }
 }

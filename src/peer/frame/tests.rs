@@ -1,12 +1,13 @@
 //! Frames: the drawing, however they are cut, and bytes that are none.
 
-use std::{cell::Cell, future::Future, rc::Rc};
+use std::future::Future;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, future::join};
 
 use super::{assemble::FrameFault, *};
 use crate::{
+    budget::{Class, Use},
     env::{net::Endpoint, runtime::block_on},
     limits::BLOCK_BYTES,
     sim::{SimNet, TestEnv, net::SimNetwork},
@@ -22,7 +23,7 @@ fn encoded(frame: Frame) -> Bytes {
 }
 
 fn assembler() -> Assembler {
-    Assembler::new(Rc::default())
+    Assembler::new(Budget::default(), true)
 }
 
 fn assert_same(received: &Received, sent: &Frame) {
@@ -123,36 +124,85 @@ fn bounds() {
     assert!(many.into_pieces().unwrap_err().contains("4097 parts"));
 }
 
-/// Half-received frames are counted together, refused above the bound, and given back when complete or dropped.
+/// What a frame announces, its envelope too, is charged before anything of it has come, as the memory that it will take; the
+/// received frame keeps the charge. Without room nothing is lost: the same bytes go on when there is some.
 #[test]
-fn budget() {
-    let receiving = Rc::<Cell<usize>>::default();
-    let begin = |parts: u32| {
-        let mut assembler = Assembler::new(Rc::clone(&receiving));
-        let row = [&b"\x04\0\x01\0\0\0\0\0"[..], &parts.to_le_bytes()].concat();
+fn charged_when_announced() {
+    let budget = Budget::default();
+    let begin = |kind: FrameKind, asks: bool, envelope: u32, part: u32| {
+        let mut assembler = Assembler::new(budget.clone(), asks);
+        let row = [&[kind as u8, 0, 1, 0][..], &envelope.to_le_bytes(), &part.to_le_bytes()].concat();
         assembler.push(&mut Bytes::from(row)).map(|_| assembler)
     };
-    let held: Vec<Assembler> =
-        (0..limits::PEER_RECEIVE_BYTES_MAX / FRAME_BYTES_MAX).map(|_| begin(FRAME_BYTES_MAX as u32).unwrap()).collect();
-    assert_eq!(begin(1).err(), Some(FrameFault::Busy));
-    drop(held);
-    let mut one = begin(3).unwrap();
-    assert_eq!(receiving.get(), 3);
-    assert!(one.push(&mut Bytes::from_static(b"abc")).unwrap().is_some());
-    assert_eq!(receiving.get(), 0);
+    let mut one = begin(FrameKind::Append, true, 3, 1).unwrap();
+    assert_eq!(budget.used_for(Use::Frames), 3 + BLOCK_BYTES + 64);
+    let received = one.push(&mut Bytes::from_static(b"abcd")).unwrap().unwrap();
+    assert_eq!(budget.used_for(Use::Frames), received.charge.bytes());
+    drop(received);
+    assert_eq!(budget.used(), 0);
+    let envelopes = begin(FrameKind::Raft, true, ENVELOPE_BYTES_MAX as u32, 0).unwrap();
+    assert!(budget.used() >= ENVELOPE_BYTES_MAX, "of {} bytes of an announced envelope", budget.used());
+    drop(envelopes);
+
+    // Clients' requests are refused first, then entries; votes, and answers to clients' requests, come in.
+    let refused = |kind, asks, part| begin(kind, asks, 1, part).err();
+    let client = budget.force(Use::Queued, budget.limit(Class::Client));
+    assert_eq!(refused(FrameKind::Produce, true, 1), Some(FrameFault::NoRoom));
+    assert_eq!(refused(FrameKind::Consume, true, 1), Some(FrameFault::NoRoom));
+    assert_eq!(refused(FrameKind::Consume, false, 1), Some(FrameFault::NoRoom));
+    assert_eq!(refused(FrameKind::Append, true, FRAME_BYTES_MAX as u32), None);
+    let entries = budget.force(Use::Unflushed, budget.limit(Class::Replication) - budget.used());
+    assert_eq!(refused(FrameKind::Append, true, 1), Some(FrameFault::NoRoom));
+    assert_eq!(refused(FrameKind::Snapshot, true, 1), Some(FrameFault::NoRoom));
+    for (kind, asks) in [(FrameKind::Raft, true), (FrameKind::Appended, false), (FrameKind::Produce, false)] {
+        assert_eq!(refused(kind, asks, 1), None, "{kind:?}");
+    }
+    drop((client, entries));
+    assert_eq!(budget.used(), 0);
+}
+
+/// A frame that can never have room is a fault, and does not wait for ever.
+#[test]
+fn larger_than_the_budget() {
+    let mut assembler = Assembler::new(Budget::new(1 << 20), true);
+    let row = [&b"\x01\0\x01\0\0\0\0\0"[..], &(2u32 << 20).to_le_bytes()].concat();
+    assert!(matches!(assembler.push(&mut Bytes::from(row)), Err(FrameFault::Memory(_))));
+}
+
+/// A stream whose frame finds no room waits, keeps nothing meanwhile but what the network's window holds, and goes on when
+/// room was given back.
+#[test]
+fn waits_for_room() {
+    block_on(async {
+        let (network, budget) = (SimNetwork::new(), Budget::default());
+        let [mut mine, mut theirs] = stream_with(&network, &budget).await;
+        drop(theirs.receiver.receive().await.unwrap().unwrap());
+        let full = budget.force(Use::Queued, budget.limit(Class::Client));
+        mine.sender.send(frame()).await.unwrap();
+        let mut receiving = Box::pin(theirs.receiver.receive());
+        assert!(is_stuck(&mut receiving).await, "there is no room");
+        assert_eq!(budget.used_for(Use::Frames), 0);
+        drop(full);
+        assert_same(&receiving.await.unwrap().unwrap(), &frame());
+    });
 }
 
 /// A stream of frames over the network, with each end's halves.
 async fn stream(network: &SimNetwork) -> [FrameStream<TestEnv>; 2] {
+    stream_with(network, &Budget::default()).await
+}
+
+async fn stream_with(network: &SimNetwork, budget: &Budget) -> [FrameStream<TestEnv>; 2] {
     let (a, b) = (network.endpoint(NodeId(1), "a", 1), network.endpoint(NodeId(2), "b", 1));
     let to = Endpoint { node: NodeId(2), host: "b".into(), port: 1 };
     let (dialled, accepted) = join(SimNet::connect(&a, to), b.accept()).await;
     let (dialled, accepted) = (dialled.unwrap(), accepted.unwrap());
-    let shared = |peer| Shared { peer, pulse: Arc::default(), receiving: Rc::default() };
+    let shared = |peer| Shared { peer, pulse: Arc::default(), budget: budget.clone() };
     let mine = FrameStream::new(dialled.open().await.unwrap(), &shared(NodeId(2)), None);
     let theirs = async {
         let halves = accepted.accept().await.unwrap();
-        FrameStream::new(halves, &shared(NodeId(1)), None)
+        let permit = Permit { give_back: Box::new(|| {}) };
+        FrameStream::new(halves, &shared(NodeId(1)), Some(Rc::new(permit)))
     };
     let mut mine = mine;
     let (theirs, sent) = join(theirs, mine.sender.send(frame())).await;
@@ -245,21 +295,22 @@ pub(crate) fn received(bytes: &[u8]) -> Option<Received> {
 #[test]
 fn fuzz() {
     let frames = |bytes: &[u8], size: usize| {
-        let receiving = Rc::<Cell<usize>>::default();
-        let mut assembler = Assembler::new(receiving.clone());
+        let budget = Budget::default();
+        let mut assembler = Assembler::new(budget.clone(), true);
         let mut frames = Vec::new();
         for piece in bytes.chunks(size) {
             let mut piece = Bytes::copy_from_slice(piece);
             while let Some(frame) = assembler.push(&mut piece).ok()? {
                 let parts: Vec<Vec<u8>> = frame.parts.iter().map(|part| part.bytes().to_vec()).collect();
                 frames.push((frame.kind, frame.envelope, parts));
-                assert_eq!(receiving.get(), 0);
+                drop(frame.charge);
+                assert_eq!(budget.used(), 0);
             }
-            assert!(receiving.get() <= FRAME_BYTES_MAX);
+            assert!(budget.used() <= 2 * FRAME_BYTES_MAX);
         }
         let whole = assembler.is_between_frames();
         drop(assembler);
-        assert_eq!(receiving.get(), 0);
+        assert_eq!(budget.used(), 0);
         whole.then_some(frames)
     };
     let small =

@@ -43,7 +43,8 @@ impl Cluster {
         let net = QuicNet::new(socket, Arc::new(credentials), Arc::new(|_| Ok(())), options).unwrap();
         let port = net.local_address().port();
         let entry = PeerNode { host: "127.0.0.1".into(), ..address(node, port) };
-        let peers = Peers::new(node, ReactorNumber(0), net, Arc::default(), Arc::default());
+        let peers =
+            Peers::new(node, ReactorNumber(0), net, Arc::default(), Arc::default(), crate::budget::Budget::default());
         let echo = Echo::new();
         peers.serve(Rc::clone(&echo) as Rc<dyn Handler<RealEnv>>);
         Member { peers, echo, entry }

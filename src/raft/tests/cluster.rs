@@ -108,11 +108,12 @@ impl Cluster {
     pub(super) async fn start(&mut self, id: u64, founders: Option<BTreeSet<NodeId>>) {
         let disk = self.nodes.remove(&id).map_or_else(SimDisk::new, |node| node.disk);
         let net = self.network.endpoint(NodeId(id), &format!("n{id}"), 7_000);
-        let peers = Peers::new(NodeId(id), ReactorNumber(0), net, self.book.clone(), Arc::new(Liveness::default()));
+        let tail = TailBudget::new(1 << 20);
+        let (book, liveness) = (self.book.clone(), Arc::new(Liveness::default()));
+        let peers = Peers::new(NodeId(id), ReactorNumber(0), net, book, liveness, tail.memory().clone());
         let router = Rc::new(Router::default());
         peers.serve(router.clone());
         let options = GroupOptions { node: NodeId(id), founders, preferred: self.nodes.is_empty(), ..options() };
-        let tail = TailBudget::new(1 << 20);
         let opening = Group::open_with(disk.clone(), tail, peers.clone(), options, self.timing, Tally::default());
         let (group, _) = guard("open", opening).await.unwrap();
         *router.group.borrow_mut() = Some(group.clone());
@@ -184,6 +185,7 @@ impl Cluster {
             record_timestamp_max_us: true_one.timestamp_max_us,
             buffer,
             leader: None,
+            charge: None,
         };
         let (sender, done) = channel::oneshot();
         log.append(vec![forged], Box::new(move |result| drop(sender.send(result)))).unwrap();

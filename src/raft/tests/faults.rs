@@ -4,7 +4,9 @@ use std::io;
 
 use super::*;
 use crate::{
+    budget::Use,
     env::runtime::block_on,
+    limits::UNFLUSHED_BYTES_MAX,
     sim::{Fault, Operation},
 };
 
@@ -218,6 +220,33 @@ fn committed_entries_are_not_truncated() {
         assert!(error.to_string().contains("are committed"), "{error}");
         assert_eq!(log.last(), Some(last));
         store.truncate_after(Some(types::to_raft(last))).await.unwrap();
+        group.close().await.unwrap();
+    });
+}
+
+/// What a disk that flushes nothing lets gather is counted, from the proposal to the flush, and bounded by who asks whether
+/// there is room.
+#[test]
+fn unflushed_bytes() {
+    let disk = SimDisk::new();
+    block_on(async {
+        let (group, _) = open(&disk).await;
+        let memory = group.log().memory().clone();
+        disk.hold();
+        let (first, mut waiting) = (group.log().log_end(), Vec::new());
+        while group.has_flush_room() {
+            waiting.push(group.propose(batch(first.plus(waiting.len() as u64), 1, 1 << 20)));
+            assert_eq!(memory.used_for(Use::Unflushed), group.unflushed_bytes());
+            crate::env::yield_now().await;
+        }
+        assert_eq!(waiting.len(), UNFLUSHED_BYTES_MAX / (1 << 20), "the padding of each is more than a header");
+        assert!(group.unflushed_bytes() < UNFLUSHED_BYTES_MAX + (1 << 20));
+        disk.release();
+        for answer in waiting {
+            answer.await.unwrap();
+        }
+        assert_eq!((group.unflushed_bytes(), memory.used()), (0, 0));
+        assert!(memory.peak() <= UNFLUSHED_BYTES_MAX + (2 << 20));
         group.close().await.unwrap();
     });
 }

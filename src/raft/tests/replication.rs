@@ -1,7 +1,11 @@
 //! Several replicas: the same log everywhere, whatever happens to one of them.
 
 use super::{cluster::*, *};
-use crate::env::runtime::block_on;
+use crate::{
+    budget::{Class, Use},
+    env::runtime::block_on,
+    limits::UNFLUSHED_PART,
+};
 
 /// What is acknowledged is everywhere in a moment: the same entries, offsets and hashes.
 #[test]
@@ -456,6 +460,36 @@ fn leader_without_a_majority_refuses() {
         cluster.network.expire();
         cluster.produce(&[1, 2, 3], 1, 10).await;
         cluster.agree(&[1, 2, 3]).await;
+        cluster.end().await;
+    });
+}
+
+/// A follower on whose reactor too much is not flushed reads no more entries: they stay at the leader, which goes on with
+/// the others, and come when there is room.
+#[test]
+fn follower_stops_reading() {
+    block_on(async {
+        let cluster = Cluster::founded(1, &[1, 2, 3]).await;
+        let leader = cluster.leader().await;
+        let slow = cluster.followers(leader)[0];
+        cluster.produce(&[leader], 1, 10).await;
+        cluster.agree(&[1, 2, 3]).await;
+        let group = cluster.group(slow);
+        let memory = group.log().memory();
+        let others = memory.force(Use::Unflushed, memory.limit(Class::Client) / UNFLUSHED_PART);
+        assert!(!group.has_flush_room());
+        // The one for which it waits already comes in.
+        cluster.produce(&[leader], 1, 10).await;
+        until("the one", || (group.log().last() == cluster.group(leader).log().last()).then_some(())).await;
+        let last = group.log().last();
+        for _ in 0..5 {
+            cluster.produce(&[leader], 1, 10_000).await;
+            env::sleep::<TestEnv>(Duration::from_millis(10)).await;
+        }
+        assert_eq!(group.log().last(), last, "nothing was read");
+        drop(others);
+        cluster.agree(&[1, 2, 3]).await;
+        assert!(group.log().last() > last);
         cluster.end().await;
     });
 }

@@ -54,6 +54,8 @@ impl<E: Env> Reactor<E> {
                 ShardError::Behind { .. } => !self.leads(uid),
                 ShardError::OutOfRange { offset, high_watermark, .. } => offset > high_watermark && !self.leads(uid),
                 ShardError::Busy { .. }
+                | ShardError::NoMemory
+                | ShardError::DiskBehind { .. }
                 | ShardError::Deadline
                 | ShardError::OffsetMismatch { .. }
                 | ShardError::Deposed { .. }

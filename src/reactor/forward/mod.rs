@@ -105,6 +105,8 @@ pub(super) fn goes_elsewhere(error: &ShardError) -> bool {
         ShardError::Failed { maybe_written: true, .. }
         | ShardError::Closing { maybe_written: true }
         | ShardError::Busy { .. }
+        | ShardError::NoMemory
+        | ShardError::DiskBehind { .. }
         | ShardError::Deadline
         | ShardError::OffsetMismatch { .. }
         | ShardError::OutOfRange { .. }
@@ -163,7 +165,7 @@ impl<E: Env> Reactor<E> {
     /// cannot be done anywhere else.
     ///
     /// # Errors
-    /// `error`, or `Busy`. Nothing was written.
+    /// `error`, `Busy` or `NoMemory`. Nothing was written.
     pub(super) fn forward(
         self: &Rc<Self>,
         uid: ShardUid,
@@ -178,7 +180,7 @@ impl<E: Env> Reactor<E> {
         let queue = self.queue(uid);
         let bytes = produce.records.encoded_bytes_max();
         queue.fifo.borrow().admit(bytes).map_err(|what| ShardError::Busy { what })?;
-        let (owed, answer) = Owed::new(produce, now_us);
+        let (owed, answer) = Owed::new(produce, now_us, self.budget()).map_err(|(error, _)| error)?;
         self.push(uid, &queue, [owed], now_us);
         Ok(answer)
     }

@@ -288,7 +288,9 @@ mod tests {
             buffer.extend(bytes);
             buffer
         };
-        Received { kind: frame.kind, envelope: frame.envelope, parts: frame.parts.iter().map(part).collect() }
+        let parts = frame.parts.iter().map(part).collect();
+        let charge = crate::budget::Budget::default().none(crate::budget::Use::Frames);
+        Received { kind: frame.kind, envelope: frame.envelope, parts, charge }
     }
 
     fn produce(values: &[&'static str], deadline_us: Option<u64>) -> Produce {

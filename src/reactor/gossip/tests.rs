@@ -80,7 +80,7 @@ impl World {
         shared.book.publish(known.iter().map(|(node, port)| at(*node, *port)).chain([at(node, port)]));
         let net = network.endpoint(NodeId(node), "host", port);
         let (book, liveness) = (Arc::clone(&shared.book), Arc::clone(&shared.liveness));
-        let peers = Peers::new(NodeId(node), ReactorNumber(0), net, book, liveness);
+        let peers = Peers::new(NodeId(node), ReactorNumber(0), net, book, liveness, crate::budget::Budget::default());
         let feed = Rc::new(Feed(RefCell::default()));
         peers.serve(Rc::clone(&feed) as Rc<dyn Handler<TestEnv>>);
         let gossip = Gossip::new(Arc::clone(&shared), peers.clone(), pace());

@@ -132,7 +132,7 @@ fn waits_for_the_leader() {
         settle().await;
         let net = other.network.endpoint(NodeId(1), "n1", 1);
         let (book, liveness) = (Arc::clone(&holder.node.book), Arc::clone(&holder.node.liveness));
-        let peers = Peers::<TestEnv>::new(NodeId(1), ReactorNumber(0), net, book, liveness);
+        let peers = Peers::<TestEnv>::new(NodeId(1), ReactorNumber(0), net, book, liveness, Default::default());
         peers.serve(Inbound::new(Rc::clone(&holder.reactor), refusal));
         for ack in acks {
             within("ack", ack).await.unwrap();

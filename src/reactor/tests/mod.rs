@@ -75,7 +75,14 @@ impl World {
         }));
         let reactor = TestReactor::new(ReactorNumber(0), Arc::clone(&node), disk.clone());
         let net = network.endpoint(id, &format!("n{id}"), 1);
-        let peers = Peers::new(id, ReactorNumber(0), net, Arc::clone(&node.book), Arc::clone(&node.liveness));
+        let peers = Peers::new(
+            id,
+            ReactorNumber(0),
+            net,
+            Arc::clone(&node.book),
+            Arc::clone(&node.liveness),
+            reactor.budget().clone(),
+        );
         reactor.set_peers(peers.clone());
         peers.serve(Inbound::new(Rc::clone(&reactor), refusal));
         let world = World { id, network: network.clone(), disk, node, reactor };

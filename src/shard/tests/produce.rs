@@ -4,7 +4,9 @@ use std::{io, pin::pin};
 
 use super::*;
 use crate::{
-    limits::{ENTRIES_IN_FLIGHT_MAX, PRODUCE_QUEUE_BYTES_MAX, PROPOSE_BYTES_EAGER},
+    budget::{Class, Use},
+    limits::{ENTRIES_IN_FLIGHT_MAX, PRODUCE_QUEUE_BYTES_MAX, PROPOSE_BYTES_EAGER, UNFLUSHED_PART},
+    log::LogError,
     sim::{Fault, Operation},
 };
 
@@ -286,5 +288,66 @@ fn close() {
         assert!(shard.recovered().clean);
         assert_eq!(contents(&shard).await.into_values().collect::<Vec<_>>(), ["0", "1", "2", "3", "4"]);
         assert_eq!(shard.produce(value("5")).await.unwrap().base_offset, Offset(5));
+    });
+}
+
+/// While too much is not flushed on this node, requests are refused, definitely and by the node's name, and what waits is not
+/// proposed, although nothing is in flight. It goes on when enough is flushed; nothing is kept in the end.
+#[test]
+fn disk_behind() {
+    with_shard(|shard, disk| async move {
+        let memory = shard.inner.group.log().memory().clone();
+        disk.hold();
+        let first = shard.produce(value("a"));
+        let mut second = Box::pin(shard.produce(value("b")));
+        let behind = memory.force(Use::Unflushed, memory.limit(Class::Client) / UNFLUSHED_PART);
+        let error = shard.produce(value("c")).await.unwrap_err();
+        assert!(matches!(error, ShardError::DiskBehind { node: NodeId(1), .. }), "{error}");
+        disk.release();
+        assert_eq!(first.await.unwrap().base_offset, Offset(0));
+        assert!(settled(&mut second).await.is_none(), "it waits");
+        assert!(shard.inner.state.borrow().in_flight_bases().is_empty());
+        drop(behind);
+        assert_eq!(second.await.unwrap().base_offset, Offset(1));
+        assert_eq!(shard.produce(value("d")).await.unwrap().base_offset, Offset(2));
+        settle().await;
+        assert_eq!(memory.used(), 0);
+    });
+}
+
+/// What waits for flushes is answered when the log stops meanwhile, although nothing will be flushed any more.
+#[test]
+fn stops_while_behind() {
+    with_shard(|shard, disk| async move {
+        let log = shard.inner.group.log().clone();
+        let memory = log.memory().clone();
+        disk.hold();
+        let first = shard.produce(value("a"));
+        let mut second = Box::pin(shard.produce(value("b")));
+        let _behind = memory.force(Use::Unflushed, memory.limit(Class::Client) / UNFLUSHED_PART);
+        disk.release();
+        first.await.unwrap();
+        assert!(settled(&mut second).await.is_none(), "it waits");
+        log.condemn(LogError::Corrupt { file: "store".into(), position: 0, what: "test".into() });
+        let error = settled(&mut second).await.expect("answered").unwrap_err();
+        let definite = matches!(
+            error,
+            ShardError::Failed { maybe_written: false, .. } | ShardError::Damaged { .. } | ShardError::NotLeader { .. }
+        );
+        assert!(definite, "{error}");
+    });
+}
+
+/// Where the reactor has no memory for a request it is refused at once, and the same one goes in later.
+#[test]
+fn no_memory() {
+    with_shard(|shard, _disk| async move {
+        let memory = shard.inner.group.log().memory().clone();
+        let others = memory.force(Use::Received, memory.limit(Class::Client));
+        let Err((ShardError::NoMemory, produce)) = shard.submit(value("a")) else { panic!("there is no memory") };
+        drop(others);
+        assert_eq!(shard.produce(produce).await.unwrap().base_offset, Offset(0));
+        settle().await;
+        assert_eq!((memory.used(), memory.used_for(Use::Queued)), (0, 0));
     });
 }

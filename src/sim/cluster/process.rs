@@ -9,6 +9,7 @@ use std::{
 };
 
 use crate::{
+    budget::Use,
     config::Config,
     env::Env,
     frontend::Frontend,
@@ -35,6 +36,9 @@ pub(super) const DATA: &str = "/data";
 
 /// Recent entries in memory: little, so that followers and consumers read from the disk, too.
 const TAIL_BYTES: usize = 256 << 10;
+
+/// Memory for what is on its way: little, so that what a slow disk or a partition makes wait meets the limits.
+const MEMORY_BYTES: usize = 8 << 20;
 
 /// What a process begins with.
 #[derive(Clone, Debug)]
@@ -70,6 +74,7 @@ impl Process {
             auto_create: Some(false),
             segment_bytes: crate::limits::SEGMENT_BYTES_MIN,
             tail_bytes: TAIL_BYTES,
+            memory_bytes: MEMORY_BYTES,
             ..Config::default()
         };
         let ClusterNode { peer_host: host, grpc_address: grpc, http_address: http, .. } =
@@ -138,6 +143,23 @@ impl Process {
     /// Its part in the catalog, once it has recovered.
     pub fn control(&self) -> Option<Control<SimEnv>> {
         self.control.borrow().clone()
+    }
+
+    /// What of its memory is used in a way that no node may: more than there is, at any time so far.
+    pub fn memory_exceeded(&self) -> Option<String> {
+        self.node.reactors.iter().map(|reactor| &reactor.memory).enumerate().find_map(|(number, memory)| {
+            let (peak, tail) = (memory.peak(), memory.tail());
+            let exceeded = peak > memory.bytes_max() || tail > TAIL_BYTES;
+            exceeded.then(|| format!("reactor {number} had {peak} bytes in use, and {tail} of recent entries"))
+        })
+    }
+
+    /// What it still keeps that is on its way.
+    pub fn memory_used(&self) -> Vec<(&'static str, usize)> {
+        let memories = self.node.reactors.iter().map(|reactor| &reactor.memory);
+        let uses = memories.flat_map(|memory| Use::ALL.map(|usage| (usage.name(), memory.used_for(usage))));
+        let mailboxes = self.node.reactors.iter().map(|reactor| ("mailbox", reactor.mailbox.bytes()));
+        uses.chain(mailboxes).filter(|(_, bytes)| *bytes > 0).collect()
     }
 
     /// The replica of a shard here, if it serves.

@@ -45,6 +45,11 @@ impl Run {
                 return;
             }
         }
+        if !within(self.quiet()).await {
+            let used: Vec<_> =
+                self.cluster.nodes().into_iter().filter_map(|node| Some((node, self.used(node)?))).collect();
+            self.problem(format!("memory is in use {LIVE_MAX:?} after the last call: {used:?}"));
+        }
         let history = self.clients.take_history();
         for finding in checker::check(&history).findings {
             self.problem(finding.to_string());
@@ -125,6 +130,20 @@ impl Run {
                 env::sleep::<SimEnv>(LOOK).await;
             }
         }
+    }
+
+    /// Nobody asks any more: each node has given back all memory for what was on its way, at some moment between two heartbeats.
+    async fn quiet(&self) {
+        for node in self.cluster.nodes() {
+            while self.used(node).is_some() {
+                env::sleep::<SimEnv>(LOOK).await;
+            }
+        }
+    }
+
+    fn used(&self, node: NodeId) -> Option<Vec<(&'static str, usize)>> {
+        let used = self.cluster.process(node)?.memory_used();
+        (!used.is_empty()).then_some(used)
     }
 
     /// All replicas of a shard have applied the same, and no move is under way.

@@ -332,6 +332,7 @@ fn any_process(cluster: &Cluster) -> Option<(NodeId, Rc<Process>)> {
 async fn watch_leaders(run: std::rc::Weak<Run>) {
     while let Some(run) = run.upgrade() {
         run.look_at_leaders();
+        run.look_at_memory();
         drop(run);
         env::sleep::<SimEnv>(WATCH_INTERVAL).await;
     }
@@ -370,6 +371,15 @@ impl Run {
 
     fn any_process(&self) -> Option<(NodeId, Rc<Process>)> {
         any_process(&self.cluster)
+    }
+
+    /// No node's memory is used beyond its limits: a peak is kept, so nothing is missed between two looks.
+    fn look_at_memory(&self) {
+        for node in self.cluster.nodes() {
+            if let Some(exceeded) = self.cluster.process(node).and_then(|process| process.memory_exceeded()) {
+                self.problem(format!("node {node}: {exceeded}"));
+            }
+        }
     }
 
     fn look_at_leaders(&self) {
