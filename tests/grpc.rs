@@ -7,9 +7,12 @@ use std::future::Future;
 use std::future::poll_fn;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::task::Poll;
+use std::time::Duration;
 
 use base64::Engine;
 use bytes::Bytes;
+use futures_util::FutureExt;
 use h2::Reason;
 use h2::client::SendRequest;
 use http::HeaderMap;
@@ -312,6 +315,66 @@ fn a_burst_of_small_frames() {
         assert!(acks.iter().enumerate().all(|(i, ack)| ack.base_offset == i as u64));
         assert!(answer.data.len() < 5_000, "{} frames for 10,000 acks", answer.data.len());
         check(requests).await;
+    });
+}
+
+/// A client that lets acknowledgements wait until its window and everything behind it is full, and then opens it wide
+/// with one SETTINGS frame: the stream goes on by itself, as no other frame comes that could wake it.
+#[test]
+fn a_window_that_opens_once() {
+    const MESSAGES: usize = 9_000;
+    with_node(async |address| {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let mut client = h2::client::Builder::new();
+        client.initial_window_size(65_535).initial_connection_window_size(32 << 20).data_frame_budget(16 << 20);
+        let (mut requests, mut connection) = client.handshake::<_, Bytes>(stream).await.unwrap();
+        let (open, opened) = tokio::sync::oneshot::channel::<()>();
+        let mut opened = opened.fuse();
+        tokio::task::spawn_local(poll_fn(move |cx| {
+            if opened.poll_unpin(cx) == Poll::Ready(Ok(())) {
+                connection.set_initial_window_size(16 << 20).unwrap();
+            }
+            connection.poll_unpin(cx)
+        }));
+        poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+        let (response, mut stream) = requests.send_request(post(PRODUCE_STREAM).body(()).unwrap(), false).unwrap();
+        for _ in 0..MESSAGES {
+            stream.send_data(message(&records(&[&[7; 100]])).into(), false).unwrap();
+        }
+        stream.send_data(Bytes::new(), true).unwrap();
+        let (_, mut body) = response.await.unwrap().into_parts();
+        // Nothing is released, so acknowledgements stop at the window ...
+        let mut received = Vec::new();
+        while received.len() < 65_535 {
+            received.extend_from_slice(&body.data().await.unwrap().unwrap());
+        }
+        // ... and the node has time to fill everything behind it.
+        let mut watermark = 0;
+        loop {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let at_end =
+                v1::ConsumeRequest { start: Some(v1::consume_request::Start::Position(2)), ..Default::default() };
+            let mut other = connect(address).await;
+            let answer = call(&mut other, post(CONSUME), [message(&at_end)], true).await;
+            let now = answer.messages::<v1::ConsumeResponse>()[0].high_watermark;
+            if now == watermark {
+                break;
+            }
+            watermark = now;
+        }
+        assert!(watermark < MESSAGES as u64, "nothing had to wait");
+        open.send(()).unwrap();
+        let rest = async {
+            while let Some(piece) = body.data().await {
+                received.extend_from_slice(&piece.unwrap());
+            }
+            body.trailers().await.unwrap().unwrap()
+        };
+        let trailers = tokio::time::timeout(Duration::from_secs(20), rest).await.expect("the stream goes on");
+        assert_eq!(trailers["grpc-status"], "0");
+        let answer =
+            Answer { status: StatusCode::OK, headers: HeaderMap::new(), data: vec![received.into()], trailers };
+        assert_eq!(answer.messages::<v1::ProduceStreamResponse>().len(), MESSAGES);
     });
 }
 

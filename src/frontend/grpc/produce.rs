@@ -119,6 +119,14 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
         }
     }
 
+    /// Each stage makes room for the one before it, so all of them are gone through until none has moved anything: then
+    /// the first whose own room is not used up has registered with what it waits for. In detail, who wakes a pipeline that
+    /// is Pending:
+    ///
+    /// - requests are not read (limits of what is in flight): the first in flight, which is polled unless ...
+    /// - acknowledgements are not taken (`ACK_BYTES_MAX`): then there are some, and h2 wakes when the client's windows
+    ///   let more of them go;
+    /// - nothing is in flight and nothing to be sent: the client's next message, or the end of its stream.
     fn poll<E: Env>(
         &mut self,
         call: &mut Call<E>,
@@ -129,13 +137,17 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
             let read = self.read(call, start, cx)?;
             let acknowledged = self.acknowledge(cx);
             let sent = self.send(call, cx)?;
-            if self.ended && self.in_flight.is_empty() && sent {
+            if self.ended && self.in_flight.is_empty() && self.is_all_sent() {
                 return Poll::Ready(self.failure.take().map_or(Ok(()), |error| Err(Stop::Error(error))));
             }
-            if !read && !acknowledged {
+            if !(read || acknowledged || sent) {
                 return call.poll_stop(cx).map(Err);
             }
         }
+    }
+
+    fn is_all_sent(&self) -> bool {
+        self.acks.is_empty() && !self.sending.has_remaining()
     }
 
     /// Reads requests and passes them on, up to the limits. True if there was one.
@@ -192,20 +204,20 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
         any
     }
 
-    /// Sends acknowledgements, as far as the client takes them. True if none is left.
+    /// Sends acknowledgements, as far as the client takes them. True if that has made room for others.
     fn send<E: Env>(&mut self, call: &mut Call<E>, cx: &mut Context<'_>) -> Result<bool, Stop> {
-        loop {
+        let mut any = false;
+        while !self.is_all_sent() {
             if !self.sending.has_remaining() {
-                if self.acks.is_empty() {
-                    return Ok(true);
-                }
                 self.sending = Body::from(self.acks.split().freeze());
+                any = true;
             }
             match call.responses.poll_send(cx, &mut self.sending) {
                 Poll::Ready(result) => result?,
-                Poll::Pending => return Ok(false),
+                Poll::Pending => break,
             }
         }
+        Ok(any)
     }
 }
 
