@@ -101,6 +101,16 @@ pub enum RecordsError {
         /// The limit.
         max: usize,
     },
+    /// A record's time is before 1970.
+    #[error(
+        "record {number} of the request has the timestamp_us {timestamp_us}; it counts from 1970, and 0 or none is the leader's clock"
+    )]
+    TimestampNegative {
+        /// Its place in the request, from 0.
+        number: usize,
+        /// What it has.
+        timestamp_us: i64,
+    },
     /// Too many records.
     #[error("the request has more than {max} records; send them in several requests")]
     TooMany {
@@ -143,8 +153,14 @@ impl Records {
                     if count == BATCH_RECORDS_MAX {
                         return Err(RecordsError::TooMany { max: BATCH_RECORDS_MAX });
                     }
-                    count += 1;
                     let facts = RecordFacts::check(record)?;
+                    if facts.timestamp_us < 0 {
+                        return Err(RecordsError::TimestampNegative {
+                            number: count,
+                            timestamp_us: facts.timestamp_us,
+                        });
+                    }
+                    count += 1;
                     encoded_bytes_max += encoded_bytes_bound(bytes);
                     plain &= facts.plain;
                     match facts.timestamp_us {

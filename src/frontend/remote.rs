@@ -29,7 +29,7 @@ use crate::{
         node::{Node, Phase},
         topics::PlacedTopic,
     },
-    shard::{Consume, Consumed, Durability, Produce},
+    shard::{Consume, Consumed, Durability, Produce, Start},
 };
 
 /// Room for the other fields of a response, so that a whole one stays within the message limit,
@@ -293,6 +293,13 @@ pub(super) fn checked_consume(consume: Consume, limits: Limits) -> Result<Consum
         let message = format!("wait_ms is at most {max}, not {wait}; ask again after it, or use ConsumeStream");
         return Err(CallError::invalid("WAIT_TOO_LONG", message));
     }
+    if let Start::Timestamp(timestamp_us) = consume.start
+        && timestamp_us < 0
+    {
+        let message =
+            format!("timestamp_us counts from 1970 and is not negative: {timestamp_us}; 0 is before all records");
+        return Err(CallError::invalid("TIMESTAMP_NEGATIVE", message));
+    }
     let bytes_max = if consume.bytes_max == 0 { limits::CONSUME_BYTES_DEFAULT } else { consume.bytes_max };
     let bytes_max = bytes_max.min(limits.message_bytes_max.saturating_sub(RESPONSE_BYTES_EXTRA)).max(1);
     let records_max = if consume.records_max == 0 { u64::MAX } else { consume.records_max };
@@ -329,7 +336,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::shard::Start;
 
     const LIMITS: Limits = Limits { message_bytes_max: 4 << 20, record_bytes_max: 1 << 20 };
 
@@ -348,6 +354,12 @@ mod tests {
         assert_eq!((checked.records_max, checked.bytes_max), (7, (4 << 20) - RESPONSE_BYTES_EXTRA));
         let error = checked_consume(consume(1, 1, 60_001), LIMITS).unwrap_err();
         assert_eq!((error.code, error.reason), (Code::InvalidArgument, "WAIT_TOO_LONG"));
+        let at = |timestamp_us| Consume { start: Start::Timestamp(timestamp_us), ..consume(1, 1, 0) };
+        assert!(checked_consume(at(0), LIMITS).is_ok() && checked_consume(at(i64::MAX), LIMITS).is_ok());
+        for timestamp_us in [-1, i64::MIN] {
+            let error = checked_consume(at(timestamp_us), LIMITS).unwrap_err();
+            assert_eq!((error.code, error.reason), (Code::InvalidArgument, "TIMESTAMP_NEGATIVE"));
+        }
     }
 
     /// The default is the safe one; a value of a later version is refused, not weakened.

@@ -312,6 +312,9 @@ impl From<RecordsError> for CallError {
             RecordsError::RecordTooLong { number: _, bytes: _, max: _ } => {
                 CallError::invalid("RECORD_TOO_LONG", message)
             }
+            RecordsError::TimestampNegative { number: _, timestamp_us: _ } => {
+                CallError::invalid("TIMESTAMP_NEGATIVE", message)
+            }
             RecordsError::TooMany { max: _ } => CallError::invalid("TOO_MANY_RECORDS", message),
         }
     }
@@ -428,6 +431,7 @@ mod tests {
         assert_eq!(row(ControlError::Busy), ("RESOURCE_EXHAUSTED", "CATALOG_BUSY", true, true));
         assert_eq!(row(ControlError::Catalog(GroupError::Full(full()))), ("RESOURCE_EXHAUSTED", "DISK_FULL", true, true));
         assert_eq!(row(RecordsError::Empty), ("INVALID_ARGUMENT", "NO_RECORDS", true, false));
+        assert_eq!(row(RecordsError::TimestampNegative { number: 0, timestamp_us: -1 }), ("INVALID_ARGUMENT", "TIMESTAMP_NEGATIVE", true, false));
         assert_eq!(row(RecordsError::RecordTooLong { number: 0, bytes: 9, max: 8 }), ("INVALID_ARGUMENT", "RECORD_TOO_LONG", true, false));
     }
 

@@ -26,10 +26,6 @@ use crate::{
 /// Handshakes at the same time; more are refused, and dialled again.
 pub(super) const HANDSHAKES_MAX: usize = 256;
 
-/// From this many on, a dialler must first prove that it receives at the address that it sends from: so that nobody can
-/// keep all of them busy under false addresses.
-const HANDSHAKES_UNPROVEN_MAX: usize = HANDSHAKES_MAX / 4;
-
 /// Connections and requests that wait to be taken; more are closed as busy.
 const QUEUE_MAX: usize = 256;
 
@@ -155,15 +151,19 @@ impl Acceptor {
     }
 
     fn take(self: &Rc<Self>, incoming: Incoming) {
+        // Whoever dials must first prove that it receives at the address that it sends from, which costs one round trip,
+        // or none if it was here before: nobody can keep the handshakes busy under false addresses, or have us flood one.
+        // quinn itself lets an unproven address have a packet more than RFC 9000, section 8.1, allows (three times what
+        // came from it).
+        if !incoming.remote_address_validated() {
+            // Fails only for an address that is validated.
+            return drop(incoming.retry());
+        }
         let from = incoming.remote_address();
         let busy = self.handshakes.get();
         if busy >= HANDSHAKES_MAX {
             self.refusals.note(from, "too many connect at the same time");
             return incoming.refuse();
-        }
-        if busy >= HANDSHAKES_UNPROVEN_MAX && !incoming.remote_address_validated() {
-            // Fails only for an address that is validated.
-            return drop(incoming.retry());
         }
         let place = Place::take(&self.handshakes);
         let acceptor = self.clone();

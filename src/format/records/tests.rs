@@ -75,6 +75,22 @@ fn key_hash_is_fixed() {
     assert_eq!(head.key_hash, None);
 }
 
+/// A record from before 1970 is refused, wherever it stands; the last value of the field counts.
+#[test]
+fn negative_timestamps() {
+    let at = |timestamp_us| Record { timestamp_us, ..record(b"v") };
+    for (timestamps, refused) in [(vec![-1], 0), (vec![0, 7, i64::MIN], 2), (vec![i64::MAX, -5, -6], 1)] {
+        let timestamp_us = timestamps[refused];
+        let message = request(timestamps.into_iter().map(at).collect()).encode_to_vec();
+        assert_eq!(parse(&message).unwrap_err(), RecordsError::TimestampNegative { number: refused, timestamp_us });
+    }
+    let mut twice = vec![0x1a, 13, 0x20, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0x20, 5];
+    assert_eq!(parse(&twice).unwrap().1.timestamp_max_us(), 5);
+    twice[1] = 11;
+    twice.truncate(13);
+    assert_eq!(parse(&twice).unwrap_err(), RecordsError::TimestampNegative { number: 0, timestamp_us: -1 });
+}
+
 /// As everywhere in proto3 the last value of a field counts, also when that is "no timestamp".
 #[test]
 fn last_value_counts() {
@@ -177,7 +193,7 @@ fn any_record() -> impl Strategy<Value = Record> {
     let header = (".{0,5}", prop::collection::vec(any::<u8>(), 0..5))
         .prop_map(|(name, value)| Header { name, value: value.into() });
     let bytes = || prop_oneof![prop::collection::vec(any::<u8>(), 0..20), prop::collection::vec(any::<u8>(), 100..200)];
-    let timestamp = prop_oneof![Just(0), any::<i64>(), 0..3i64];
+    let timestamp = prop_oneof![8 => Just(0), 8 => 0..=i64::MAX, 8 => 0..3i64, 1 => any::<i64>()];
     let offset = prop_oneof![3 => Just(0), 1 => any::<u64>()];
     (bytes(), bytes(), prop::collection::vec(header, 0..3), timestamp, offset).prop_map(
         |(key, value, headers, timestamp_us, offset)| Record {
@@ -278,6 +294,13 @@ fn agree_with_prost(message: &[u8]) -> Result<(), TestCaseError> {
     match (&ours, theirs) {
         (Err(RecordsError::Malformed { .. }), Err(_)) => {}
         (Err(RecordsError::Empty), Ok(request)) => prop_assert!(request.records.is_empty()),
+        (Err(RecordsError::TimestampNegative { number, timestamp_us }), Ok(request)) => {
+            // The first one; prost has read what comes behind it, too.
+            let first = request.records.iter().position(|record| record.timestamp_us < 0);
+            prop_assert_eq!((Some(*number), request.records[*number].timestamp_us), (first, *timestamp_us));
+        }
+        // What is wrong behind it is not looked at.
+        (Err(RecordsError::TimestampNegative { .. }), Err(_)) => {}
         (Ok((head, records)), Ok(request)) => {
             prop_assert_eq!(&head.topic, &request.topic);
             prop_assert_eq!(head.shard, request.shard);

@@ -129,3 +129,39 @@ fn removed_nodes() {
         assert_eq!(refused(&two, to(&one, 1)).await, "it was removed from the cluster");
     });
 }
+
+/// Whoever has not proven that it receives where it sends from gets at most three times what it sent (RFC 9000, section
+/// 8.1), however long it stays silent: nobody can have a node flood somebody else's address.
+#[test]
+fn little_for_an_unproven_address() {
+    run(async {
+        let authority = authority(CLUSTER);
+        let (one, two) = (net(&authority, 1), net(&authority, 2));
+        // The first packet of a real dialler, taken where nobody answers, and sent from an address of somebody else.
+        let bind = || async { tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap() };
+        let (nobody, victim) = (bind().await, bind().await);
+        let mut packet = [0; 2_048];
+        let bytes = tokio::select! {
+            dialled = one.connect(at(2, nobody.local_addr().unwrap().port())) => panic!("{dialled:?}"),
+            received = nobody.recv(&mut packet) => received.unwrap(),
+        };
+        victim.send_to(&packet[..bytes], two.local_address()).await.unwrap();
+        let mut packets = Vec::new();
+        // Long enough for several retransmissions of a handshake.
+        let silence = env::sleep::<RealEnv>(Duration::from_secs(2));
+        tokio::pin!(silence);
+        loop {
+            let mut answer = [0; 8_192];
+            tokio::select! {
+                () = &mut silence => break,
+                received = victim.recv(&mut answer) => packets.push((received.unwrap(), answer[0])),
+            }
+        }
+        let sent: usize = packets.iter().map(|(bytes, _)| bytes).sum();
+        assert!(sent <= 3 * bytes, "{sent} bytes to an address that sent {bytes}: {packets:?}");
+        // A long header of type Retry (RFC 9000, section 17.2.5): the dialler is asked to prove its address.
+        assert!(matches!(packets[..], [(_, first)] if first & 0xf0 == 0xf0), "{packets:?}");
+        let (dialled, accepted) = pair(&one, &two, 2).await;
+        assert_eq!((dialled.peer(), accepted.peer()), (NodeId(2), NodeId(1)));
+    });
+}
