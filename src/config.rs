@@ -7,7 +7,10 @@
 mod keys;
 mod load;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 pub use self::{
     keys::{bytes, milliseconds},
@@ -65,6 +68,8 @@ pub struct Config {
     /// What other nodes and clients are told instead of the listeners' addresses: `host` or an IP address; empty: the
     /// listeners' own, and this machine's host name for those that listen on all addresses.
     pub advertise: String,
+    /// Names and addresses, without ports, under which HTTP answers beside this node's own (see `frontend/http/guard`).
+    pub http_hosts: Vec<String>,
     /// A new node joins the cluster that one of these belongs to (`host:port` of their peer listeners); empty: it begins one.
     pub join: Vec<String>,
     /// Lets it; made by `ringlog cluster token`.
@@ -121,6 +126,7 @@ impl Default for Config {
             http: ([127, 0, 0, 1], 7401).into(),
             peer: ([127, 0, 0, 1], 7500).into(),
             advertise: String::new(),
+            http_hosts: Vec::new(),
             join: Vec::new(),
             join_token: String::new(),
             peer_ca: PathBuf::new(),
@@ -170,6 +176,12 @@ impl Config {
     /// The key that cannot, and why.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         self.check_addresses()?;
+        if let Some(host) = self.http_hosts.iter().find(|host| !is_host(host)) {
+            return Err((
+                "http_hosts",
+                format!("{host:?} is not a host name or an IP address, without scheme and port"),
+            ));
+        }
         if self.data.as_os_str().is_empty() {
             return Err(("data", "a data directory is needed".to_owned()));
         }
@@ -214,6 +226,12 @@ impl Config {
         }
         Ok(())
     }
+}
+
+fn is_host(text: &str) -> bool {
+    let is_name =
+        |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
+    text.parse::<IpAddr>().is_ok() || is_name(text) && !text.is_empty()
 }
 
 /// A host and a port, of `host:port` (an IPv6 address in brackets); `None`: it is something else.

@@ -32,6 +32,10 @@ pub(super) struct ServeArgs {
     /// Host name or IP address that other nodes and clients are told [default: what the listeners are bound to]
     #[arg(long, value_name = "HOST")]
     advertise: Option<String>,
+    /// Names and addresses, with commas between them, under which HTTP answers beside localhost, its own address and
+    /// --advertise: those of a service or a proxy before this node
+    #[arg(long, value_name = "HOST,...")]
+    http_hosts: Option<String>,
     /// Join the cluster of one of these nodes (their --peer addresses, with commas between them); a data
     /// directory that has joined already does not need it
     #[arg(long, value_name = "ADDR,...")]
@@ -134,6 +138,7 @@ impl ServeArgs {
             ("http", self.http.clone()),
             ("peer", self.peer.clone()),
             ("advertise", self.advertise.clone()),
+            ("http_hosts", self.http_hosts.clone()),
             ("join", self.join.clone()),
             ("join_token", self.join_token.clone()),
             ("peer_ca", self.peer_ca.clone()),
@@ -193,7 +198,7 @@ mod tests {
     #[test]
     fn flags_reach_the_configuration() {
         let line = "serve --data d --grpc localhost:1 --http 127.0.0.1:2 --peer 127.0.0.1:3 --advertise host \
-                    --join a:1,b:2 --join-token secret --peer-ca ca --peer-cert cert --peer-key key \
+                    --http-hosts lb.example,10.0.0.9 --join a:1,b:2 --join-token secret --peer-ca ca --peer-cert cert --peer-key key \
                     --replication-factor 5 --reactors 3 --no-pin --insecure --auto-create \
                     --segment-bytes 8MiB --retention-bytes 1GiB --retention-age-ms 1s --message-bytes-max 2MiB \
                     --record-bytes-max 64KiB --tail-bytes 1MiB --memory-bytes 1GiB --no-io-uring --no-direct-io \
@@ -206,6 +211,7 @@ mod tests {
             http: ([127, 0, 0, 1], 2).into(),
             peer: ([127, 0, 0, 1], 3).into(),
             advertise: "host".into(),
+            http_hosts: vec!["lb.example".into(), "10.0.0.9".into()],
             join: vec!["a:1".into(), "b:2".into()],
             join_token: "secret".into(),
             peer_ca: "ca".into(),

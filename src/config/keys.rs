@@ -34,6 +34,7 @@ pub(super) const KEYS: &[Key] = &[
     key!(http, address, SocketAddr::to_string),
     key!(peer, address, SocketAddr::to_string),
     key!(advertise, text, String::clone),
+    key!(http_hosts, list, |value: &Vec<String>| value.join(",")),
     key!(join, list, |value: &Vec<String>| value.join(",")),
     key!(join_token, text, String::clone),
     key!(peer_ca, path_or_none, |value: &PathBuf| value.display().to_string()),

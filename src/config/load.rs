@@ -332,6 +332,8 @@ mod tests {
             ("message_bytes_max = 100000", "record_bytes_max"),
             ("shutdown_grace_ms = \"1d\"", "at most"),
             ("log_filter = \"ringlog=loud=1\"", "log_filter"),
+            ("http_hosts = \"a,http://b\"", "without scheme"),
+            ("http_hosts = \"b:80\"", "without scheme"),
         ] {
             let error = error(text, &[], &[]);
             assert!(error.contains(part), "{text}: {error}");

@@ -1,6 +1,8 @@
 //! Whole nodes in this process, over real sockets and a real disk.
 #![allow(clippy::disallowed_methods, reason = "clients, and damage, from the outside")]
 
+mod http_requests;
+
 use std::{
     fs,
     io::{Read, Write},
@@ -34,8 +36,12 @@ fn start(data: &Path) -> Node {
 }
 
 fn raw(node: &Node, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String) {
+    raw_from(node, "localhost", method, path, headers, body)
+}
+
+fn raw_from(node: &Node, host: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String) {
     let mut socket = TcpStream::connect(node.http_addr()).unwrap();
-    write!(socket, "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n").unwrap();
+    write!(socket, "{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{headers}\r\n").unwrap();
     // A server that refuses early closes early.
     drop(socket.write_all(body));
     let mut answer = Vec::new();
@@ -420,7 +426,7 @@ fn waiting_consumers() {
     });
     let mut socket = TcpStream::connect(node.http_addr()).unwrap();
     let path = "/v1/topics/default/shards/0/records?position=latest&wait_ms=60000";
-    write!(socket, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    write!(socket, "GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
     // The request is in the node's hands once this later one is answered.
     assert_eq!(get(&node, "/livez").0, 200);
     node.shutdown().unwrap();

@@ -6,7 +6,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Api, Result, bad_path, bad_query, json::ShardStatusOut, json::TopicOut, parse};
+use super::{Api, Result, SMALL_BODY_BYTES_MAX, bad_path, bad_query, json::ShardStatusOut, json::TopicOut, parse};
 use crate::{
     frontend::topology::wrong_answer,
     ids::NodeId,
@@ -89,7 +89,7 @@ pub(super) async fn describe(State(api): State<Api>) -> Result<Json<ClusterOut>>
 
 /// Reads a body that may be left out.
 async fn optional<T: DeserializeOwned + Default>(api: &Api, request: Request) -> Result<T> {
-    let (body, _permit) = api.read_body(request, false).await?;
+    let (body, _held) = api.read_body(request, SMALL_BODY_BYTES_MAX).await?;
     if body.is_empty() { Ok(T::default()) } else { parse(&body) }
 }
 

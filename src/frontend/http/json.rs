@@ -484,6 +484,7 @@ pub fn http_status(error: &CallError) -> u16 {
         (_, "MESSAGE_TOO_LARGE") => 413,
         (_, "METHOD_NOT_ALLOWED") => 405,
         (_, "NOT_JSON") => 415,
+        (_, "HOST_UNKNOWN") => 421,
         (Code::Ok, _) => 200,
         (Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange, _) => 400,
         (Code::Unauthenticated, _) => 401,

@@ -14,35 +14,40 @@
 //! | `POST /v1/topics/{topic}/shards/{shard}/leader` | `{"to_node_id": 2}`; any other replica if left out |
 //! | `GET /livez`, `/readyz`, `/metrics` | health, with reasons; Prometheus |
 //!
-//! Bodies are `application/json`: a web page cannot send that to somebody's local server unasked.
+//! What changes something is `application/json`, and every request is under a name of this node (`guard`): a web page cannot
+//! have a browser send that to somebody's local server.
 //! Errors are `{code, reason, message, definite, retry_after_ms}`. Nothing here touches a log; every
-//! call is a message to a reactor. Memory is bounded: connections, and bytes of bodies being read.
+//! call is a message to a reactor. Connections are bounded (`socket`), and so are the bytes of bodies and answers (`memory`);
+//! who holds them up loses them to the others, and health is always answered.
 
 mod cluster;
+mod guard;
 mod health;
 pub mod json;
+mod memory;
 mod socket;
 
 use std::{future::Future, net::TcpListener, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    body::Bytes,
-    extract::{Path, Query, Request, State, rejection::PathRejection, rejection::QueryRejection},
+    body::HttpBody,
+    extract::{ConnectInfo, Path, Query, Request, State, rejection::PathRejection, rejection::QueryRejection},
     http::{HeaderValue, StatusCode, header},
+    middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use prost::Message;
 use serde::{Deserialize, de::DeserializeOwned};
-use tokio::sync::Semaphore;
 
 use self::{
     json::{
         AckOut, ConsumedOut, CreateTopicBody, DescribedOut, ErrorOut, ProduceBody, ServersOut, TopicOut, TopicsOut,
         TrimBody, TrimOut,
     },
-    socket::Sockets,
+    memory::{Held, Memory, MemoryLimits},
+    socket::{Accepted, SocketLimits, Sockets},
 };
 use crate::{
     format::records::Records,
@@ -56,19 +61,16 @@ use crate::{
 /// than this is refused although its records would fit.
 const JSON_BYTES_PER_MESSAGE_BYTE: usize = 2;
 
-/// Bytes of all bodies that are being read and answered; `RESOURCE_EXHAUSTED` above it.
-const BODIES_BYTES_MAX: usize = 64 << 20;
-
-/// Longest time to send a body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Largest body of a request that has no records.
+const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
 
 type Result<T> = std::result::Result<T, CallError>;
 
 #[derive(Clone)]
 struct Api {
     remote: Remote,
-    /// Permits are KiB of bodies.
-    bodies: Arc<Semaphore>,
+    hosts: Arc<guard::Hosts>,
+    memory: Memory,
     started: std::time::Instant,
 }
 
@@ -81,14 +83,26 @@ pub async fn serve(
     remote: Remote,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let sockets = Sockets::new(tokio::net::TcpListener::from_std(listener)?);
-    axum::serve(sockets, router(remote)).with_graceful_shutdown(stop).await
+    serve_within(listener, remote, stop, SocketLimits::default(), MemoryLimits::default()).await
 }
 
-fn router(remote: Remote) -> Router {
+async fn serve_within(
+    listener: TcpListener,
+    remote: Remote,
+    stop: impl Future<Output = ()> + Send + 'static,
+    sockets: SocketLimits,
+    memory: MemoryLimits,
+) -> std::io::Result<()> {
+    let sockets = Sockets::new(tokio::net::TcpListener::from_std(listener)?, sockets);
+    let service = router(remote, Memory::new(memory)).into_make_service_with_connect_info::<Accepted>();
+    axum::serve(sockets, service).with_graceful_shutdown(stop).await
+}
+
+fn router(remote: Remote, memory: Memory) -> Router {
     #[allow(clippy::disallowed_methods, reason = "uptime, in the real world")]
     let started = std::time::Instant::now();
-    let api = Api { remote, bodies: Arc::new(Semaphore::new(BODIES_BYTES_MAX >> 10)), started };
+    let hosts = Arc::new(guard::Hosts::of(remote.node()));
+    let api = Api { remote, hosts, memory, started };
     Router::new()
         .route("/v1/topics/{topic}/records", post(produce))
         .route("/v1/topics/{topic}/shards/{shard}/records", get(consume))
@@ -107,6 +121,7 @@ fn router(remote: Remote) -> Router {
         .route("/metrics", get(health::metrics))
         .fallback(no_page)
         .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(api.clone(), guard::answer))
         .with_state(api)
 }
 
@@ -117,9 +132,10 @@ async fn produce(
 ) -> Result<Json<AckOut>> {
     let Path(topic) = topic.map_err(bad_path)?;
     let limits = api.remote.limits();
-    let (body, _permit) = api.read_body(request, true).await?;
+    let (body, held) = api.read_body(request, limits.message_bytes_max * JSON_BYTES_PER_MESSAGE_BYTE).await?;
     let message = parse::<ProduceBody>(&body)?.into_request(topic)?.encode_to_vec();
     drop(body);
+    held.shrink(message.len());
     if message.len() > limits.message_bytes_max {
         return Err(too_large(limits.message_bytes_max));
     }
@@ -204,7 +220,7 @@ async fn trim(
     request: Request,
 ) -> Result<Json<TrimOut>> {
     let Path((topic, shard)) = path.map_err(bad_path)?;
-    let (body, _permit) = api.read_body(request, true).await?;
+    let (body, _held) = api.read_body(request, SMALL_BODY_BYTES_MAX).await?;
     let TrimBody { before_offset } = parse(&body)?;
     Ok(Json(TrimOut { log_start: api.remote.trim_topic(&topic, shard, before_offset).await? }))
 }
@@ -227,7 +243,7 @@ async fn create(
     request: Request,
 ) -> Result<(StatusCode, Json<TopicOut>)> {
     let Path(topic) = topic.map_err(bad_path)?;
-    let (body, _permit) = api.read_body(request, false).await?;
+    let (body, _held) = api.read_body(request, SMALL_BODY_BYTES_MAX).await?;
     let settings = if body.is_empty() { CreateTopicBody::default() } else { parse(&body)? };
     let topic = api.remote.create_topic(settings.into_request(topic)).await?;
     Ok((StatusCode::CREATED, Json(topic.into())))
@@ -267,44 +283,18 @@ async fn wrong_method(request: Request) -> CallError {
 }
 
 impl Api {
-    /// Reads a whole body, within its limit and the budget of all bodies; the budget is held with the permit.
-    async fn read_body(&self, request: Request, needed: bool) -> Result<(Bytes, tokio::sync::OwnedSemaphorePermit)> {
-        let max = self.remote.limits().message_bytes_max * JSON_BYTES_PER_MESSAGE_BYTE;
-        let length =
-            request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let bytes = length.unwrap_or(max);
-        if bytes > max {
+    /// Reads a whole body of at most `max` bytes, which are counted as long as what comes with it lives.
+    async fn read_body(&self, request: Request, max: usize) -> Result<(Vec<u8>, Held)> {
+        let (parts, body) = request.into_parts();
+        let announced = body.size_hint().lower();
+        if announced > max as u64 {
             return Err(too_large(max));
         }
-        if (needed || bytes > 0) && !is_json(&request) {
-            let message = "the body must be JSON, with the header content-type: application/json";
-            return Err(CallError::invalid("NOT_JSON", message));
-        }
-        let kib = u32::try_from(bytes.div_ceil(1024)).expect("limits are small");
-        let permit = Arc::clone(&self.bodies).try_acquire_many_owned(kib).map_err(|_| {
-            let message = "too many bodies are being read; retry after a moment";
-            CallError::retry(Code::ResourceExhausted, "HTTP_BUSY", message)
-        })?;
-        #[allow(clippy::disallowed_methods, reason = "sockets are the real world's; nothing to simulate")]
-        let read = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(request.into_body(), max));
-        match read.await {
-            Ok(Ok(body)) => Ok((body, permit)),
-            Ok(Err(_)) if length.is_none() => Err(too_large(max)),
-            Ok(Err(error)) => {
-                let message = format!("the body could not be read: {error}");
-                Err(CallError::invalid("BODY_UNREADABLE", message))
-            }
-            Err(_) => {
-                let message = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
-                Err(CallError::new(Code::DeadlineExceeded, "BODY_TOO_SLOW", message))
-            }
-        }
+        let accepted = parts.extensions.get::<ConnectInfo<Accepted>>().expect("every request comes by a connection");
+        let held = self.memory.hold(accepted.0.connection.clone());
+        let read = held.read(body, max).await?;
+        Ok((read, held))
     }
-}
-
-fn is_json(request: &Request) -> bool {
-    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
@@ -322,7 +312,7 @@ fn bad_query(rejection: QueryRejection) -> CallError {
 }
 
 fn too_large(max: usize) -> CallError {
-    let message = format!("the message is larger than {max} bytes; send the records in several requests");
+    let message = format!("the body is larger than {max} bytes; send records in several requests");
     CallError::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message)
 }
 
@@ -337,3 +327,6 @@ impl IntoResponse for CallError {
         response
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,42 +1,215 @@
-//! HTTP's sockets, bounded: above the limit new connections are closed at once, and one that sends
-//! and receives nothing for too long is closed.
+//! HTTP's sockets, bounded. When all places are taken, a new connection takes that of one that waits for nothing but its
+//! own client: first whoever has not sent a whole request, then whoever has had its answer, the longest first. While
+//! requests are being answered on all of them, a reserve is left, on which only health is asked: so a probe gets in
+//! whatever others do. Who is slow to send a header or to take an answer, or silent for too long, is closed.
 
 use std::{
+    collections::BTreeMap,
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
+use axum::{extract::connect_info::Connected, serve::IncomingStream};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     time::{Instant, Sleep},
 };
 
-use crate::{
-    limits::CONSUME_WAIT_MAX,
-    reactor::listen::{Connections, Counted, pause_after},
-};
+use crate::{limits::CONSUME_WAIT_MAX, reactor::listen::pause_after};
 
-/// Open HTTP connections.
-const CONNECTIONS_MAX: usize = 1_024;
+/// Bounds of the sockets; other ones only in tests.
+#[derive(Clone, Copy, Debug)]
+pub struct SocketLimits {
+    /// Open connections.
+    pub connections: usize,
+    /// More of them, for health alone.
+    pub reserve: usize,
+    /// A silent connection is closed after this: longer than the longest wait of a consume.
+    pub idle: Duration,
+    /// From the first byte of a header to its last.
+    pub header: Duration,
+    /// How long the client may take nothing of an answer.
+    pub answer: Duration,
+    /// A connection younger than this is not yet slow to send its first request.
+    pub young: Duration,
+}
 
-/// A silent connection is closed after this: longer than the longest wait of a consume.
-const IDLE_MAX: Duration = CONSUME_WAIT_MAX.saturating_add(Duration::from_secs(30));
+impl Default for SocketLimits {
+    fn default() -> SocketLimits {
+        SocketLimits {
+            connections: 1_024,
+            reserve: 64,
+            idle: CONSUME_WAIT_MAX.saturating_add(Duration::from_secs(30)),
+            header: Duration::from_secs(10),
+            answer: Duration::from_secs(30),
+            young: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Connections whose place was taken and whose task has not ended yet; above it new ones are closed at once. More than
+/// tokio lets one task accept before others run.
+const ENDING_MAX: usize = 256;
+
+/// What a connection is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No whole request has come yet.
+    Fresh,
+    /// A request is being answered.
+    Working,
+    /// All requests that have come are answered; the client may still be taking the last answer.
+    Idle,
+}
+
+#[derive(Debug)]
+struct Entry {
+    phase: Phase,
+    since: Instant,
+    /// Its place is taken: its next read or write fails.
+    ended: bool,
+    /// Of the task that reads and writes, set when it has to wait for its socket.
+    waker: Option<Waker>,
+}
+
+/// All connections.
+#[derive(Debug)]
+struct Table {
+    limits: SocketLimits,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    next: u64,
+    /// Those that have not ended.
+    live: usize,
+    entries: BTreeMap<u64, Entry>,
+}
+
+impl Inner {
+    /// Whose place a new connection takes.
+    fn victim(&self, limits: &SocketLimits, now: Instant) -> Option<u64> {
+        let rank = |entry: &Entry| match entry.phase {
+            Phase::Fresh if now.duration_since(entry.since) >= limits.young => Some(0),
+            Phase::Idle => Some(1),
+            Phase::Fresh => Some(2),
+            Phase::Working => None,
+        };
+        let waiting = self.entries.iter().filter(|(_, entry)| !entry.ended);
+        let ranked = waiting.filter_map(|(number, entry)| Some((rank(entry)?, entry.since, *number)));
+        ranked.min().map(|(_, _, number)| number)
+    }
+
+    /// Takes its place away, and wakes its task, which then ends.
+    fn end(&mut self, number: u64) {
+        if let Some(entry) = self.entries.get_mut(&number)
+            && !std::mem::replace(&mut entry.ended, true)
+        {
+            self.live -= 1;
+            entry.waker.take().into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for one more connection; `None`: it is to be closed at once.
+    fn enter(self: &Arc<Self>, now: Instant) -> Option<Connection> {
+        let mut inner = self.lock();
+        let SocketLimits { connections, reserve, .. } = self.limits;
+        if inner.entries.len() >= connections + reserve + ENDING_MAX {
+            return None;
+        }
+        if inner.live >= connections
+            && let Some(victim) = inner.victim(&self.limits, now)
+        {
+            inner.end(victim);
+        }
+        let reserved = inner.live >= connections;
+        if inner.live >= connections + reserve {
+            return None;
+        }
+        let number = inner.next;
+        inner.next += 1;
+        inner.live += 1;
+        inner.entries.insert(number, Entry { phase: Phase::Fresh, since: now, ended: false, waker: None });
+        Some(Connection { table: Arc::clone(self), number, reserved })
+    }
+}
+
+/// A connection's place, as its requests know it.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    table: Arc<Table>,
+    number: u64,
+    reserved: bool,
+}
+
+impl Connection {
+    /// Whether only health is answered here.
+    pub fn is_reserved(&self) -> bool {
+        self.reserved
+    }
+
+    /// A whole request has come: nobody takes this place while it is answered.
+    pub fn begin(&self) {
+        self.enter(Phase::Working);
+    }
+
+    /// The answer is there, and only the client has to take it.
+    pub fn done(&self) {
+        self.enter(Phase::Idle);
+    }
+
+    /// Closes the connection, whatever it is doing.
+    pub fn end(&self) {
+        self.table.lock().end(self.number);
+    }
+
+    fn enter(&self, phase: Phase) {
+        if let Some(entry) = self.table.lock().entries.get_mut(&self.number) {
+            (entry.phase, entry.since) = (phase, Instant::now());
+        }
+    }
+
+    fn leave(&self) {
+        let mut inner = self.table.lock();
+        inner.end(self.number);
+        inner.entries.remove(&self.number);
+    }
+
+    /// The request that it waits for: `None` while one is answered. `waker` is woken when the place is taken.
+    fn waits_since(&self, waker: &Waker) -> io::Result<Option<Instant>> {
+        let mut inner = self.table.lock();
+        match inner.entries.get_mut(&self.number) {
+            Some(entry) if !entry.ended => {
+                entry.waker = Some(waker.clone());
+                Ok(Some(entry.since).filter(|_| entry.phase != Phase::Working))
+            }
+            _ => Err(io::ErrorKind::ConnectionReset.into()),
+        }
+    }
+}
 
 /// The listener.
 pub struct Sockets {
     listener: TcpListener,
-    connections: Arc<Connections>,
+    table: Arc<Table>,
 }
 
 impl Sockets {
     /// Accepts from `listener`.
-    pub fn new(listener: TcpListener) -> Sockets {
-        Sockets { listener, connections: Arc::default() }
+    pub fn new(listener: TcpListener, limits: SocketLimits) -> Sockets {
+        Sockets { listener, table: Arc::new(Table { limits, inner: Mutex::default() }) }
     }
 }
 
@@ -48,10 +221,10 @@ impl axum::serve::Listener for Sockets {
         loop {
             match self.listener.accept().await {
                 Ok((stream, address)) => {
-                    if let Some(counted) = self.connections.enter(CONNECTIONS_MAX)
-                        && stream.set_nodelay(true).is_ok()
+                    if stream.set_nodelay(true).is_ok()
+                        && let Some(connection) = self.table.enter(Instant::now())
                     {
-                        return (Socket::new(stream, counted), address);
+                        return (Socket::new(stream, connection), address);
                     }
                 }
                 Err(error) => pause_after(&error).await,
@@ -64,40 +237,100 @@ impl axum::serve::Listener for Sockets {
     }
 }
 
-/// A connection with its idle timer.
+/// What a request knows of its connection.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    /// The address that it was made to.
+    pub local: IpAddr,
+    /// Its place.
+    pub connection: Connection,
+}
+
+impl Connected<IncomingStream<'_, Sockets>> for Accepted {
+    fn connect_info(stream: IncomingStream<'_, Sockets>) -> Accepted {
+        let socket = stream.io();
+        // A connection that is gone has no address any more, and nobody hears its answer.
+        let local = socket.stream.local_addr().map_or(Ipv4Addr::UNSPECIFIED.into(), |address| address.ip());
+        Accepted { local, connection: socket.connection.clone() }
+    }
+}
+
+/// A connection with its timer.
 pub struct Socket {
     stream: TcpStream,
-    idle: Pin<Box<Sleep>>,
-    /// Bytes went either way since the timer was set.
-    moved: bool,
-    _counted: Counted,
+    connection: Connection,
+    timer: Pin<Box<Sleep>>,
+    /// Bytes last went either way.
+    moved: Instant,
+    /// When a header began to come in, and since when it was waited for: another wait is another header.
+    header: Option<(Instant, Instant)>,
+    /// The kernel has taken nothing since.
+    unsent: Option<Instant>,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.connection.leave();
+    }
 }
 
 #[allow(clippy::disallowed_methods, reason = "sockets are the real world's; nothing to simulate")]
 impl Socket {
-    fn new(stream: TcpStream, counted: Counted) -> Socket {
-        Socket { stream, idle: Box::pin(tokio::time::sleep(IDLE_MAX)), moved: false, _counted: counted }
+    fn new(stream: TcpStream, connection: Connection) -> Socket {
+        let moved = Instant::now();
+        let timer = Box::pin(tokio::time::sleep_until(moved + connection.table.limits.idle));
+        Socket { stream, connection, timer, moved, header: None, unsent: None }
     }
 
-    /// Pending, or an error when nothing has moved for `IDLE_MAX` (to within one more).
-    fn check_idle(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.idle.as_mut().poll(context).is_ready() {
-            if !std::mem::take(&mut self.moved) {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
-            self.idle.as_mut().reset(Instant::now() + IDLE_MAX);
+    /// What is left to do when the kernel lets the task wait: it is woken by the socket, by the timer, which is set to when
+    /// this connection is due, or by whoever takes its place.
+    fn wait(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        let waits_since = match self.connection.waits_since(context.waker()) {
+            Ok(waits_since) => waits_since,
+            Err(taken) => return Poll::Ready(taken),
+        };
+        let limits = &self.connection.table.limits;
+        self.header = self.header.filter(|(_, since)| Some(*since) == waits_since);
+        let mut due = self.moved + limits.idle;
+        if let Some((begun, _)) = self.header {
+            due = due.min(begun + limits.header);
         }
-        Poll::Pending
+        if let Some(unsent) = self.unsent {
+            due = due.min(unsent + limits.answer);
+        }
+        if due <= Instant::now() {
+            return Poll::Ready(io::ErrorKind::TimedOut.into());
+        }
+        if self.timer.deadline() != due {
+            self.timer.as_mut().reset(due);
+        }
+        match self.timer.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(io::ErrorKind::TimedOut.into()),
+            Poll::Pending => Poll::Pending,
+        }
     }
 
-    fn note<T>(&mut self, context: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        match result {
-            Poll::Ready(result) => {
-                self.moved = true;
-                Poll::Ready(result)
-            }
-            Poll::Pending => self.check_idle(context).map(|result| Err(result.expect_err("idle is only an error"))),
+    fn note_read(&mut self, context: &mut Context<'_>, result: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+        if result.is_pending() {
+            return self.wait(context).map(Err);
         }
+        self.moved = Instant::now();
+        match self.connection.waits_since(context.waker()) {
+            Ok(Some(since)) if self.header.is_none_or(|(_, of)| of != since) => self.header = Some((self.moved, since)),
+            Ok(_) => {}
+            Err(taken) => return Poll::Ready(Err(taken)),
+        }
+        result
+    }
+
+    fn note_write<T>(&mut self, context: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if result.is_pending() {
+            self.unsent.get_or_insert_with(Instant::now);
+            return self.wait(context).map(Err);
+        }
+        self.moved = Instant::now();
+        self.unsent = None;
+        result
     }
 }
 
@@ -108,14 +341,14 @@ impl AsyncRead for Socket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.stream).poll_read(context, buffer);
-        self.note(context, result)
+        self.note_read(context, result)
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.note(context, result)
+        self.note_write(context, result)
     }
 
     fn poll_write_vectored(
@@ -124,7 +357,7 @@ impl AsyncWrite for Socket {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.note(context, result)
+        self.note_write(context, result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -140,4 +373,51 @@ impl AsyncWrite for Socket {
     }
 }
 
-const _: () = assert!(IDLE_MAX.as_secs() > CONSUME_WAIT_MAX.as_secs());
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Connections of nobody.
+    pub(in crate::frontend::http) fn connections<const N: usize>() -> [Connection; N] {
+        let table = Arc::new(Table { limits: SocketLimits::default(), inner: Mutex::default() });
+        std::array::from_fn(|_| table.enter(Instant::now()).unwrap())
+    }
+
+    /// Whose place is taken: whoever is slow with its first request, then the idle, then the young; nobody whose request is
+    /// answered. Then the reserve, and then nothing.
+    #[test]
+    fn places() {
+        let limits = SocketLimits { connections: 4, reserve: 1, ..SocketLimits::default() };
+        let table = Arc::new(Table { limits, inner: Mutex::default() });
+        let begun = Instant::now();
+        let [slow, idle, working, young] =
+            [0, 1, 2, 3].map(|second| table.enter(begun + Duration::from_secs(second)).unwrap());
+        idle.done();
+        working.begin();
+        let now = begun + Duration::from_secs(3);
+        let waker = Waker::noop();
+        let gone = |connection: &Connection| connection.waits_since(waker).is_err();
+        let mut entered = Vec::new();
+        for expected in [&slow, &idle, &young] {
+            assert!(!gone(expected));
+            let new = table.enter(now).unwrap();
+            assert!(gone(expected) && !new.is_reserved());
+            new.begin();
+            entered.push(new);
+        }
+        assert!(!gone(&working) && table.lock().live == 4);
+        let reserved = table.enter(now).unwrap();
+        assert!(reserved.is_reserved());
+        // One that has not asked yet gives way to the next; one that is being answered does not.
+        let next = table.enter(now).unwrap();
+        assert!(gone(&reserved) && next.is_reserved());
+        next.begin();
+        assert!(table.enter(now).is_none());
+        for connection in [slow, idle, young, working, reserved, next].into_iter().chain(entered) {
+            connection.leave();
+        }
+        assert!(table.lock().live == 0 && !table.enter(now).unwrap().is_reserved());
+    }
+}
+
+const _: () = assert!(ENDING_MAX > 128);
