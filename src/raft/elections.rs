@@ -7,7 +7,7 @@
 //! leaves all terms alone), again and again with jitter, until a leader is known.
 //!
 //! Safety is openraft's: nothing here grants a vote. What openraft cannot know is that this node has had a replica of the group
-//! before: until this one has what that one had (`left`), it takes no part in elections.
+//! before: until this one has what that one had, or may have had (`left`), it takes no part in elections.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -51,11 +51,9 @@ impl<E: Env, M: Machine> Inner<E, M> {
         types::from_raft_vote(&self.server.borrow_watched().vote)
     }
 
-    /// Whether this replica lacks entries that an earlier one on this node had.
+    /// Whether this replica lacks entries that an earlier one on this node had, or may have had.
     pub(super) fn owes(&self) -> bool {
-        let owed = self.state.owed.get().filter(|owed| self.log.flushed() < Some(*owed));
-        self.state.owed.set(owed);
-        owed.is_some()
+        self.owing.owes(self.log.flushed())
     }
 
     /// The leader of `vote` has said that it leads no more.
@@ -120,6 +118,23 @@ pub(super) async fn watch_leader<E: Env, M: Machine>(inner: Rc<Inner<E, M>>) {
             // The detector has gone, and with it fast elections.
             Either::Right((Err(_), turned)) => turned.await,
         }
+    }
+}
+
+/// Lets a replica take part in elections as soon as it owes nothing any more; ends then, or with the group.
+pub(super) async fn watch_owed<E: Env, M: Machine>(inner: Rc<Inner<E, M>>) {
+    loop {
+        // Told when more is durable or owed, and when the group ends.
+        let flushed = inner.shared.flushed.notified();
+        if inner.is_over() {
+            return;
+        }
+        if !inner.owes() {
+            inner.raft.runtime_config().elect(true);
+            inner.shared.turned.notify_all();
+            return;
+        }
+        flushed.await;
     }
 }
 

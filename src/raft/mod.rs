@@ -55,6 +55,7 @@ use openraft::{
 };
 
 use self::{
+    left::{Left, Owing},
     machine::{Shared, StateMachine},
     network::Network,
     proposals::Gate,
@@ -245,6 +246,8 @@ struct Inner<E: Env, M: Machine> {
     log: Log<E>,
     node: NodeId,
     network: Network<E>,
+    /// What it must have before it votes.
+    owing: Owing<E::Disk>,
     timing: Timing,
     shared: Rc<Shared<M>>,
     state: State,
@@ -265,8 +268,6 @@ struct State {
     transferring: Cell<bool>,
     /// The leader of this vote has said that it leads no more.
     abdicated: Cell<Option<Vote>>,
-    /// An earlier replica on this node had this entry (`left`): without it this one neither votes nor campaigns.
-    owed: Cell<Option<LogId>>,
     closing: Cell<bool>,
     /// openraft has ended.
     ended: Cell<bool>,
@@ -310,14 +311,14 @@ impl<E: Env, M: Machine> Group<E, M> {
     ) -> Result<(Group<E, M>, Recovered), GroupError> {
         let log_options = repair::log_options(&options);
         let GroupOptions { shard, node, slot, founders, preferred, .. } = options;
-        let owed = left::take_up(&disk, &log_options, node).await.map_err(damaged)?;
+        let founders = founders.filter(|founders| founders.contains(&node));
+        let owing = Owing::take_up(disk.clone(), log_options.clone(), node, founders.is_some()).await;
+        let owing = owing.map_err(damaged)?;
         let (log, recovered) = Log::open(disk, tail, log_options).await.map_err(damaged)?;
         let shared = Shared::new(machine);
         shared.restore(&log).await.map_err(|error| log.fault().map_or_else(|| unusable(error), damaged))?;
         let network = Network::new(peers, shard, slot).noting(shared.majority.clone());
-        let group = Group { inner: Rc::new(Inner::build(log, shared, network, node, timing).await?) };
-        group.inner.state.owed.set(owed);
-        let founders = founders.filter(|founders| founders.contains(&node));
+        let group = Group { inner: Rc::new(Inner::build(log, shared, network, owing, node, timing).await?) };
         if let Err(error) = group.start(founders, preferred).await {
             // Else openraft's tasks would go on without a handle.
             group.inner.state.closing.set(true);
@@ -338,8 +339,11 @@ impl<E: Env, M: Machine> Group<E, M> {
         raft.run();
         env::spawn::<E>(watch::watch_raft(self.inner.clone()));
         env::spawn::<E>(elections::watch_leader(self.inner.clone()));
+        if self.inner.owes() {
+            env::spawn::<E>(elections::watch_owed(self.inner.clone()));
+        }
         let is_new = log.last().is_none() && log.hard_state().vote.is_none();
-        let founders = founders.filter(|_| is_new);
+        let founders = founders.filter(|_| is_new && !self.inner.owes());
         if let Some(founders) = founders.as_ref().filter(|founders| founders.len() > 1) {
             env::spawn::<E>(elections::found(self.inner.clone(), founders.clone(), preferred));
             return Ok(());
@@ -545,6 +549,12 @@ impl<E: Env, M: Machine> Group<E, M> {
         self.inner.log.fault().filter(|fault| matches!(fault, LogError::Corrupt { .. }))
     }
 
+    /// What it leaves when it is removed. To be asked when it is closed.
+    pub fn left(&self) -> Left {
+        let Inner { log, owing, .. } = &*self.inner;
+        owing.left(log.hard_state().vote, log.last())
+    }
+
     /// As `close`, for a replica that has stopped: its files are left as they are, and nobody writes to them any more when
     /// this returns.
     pub async fn abandon(&self) {
@@ -603,6 +613,7 @@ impl<E: Env, M: Machine> Inner<E, M> {
         log: Log<E>,
         shared: Rc<Shared<M>>,
         network: Network<E>,
+        owing: Owing<E::Disk>,
         node: NodeId,
         timing: Timing,
     ) -> Result<Inner<E, M>, GroupError> {
@@ -616,7 +627,7 @@ impl<E: Env, M: Machine> Inner<E, M> {
         headers_only.set(false);
         let (server, data) = (raft.server_metrics(), raft.data_metrics());
         let (state, gate, purging) = (State::default(), Gate::default(), channel::Mutex::new(()));
-        Ok(Inner { raft, log, node, network, timing, shared, state, server, data, gate, purging })
+        Ok(Inner { raft, log, node, network, owing, timing, shared, state, server, data, gate, purging })
     }
 }
 

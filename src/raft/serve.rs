@@ -129,6 +129,7 @@ impl<E: Env, M: Machine> Group<E, M> {
             Message::Append { vote, prev, commit } => {
                 self.lone_leader(&vote)?;
                 let request = append_request(self.inner.network.group(), from, vote, prev, commit, (parts, charge))?;
+                self.hear(&vote, commit).await?;
                 match raft.append_entries(request).await.map_err(|error| ended(&error))? {
                     AppendEntriesResponse::Success => Ok(Message::Matched { log_id: prev }),
                     AppendEntriesResponse::Conflict => {
@@ -154,6 +155,7 @@ impl<E: Env, M: Machine> Group<E, M> {
                 self.lone_leader(&vote)?;
                 let data = parts.pop().ok_or("a snapshot without its data")?;
                 let snapshot = snapshot_of(&vote, last, membership_log_id, &membership, data)?;
+                self.hear(&vote, Some(last)).await?;
                 let answer = raft.install_full_snapshot(types::to_raft_vote(vote), snapshot).await;
                 let answer = answer.map_err(|error| ended(&error))?;
                 Ok(Message::SnapshotAnswer { vote: types::from_raft_vote(&answer.vote) })
@@ -181,12 +183,27 @@ impl<E: Env, M: Machine> Group<E, M> {
         Err(cause)
     }
 
+    /// What a leader calls committed is what a replica may owe (`left`).
+    async fn hear(&self, vote: &Vote, committed: Option<LogId>) -> Result<(), String> {
+        let Some(committed) = committed.filter(|_| self.inner.owing.is_unheard()) else { return Ok(()) };
+        if vote.term < self.inner.vote().term {
+            // It leads no more, and does not know.
+            return Ok(());
+        }
+        self.inner.owing.hear(committed).await.map_err(|error| error.to_string())?;
+        self.inner.shared.flushed.notify_all();
+        Ok(())
+    }
+
     /// The leader of `vote` steps back, for `to` or for whoever wants.
     async fn take_over(&self, vote: Vote, to: Option<NodeId>, last: Option<LogId>) -> Result<(), String> {
         if to != Some(self.inner.node) {
             // Nobody waits for its heartbeats any more; if the one it names does not take over, others will.
             self.inner.give_up_on(vote).await;
             return Ok(());
+        }
+        if self.inner.owes() {
+            return Err("this replica has not all that an earlier one on its node may have had".to_owned());
         }
         let request = TransferLeaderRequest::<TypeConfig<E, M>>::new(
             types::to_raft_vote(vote),
@@ -217,7 +234,7 @@ impl<E: Env, M: Machine> Input<E, M> {
                 self.receive().await?
             }
         };
-        match self.parse(frame) {
+        match self.parse(frame).await {
             Ok(request) => Some((request, self)),
             Err(cause) => {
                 *self.cause.borrow_mut() = Some(cause);
@@ -254,14 +271,16 @@ impl<E: Env, M: Machine> Input<E, M> {
         }
     }
 
-    fn parse(&self, frame: Received) -> Result<AppendEntriesRequest<TypeConfig<E, M>>, String> {
+    async fn parse(&self, frame: Received) -> Result<AppendEntriesRequest<TypeConfig<E, M>>, String> {
         self.group.unable()?;
         let group = self.group.inner.network.group();
         let Envelope { group: named, message } = Envelope::decode(&frame.envelope)?;
         match message {
             Message::Append { vote, prev, commit } if named == group => {
                 self.group.lone_leader(&vote)?;
-                append_request(group, self.from, vote, prev, commit, (frame.parts, frame.charge))
+                let request = append_request(group, self.from, vote, prev, commit, (frame.parts, frame.charge))?;
+                self.group.hear(&vote, commit).await?;
+                Ok(request)
             }
             other => Err(format!("{other:?} for group {named} on a stream of entries of group {group}")),
         }

@@ -189,6 +189,8 @@ impl<E: Env, M: Machine> RaftLogStorage<TypeConfig<E, M>> for Store<E, M> {
         let to = self.point_after(id).await?;
         self.log.purge(to).await.map_err(to_io)?;
         self.shared.changed.notify_all();
+        // A log that begins after a snapshot is durable up to there.
+        self.shared.flushed.notify_all();
         Ok(())
     }
 }

@@ -45,9 +45,9 @@ use crate::{
     },
     ids::{NodeId, Offset, ReactorNumber, ShardUid},
     limits,
-    log::{LogOptions, TailBudget},
+    log::{LogOptions, TailBudget, repair::RepairError},
     peer::Peers,
-    raft::left::{leave, left_in},
+    raft::left::{UNKNOWN, leave, left_in},
     reactor::{
         control::{ControlError, ControlQueue},
         forward::{Forwards, goes_elsewhere, leaders::Leader},
@@ -497,8 +497,8 @@ impl<E: Env> Reactor<E> {
         self.count_shards();
     }
 
-    /// Keeps what a replica of the same shard has to know if one is made here again. What has no whole hard state keeps nothing:
-    /// it has not voted since that was lost.
+    /// Keeps what a replica of the same shard has to know if one is made here again. Of one whose files do not say how it voted,
+    /// that: the next one waits for the first committed entry that it hears of. An error means that nothing may be removed.
     async fn leave(&self, uid: ShardUid, dir: &Path, shard: Option<Shard<E>>) -> Result<(), String> {
         let owner = self.node.identity().map_or(0, |identity| identity.owner());
         let options = LogOptions { dir: dir.to_owned(), shard: uid, segment_bytes_max: 0, owner };
@@ -506,9 +506,10 @@ impl<E: Env> Reactor<E> {
             Some(shard) => shard.left(),
             None => match left_in(&self.disk, &options).await {
                 Ok(left) => left,
+                Err(RepairError::Disk(error)) => return Err(error.to_string()),
                 Err(cause) => {
-                    tracing::info!(shard_uid = uid.0, cause, "a replica is removed that does not say how it voted");
-                    return Ok(());
+                    tracing::warn!(shard_uid = uid.0, %cause, "a replica is removed that does not say how it voted");
+                    UNKNOWN
                 }
             },
         };

@@ -289,8 +289,7 @@ impl<E: Env> Shard<E> {
 
     /// What it leaves when it is removed. To be asked when it is closed.
     pub fn left(&self) -> Left {
-        let log = self.inner.group.log();
-        Left { vote: log.hard_state().vote, last: log.last() }
+        self.inner.group.left()
     }
 
     /// Whether it has stopped because a read found damage.

@@ -150,6 +150,11 @@ impl Cluster {
         node.live = false;
     }
 
+    /// What a crashed node had on its disk is gone.
+    pub(super) fn lose_disk(&mut self, id: u64) {
+        self.nodes.get_mut(&id).unwrap().disk = SimDisk::new();
+    }
+
     /// All other nodes take this one for dead, or alive.
     pub(super) fn note(&self, id: u64, alive: bool) {
         for (other, node) in &self.nodes {

@@ -5,7 +5,7 @@ use crate::{
     env::{Disk, runtime::block_on},
     format::{peer::Message, state_files::Vote},
     peer::frame::FrameKind,
-    raft::left::{Left, leave, left_in, left_path},
+    raft::left::{Left, UNKNOWN, leave, left_in, left_path},
 };
 
 fn log_options() -> LogOptions {
@@ -15,7 +15,7 @@ fn log_options() -> LogOptions {
 /// Closes a group that has got a batch more; what it would leave.
 async fn close_with_more(group: TestGroup) -> Left {
     produce(&group, 3, 10).await.unwrap();
-    let left = Left { vote: group.log().hard_state().vote, last: group.log().last() };
+    let left = Left { vote: group.log().hard_state().vote, last: group.log().last(), unheard: false };
     group.close().await.unwrap();
     left
 }
@@ -33,7 +33,7 @@ fn begins_with_the_vote() {
         let disk = SimDisk::new();
         disk.create_dir_all("/shards".as_ref()).await.unwrap();
         leave(&disk, &log_options(), left).await.unwrap();
-        leave(&disk, &log_options(), Left { vote: None, last: None }).await.unwrap();
+        leave(&disk, &log_options(), Left::default()).await.unwrap();
         for _ in 0..2 {
             let (group, _) = open(&disk).await;
             assert!(vote.unwrap().committed);
@@ -41,9 +41,103 @@ fn begins_with_the_vote() {
             assert_eq!((group.log().last(), group.leads()), (None, false), "nothing is founded again");
             group.close().await.unwrap();
         }
+        // What it says is lost: then this replica owes what the next leader has committed.
         disk.flip_bit(left_path(&options().dir), 30, 0);
+        let (group, _) = open(&disk).await;
+        assert_eq!(group.left(), Left { vote: group.log().hard_state().vote, last: None, unheard: true });
+        group.close().await.unwrap();
+    });
+}
+
+/// One whose segments are there, and whose vote is not, does not begin with the vote of an earlier one.
+#[test]
+fn lost_votes_are_not_replaced() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let (group, _) = open(&disk).await;
+        let left = close_with_more(group).await;
+        leave(&disk, &log_options(), left).await.unwrap();
+        disk.delete("/shards/7/hard_state");
         let error = try_open(&disk).await.map(|_| ()).unwrap_err();
-        assert!(matches!(&error, GroupError::Damaged(_)) && error.to_string().contains("another node"), "{error}");
+        assert!(
+            matches!(&error, GroupError::Damaged(_)) && error.to_string().contains("vote in it is lost"),
+            "{error}"
+        );
+    });
+}
+
+/// Gives a replica these entries, as a leader of a later term that has committed up to `commit`.
+async fn give(cluster: &Cluster, to: u64, entries: &[StoredEntry], commit: LogId) {
+    let first = entries[0].header.id.index;
+    let before = cluster.group(to).log().last();
+    assert_eq!(before.map_or(Index(0), |last| last.index.next()), first);
+    let vote = Vote { term: Term(9), node: NodeId(2), committed: true };
+    let message = Message::Append { vote, prev: before, commit: Some(commit) };
+    let parts = entries.iter().map(|entry| entry.bytes.clone()).collect();
+    cluster.reconnect(2, to).await;
+    let answer = ask(cluster, 2, to, FrameKind::Raft, message, parts).await;
+    assert!(matches!(answer, Message::Matched { .. }), "{answer:?}");
+    let last = entries.last().unwrap().header.id;
+    until("durable", || (cluster.group(to).log().flushed() >= Some(last)).then_some(())).await;
+}
+
+/// Whether a node leads within the time of some elections, with nobody there to stop it.
+async fn comes_to_lead(cluster: &Cluster, id: u64) -> bool {
+    cluster.note_at(id, 2, false);
+    let elections = Duration::from_millis(3 * cluster.timing.election_ms_max);
+    let leads = until("it leads", || cluster.group(id).leads().then_some(()));
+    <TestEnv as Env>::Runtime::timeout(elections, leads).await.is_ok()
+}
+
+/// A replica made anew where all traces of one before are lost replays history to where it was the only voter: it does not lead
+/// before it has what was committed when it was added, not after a restart either.
+#[test]
+fn owes_what_it_hears_of() {
+    block_on(async {
+        let mut cluster = Cluster::founded(6, &[1]).await;
+        cluster.start(2, None).await;
+        for _ in 0..3 {
+            cluster.produce(&[1], 1, 10).await;
+        }
+        let log = cluster.group(1).log();
+        let last = log.last().unwrap();
+        let history = log.read(Index(0), last.index.next(), usize::MAX).await.unwrap();
+        let (most, rest) = history.split_at(history.len() - 1);
+        cluster.crash(1);
+        cluster.lose_disk(1);
+        cluster.start(1, None).await;
+        give(&cluster, 1, most, last).await;
+        assert_eq!(cluster.group(1).members().voters, ids(&[1]));
+        for _ in 0..2 {
+            assert!(!comes_to_lead(&cluster, 1).await, "by a membership of old");
+            cluster.crash(1);
+            cluster.start(1, None).await;
+        }
+        assert_eq!(cluster.group(1).left().last, Some(last));
+        give(&cluster, 1, rest, last).await;
+        assert!(comes_to_lead(&cluster, 1).await, "it has all that it owed");
+        cluster.crash(1);
+        cluster.start(1, None).await;
+        assert!(comes_to_lead(&cluster, 1).await, "it owes nothing any more");
+        cluster.crash(2);
+        cluster.end().await;
+    });
+}
+
+/// As long as it has heard of nothing it says so, to who comes after it on this node; also one that had what an earlier one left.
+#[test]
+fn unheard_is_handed_on() {
+    block_on(async {
+        let mut cluster = Cluster::new(7);
+        cluster.start(1, None).await;
+        assert_eq!(cluster.group(1).left(), UNKNOWN);
+        let last = LogId { term: Term(3), index: Index(8) };
+        let some = Left { last: Some(last), ..Left::default() };
+        leave(cluster.disk(1), &log_options(), some).await.unwrap();
+        cluster.crash(1);
+        cluster.start(1, None).await;
+        assert_eq!(cluster.group(1).left(), Left { last: Some(last), ..UNKNOWN });
+        cluster.end().await;
     });
 }
 
@@ -89,7 +183,7 @@ fn grants_no_vote() {
         for owes in [true, false] {
             cluster.crash(voter);
             if owes {
-                leave(cluster.disk(voter), &log_options(), Left { vote: None, last: far }).await.unwrap();
+                leave(cluster.disk(voter), &log_options(), Left { last: far, ..Left::default() }).await.unwrap();
             } else {
                 cluster.disk(voter).remove(&left_path(&options().dir)).await.unwrap();
             }

@@ -284,7 +284,7 @@ impl<E: Env> Control<E> {
         let uids: BTreeSet<_> = topics.iter().flat_map(|topic| &topic.shards).map(|place| place.uid).collect();
         let dir = reactor.node().config.data.join("shards");
         for entry in reactor.disk().list(&dir).await.unwrap_or_default() {
-            if left_uid(&entry.name).is_some_and(|uid| !uids.contains(&uid)) {
+            if left_uid(&entry.name).is_some_and(|uid| uid != ShardUid::CATALOG && !uids.contains(&uid)) {
                 drop(reactor.disk().remove(&dir.join(&entry.name)).await);
             }
         }

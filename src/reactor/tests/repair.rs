@@ -3,7 +3,12 @@
 use futures_util::future::join_all;
 
 use super::*;
-use crate::{limits::BLOCK_BYTES, reactor::ReactorError};
+use crate::{
+    format::state_files::{HardState, HardStateSlot},
+    limits::BLOCK_BYTES,
+    reactor::ReactorError,
+    sim::{Fault, Operation},
+};
 
 const STORE: &str = "/data/shards/1/00000000000000000000.store";
 
@@ -224,5 +229,39 @@ fn the_only_copy() {
         ] {
             assert!(cause.contains(words), "{cause}");
         }
+    });
+}
+
+/// What a replica knew of its votes is written before it is removed; where its files do not say it, that they don't. As long as
+/// that cannot be written, nothing is removed.
+#[test]
+fn removed_without_its_votes() {
+    block_on(async {
+        let mut worlds = cluster(1, &[1]);
+        worlds[0].open(&[1]).await;
+        let disk = crash(&worlds, 0);
+        for slot in 0..2 {
+            disk.flip_bit("/data/shards/1/hard_state", (slot * BLOCK_BYTES + 30) as u64, 1);
+        }
+        let network = worlds[0].network.clone();
+        worlds[0] = World::start(&network, NodeId(1), disk, 1, &[1]);
+        let World { disk, reactor, .. } = &worlds[0];
+        worlds[0].try_open(&[1]).await.unwrap_err();
+        let fault = Fault {
+            operation: Operation::Write,
+            path_contains: "1.left".into(),
+            skip: 0,
+            times: u64::MAX,
+            error: std::io::ErrorKind::Other,
+        };
+        disk.plant(fault);
+        within("a removal", reactor.remove(vec![UID])).await;
+        assert!(disk.paths().contains(&STORE.into()), "its votes are not written down");
+        disk.heal();
+        within("a removal", reactor.remove(vec![UID])).await;
+        assert!(!disk.paths().contains(&STORE.into()));
+        let left = disk.content("/data/shards/1.left");
+        let slot = HardStateSlot::parse(&left).unwrap();
+        assert_eq!((slot.shard, slot.sequence, slot.state), (UID, 1, HardState::default()));
     });
 }
