@@ -141,8 +141,9 @@ fn hard_state() {
         },
         start: point(),
         owner: 0x1122_3344_5566_7788,
+        flushed: Some(LogId { term: Term(2), index: Index(18) }),
     };
-    let empty = HardStateSlot { state: HardState::default(), start: LogPoint::default(), ..whole };
+    let empty = HardStateSlot { state: HardState::default(), start: LogPoint::default(), flushed: None, ..whole };
     let corpus = [whole, empty].map(|slot| slot.encode());
     Target::new("format::fuzz::hard_state", corpus, |bytes| HardStateSlot::parse(bytes).ok())
         .encode(|slot| slot.encode().to_vec())

@@ -5,7 +5,7 @@
 //! offset width                                             offset width
 //!   0      4   magic "RLH1"                                  0      4   magic "RLC1"
 //!   4      4   flags: 1 has vote, 2 vote is committed,       4      4   zero
-//!              4 has committed, 8 has purged                 8      8   shard uid
+//!              4 has committed, 16 has flushed               8      8   shard uid
 //!   8      8   shard uid                                    16      8   index
 //!  16      8   sequence: the larger one counts              24      8   content bytes
 //!  24      8   vote: term                                   32      4   CRC-32C of the content
@@ -13,12 +13,16 @@
 //!  40      8   committed: term                             124      4   CRC-32C of bytes 0..124
 //!  48      8   committed: index                            128          content
 //!  56     40   log start: a `LogPoint`, as in segments
-//!  96     28   zero
+//!  96      8   owner: `owner_tag`, or 0
+//! 104      8   flushed: term
+//! 112      8   flushed: index
+//! 120      4   zero
 //! 124      4   CRC-32C of bytes 0..124
 //! 128          zeros
 //! ```
 //! Integers are little-endian. Each write of the hard state fills both slots, one after the other: what was acknowledged is in
-//! both, and damage to one of them loses nothing.
+//! both, and damage to one of them loses nothing. A write that only says more to be flushed fills one: the other has the same
+//! vote. (What wrote slots before there was `flushed` does not look at it, and writes none.)
 
 use bytes::Bytes;
 use twox_hash::XxHash3_64;
@@ -72,6 +76,9 @@ pub struct HardStateSlot {
     pub start: LogPoint,
     /// The data directory that it was made in (`owner_tag`); 0: none.
     pub owner: u64,
+    /// An entry that was durable here when this was written, with all before it: one that is missing up to there was no torn
+    /// write. May lag.
+    pub flushed: Option<LogId>,
 }
 
 /// Tells one node's files from those of another node or cluster, and from its own of an earlier life: XXH3-64 of the cluster
@@ -84,6 +91,7 @@ pub fn owner_tag(cluster_id: &str, node: NodeId, incarnation: u64) -> u64 {
 const HAS_VOTE: u32 = 1;
 const VOTE_IS_COMMITTED: u32 = 2;
 const HAS_COMMITTED: u32 = 4;
+const HAS_FLUSHED: u32 = 16;
 
 impl HardStateSlot {
     /// The block.
@@ -101,6 +109,11 @@ impl HardStateSlot {
             put(out, 40, committed.term.0.to_le_bytes());
             put(out, 48, committed.index.0.to_le_bytes());
         }
+        if let Some(flushed) = self.flushed {
+            flags |= HAS_FLUSHED;
+            put(out, 104, flushed.term.0.to_le_bytes());
+            put(out, 112, flushed.index.0.to_le_bytes());
+        }
         put(out, 0, HARD_STATE_MAGIC);
         put(out, 4, flags.to_le_bytes());
         put(out, 8, self.shard.0.to_le_bytes());
@@ -109,6 +122,11 @@ impl HardStateSlot {
         put(out, 96, self.owner.to_le_bytes());
         put_crc(out);
         block.freeze_padded()
+    }
+
+    /// The last entry that was durable for certain.
+    pub fn durable(&self) -> Option<LogId> {
+        self.state.committed.max(self.flushed)
     }
 
     /// The whole file with this in both slots, as the two writes after `sequence` would leave it.
@@ -135,12 +153,15 @@ impl HardStateSlot {
         });
         let committed = (flags & HAS_COMMITTED != 0)
             .then(|| LogId { term: Term(number(block, 40)), index: Index(number(block, 48)) });
+        let flushed = (flags & HAS_FLUSHED != 0)
+            .then(|| LogId { term: Term(number(block, 104)), index: Index(number(block, 112)) });
         Ok(HardStateSlot {
             shard: ShardUid(number(block, 8)),
             sequence: number(block, 16),
             state: HardState { vote, committed },
             start: point(block, 56),
             owner: number(block, 96),
+            flushed,
         })
     }
 }
@@ -195,7 +216,12 @@ mod tests {
                 timestamp_max_us: -3,
             },
             owner: 0x1122_3344_5566_7788,
+            flushed: None,
         }
+    }
+
+    fn flushed_slot() -> HardStateSlot {
+        HardStateSlot { flushed: Some(LogId { term: Term(5), index: Index(0x1122) }), ..slot() }
     }
 
     fn hex(bytes: &[u8]) -> String {
@@ -206,6 +232,11 @@ mod tests {
     #[test]
     fn fixed_bytes() {
         assert_eq!(hex(&slot().encode()[..128]), SLOT_HEX);
+        // Only where something is flushed are there more: the flag, the entry, and the sum.
+        let flushed = hex(&flushed_slot().encode()[..124]);
+        let expected = SLOT_HEX[..248].replacen("524c483107", "524c483117", 1);
+        let expected = format!("{}{}{}", &expected[..208], "05000000000000002211000000000000", &expected[240..]);
+        assert_eq!(flushed, expected);
         assert_eq!(hex(&encode_checkpoint(ShardUid(1), Index(2), b"state")), CHECKPOINT_HEX);
     }
     const SLOT_HEX: &str = concat!(
@@ -226,7 +257,7 @@ mod tests {
     #[test]
     fn round_trip() {
         let empty = HardStateSlot { state: HardState::default(), start: LogPoint::default(), ..slot() };
-        for slot in [slot(), empty] {
+        for slot in [slot(), empty, flushed_slot()] {
             assert_eq!(HardStateSlot::parse(&slot.encode()), Ok(slot));
         }
         let file = encode_checkpoint(ShardUid(1), Index(2), b"state");

@@ -41,6 +41,7 @@ impl<E: Env> Inner<E> {
         let end = self.point_at(next).await?;
         let start = self.state.borrow().start.next;
         self.settled().await?;
+        self.unmark(next).await?;
         loop {
             let last = self.state.borrow().segments.back().cloned();
             let Some(last) = last.filter(|last| last.end().next > next) else { break };

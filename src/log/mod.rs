@@ -13,7 +13,7 @@
 //! - `log start <= flushed end <= log end`, in indexes and in offsets; none of them but the log end
 //!   after `truncate_after` ever goes back. (Asserted wherever one of them changes.)
 //! - What `done` was told to be durable survives a crash, or its loss is reported; nothing that was not
-//!   appended is ever read.
+//!   appended is ever read. (Damage to what was written last looks like a torn write if the power goes within 100 ms.)
 //! - After a failed write or sync nothing is written any more (fail-stop); reads go on.
 //! - A full disk is not a failure: appends that were admitted by `has_room` have their place already or wait for it.
 //!
@@ -220,6 +220,8 @@ struct Inner<E: Env> {
     driving: Cell<bool>,
     /// A task is about to call `drive`.
     driven_soon: Cell<bool>,
+    /// A task is about to say what is durable.
+    marking: Cell<bool>,
     /// Of the writer task; known once it ran.
     waker: RefCell<Option<Waker>>,
     /// Something landed, failed, was prepared or sealed.
@@ -272,6 +274,9 @@ impl<E: Env> Log<E> {
         assert!(options.segment_bytes_max <= crate::limits::SEGMENT_BYTES_LIMIT, "positions fit into an index");
         let (inner, recovered) = recovery::open(disk, tail, options).await?;
         writer::start(&inner);
+        if !recovered.clean {
+            inner.mark_when_idle();
+        }
         Ok((Log { inner }, recovered))
     }
 

@@ -59,8 +59,8 @@ pub(super) async fn open<E: Env>(
     recovery.segments(&mut found).await?;
     let end = recovery.segments.last().map_or(hard.start, |segment| segment.end());
     let path = recovery.segments.last().map_or_else(|| dir.join("hard_state"), |segment| segment.path());
-    if let Some(committed) = hard.state.committed.filter(|committed| committed.index >= end.next) {
-        let what = format!("entries up to {committed} were committed, but the log ends before {}", end.next);
+    if let Some(durable) = hard.durable().filter(|durable| durable.index >= end.next) {
+        let what = format!("entries up to {durable} were durable, but the log ends before {}", end.next);
         let position = recovery.segments.last().map_or(0, |segment| segment.now.borrow().data_end);
         return Err(LogError::Corrupt { file: path, position, what });
     }
@@ -93,6 +93,7 @@ pub(super) async fn open<E: Env>(
         flight: None.into(),
         driving: false.into(),
         driven_soon: false.into(),
+        marking: false.into(),
         waker: None.into(),
         changed: Notify::new(),
         background: 0.into(),
@@ -116,7 +117,8 @@ async fn hard_state<E: Env>(
         }
         let state = HardState::default();
         let (shard, owner) = (options.shard, options.owner);
-        let slot = HardStateSlot { shard, sequence: 0, state, start: LogPoint::default(), owner };
+        let start = LogPoint::default();
+        let slot = HardStateSlot { shard, sequence: 0, state, start, owner, flushed: None };
         let mut content = slot.encode().to_vec();
         content.resize(2 * BLOCK_BYTES, 0);
         disk.write_file(&path, content.into()).await.map_err(|error| io_error(&path, "written", &error))?;
@@ -512,9 +514,9 @@ impl<E: Env> Recovery<'_, E> {
     fn check_tail(&self, file: &SegmentFile, scanned: &Scanned, zero_behind: bool) -> Result<(), LogError> {
         let what = scanned.bad.as_deref().unwrap_or("the file ends here");
         let corrupt = |what| Err(LogError::Corrupt { file: file.path.clone(), position: scanned.position, what });
-        let committed = self.hard.state.committed.filter(|committed| committed.index >= scanned.point.next);
-        if let Some(committed) = committed.filter(|_| !zero_behind) {
-            return corrupt(format!("{what}; but entries up to {committed} were committed"));
+        let durable = self.hard.durable().filter(|durable| durable.index >= scanned.point.next);
+        if let Some(durable) = durable.filter(|_| !zero_behind) {
+            return corrupt(format!("{what}; but entries up to {durable} were durable"));
         }
         if file.named && scanned.slots.is_empty() {
             return corrupt(format!("{what}; but a segment is named after its first entry is durable"));

@@ -1,7 +1,6 @@
 //! What is kept beside the entries: the hard state (vote, committed, log start) and checkpoints.
 
-use std::path::PathBuf;
-use std::rc::Rc;
+use std::{path::PathBuf, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 
@@ -18,12 +17,19 @@ use crate::{
 /// Checkpoints kept whatever they are for.
 const CHECKPOINTS_NEWEST: usize = 2;
 
+/// After this long without an append the last one is said to be durable.
+const IDLE: Duration = Duration::from_millis(100);
+
 /// A change of the hard state.
 pub(super) enum Change {
     /// Raft's part.
     Raft(HardState),
     /// Where the log begins.
     Start(LogPoint),
+    /// What is durable when this is written.
+    Flushed,
+    /// Nothing is called durable, as what is may be cut.
+    Unflushed,
 }
 
 impl<E: Env> Inner<E> {
@@ -34,6 +40,46 @@ impl<E: Env> Inner<E> {
         self.state.borrow_mut().queue.push_back(Job::HardState(change, saved));
         self.drive();
         outcome.await.expect("the queue answers before it is dropped, and this handle keeps it")
+    }
+
+    /// Says on the disk what is durable, once nothing was appended for `IDLE`: the entries of a write are called durable by the
+    /// next one, and without a next one damage to the last could not be told from a torn write. One task, until it is said.
+    pub(super) fn mark_when_idle(self: &Rc<Self>) {
+        if self.marking.replace(true) {
+            return;
+        }
+        let weak = Rc::downgrade(self);
+        crate::env::spawn::<E>(async move {
+            let mut seen = None;
+            loop {
+                let Some(inner) = weak.upgrade() else { return };
+                let (flushed, marked) = {
+                    let state = inner.state.borrow();
+                    let over = state.fault.is_some() || state.closed;
+                    (state.flushed.last().filter(|_| !over), state.hard.durable())
+                };
+                if flushed <= marked {
+                    return inner.marking.set(false);
+                }
+                let quiet = seen == flushed && inner.is_idle() && !inner.state.borrow().exclusive;
+                if quiet {
+                    // What stops it stops the log, which says so.
+                    drop(inner.save(Change::Flushed).await);
+                }
+                seen = flushed;
+                drop(inner);
+                crate::env::sleep::<E>(IDLE).await;
+            }
+        });
+    }
+
+    /// Takes back what was said to be durable from `next` on, before it is cut.
+    pub(super) async fn unmark(self: &Rc<Self>, next: Index) -> Result<(), LogError> {
+        let marked = self.state.borrow().hard.flushed;
+        match marked.filter(|marked| marked.index >= next) {
+            Some(_) => self.save(Change::Unflushed).await,
+            None => Ok(()),
+        }
     }
 
     pub(super) fn checkpoint_path(&self, index: Index) -> PathBuf {

@@ -277,11 +277,11 @@ impl<D: Disk> Check<'_, D> {
             self.report.log_end = segment_end.offset.max(start.offset);
         }
         let end = end.map_or(start, |end| if end.next < start.next { start } else { end });
-        if let Some(committed) = self.hard.and_then(|hard| hard.state.committed)
-            && committed.index >= end.next
+        if let Some(durable) = self.hard.and_then(|hard| hard.durable())
+            && durable.index >= end.next
             && let Some(last) = live.last()
         {
-            let what = format!("entries up to {committed} were committed, the log ends before {}", end.next);
+            let what = format!("entries up to {durable} were durable, the log ends before {}", end.next);
             self.problem(&last.path, last.bytes, what);
         }
         Ok(())

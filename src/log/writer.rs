@@ -303,6 +303,7 @@ impl<E: Env> Inner<E> {
                 self.tail.flushed(end.next);
                 let begun = !std::mem::replace(&mut segment.now.borrow_mut().on_disk, true);
                 done.into_iter().for_each(|done| done(Ok(())));
+                self.mark_when_idle();
                 let full = segment.now.borrow().phase == Phase::Full && segment.end().next == end.next;
                 if begun {
                     self.name_later(&segment);
@@ -414,23 +415,31 @@ fn push_entry(buffers: &mut Vec<Bytes>, header: EntryHeader, bytes: Bytes, durab
 }
 
 /// Writes of both slots, the one that does not hold the present hard state first: a crash in between leaves the old state or
-/// the new one, and what was acknowledged is in both, so that damage to one of them loses no vote.
+/// the new one, and what was acknowledged is in both, so that damage to one of them loses no vote. What is flushed goes into
+/// that one alone.
 fn hard_state_flight<E: Env>(
     state: &State<E>,
     change: Change,
     saved: OneshotSender<Result<(), LogError>>,
 ) -> Flight<E> {
     let mut slot = HardStateSlot { sequence: state.hard.sequence + 2, ..state.hard };
+    let mut slots = 2;
     match change {
         Change::Raft(raft) => slot.state = raft,
         Change::Start(start) => slot.start = start,
+        Change::Flushed => {
+            // The other slot says the same but for this.
+            (slot.sequence, slots) = (state.hard.sequence + 1, 1);
+            slot.flushed = state.flushed.last();
+        }
+        Change::Unflushed => slot.flushed = None,
     }
     let ahead = slot.state.committed.is_some_and(|committed| committed.index >= state.flushed.next);
     assert!(!ahead, "what is called committed is durable here");
     let file = state.hard_file.clone();
-    let slots = [HardStateSlot { sequence: slot.sequence - 1, ..slot }, slot];
+    let both = [HardStateSlot { sequence: slot.sequence.wrapping_sub(1), ..slot }, slot];
     let write = Box::pin(async move {
-        for slot in slots {
+        for slot in &both[2 - slots..] {
             let position = slot.sequence % 2 * BLOCK_BYTES as u64;
             file.append_durable(position, vec![slot.encode()]).await?;
         }

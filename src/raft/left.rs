@@ -231,5 +231,5 @@ async fn write<D: Disk>(disk: &D, options: &LogOptions, left: Left) -> Result<()
 
 fn slot(options: &LogOptions, state: HardState, sequence: u64) -> HardStateSlot {
     let (shard, owner) = (options.shard, options.owner);
-    HardStateSlot { shard, sequence, state, start: LogPoint::default(), owner }
+    HardStateSlot { shard, sequence, state, start: LogPoint::default(), owner, flushed: None }
 }

@@ -69,7 +69,7 @@ pub async fn cut<D: Disk>(disk: &D, options: &LogOptions, survey: &Survey) -> Re
     Ok(Some(Cut { end: end.offset, kept }))
 }
 
-/// What was committed behind the end is not any more. The vote stays.
+/// What was committed or durable behind the end is not any more. The vote stays.
 async fn save_committed<D: Disk>(
     disk: &D,
     options: &LogOptions,
@@ -79,11 +79,12 @@ async fn save_committed<D: Disk>(
     let hard = survey.hard;
     let last = end.last();
     let committed = hard.state.committed.and_then(|id: LogId| if id.index < end.next { Some(id) } else { last });
-    if committed == hard.state.committed {
+    let flushed = hard.flushed.and_then(|id: LogId| if id.index < end.next { Some(id) } else { last });
+    if (committed, flushed) == (hard.state.committed, hard.flushed) {
         return Ok(());
     }
     let state = HardState { committed, ..hard.state };
-    let both = HardStateSlot { state, ..hard }.encode_both();
+    let both = HardStateSlot { state, flushed, ..hard }.encode_both();
     let path = options.dir.join("hard_state");
     disk.write_file(&path, both).await.map_err(|error| failed(&path, "written", &error))
 }

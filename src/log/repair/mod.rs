@@ -214,8 +214,8 @@ impl Survey {
     /// The last entry that the log had, as far as is known; of one of which only the index is known, with the highest term that
     /// it can have had.
     pub fn last(&self) -> Option<LogId> {
-        let committed = self.hard.state.committed;
-        let Some(part) = self.parts.last() else { return committed.max(self.hard.start.last()) };
+        let known = self.hard.durable();
+        let Some(part) = self.parts.last() else { return known.max(self.hard.start.last()) };
         let last = part.pieces.last().map_or(part.header.base.last(), |piece| match piece {
             Piece::Run { end, .. } => end.last(),
             Piece::Gap(Gap { after: After::Point(point), .. }) => point.last(),
@@ -225,7 +225,7 @@ impl Survey {
                 Some(LogId { term, index: Index(end.0 - 1) })
             }
         });
-        last.max(committed)
+        last.max(known)
     }
 
     /// Where the log begins.

@@ -48,7 +48,7 @@ pub async fn survey<D: Disk>(disk: &D, options: &LogOptions, flushed: Option<Log
         point: hard.start,
         chain_known: true,
         durable_end: durable_end(&hard, &files, &contents).max(flushed.map_or(Index(0), |last| last.index.next())),
-        last_known: hard.state.committed.max(flushed),
+        last_known: hard.durable().max(flushed),
         hard,
         parts: Vec::new(),
         leftovers: superseded,
@@ -317,7 +317,7 @@ fn footer(block: &[u8], shard: ShardUid, sequence: SegmentSequence, position: u6
 
 /// All entries below this were durable.
 fn durable_end(hard: &HardStateSlot, files: &[SegmentFile], contents: &[Content]) -> Index {
-    let committed = hard.state.committed.map_or(Index(0), |committed| committed.index.next());
+    let known = hard.durable().map_or(Index(0), |durable| durable.index.next());
     let bases = files.iter().filter_map(|file| file.header).map(|header| header.base.next);
     let said = contents.iter().map(|content| content.durable_end);
     let closed = contents.iter().flat_map(|content| &content.items).filter_map(|item| match item {
@@ -333,7 +333,7 @@ fn durable_end(hard: &HardStateSlot, files: &[SegmentFile], contents: &[Content]
     });
     // A segment is named after its first entry is durable.
     let named = files.iter().filter(|file| file.named).filter_map(|file| Some(file.header?.base.next.next()));
-    bases.chain(said).chain(closed).chain(ends).chain(named).fold(committed, Index::max)
+    bases.chain(said).chain(closed).chain(ends).chain(named).fold(known, Index::max)
 }
 
 /// Puts parts together.

@@ -1,14 +1,20 @@
 //! Damaged files: whatever is torn, flipped, cut or missing, the log either comes back to what was acknowledged or
 //! says what is damaged and where. It never serves a byte that was not appended.
 
+use std::time::Duration;
+
 use super::support::*;
 use crate::{
     env::{Disk, File, OpenMode, runtime::block_on},
     format::{entry::ENTRY_HEADER_BYTES, state_files::HardStateSlot},
     ids::{Index, LogId, NodeId, ShardUid, Term},
     limits::BLOCK_BYTES,
-    log::{HardState, LogError, Vote, verify::verify_dir},
-    sim::{SimDisk, disk::SECTOR_BYTES},
+    log::{
+        HardState, LogError, Vote,
+        repair::{cut, survey},
+        verify::verify_dir,
+    },
+    sim::{Operation, SimDisk, disk::SECTOR_BYTES},
 };
 
 const STORE: &str = "00000000000000000000.store";
@@ -92,6 +98,66 @@ fn every_bit_flip() {
                 assert_eq!(outcome(&disk).await, expected, "entry {number}, bit {bit}");
             }
         }
+    });
+}
+
+async fn until_marked(log: &TestLog) {
+    while log.inner.state.borrow().hard.flushed != log.last() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The last write before an idle time is said to be durable, once: damage to it is no torn write then. What is cut afterwards is
+/// not missed.
+#[test]
+fn damaged_after_an_idle_time() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        for _ in 0..3 {
+            append_one(&log, 1, 5_000).await;
+        }
+        let before = copy(&disk);
+        until_marked(&log).await;
+        let writes = disk.count(Operation::AppendDurable);
+        tokio::time::sleep(Duration::from_millis(350)).await;
+        assert_eq!(disk.count(Operation::AppendDurable), writes, "it is said once");
+        let after = copy(&disk);
+        for (disk, expected) in [(&before, Ok(2)), (&after, Err((STORE.to_owned(), entry_at(2))))] {
+            let flipped = copy(disk);
+            flipped.flip_bit(path(STORE), entry_at(2) + 300, 2);
+            assert_eq!(outcome(&flipped).await, expected, "one bit");
+            let zeroed = copy(disk);
+            let mut content = zeroed.content(path(STORE));
+            content[entry_at(2) as usize..].fill(0);
+            zeroed.set_content(path(STORE), content);
+            assert_eq!(outcome(&zeroed).await, expected, "all of it");
+            assert_eq!(outcome(&copy(disk)).await, Ok(3));
+        }
+        let given_up = copy(&after);
+        given_up.flip_bit(path(STORE), entry_at(2) + 300, 2);
+        let survey = survey(&given_up, &options(64 << 10), None).await.unwrap();
+        cut(&given_up, &options(64 << 10), &survey).await.unwrap().unwrap();
+        assert_eq!(outcome(&given_up).await, Ok(2));
+
+        log.truncate_after(Some(Index(0))).await.unwrap();
+        assert_eq!(outcome(&copy(&disk)).await, Ok(1));
+        append_one(&log, 1, 5_000).await;
+        until_marked(&log).await;
+        assert_eq!(outcome(&power_fails(&disk, 1).await).await, Ok(2));
+    });
+}
+
+/// What recovery has found behind the last mark is said to be durable, too.
+#[test]
+fn marked_after_recovery() {
+    block_on(async {
+        let disk = crashed(3).await;
+        let log = open(&disk).await;
+        until_marked(&log).await;
+        let after = power_fails(&disk, 1).await;
+        after.flip_bit(path(STORE), entry_at(2) + 300, 2);
+        assert_eq!(outcome(&after).await, Err((STORE.to_owned(), entry_at(2))));
     });
 }
 
