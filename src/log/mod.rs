@@ -468,12 +468,23 @@ impl<E: Env> Log<E> {
         self.inner.save_checkpoint(index, state).await
     }
 
-    /// The newest checkpoint at or below `index`, with its index. A damaged one is passed over if an older one will do.
+    /// The newest whole checkpoint at or below `index`, with its index. Damaged ones in front of it are removed: they are not
+    /// needed.
     ///
     /// # Errors
     /// `Corrupt`, `Io`.
     pub async fn load_checkpoint(&self, index: Index) -> Result<Option<(Index, Bytes)>, LogError> {
         self.inner.load_checkpoint(index).await
+    }
+
+    /// Removes a checkpoint that is damaged, for the reason `what`, and not needed.
+    pub async fn give_up_checkpoint(&self, index: Index, what: &str) {
+        self.inner.give_up_checkpoint(index, what).await;
+    }
+
+    /// Where the checkpoint at `index` is, or would be.
+    pub fn checkpoint_path(&self, index: Index) -> PathBuf {
+        self.inner.checkpoint_path(index)
     }
 
     /// Indexes of the checkpoints kept, ascending.

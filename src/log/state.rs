@@ -4,7 +4,7 @@ use std::{path::PathBuf, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 
-use super::{HardState, Inner, LogError, io_error, is_full, writer::Job};
+use super::{HardState, Inner, LogError, LogOptions, io_error, is_full, writer::Job};
 use crate::{
     env::{Disk, Env, channel::oneshot},
     format::{
@@ -83,7 +83,7 @@ impl<E: Env> Inner<E> {
     }
 
     pub(super) fn checkpoint_path(&self, index: Index) -> PathBuf {
-        self.options.dir.join(format!("{:020}.checkpoint", index.0))
+        checkpoint_path(&self.options, index)
     }
 
     /// See `Log::save_checkpoint`.
@@ -130,26 +130,61 @@ impl<E: Env> Inner<E> {
     /// See `Log::load_checkpoint`.
     pub(super) async fn load_checkpoint(&self, index: Index) -> Result<Option<(Index, Bytes)>, LogError> {
         let candidates: Vec<Index> = self.state.borrow().checkpoints.range(..=index).rev().copied().collect();
-        let mut damage = None;
+        let (mut found, mut damaged) = (None, Vec::new());
         for candidate in candidates {
-            let path = self.checkpoint_path(candidate);
-            if damage.is_some() && candidate.next() < self.state.borrow().start.next {
+            if !damaged.is_empty() && candidate.next() < self.state.borrow().start.next {
                 break;
             }
-            let file = self.disk.read_file(&path).await.map_err(|error| io_error(&path, "read", &error))?;
-            let what = match parse_checkpoint(&file) {
-                Ok((shard, found, content)) if shard == self.options.shard && found == candidate => {
-                    return Ok(Some((candidate, content)));
+            match read_checkpoint(&self.disk, &self.options, candidate).await? {
+                Ok(content) => {
+                    found = Some((candidate, content));
+                    break;
                 }
-                Ok((shard, found, _)) => format!("it is the checkpoint of shard {shard} at entry {found}"),
-                Err(error) => error.to_string(),
-            };
-            damage.get_or_insert(LogError::Corrupt { file: path, position: 0, what });
+                Err(what) => damaged.push((candidate, what)),
+            }
         }
-        match damage {
-            // Without a checkpoint a log that was never purged can be replayed whole.
-            Some(error) if self.state.borrow().start.next > Index(0) => Err(error),
-            Some(_) | None => Ok(None),
+        let Some((first, what)) = damaged.first() else { return Ok(found) };
+        // Without a checkpoint a log that was never purged can be replayed whole.
+        if found.is_none() && self.state.borrow().start.next > Index(0) {
+            return Err(LogError::Corrupt { file: self.checkpoint_path(*first), position: 0, what: what.clone() });
+        }
+        for (damaged, what) in damaged {
+            self.give_up_checkpoint(damaged, &what).await;
+        }
+        Ok(found)
+    }
+
+    /// Removes a damaged checkpoint that is not needed. The replay that goes by its entry keeps another one, if it is at the
+    /// start of a segment.
+    pub(super) async fn give_up_checkpoint(&self, index: Index, what: &str) {
+        let path = self.checkpoint_path(index);
+        tracing::warn!(path = %path.display(), what, "a damaged checkpoint, which is not needed, is removed");
+        self.state.borrow_mut().checkpoints.remove(&index);
+        if let Err(error) = self.disk.remove(&path).await {
+            tracing::warn!(path = %path.display(), %error, "it stays");
         }
     }
+}
+
+/// Where the checkpoint at `index` is kept.
+pub(super) fn checkpoint_path(options: &LogOptions, index: Index) -> PathBuf {
+    options.dir.join(format!("{:020}.checkpoint", index.0))
+}
+
+/// The content of a checkpoint; inside, in words, why it is none.
+///
+/// # Errors
+/// `Io`.
+pub(super) async fn read_checkpoint<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    index: Index,
+) -> Result<Result<Bytes, String>, LogError> {
+    let path = checkpoint_path(options, index);
+    let file = disk.read_file(&path).await.map_err(|error| io_error(&path, "read", &error))?;
+    Ok(match parse_checkpoint(&file) {
+        Ok((shard, found, content)) if shard == options.shard && found == index => Ok(content),
+        Ok((shard, found, _)) => Err(format!("it is the checkpoint of shard {shard} at entry {found}")),
+        Err(error) => Err(error.to_string()),
+    })
 }

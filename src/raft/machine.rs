@@ -33,7 +33,7 @@ use crate::{
     format::entry::{EntryHeader, EntryKind, StoredEntry},
     ids::{Index, LogId, NodeId, Offset, Term},
     limits::CHECKPOINTS_PENDING_MAX,
-    log::{Log, LogPoint},
+    log::{Log, LogError, LogPoint},
     proto::ringlog::state::v1,
 };
 
@@ -149,36 +149,58 @@ impl<M: Machine> Shared<M> {
         place(&self.position.borrow()).or_else(|| snapshot.as_ref().and_then(|snapshot| place(&snapshot.position)))
     }
 
-    /// Replaces the state by the newest checkpoint in `log`, and takes the one at the purged entry for the snapshot.
+    /// Replaces the state by the newest whole checkpoint in `log`, and takes the one at the purged entry for the snapshot, or any
+    /// newer one: what is damaged and not needed is given up.
     ///
     /// # Errors
-    /// In words, when a checkpoint is not one, belongs to another log, or is missing where the log needs one.
-    pub async fn restore<E: Env>(&self, log: &Log<E>) -> Result<(), String> {
+    /// `Corrupt` when a checkpoint is needed, and none is whole; `Foreign` when one is not of this machine, or of another log;
+    /// `Io`.
+    pub async fn restore<E: Env>(&self, log: &Log<E>) -> Result<(), LogError> {
         let purged = log.purged();
         let Some(last) = log.last() else { return Ok(()) };
         let newest = load(log, last.index).await?;
         if let Some(checkpoint) = &newest {
-            self.install(checkpoint)?;
+            self.install(checkpoint).map_err(|what| not_usable(log, last.index, what))?;
         }
         let Some(purged) = purged else { return Ok(()) };
         if newest.as_ref().is_none_or(|checkpoint| checkpoint.position.applied < Some(purged)) {
-            return Err(format!("the log begins after entry {purged}, but no checkpoint of the state there is kept"));
+            let what = format!("the log begins after entry {purged}, but no checkpoint of the state there is kept");
+            return Err(LogError::Corrupt { file: log.checkpoint_path(purged.index), position: 0, what });
         }
-        *self.snapshot.borrow_mut() = match load(log, purged.index).await? {
-            Some(checkpoint) if checkpoint.position.applied == Some(purged) => Some(checkpoint),
+        let at_purged =
+            if log.checkpoints().contains(&purged.index) { load(log, purged.index).await } else { Ok(None) };
+        *self.snapshot.borrow_mut() = match at_purged {
+            Ok(Some(checkpoint)) if checkpoint.position.applied == Some(purged) => Some(checkpoint),
             // The newest one serves as well: it is at or after the log's start.
-            _ => newest,
+            Ok(_) => newest,
+            Err(error @ (LogError::Corrupt { .. } | LogError::Foreign { .. })) => {
+                log.give_up_checkpoint(purged.index, &error.to_string()).await;
+                newest
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the checkpoint at the log's start is not used");
+                newest
+            }
         };
         Ok(())
     }
 
     /// Makes the next snapshot the newest checkpoint at or below `index`, and returns its index; `None` when the log
-    /// keeps none, or is purged up to there already. Loaded now, since a snapshot that cannot be built ends the group.
+    /// keeps none that is whole, or is purged up to there already. Loaded now, since a snapshot that cannot be built ends the
+    /// group.
     ///
     /// # Errors
-    /// In words, when the checkpoint cannot be read or is damaged.
-    pub async fn set_boundary<E: Env>(&self, log: &Log<E>, index: Index) -> Result<Option<Index>, String> {
-        let Some(checkpoint) = load(log, index).await? else { return Ok(None) };
+    /// `Foreign`, `Io`.
+    pub async fn set_boundary<E: Env>(&self, log: &Log<E>, index: Index) -> Result<Option<Index>, LogError> {
+        let checkpoint = match load(log, index).await {
+            Ok(Some(checkpoint)) => checkpoint,
+            Ok(None) => return Ok(None),
+            Err(error @ LogError::Corrupt { .. }) => {
+                tracing::warn!(%error, "nothing is purged before a newer checkpoint is kept");
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
         if log.purged() >= checkpoint.position.applied {
             return Ok(None);
         }
@@ -244,7 +266,7 @@ impl<M: Machine> Shared<M> {
     ///
     /// # Errors
     /// Of the log.
-    pub async fn save_now<E: Env>(&self, log: &Log<E>) -> Result<(), crate::log::LogError> {
+    pub async fn save_now<E: Env>(&self, log: &Log<E>) -> Result<(), LogError> {
         let Some(checkpoint) = self.checkpoint() else { return Ok(()) };
         let Some(id) = checkpoint.position.applied else { return Ok(()) };
         if !is_flushed(log, id) || log.checkpoints().contains(&id.index) {
@@ -305,25 +327,37 @@ impl Checkpoint {
     }
 }
 
-/// The newest checkpoint at or below `index`, checked against the log where the log still holds its entry.
-async fn load<E: Env>(log: &Log<E>, index: Index) -> Result<Option<Checkpoint>, String> {
-    let Some((kept, bytes)) = log.load_checkpoint(index).await.map_err(|error| error.to_string())? else {
-        return Ok(None);
-    };
-    let bad = |what: String| format!("the checkpoint at entry {kept} is not usable: {what}");
+/// The newest whole checkpoint at or below `index`, checked against the log where the log still holds its entry.
+async fn load<E: Env>(log: &Log<E>, index: Index) -> Result<Option<Checkpoint>, LogError> {
+    let Some((kept, bytes)) = log.load_checkpoint(index).await? else { return Ok(None) };
+    let bad = |what: String| not_usable(log, kept, what);
     let checkpoint = Checkpoint::decode(bytes).map_err(bad)?;
     let applied = checkpoint.position.applied.ok_or_else(|| bad("it names no entry".into()))?;
     if applied.index != kept {
         return Err(bad(format!("it is the state at {applied}")));
     }
     if kept >= log.first_index() {
-        let entries = log.read(kept, kept.next(), 0).await.map_err(|error| condemned(log, error).to_string())?;
+        let entries = log.read(kept, kept.next(), 0).await.inspect_err(|error| drop(condemned(log, error.clone())))?;
         let header = entries.first().map(|entry| entry.header).ok_or_else(|| bad("its entry is gone".into()))?;
         if header.id != applied || header.chain != checkpoint.position.chain {
             return Err(bad(format!("the log holds {} with another history there", header.id)));
         }
     }
     Ok(Some(checkpoint))
+}
+
+/// A checkpoint that is whole, and of no use here.
+fn not_usable<E: Env>(log: &Log<E>, index: Index, what: String) -> LogError {
+    LogError::Foreign { file: log.checkpoint_path(index), what }
+}
+
+/// The entry that a checkpoint follows, and the chain hash there.
+///
+/// # Errors
+/// In words, when it is none.
+pub fn place_of(checkpoint: &Bytes) -> Result<(LogId, u64), String> {
+    let position = Checkpoint::decode(checkpoint.clone())?.position;
+    Ok((position.applied.ok_or("a checkpoint names its entry")?, position.chain))
 }
 
 fn is_flushed<E: Env>(log: &Log<E>, id: LogId) -> bool {

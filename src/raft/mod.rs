@@ -316,7 +316,7 @@ impl<E: Env, M: Machine> Group<E, M> {
         let owing = owing.map_err(damaged)?;
         let (log, recovered) = Log::open(disk, tail, log_options).await.map_err(damaged)?;
         let shared = Shared::new(machine);
-        shared.restore(&log).await.map_err(|error| log.fault().map_or_else(|| unusable(error), damaged))?;
+        shared.restore(&log).await.map_err(|error| damaged(log.fault().unwrap_or(error)))?;
         let network = Network::new(peers, shard, slot).noting(shared.majority.clone());
         let group = Group { inner: Rc::new(Inner::build(log, shared, network, owing, node, timing).await?) };
         if let Err(error) = group.start(founders, preferred).await {
@@ -512,7 +512,7 @@ impl<E: Env, M: Machine> Group<E, M> {
     pub async fn purge_to(&self, index: Index) -> Result<(), GroupError> {
         let Inner { raft, log, shared, state, purging, .. } = &*self.inner;
         let _one = purging.lock().await;
-        let Some(boundary) = shared.set_boundary(log, index).await.map_err(unusable)? else { return Ok(()) };
+        let Some(boundary) = shared.set_boundary(log, index).await.map_err(refused)? else { return Ok(()) };
         raft.trigger().snapshot().await.map_err(|error| self.stopped(&error.to_string()))?;
         loop {
             let changed = shared.changed.notified();

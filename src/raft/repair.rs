@@ -5,18 +5,26 @@
 //! its own is whole: two replicas with damage at different places mend each other.
 //!
 //! Asked are the members of the group, one after the other; each sends entries as they are on its disk (`Message::Fetch`),
-//! committed or not. One whose group is open reads them like any others; one whose group is not, from its files.
+//! committed or not, or a checkpoint (`Message::FetchCheckpoint`). One whose group is open reads them like any others; one whose group is not, from its files.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ops::Range, path::PathBuf, time::Duration};
 
-use super::{Group, GroupOptions, Machine, network::Network};
+use bytes::Bytes;
+
+use super::{Group, GroupOptions, Machine, machine::place_of, network::Network};
 use crate::{
     env::{self, Env, buffer::Buffer},
-    format::peer::{Envelope, Message},
+    format::{
+        entry::EntryHeader,
+        peer::{Envelope, Message},
+    },
     ids::{Index, LogId, NodeId, ShardUid},
     log::{
-        LogOptions,
-        repair::{Mended, RepairError, Sent, Survey, mend, salvage, survey},
+        LogOptions, LogPoint,
+        repair::{
+            Mended, RepairError, Sent, Survey, keep_checkpoint, mend, missing_checkpoint, salvage, salvage_checkpoint,
+            survey,
+        },
     },
     peer::{
         Peers,
@@ -60,28 +68,97 @@ impl<E: Env> Repair<E> {
         };
         let mut mended = Mended::default();
         let fetch = async |node, from, end| self.fetch(node, from, end).await;
-        let result = mend(&self.disk, &self.options, &survey, others, fetch, &mut mended).await;
-        if mended.segments == 0 && matches!(result, Err(RepairError::Unfilled { .. })) {
+        let result = async {
+            mend(&self.disk, &self.options, &survey, others, fetch, &mut mended).await?;
+            if let Some(wanted) = missing_checkpoint(&self.disk, &self.options, &survey).await? {
+                mended.from.insert(self.get_checkpoint(others, wanted, survey.start()).await?);
+                mended.checkpoints += 1;
+            }
+            Ok(())
+        };
+        let result = result.await;
+        let waits = matches!(result, Err(RepairError::Unfilled { .. } | RepairError::Stateless { .. }));
+        if waits && mended.segments == 0 {
             self.survey = Some(survey);
         }
         result.map(|()| mended)
     }
 
+    /// Gets a checkpoint that fits this log from one of these nodes; from which.
+    async fn get_checkpoint(
+        &self,
+        others: &[NodeId],
+        wanted: Range<Index>,
+        start: LogPoint,
+    ) -> Result<NodeId, RepairError> {
+        let mut reasons = Vec::new();
+        for node in others {
+            let fetched = match self.fetch_checkpoint(*node, &wanted).await {
+                Ok(fetched) if self.fits(&fetched, &wanted, &start).await? => fetched,
+                Ok((index, _)) => {
+                    reasons.push(format!("node {node}: its checkpoint at entry {index} is of another history"));
+                    continue;
+                }
+                Err(cause) => {
+                    reasons.push(format!("node {node}: {cause}"));
+                    continue;
+                }
+            };
+            keep_checkpoint(&self.disk, &self.options, fetched.0, &fetched.1).await?;
+            return Ok(*node);
+        }
+        let reasons = if reasons.is_empty() { "there is none".to_owned() } else { reasons.join("; ") };
+        Err(RepairError::Stateless { from: wanted.start, end: wanted.end, reasons })
+    }
+
+    /// Whether a checkpoint is of the state after an entry of this log, which is whole.
+    async fn fits(
+        &self,
+        (index, content): &(Index, Bytes),
+        wanted: &Range<Index>,
+        start: &LogPoint,
+    ) -> Result<bool, RepairError> {
+        let Ok((id, chain)) = place_of(content) else { return Ok(false) };
+        if id.index != *index || !wanted.contains(index) {
+            return Ok(false);
+        }
+        if index.next() == start.next {
+            return Ok(Some(id) == start.last() && chain == start.chain);
+        }
+        let entries = salvage(&self.disk, &self.options, *index, index.next(), 0).await?;
+        let header = entries.first().and_then(|bytes| EntryHeader::parse(bytes).ok());
+        Ok(header.is_some_and(|header| header.id == id && header.chain == chain))
+    }
+
+    async fn fetch_checkpoint(&self, node: NodeId, wanted: &Range<Index>) -> Result<(Index, Bytes), String> {
+        let message = Message::FetchCheckpoint { from: wanted.start, end: wanted.end };
+        match self.call(node, message).await? {
+            (Message::FetchedCheckpoint { index }, mut parts) => {
+                Ok((index, parts.pop().ok_or("it sent a checkpoint without content")?))
+            }
+            (other, _) => Err(format!("{other:?} is no answer")),
+        }
+    }
+
     async fn fetch(&self, node: NodeId, from: Index, end: Index) -> Result<Sent, String> {
-        let (line, message) = (self.network.line(node), Message::Fetch { from, end });
+        match self.call(node, Message::Fetch { from, end }).await? {
+            (Message::Fetched { committed_end }, entries) => Ok(Sent { entries, committed_end }),
+            (other, _) => Err(format!("{other:?} is no answer")),
+        }
+    }
+
+    /// The answer to a message, and its parts.
+    async fn call(&self, node: NodeId, message: Message) -> Result<(Message, Vec<Bytes>), String> {
+        let line = self.network.line(node);
         let frame = line.frame(FrameKind::Raft, message, Vec::new());
         let call = self.network.peers().call(line.to, frame, env::net::Priority::Bulk, FETCH_WAIT);
         let received = call.await.map_err(|error| error.to_string())?;
-        match line.answer(&received).map_err(|error| error.to_string())? {
-            Message::Fetched { committed_end } => {
-                let entry = |part: Buffer| {
-                    let bytes = part.len();
-                    part.freeze_padded().slice(..bytes)
-                };
-                Ok(Sent { entries: received.parts.into_iter().map(entry).collect(), committed_end })
-            }
-            other => Err(line.unexpected(&other).to_string()),
-        }
+        let message = line.answer(&received).map_err(|error| error.to_string())?;
+        let part = |part: Buffer| {
+            let bytes = part.len();
+            part.freeze_padded().slice(..bytes)
+        };
+        Ok((message, received.parts.into_iter().map(part).collect()))
     }
 }
 
@@ -91,14 +168,21 @@ pub(super) fn log_options(options: &GroupOptions) -> LogOptions {
     LogOptions { dir, shard, segment_bytes_max, owner }
 }
 
-/// Whether a stream asks for entries of a replica, which one that is not open can answer, too (`give_salvaged`).
+/// Whether a stream asks for what a replica has in its files, which one that is not open can answer, too (`give_salvaged`).
 pub fn is_fetch(first: &Received) -> bool {
     first.kind == FrameKind::Raft && asked(first).is_some()
 }
 
-fn asked(first: &Received) -> Option<(Index, Index)> {
+/// What a damaged replica asks for, of these entries.
+enum Asked {
+    Entries(Index, Index),
+    Checkpoint(Index, Index),
+}
+
+fn asked(first: &Received) -> Option<Asked> {
     match Envelope::decode(&first.envelope).ok()?.message {
-        Message::Fetch { from, end } => Some((from, end)),
+        Message::Fetch { from, end } => Some(Asked::Entries(from, end)),
+        Message::FetchCheckpoint { from, end } => Some(Asked::Checkpoint(from, end)),
         _ => None,
     }
 }
@@ -111,22 +195,45 @@ pub async fn give_salvaged<E: Env>(
     first: Received,
     stream: FrameStream<E>,
 ) {
-    let Some((from, end)) = asked(&first) else { return };
     let options = LogOptions { dir, shard: group, segment_bytes_max: 0, owner };
-    let entries = salvage(&disk, &options, from, end, FETCH_BYTES).await.map_err(|error| error.to_string());
-    // Which of what is in the files is committed is not known.
-    let sent = entries.map(|entries| Sent { entries, committed_end: Index(0) });
-    give(group, sent, from, stream).await;
+    let answer = match asked(&first) {
+        None => return,
+        Some(Asked::Entries(from, end)) => {
+            let entries = salvage(&disk, &options, from, end, FETCH_BYTES).await.map_err(|error| error.to_string());
+            // Which of what is in the files is committed is not known.
+            entries_answer(entries.map(|entries| Sent { entries, committed_end: Index(0) }), from)
+        }
+        Some(Asked::Checkpoint(from, end)) => {
+            let kept = salvage_checkpoint(&disk, &options, from, end).await.map_err(|error| error.to_string());
+            checkpoint_answer(kept, from)
+        }
+    };
+    give(group, answer, stream).await;
 }
 
-async fn give<E: Env>(group: ShardUid, sent: Result<Sent, String>, from: Index, mut stream: FrameStream<E>) {
-    let (message, mut parts) = match sent {
-        Ok(sent) if sent.entries.is_empty() => {
-            (Message::Failed { cause: format!("entry {from} is not here") }, Vec::new())
-        }
+type Answer = (Message, Vec<Bytes>);
+
+fn entries_answer(sent: Result<Sent, String>, from: Index) -> Answer {
+    match sent {
+        Ok(sent) if sent.entries.is_empty() => failed(format!("entry {from} is not here")),
         Ok(Sent { entries, committed_end }) => (Message::Fetched { committed_end }, entries),
-        Err(cause) => (Message::Failed { cause }, Vec::new()),
-    };
+        Err(cause) => failed(cause),
+    }
+}
+
+fn checkpoint_answer(kept: Result<Option<(Index, Bytes)>, String>, from: Index) -> Answer {
+    match kept {
+        Ok(Some((index, content))) if index >= from => (Message::FetchedCheckpoint { index }, vec![content]),
+        Ok(_) => failed(format!("no checkpoint from entry {from} on is here")),
+        Err(cause) => failed(cause),
+    }
+}
+
+fn failed(cause: String) -> Answer {
+    (Message::Failed { cause }, Vec::new())
+}
+
+async fn give<E: Env>(group: ShardUid, (message, mut parts): Answer, mut stream: FrameStream<E>) {
     parts.truncate(FRAME_PARTS_MAX);
     let envelope = Envelope { group, message }.encode();
     // Who has gone asks again.
@@ -136,17 +243,26 @@ async fn give<E: Env>(group: ShardUid, sent: Result<Sent, String>, from: Index, 
 }
 
 impl<E: Env, M: Machine> Group<E, M> {
-    /// Answers a peer that lacks entries with those of this log, as far as they are durable here.
-    pub(super) async fn give_entries(self, first: Received, stream: FrameStream<E>) {
-        let Some((from, end)) = asked(&first) else { return };
+    /// Answers a peer that lacks entries, or a checkpoint, with those of this log, as far as they are durable here.
+    pub(super) async fn give_what_is_asked(self, first: Received, stream: FrameStream<E>) {
         let log = self.log();
-        let durable = log.flushed().map_or(Index(0), |flushed| flushed.index.next());
-        let committed_end = self.applied_end();
-        let sent = match log.read(from, end.min(durable), FETCH_BYTES).await {
-            _ if from >= durable => Err(format!("entry {from} is not here")),
-            Ok(entries) => Ok(Sent { entries: entries.into_iter().map(|entry| entry.bytes).collect(), committed_end }),
-            Err(error) => Err(error.to_string()),
+        let answer = match asked(&first) {
+            None => return,
+            Some(Asked::Entries(from, end)) => {
+                let durable = log.flushed().map_or(Index(0), |flushed| flushed.index.next());
+                let committed_end = self.applied_end();
+                let entries = match log.read(from, end.min(durable), FETCH_BYTES).await {
+                    _ if from >= durable => Err(format!("entry {from} is not here")),
+                    Ok(entries) => Ok(entries.into_iter().map(|entry| entry.bytes).collect()),
+                    Err(error) => Err(error.to_string()),
+                };
+                entries_answer(entries.map(|entries| Sent { entries, committed_end }), from)
+            }
+            Some(Asked::Checkpoint(from, end)) => {
+                let newest = Index(end.0.saturating_sub(1));
+                checkpoint_answer(log.load_checkpoint(newest).await.map_err(|error| error.to_string()), from)
+            }
         };
-        give(self.inner.network.group(), sent, from, stream).await;
+        give(self.inner.network.group(), answer, stream).await;
     }
 }

@@ -43,7 +43,7 @@ impl<E: Env, M: Machine> Group<E, M> {
         let group = self.clone();
         match first.kind {
             FrameKind::Append => env::spawn::<E>(group.follow(from, first, stream)),
-            _ if is_fetch(&first) => env::spawn::<E>(group.give_entries(first, stream)),
+            _ if is_fetch(&first) => env::spawn::<E>(group.give_what_is_asked(first, stream)),
             _ => env::spawn::<E>(group.answer(from, first, stream)),
         }
     }

@@ -37,6 +37,7 @@ pub fn way_out(error: &RepairError, dir: &Path) -> String {
              be read and all behind it with `ringlog repair {dir} --cut` while the node is down (without --cut it says what \
              that is)"
         ),
+        RepairError::Stateless { .. } => format!("{error}: restore the directory from a backup"),
         RepairError::Hopeless(error) => format!(
             "{error}; this cannot be mended from other replicas: remove the node, or move its replica of this shard, and let \
              it begin anew elsewhere; or restore the directory from a backup"
@@ -184,6 +185,9 @@ pub(super) async fn mend_catalog<E: Env>(
             }
             Err(RepairError::Unfilled { gap, reasons }) if !others.is_empty() => {
                 tracing::warn!(%gap, reasons, "the catalog cannot be mended yet: are other nodes up?");
+            }
+            Err(error @ RepairError::Stateless { .. }) if !others.is_empty() => {
+                tracing::warn!(%error, "the catalog cannot be mended yet: are other nodes up?");
             }
             Err(error) => return Err(unmended(way_out(&error, &options.dir), &options.dir)),
         }

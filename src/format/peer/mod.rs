@@ -115,6 +115,18 @@ pub enum Message {
         /// Entries below this are known to be committed there.
         committed_end: Index,
     },
+    /// Asks for a checkpoint of the state after one of the entries `from .. end`: those here are damaged.
+    FetchCheckpoint {
+        /// First one.
+        from: Index,
+        /// After the last one.
+        end: Index,
+    },
+    /// Answer to it: the state after an entry is the frame's part 0.
+    FetchedCheckpoint {
+        /// After which.
+        index: Index,
+    },
     /// Done.
     Done,
     /// Not done.
@@ -142,6 +154,8 @@ mod kind {
     pub const FAILED: u8 = 14;
     pub const FETCH: u8 = 15;
     pub const FETCHED: u8 = 16;
+    pub const FETCH_CHECKPOINT: u8 = 17;
+    pub const FETCHED_CHECKPOINT: u8 = 18;
 }
 
 impl Envelope {
@@ -228,6 +242,15 @@ impl Message {
             Message::Fetched { committed_end } => {
                 EnvelopeArgs { kind: kind::FETCHED, commit: index_bytes(*committed_end), ..none }
             }
+            Message::FetchCheckpoint { from, end } => EnvelopeArgs {
+                kind: kind::FETCH_CHECKPOINT,
+                log_id: index_bytes(*from),
+                commit: index_bytes(*end),
+                ..none
+            },
+            Message::FetchedCheckpoint { index } => {
+                EnvelopeArgs { kind: kind::FETCHED_CHECKPOINT, log_id: index_bytes(*index), ..none }
+            }
             Message::Done => EnvelopeArgs { kind: kind::DONE, ..none },
             Message::Failed { cause } => EnvelopeArgs { kind: kind::FAILED, cause: Some(cause), ..none },
         }
@@ -263,6 +286,11 @@ impl Message {
                 let end = table.commit().map(id_of).ok_or("it has no end")?;
                 Message::Fetch { from: id()?.index, end: end.index }
             }
+            kind::FETCH_CHECKPOINT => {
+                let end = table.commit().map(id_of).ok_or("it has no end")?;
+                Message::FetchCheckpoint { from: id()?.index, end: end.index }
+            }
+            kind::FETCHED_CHECKPOINT => Message::FetchedCheckpoint { index: id()?.index },
             kind::FETCHED => {
                 Message::Fetched { committed_end: table.commit().map(id_of).map_or(Index(0), |end| end.index) }
             }

@@ -26,6 +26,8 @@ fn messages() -> Vec<Message> {
         Message::SnapshotAnswer { vote },
         Message::Fetch { from: Index(3), end: Index(1 << 40) },
         Message::Fetched { committed_end: Index(7) },
+        Message::FetchCheckpoint { from: Index(3), end: Index(1 << 40) },
+        Message::FetchedCheckpoint { index: Index(5) },
         Message::Done,
         Message::Failed { cause: "no room".into() },
     ]

@@ -23,6 +23,8 @@ pub struct Mended {
     pub segments: u32,
     /// Entries that came from others.
     pub entries: u64,
+    /// Checkpoints that came from others.
+    pub checkpoints: u32,
     /// Who sent them.
     pub from: BTreeSet<NodeId>,
 }

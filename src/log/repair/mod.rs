@@ -4,6 +4,7 @@
 //!   and between which known points the others lie. It changes nothing.
 //! - `mend` builds each damaged segment file anew, from what is whole and from what others have.
 //! - `salvage` reads whole entries from a directory that does not open, for others who need them.
+//! - `checkpoint`: a log that begins after a purge needs one; a damaged one that is needed comes from others.
 //! - `cut` gives up everything from the first gap on, because a person said so: with one copy there is no other way.
 //!
 //! **What may fill a gap.** On both sides of a gap something is known: before it the chain hash that the next entry
@@ -21,6 +22,7 @@
 //! **A crash while mending** leaves the damaged file, or the whole one: a new file gets its name when it is durable, and files
 //! whose entries went into it are removed after that. Its temporary name is one that recovery removes.
 
+mod checkpoint;
 mod cut;
 mod fill;
 mod mend;
@@ -30,6 +32,7 @@ mod survey;
 use std::path::PathBuf;
 
 pub use self::{
+    checkpoint::{keep_checkpoint, missing_checkpoint, salvage_checkpoint},
     cut::{Cut, cut},
     mend::{Mended, Sent, mend},
     salvage::salvage,
@@ -116,6 +119,20 @@ pub enum RepairError {
     Unfilled {
         /// What is missing.
         gap: Box<Gap>,
+        /// What each of those who were asked said.
+        reasons: String,
+    },
+    /// Not now: the log is whole but begins after a purge, no checkpoint of the state from there on is, and nobody who answered
+    /// has one.
+    #[error(
+        "no checkpoint of the state after one of the entries {from} to {end} (exclusive) is whole, and no other replica gave \
+         one: {reasons}"
+    )]
+    Stateless {
+        /// First entry after which it would do.
+        from: Index,
+        /// After the last one.
+        end: Index,
         /// What each of those who were asked said.
         reasons: String,
     },

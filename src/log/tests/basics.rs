@@ -182,7 +182,7 @@ fn huge_entries() {
     });
 }
 
-/// Checkpoints are kept where they can be needed, and a damaged one is passed over while the log has what follows an older one.
+/// Checkpoints are kept where they can be needed, and a damaged one is removed while the log has what follows an older one.
 #[test]
 fn checkpoints() {
     block_on(async {
@@ -200,6 +200,7 @@ fn checkpoints() {
         disk.flip_bit(path(&format!("{:020}.checkpoint", 38)), 130, 1);
         let (index, _) = log.load_checkpoint(Index(38)).await.unwrap().unwrap();
         assert_eq!(index.0, *firsts.last().unwrap());
+        let expected: Vec<Index> = expected.into_iter().filter(|at| *at != Index(38)).collect();
         log.close().await.unwrap();
         assert_eq!(open(&disk).await.checkpoints(), expected);
     });

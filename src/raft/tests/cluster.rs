@@ -7,12 +7,14 @@ use crate::{
     env::net::Priority,
     format::peer::{Envelope, Message},
     ids::ReactorNumber,
+    log::repair::{Mended, RepairError},
     peer::{
         Destination, Handler,
         book::{AddressBook, PeerNode},
         frame::{Frame, FrameKind, FrameStream, Received},
         liveness::Liveness,
     },
+    raft::repair::Repair,
     sim::net::SimNetwork,
 };
 
@@ -153,6 +155,19 @@ impl Cluster {
     /// What a crashed node had on its disk is gone.
     pub(super) fn lose_disk(&mut self, id: u64) {
         self.nodes.get_mut(&id).unwrap().disk = SimDisk::new();
+    }
+
+    /// Mends what is damaged on a crashed node's disk from these others, without opening it.
+    pub(super) async fn mend(&self, id: u64, others: &[NodeId]) -> Result<Mended, RepairError> {
+        let net = self.network.endpoint(NodeId(id), &format!("n{id}"), 7_000);
+        let (book, liveness) = (self.book.clone(), Arc::new(Liveness::default()));
+        let budget = TailBudget::new(1 << 20).memory().clone();
+        let peers: Peers<TestEnv> = Peers::new(NodeId(id), ReactorNumber(0), net, book, liveness, budget);
+        let options = GroupOptions { node: NodeId(id), ..options() };
+        let mut repair = Repair::new(self.disk(id).clone(), peers.clone(), &options, None);
+        let mended = guard("a repair", repair.attempt(others)).await;
+        peers.close().await;
+        mended
     }
 
     /// All other nodes take this one for dead, or alive.

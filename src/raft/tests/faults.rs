@@ -2,11 +2,12 @@
 
 use std::io;
 
-use super::*;
+use super::{cluster::*, *};
 use crate::{
     budget::Use,
     env::runtime::block_on,
     limits::UNFLUSHED_BYTES_MAX,
+    log::repair::RepairError,
     sim::{Fault, Operation},
 };
 
@@ -114,27 +115,76 @@ fn full_disk() {
     });
 }
 
-/// A damaged checkpoint is reported, not believed.
+fn checkpoint(index: Index) -> String {
+    format!("/shards/7/{:020}.checkpoint", index.0)
+}
+
+/// A damaged checkpoint that is not needed, since there is another one or the log is whole, harms nothing: not at the log's
+/// start, not the newest, not both. It is removed, or made anew by the replay.
 #[test]
 fn damaged_checkpoint() {
     let disk = SimDisk::new();
-    block_on(async {
+    let (expected, kept) = block_on(async {
         let (group, _) = open(&disk).await;
-        produce(&group, 1, 10).await.unwrap();
+        lifecycle::fill_segments(&group).await;
         group.close().await.unwrap();
+        (state(&group), group.log().checkpoints())
     });
-    block_on(async {
-        let mut paths = disk.paths().into_iter().filter(|path| path.to_string_lossy().contains("checkpoint"));
-        let path = paths.next_back().expect("close keeps a checkpoint");
-        disk.flip_bit(&path, 40, 3);
-        match try_open(&disk).await {
-            // Either the log's own checksum finds it, or it falls back to a replay of everything.
-            Err(GroupError::Stopped { cause, maybe_written: false }) => {
-                assert!(cause.contains("checkpoint"), "{cause}")
-            }
-            Ok((group, _)) => assert_eq!(state(&group).records, 1),
-            Err(error) => panic!("{error:?}"),
+    let purged = block_on(async {
+        let disk = disk.crash(0);
+        let (group, _) = open(&disk).await;
+        group.purge_to(kept[0]).await.unwrap();
+        group.close().await.unwrap();
+        disk
+    });
+    let (first, last) = (kept[0], *kept.last().unwrap());
+    for (disk, damaged) in
+        [(&disk, vec![last]), (&disk, kept.clone()), (&purged, vec![first]), (&purged, vec![first, last])]
+    {
+        let disk = disk.crash(0);
+        for index in &damaged {
+            disk.flip_bit(checkpoint(*index), 40, 3);
         }
+        block_on(async {
+            let (group, _) = open(&disk).await;
+            assert_eq!(state(&group), expected, "{damaged:?} of {kept:?}");
+            group.close().await.unwrap();
+            let report = crate::log::verify::verify_dir(&disk, "/shards/7".as_ref()).await.unwrap();
+            assert!(report.problems.is_empty(), "{:?}", report.problems);
+        });
+    }
+}
+
+/// When all of them are, a log that begins after a purge needs one: it comes from another replica, if it fits.
+#[test]
+fn needed_checkpoint() {
+    block_on(async {
+        let mut cluster = Cluster::founded(8, &[1, 2, 3]).await;
+        let leader = cluster.leader().await;
+        while cluster.group(leader).log().checkpoints().len() < 3 {
+            cluster.produce(&[leader], 5, 60_000).await;
+        }
+        cluster.agree(&[1, 2, 3]).await;
+        let victim = cluster.followers(leader)[0];
+        let others: Vec<_> = [1, 2, 3].into_iter().filter(|id| *id != victim).map(NodeId).collect();
+        let log = cluster.group(victim).log();
+        until("it keeps some", || (log.checkpoints().len() >= 2).then_some(())).await;
+        let boundary = log.checkpoints()[0];
+        guard("a purge", cluster.group(victim).purge_to(boundary)).await.unwrap();
+        let kept = log.checkpoints();
+        cluster.crash(victim);
+        for index in &kept {
+            cluster.disk(victim).flip_bit(checkpoint(*index), 40, 3);
+        }
+        let error = try_open(cluster.disk(victim)).await.map(|_| ()).unwrap_err();
+        assert!(matches!(&error, GroupError::Damaged(_)), "{error:?}");
+        let error = cluster.mend(victim, &[]).await.unwrap_err();
+        assert!(matches!(&error, RepairError::Stateless { .. }), "{error}");
+        let mended = cluster.mend(victim, &others).await.unwrap();
+        assert_eq!((mended.segments, mended.checkpoints), (0, 1));
+        cluster.start(victim, None).await;
+        cluster.agree(&[1, 2, 3]).await;
+        cluster.end().await;
     });
 }
 

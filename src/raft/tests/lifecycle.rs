@@ -147,7 +147,7 @@ fn waits() {
 }
 
 /// Fills segments until there are checkpoints at the ends of at least two.
-async fn fill_segments(group: &TestGroup) {
+pub(super) async fn fill_segments(group: &TestGroup) {
     while group.log().checkpoints().len() < 3 {
         produce(group, 5, 60_000).await.unwrap();
     }

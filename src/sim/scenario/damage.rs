@@ -4,7 +4,7 @@
 //! loses without a trace (the end of its log, which looks like a torn write or was never there) is at that moment on all
 //! other replicas, too. Everything else it finds out itself.
 
-use std::{cell::Cell, path::Path, time::Duration};
+use std::{cell::Cell, ffi::OsStr, path::Path, time::Duration};
 
 use super::{
     Run,
@@ -51,8 +51,10 @@ impl Run {
         }
         let Some(disk) = self.cluster.disk(node) else { return };
         let dice = Cell::new(seed);
-        let is_log =
-            |path: &Path| path.extension().is_some_and(|extension| extension == "store" || extension == "index");
+        let is_log = |path: &Path| {
+            let extension = path.extension().and_then(OsStr::to_str);
+            matches!(extension, Some("store" | "index" | "checkpoint"))
+        };
         for _ in 0..blocks {
             if disk.damage_at_rest(fault, is_log, &dice).is_some() {
                 self.coverage.borrow_mut().hit(fault.name(), "file at rest");

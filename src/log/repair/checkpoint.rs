@@ -1,0 +1,71 @@
+//! Checkpoints of a log that does not open; see `super`.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::{RepairError, Survey, survey::names};
+use crate::{
+    env::Disk,
+    format::state_files::encode_checkpoint,
+    ids::Index,
+    log::{
+        LogOptions, io_error,
+        recovery::checkpoint_index,
+        state::{checkpoint_path, read_checkpoint},
+    },
+};
+
+/// After which entries the state must be known, by at least one checkpoint, for the log to open; `None` if one is whole, or the
+/// log is kept from its first entry on.
+///
+/// # Errors
+/// `Disk`.
+pub async fn missing_checkpoint<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    survey: &Survey,
+) -> Result<Option<Range<Index>>, RepairError> {
+    let start = survey.start().next;
+    let Some(before) = start.0.checked_sub(1) else { return Ok(None) };
+    let end = survey.last().map_or(start, |last| last.index.next()).max(start);
+    let kept = salvage_checkpoint(disk, options, Index(before), end).await?;
+    Ok(kept.is_none().then_some(Index(before)..end))
+}
+
+/// The newest whole checkpoint of the state after one of the entries `from .. end`.
+///
+/// # Errors
+/// `Disk`.
+pub async fn salvage_checkpoint<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    from: Index,
+    end: Index,
+) -> Result<Option<(Index, Bytes)>, RepairError> {
+    let names = names(disk, options).await?;
+    let mut kept: Vec<_> = names.iter().filter_map(|entry| checkpoint_index(&entry.name)).collect();
+    kept.retain(|index| (from..end).contains(index));
+    kept.sort_unstable();
+    for index in kept.into_iter().rev() {
+        if let Ok(content) = read_checkpoint(disk, options, index).await.map_err(RepairError::Disk)? {
+            return Ok(Some((index, content)));
+        }
+    }
+    Ok(None)
+}
+
+/// Keeps one that came from another replica.
+///
+/// # Errors
+/// `Disk`.
+pub async fn keep_checkpoint<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    index: Index,
+    content: &[u8],
+) -> Result<(), RepairError> {
+    let path = checkpoint_path(options, index);
+    let written = disk.write_file(&path, encode_checkpoint(options.shard, index, content)).await;
+    written.map_err(|error| RepairError::Disk(io_error(&path, "written", &error)))
+}
