@@ -17,7 +17,7 @@ use crate::{
 /// What a leader was told by the others.
 #[derive(Default)]
 pub struct Majority {
-    /// The last entry that each has ever acknowledged.
+    /// The last entry that each has acknowledged, unless it has lost it since.
     acknowledged: RefCell<BTreeMap<NodeId, LogId>>,
     /// As openraft last had it saved.
     vote: Cell<Option<Vote>>,
@@ -30,6 +30,14 @@ impl Majority {
         let mut acknowledged = self.acknowledged.borrow_mut();
         let known = acknowledged.entry(node).or_insert(last);
         *known = last.max(*known);
+    }
+
+    /// `node` has said that it does not have `missing`: what it acknowledged from there on is lost.
+    pub fn note_missing(&self, node: NodeId, missing: LogId) {
+        let mut acknowledged = self.acknowledged.borrow_mut();
+        if acknowledged.get(&node).is_some_and(|known| missing <= *known) {
+            acknowledged.remove(&node);
+        }
     }
 
     /// This node votes like this, or knows that node as its leader.
@@ -86,5 +94,13 @@ mod tests {
         assert!(has(id(3, 7), Some(id(3, 7))) && !has(id(3, 7), None));
         majority.note(NodeId(3), Some(id(3, 7)));
         assert!(has(id(3, 7), None), "without its own disk");
+        majority.note_missing(NodeId(2), id(3, 10));
+        assert!(has(id(3, 7), None), "it never had that");
+        majority.note_missing(NodeId(2), id(3, 5));
+        assert!(!has(id(3, 7), None), "it has lost what it acknowledged");
+        majority.note(NodeId(2), Some(id(3, 6)));
+        assert!(!has(id(3, 7), None) && has(id(3, 6), None));
+        majority.note(NodeId(2), Some(id(3, 7)));
+        assert!(has(id(3, 7), None));
     }
 }

@@ -255,6 +255,7 @@ impl<E: Env, M: Machine> PeerOf<E, M> {
             }
             Err(openraft::raft::StreamAppendError::Conflict(missing)) => {
                 let missing = types::from_raft(missing);
+                self.majority.note_missing(self.line.to.node, missing);
                 if let Some(acknowledged) = self.acknowledged.take_if(|acknowledged| missing <= *acknowledged) {
                     let (node, shard_uid) = (self.line.to.node.0, self.line.group.0);
                     tracing::error!(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::support::*;
 use crate::{
     env::{Disk, File, OpenMode, runtime::block_on},
-    format::{entry::ENTRY_HEADER_BYTES, state_files::HardStateSlot},
+    format::{entry::ENTRY_HEADER_BYTES, segment::SegmentHeader, state_files::HardStateSlot},
     ids::{Index, LogId, NodeId, ShardUid, Term},
     limits::BLOCK_BYTES,
     log::{
@@ -478,6 +478,49 @@ fn recycled_segment() {
             log.purge(log.end()).await.unwrap();
         }
         assert!(recycled, "the test has seen a recycled file in use: {:?}", names(&disk));
+    });
+}
+
+/// A log of which all is purged, with a recycled file beside it, opens as an empty one: nothing is made of what that file was.
+#[test]
+fn recycled_alone() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let (log, _) = open_with(&disk, 64 << 10, 0).await.unwrap();
+        let mut seen = false;
+        for round in 0..6 {
+            for _ in 0..20 {
+                append_one(&log, 1, 5_000).await;
+            }
+            settle().await;
+            log.purge(log.end()).await.unwrap();
+            let crashed = disk.crash(round);
+            let is_recycled =
+                |name: &&String| name.ends_with(".spare") && SegmentHeader::parse(&crashed.content(path(name))).is_ok();
+            seen |= names(&crashed).iter().find(is_recycled).is_some();
+            let (reopened, recovered) = open_with(&crashed, 64 << 10, 0).await.unwrap();
+            assert_eq!((reopened.last(), recovered.indexes_rebuilt), (log.last(), 0));
+            assert!(!names(&crashed).iter().any(|name| name.ends_with(".index")), "{:?}", names(&crashed));
+        }
+        assert!(seen, "the test has seen a recycled file");
+    });
+}
+
+/// An index of the right size with a wrong place in it, of a segment that goes on, is built anew.
+#[test]
+fn index_with_a_wrong_place() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        for _ in 0..3 {
+            append_one(&log, 1, 5_000).await;
+        }
+        log.close().await.unwrap();
+        disk.flip_bit(path(INDEX), 8 + 5, 4);
+        let (log, recovered) = open_with(&disk, 64 << 10, 0).await.unwrap();
+        assert_eq!((recovered.clean, recovered.indexes_rebuilt), (true, 1));
+        let entries = read_all(&log, 1).await.unwrap();
+        assert!(entries.iter().all(|entry| entry.payload() == payload(entry.header.id.index.0, 1, 5_000)));
     });
 }
 
