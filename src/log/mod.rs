@@ -20,7 +20,8 @@
 //! Not done here: deciding what to truncate or purge (`raft`, `shard`).
 //!
 //! Files: `writer` (queue, device), `prepare` (segments made ahead), `seal`, `read`, `tail`, `change`
-//! (truncate, purge), `recovery`, `scan`, `state` (hard state, checkpoints), `verify`, `repair`.
+//! (truncate, purge), `recovery`, `scan`, `state` (hard state, checkpoints), `unreadable` (places that the device has lost),
+//! `verify`, `repair`.
 
 mod change;
 mod prepare;
@@ -34,6 +35,7 @@ mod state;
 mod tail;
 #[cfg(test)]
 mod tests;
+pub(crate) mod unreadable;
 pub mod verify;
 mod writer;
 

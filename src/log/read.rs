@@ -11,8 +11,9 @@ use bytes::Bytes;
 
 use super::{
     Inner, LogError, SegmentOf, io_error, point_after,
-    scan::{Found, Scan, continues},
+    scan::{Found, Scan, UNREADABLE, continues},
     segment::{Slots, View},
+    unreadable,
 };
 use crate::{
     env::{Disk, Env, File, Map, OpenMode},
@@ -198,7 +199,8 @@ impl<E: Env> Inner<E> {
         let corrupt = |position, what: String| LogError::Corrupt { file: path.clone(), position, what };
         let length = stop.checked_sub(start).filter(|length| *length > 0);
         let length = length.ok_or_else(|| corrupt(start, "the index is not in order".into()))?;
-        let chunk = file.read_at(start, length as usize).await.map_err(|error| io_error(&path, "read", &error))?;
+        let chunk = unreadable::read_at(&file, start, length as usize).await;
+        let chunk = chunk.map_err(|error| io_error(&path, "read", &error))?;
         let mut entries: Vec<StoredEntry> = Vec::with_capacity(count);
         for number in first..first + count {
             let at = position(number);
@@ -322,6 +324,9 @@ impl<E: Env> Inner<E> {
             match scan.next().await.map_err(|error| io_error(&path, "read", &error))? {
                 Found::Entry(_) => content.extend_from_slice(&slot.encode()),
                 Found::Bad(what) => return Err(LogError::Corrupt { file: path, position, what }),
+                Found::Unreadable => {
+                    return Err(LogError::Corrupt { file: path, position, what: UNREADABLE.to_owned() });
+                }
                 Found::Footer | Found::End => {
                     let what = format!("entry {} is missing", scan.point.next);
                     return Err(LogError::Corrupt { file: path, position, what });

@@ -6,7 +6,8 @@
 //! 3. All but the last: trusted if the footer continues to the next one; scanned otherwise, and then sealed.
 //! 4. The last: trusted if its footer is the last thing in the file; otherwise synced first (what is scanned
 //!    must not vanish later), then scanned. A bad entry with a proof behind it that it was durable is
-//!    corruption; without one it is a torn write that nobody was told of, and is cut.
+//!    corruption; without one it is a torn write that nobody was told of, and is cut. What the device cannot read is
+//!    corruption in any case.
 //!
 //! Nothing is changed before all of that is known to be right, except that files nobody needs are removed.
 
@@ -20,8 +21,9 @@ use std::{
 use super::{
     FileOf, Inner, LogError, LogOptions, Phase, Recovered, Segment, SegmentOf, State, Supply, Tail, TailBudget,
     io_error,
-    scan::{Found, Scan},
+    scan::{Found, Scan, UNREADABLE},
     segment::{Slots, parse_slots, store_path},
+    unreadable,
 };
 use crate::{
     budget::Use,
@@ -124,7 +126,7 @@ async fn hard_state<E: Env>(
         disk.write_file(&path, content.into()).await.map_err(|error| io_error(&path, "written", &error))?;
         return Ok(slot);
     }
-    let content = disk.read_file(&path).await.map_err(|error| io_error(&path, "read", &error))?;
+    let content = unreadable::read_file(disk, &path).await.map_err(|error| io_error(&path, "read", &error))?;
     let slot = newest_slot(&content, &path, Some(options.shard))?;
     if slot.shard != options.shard {
         return Err(of_another(&path, slot.shard, options.shard));
@@ -262,7 +264,7 @@ pub(super) fn live_and_purged(files: &[SegmentFile], start: Index) -> (Vec<&Segm
 pub(super) async fn read_header<D: Disk>(disk: &D, path: &Path) -> Result<Result<SegmentHeader, BlockError>, LogError> {
     let failed = |error: io::Error| io_error(path, "read", &error);
     let file = disk.open(path, OpenMode::Read).await.map_err(failed)?;
-    Ok(SegmentHeader::parse(&file.read_at(0, BLOCK_BYTES).await.map_err(failed)?))
+    Ok(SegmentHeader::parse(&unreadable::read_at(&file, 0, BLOCK_BYTES).await.map_err(failed)?))
 }
 
 /// The newest life that entries in a file are of; 0 without any.
@@ -312,7 +314,8 @@ pub(super) async fn read_footer<F: File>(
     if !position.is_multiple_of(BLOCK) {
         return Ok(None);
     }
-    let Ok(footer) = SegmentFooter::parse(&file.read_at(position, BLOCK_BYTES).await?) else { return Ok(None) };
+    let block = unreadable::read_at(file, position, BLOCK_BYTES).await?;
+    let Ok(footer) = SegmentFooter::parse(&block) else { return Ok(None) };
     let ours = footer.shard == header.shard
         && footer.sequence == header.sequence
         && footer.position == Position(position)
@@ -588,6 +591,10 @@ impl<E: Env> Recovery<'_, E> {
                     scanned.slots.push(Slot { offset: offset as u32, position: position as u32 });
                 }
                 Found::Footer | Found::End => break,
+                Found::Unreadable => {
+                    let what = UNREADABLE.to_owned();
+                    return Err(LogError::Corrupt { file: file.path.clone(), position, what });
+                }
                 Found::Bad(what) => {
                     scanned.bad = Some(what);
                     break;

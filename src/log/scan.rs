@@ -6,7 +6,7 @@ use std::io;
 
 use bytes::Bytes;
 
-use super::point_after;
+use super::{point_after, unreadable};
 use crate::{
     env::File,
     format::{
@@ -25,9 +25,14 @@ pub(super) enum Found {
     Footer,
     /// The file ends here.
     End,
+    /// Something that the device cannot read: whether it is an entry is not known.
+    Unreadable,
     /// Anything else; in words.
     Bad(String),
 }
+
+/// Why what is `Found::Unreadable` is no entry.
+pub(super) const UNREADABLE: &str = "the device cannot read what is there";
 
 /// A scan of one file.
 pub(super) struct Scan<'a, F> {
@@ -58,11 +63,13 @@ impl<'a, F: File> Scan<'a, F> {
         let block = self.bytes(BLOCK_BYTES).await?;
         let header = match EntryHeader::parse(&block) {
             Ok(header) => header,
+            Err(_) if unreadable::is_filler(&block) => return Ok(Found::Unreadable),
             Err(error) => return Ok(self.not_an_entry(&block, error)),
         };
         let bytes = self.bytes(header.padded_bytes()).await?;
         let entry = match StoredEntry::parse(&bytes) {
             Ok(entry) => entry,
+            Err(_) if bytes.chunks(BLOCK_BYTES).any(unreadable::is_filler) => return Ok(Found::Unreadable),
             Err(error) => return Ok(Found::Bad(error.to_string())),
         };
         if let Err(what) = continues(&entry.header, self.shard, self.sequence, &self.point) {
@@ -93,7 +100,7 @@ impl<'a, F: File> Scan<'a, F> {
         let inside = self.position.checked_sub(self.chunk_at).unwrap_or(u64::MAX);
         if inside.saturating_add(wanted as u64) > self.chunk.len() as u64 {
             let piece = (self.file_bytes - self.position).min(wanted.max(READ_BYTES) as u64);
-            self.chunk = self.file.read_at(self.position, piece as usize).await?;
+            self.chunk = unreadable::read_at(self.file, self.position, piece as usize).await?;
             self.chunk_at = self.position;
         }
         let start = (self.position - self.chunk_at) as usize;
@@ -107,7 +114,7 @@ impl<'a, F: File> Scan<'a, F> {
         let mut at = self.position;
         while at < self.file_bytes {
             let piece = (self.file_bytes - at).min(READ_BYTES as u64) as usize;
-            let chunk = self.file.read_at(at, piece).await?;
+            let chunk = unreadable::read_at(self.file, at, piece).await?;
             if chunk.is_empty() {
                 break;
             }

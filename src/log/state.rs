@@ -4,7 +4,7 @@ use std::{path::PathBuf, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 
-use super::{HardState, Inner, LogError, LogOptions, io_error, is_full, writer::Job};
+use super::{HardState, Inner, LogError, LogOptions, io_error, is_full, unreadable, writer::Job};
 use crate::{
     env::{Disk, Env, channel::oneshot},
     format::{
@@ -181,7 +181,7 @@ pub(super) async fn read_checkpoint<D: Disk>(
     index: Index,
 ) -> Result<Result<Bytes, String>, LogError> {
     let path = checkpoint_path(options, index);
-    let file = disk.read_file(&path).await.map_err(|error| io_error(&path, "read", &error))?;
+    let file = unreadable::read_file(disk, &path).await.map_err(|error| io_error(&path, "read", &error))?;
     Ok(match parse_checkpoint(&file) {
         Ok((shard, found, content)) if shard == options.shard && found == index => Ok(content),
         Ok((shard, found, _)) => Err(format!("it is the checkpoint of shard {shard} at entry {found}")),

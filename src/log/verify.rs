@@ -9,7 +9,8 @@ use super::{
         OF_ANOTHER_OWNER, SegmentFile, checkpoint_index, has_extension, live_and_purged, newest_slot, read_footer,
         read_header,
     },
-    scan::{Found, Scan},
+    scan::{Found, Scan, UNREADABLE},
+    unreadable,
 };
 use bytes::Bytes;
 
@@ -153,7 +154,7 @@ impl<D: Disk> Check<'_, D> {
     }
 
     async fn hard_state(&mut self, path: &Path) -> Result<(), LogError> {
-        let content = match self.disk.read_file(path).await {
+        let content = match unreadable::read_file(self.disk, path).await {
             Ok(content) => content,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 self.problem(path, 0, "it is missing; the vote in it is lost".into());
@@ -231,7 +232,7 @@ impl<D: Disk> Check<'_, D> {
     }
 
     async fn checkpoint(&mut self, path: &Path) -> Result<(), LogError> {
-        let content = self.disk.read_file(path).await.map_err(|error| io_error(path, "read", &error))?;
+        let content = unreadable::read_file(self.disk, path).await.map_err(|error| io_error(path, "read", &error))?;
         self.report.files += 1;
         self.report.bytes += content.len() as u64;
         match parse_checkpoint(&content) {
@@ -309,6 +310,10 @@ impl<D: Disk> Check<'_, D> {
                     self.keep(entry);
                 }
                 Found::Footer | Found::End => break,
+                Found::Unreadable => {
+                    bad = Some(UNREADABLE.to_owned());
+                    break;
+                }
                 Found::Bad(what) => {
                     bad = Some(what);
                     break;
@@ -328,6 +333,7 @@ impl<D: Disk> Check<'_, D> {
             };
             match durable {
                 Some(proof) => self.problem(&file.path, position, format!("{what}; but it was durable: {proof}")),
+                None if what == UNREADABLE => self.problem(&file.path, position, what),
                 None if !beyond.zero && next.is_none() => self.report.torn_tail = file.bytes - position,
                 None => {}
             }
@@ -370,7 +376,7 @@ impl<D: Disk> Check<'_, D> {
             self.problem(&file.path, file.bytes - BLOCK_BYTES as u64, "the footer speaks of another index".into());
         }
         let path = file.path.with_extension("index");
-        let content = match self.disk.read_file(&path).await {
+        let content = match unreadable::read_file(self.disk, &path).await {
             Ok(content) => content,
             // A cache: it is rebuilt.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),

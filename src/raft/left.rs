@@ -30,6 +30,7 @@ use crate::{
     log::{
         LogError, LogOptions, LogPoint, io_error,
         repair::{self, RepairError},
+        unreadable,
     },
 };
 
@@ -203,7 +204,7 @@ async fn is_new<D: Disk>(disk: &D, options: &LogOptions) -> Result<bool, LogErro
 /// that of a replica of which nothing is known.
 async fn read<D: Disk>(disk: &D, options: &LogOptions) -> Result<Option<Left>, LogError> {
     let path = left_path(&options.dir);
-    let content = match disk.read_file(&path).await {
+    let content = match unreadable::read_file(disk, &path).await {
         Ok(content) => content,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io_error(&path, "read", &error)),

@@ -292,6 +292,15 @@ impl SimDisk {
         self.device.names.borrow_mut().remove(path.as_ref());
     }
 
+    /// The block with this byte of a file cannot be read any more, whatever is written there.
+    ///
+    /// # Panics
+    /// When the file is not there.
+    pub fn lose_block(&self, path: impl AsRef<Path>, position: u64) {
+        let node = self.device.node(path.as_ref()).expect("the test knows its files");
+        node.borrow_mut().lose_block(position / BLOCK_BYTES as u64);
+    }
+
     /// Flips one bit of a file, as a dying device does.
     ///
     /// # Panics
@@ -350,6 +359,16 @@ impl Device {
             Entry::Dir => None,
         });
         files.sum()
+    }
+
+    /// `EIO` for a block that cannot be read any more.
+    fn check_readable(&self, node: &RefCell<Node>, position: u64, bytes: usize) -> io::Result<()> {
+        let node = node.borrow();
+        if !node.is_lost(position, bytes) {
+            return Ok(());
+        }
+        self.count_fault(DiskFault::LostBlock, Operation::Read, &node.path);
+        DiskFault::LostBlock.error().map_or(Ok(()), Err)
     }
 
     /// `ENOSPC` unless the node may grow to `end`.
@@ -471,6 +490,7 @@ impl Disk for SimDisk {
         self.device.begin(Operation::Read, path).await?;
         let node = self.device.node(path)?;
         let content = node.borrow().current.all();
+        self.device.check_readable(&node, 0, content.len())?;
         self.device.note_read(&node, 0, content.len());
         Ok(content)
     }
@@ -600,6 +620,7 @@ impl SimFile {
 impl File for SimFile {
     async fn read_at(&self, position: u64, bytes: usize) -> io::Result<Bytes> {
         self.device.begin_file(Operation::Read, self).await?;
+        self.device.check_readable(&self.node, position, bytes)?;
         self.device.note_read(&self.node, position, bytes);
         Ok(self.node.borrow().current.read(position, bytes))
     }

@@ -15,7 +15,7 @@ use crate::{
     },
     ids::{LogId, Offset},
     limits::{BLOCK_BYTES, READ_BYTES},
-    log::{LogOptions, io_error, recovery::checkpoint_index},
+    log::{LogOptions, io_error, recovery::checkpoint_index, unreadable},
 };
 
 /// What was done.
@@ -108,7 +108,7 @@ async fn keep_copy<D: Disk>(disk: &D, path: &Path) -> Result<PathBuf, RepairErro
     let bytes = from.bytes().await.map_err(|error| failed(path, "read", &error))?;
     let mut at = 0;
     while at < bytes {
-        let piece = from.read_at(at, READ_BYTES).await.map_err(|error| failed(path, "read", &error))?;
+        let piece = unreadable::read_at(&from, at, READ_BYTES).await.map_err(|error| failed(path, "read", &error))?;
         if piece.is_empty() {
             break;
         }

@@ -12,7 +12,7 @@ use crate::{
     limits::BLOCK_BYTES,
     log::{
         LogOptions, io_error,
-        scan::{Found, Scan, continues},
+        scan::{Found, Scan, UNREADABLE, continues},
     },
 };
 
@@ -153,6 +153,10 @@ pub(super) async fn copy<D: Disk>(
         match scan.next().await.map_err(failed("read"))? {
             Found::Entry(entry) => writer.add(&entry).await?,
             Found::Bad(what) => return Err(RepairError::hopeless(path.clone(), at, what)),
+            // Another survey will find it.
+            Found::Unreadable => {
+                return Err(RepairError::Disk(io_error(path, "read", &std::io::Error::other(UNREADABLE))));
+            }
             Found::Footer | Found::End => {
                 return Err(RepairError::hopeless(path.clone(), at, "it has become shorter".into()));
             }

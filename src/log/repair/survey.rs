@@ -23,6 +23,7 @@ use crate::{
         },
         scan::{Found, Scan, continues},
         segment::store_path,
+        unreadable,
     },
 };
 
@@ -67,7 +68,7 @@ pub async fn survey<D: Disk>(disk: &D, options: &LogOptions, flushed: Option<Log
 /// The hard state, which must be whole.
 pub(super) async fn hard_state<D: Disk>(disk: &D, options: &LogOptions) -> Result<HardStateSlot, RepairError> {
     let path = options.dir.join("hard_state");
-    let content = match disk.read_file(&path).await {
+    let content = match unreadable::read_file(disk, &path).await {
         Ok(content) => content,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(RepairError::hopeless(path, 0, "it is missing; the vote in it is lost".into()));
@@ -239,6 +240,8 @@ pub(super) async fn content<D: Disk>(disk: &D, file: &SegmentFile, shard: ShardU
                     break;
                 }
                 Found::End => break,
+                // As recovery: no torn write.
+                Found::Unreadable => found.durable_end = found.durable_end.max(scan.point.next.next()),
                 Found::Bad(_) if !was_bad => {
                     // What recovery takes for damage is damage here.
                     if scan.look_beyond().await.map_err(failed)?.proof.is_some() {

@@ -101,6 +101,34 @@ fn every_bit_flip() {
     });
 }
 
+/// A block that the device cannot read is damage of what is there, also at the end of the log: no torn write. Of the hard state
+/// there is another copy.
+#[test]
+fn unreadable_blocks() {
+    block_on(async {
+        let good = crashed(3).await;
+        for number in 0..3 {
+            for block in [0, BLOCK_BYTES as u64] {
+                let disk = copy(&good);
+                disk.lose_block(path(STORE), entry_at(number) + block);
+                assert_eq!(outcome(&disk).await, Err((STORE.into(), entry_at(number))), "entry {number}");
+            }
+        }
+        let disk = copy(&good);
+        let log = open_with(&disk, 64 << 10, 0).await.unwrap().0;
+        let vote = Some(Vote { term: Term(7), node: NodeId(2), committed: false });
+        log.save_hard_state(HardState { vote, committed: None }).await.unwrap();
+        for slot in 0..2 {
+            let disk = copy(&disk);
+            disk.lose_block(path("hard_state"), slot * BLOCK_BYTES as u64);
+            assert_eq!(open(&disk).await.hard_state().vote, vote);
+        }
+        disk.lose_block(path(STORE), entry_at(1));
+        assert_eq!(log.read(Index(0), Index(1), 1).await.unwrap().len(), 1);
+        assert!(matches!(log.read(Index(1), Index(2), 1).await, Err(LogError::Corrupt { .. })), "an open log");
+    });
+}
+
 async fn until_marked(log: &TestLog) {
     while log.inner.state.borrow().hard.flushed != log.last() {
         tokio::time::sleep(Duration::from_millis(5)).await;

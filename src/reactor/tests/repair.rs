@@ -99,6 +99,24 @@ fn one_of_three() {
     });
 }
 
+/// A place that the device cannot read any more is mended like wrong bytes, elsewhere: it stays bad.
+#[test]
+fn unreadable_blocks() {
+    block_on(async {
+        for leads in [false, true] {
+            let mut worlds = three(20).await;
+            let place = worlds.iter().position(|world| world.leads() == leads).unwrap();
+            let disk = crash(&worlds, place);
+            disk.lose_block(STORE, 8 * BLOCK_BYTES as u64);
+            restart(&mut worlds, place, disk).await.unwrap_err();
+            agree(&worlds, 20).await;
+            let disk = crash(&worlds, place);
+            restart(&mut worlds, place, disk).await.unwrap();
+            agree(&worlds, 20).await;
+        }
+    });
+}
+
 /// One loses all entries of its only segment, and nothing there says which they were: it gets what the others know to be
 /// committed.
 #[test]

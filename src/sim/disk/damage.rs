@@ -51,7 +51,7 @@ impl SimDisk {
     /// place of these files.
     ///
     /// # Panics
-    /// For other faults than bit flip, zeroed block, stale block and misdirected write.
+    /// For other faults than bit flip, zeroed block, stale block, misdirected write and unreadable block.
     pub fn damage_at_rest(&self, fault: DiskFault, chosen: impl Fn(&Path) -> bool, dice: &Cell<u64>) -> Option<Damage> {
         let mut places = Vec::new();
         for (path, entry) in self.device.names.borrow().iter() {
@@ -70,6 +70,12 @@ impl SimDisk {
             }
         }
         let (path, node, number) = draw(&places, dice)?;
+        if fault == DiskFault::LostBlock {
+            node.borrow_mut().lose_block(*number);
+            let damage = Damage { fault, path: path.clone(), position: number * BLOCK };
+            self.device.note(&damage.to_string());
+            return Some(damage);
+        }
         let old = node.borrow().current.block(*number).cloned()?;
         let mut within = 0;
         let new = match fault {

@@ -11,7 +11,7 @@ const MILLION: u64 = 1_000_000;
 /// The number of Linux for an input/output error.
 const EIO: i32 = 5;
 
-/// Something that a device does. All but the last four are planted with `SimDisk::plant_fault`.
+/// Something that a device does. All but the last five are planted with `SimDisk::plant_fault`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DiskFault {
     /// EIO on a write that is not durable by itself; nothing is written.
@@ -34,6 +34,8 @@ pub enum DiskFault {
     StaleBlock,
     /// What is written comes to another place, of this file or of one of its kind; its own shows what was there before.
     Misdirected,
+    /// A block at rest cannot be read any more (EIO), and stays so when it is written: a file made anew lies elsewhere.
+    LostBlock,
     /// An operation in the time of `set_slow`.
     Slow,
     /// An operation that stalls (`DiskTimes`).
@@ -72,6 +74,7 @@ impl DiskFault {
             DiskFault::ZeroedBlock => "zeroed block",
             DiskFault::StaleBlock => "stale block",
             DiskFault::Misdirected => "misdirected write",
+            DiskFault::LostBlock => "unreadable block",
             DiskFault::Slow => "slow device",
             DiskFault::Stall => "stall",
             DiskFault::Misordered => "misordered completion",
@@ -91,16 +94,20 @@ impl DiskFault {
             | DiskFault::ZeroedBlock
             | DiskFault::StaleBlock
             | DiskFault::Misdirected => matches!(operation, Operation::Write | Operation::AppendDurable),
-            DiskFault::Slow | DiskFault::Stall | DiskFault::Misordered | DiskFault::Torn => false,
+            DiskFault::LostBlock | DiskFault::Slow | DiskFault::Stall | DiskFault::Misordered | DiskFault::Torn => {
+                false
+            }
         }
     }
 
     /// The error that the caller gets; `None`: the operation goes on.
     pub(super) fn error(self) -> Option<io::Error> {
         match self {
-            DiskFault::ErrorWrite | DiskFault::ErrorAppend | DiskFault::ErrorSync | DiskFault::ErrorRead => {
-                Some(io::Error::from_raw_os_error(EIO))
-            }
+            DiskFault::ErrorWrite
+            | DiskFault::ErrorAppend
+            | DiskFault::ErrorSync
+            | DiskFault::ErrorRead
+            | DiskFault::LostBlock => Some(io::Error::from_raw_os_error(EIO)),
             DiskFault::Full => Some(io::ErrorKind::StorageFull.into()),
             _ => None,
         }

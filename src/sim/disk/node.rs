@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::Range,
     path::PathBuf,
     rc::Rc,
@@ -26,6 +26,8 @@ pub(super) struct Node {
     before: BTreeMap<u64, Bytes>,
     /// Blocks that do not hold what was written last, and why.
     damaged: BTreeMap<u64, DiskFault>,
+    /// Blocks that cannot be read, whatever is written there.
+    lost: BTreeSet<u64>,
     pending: Vec<Change>,
     last_id: u64,
 }
@@ -78,6 +80,8 @@ impl Node {
     /// Sets the size: it is seen, and not durable.
     pub(super) fn truncate(&mut self, bytes: u64) {
         self.current.resize(bytes);
+        // Those are the file system's again.
+        self.lost.retain(|number| number * (BLOCK_BYTES as u64) < bytes);
         let id = self.change(ChangeKind::Truncate { bytes });
         self.finish(&[id]);
     }
@@ -157,6 +161,7 @@ impl Node {
             durable: bytes,
             before: self.before.clone(),
             damaged: self.damaged.clone(),
+            lost: self.lost.clone(),
             ..Node::default()
         };
         (node, lost)
@@ -175,6 +180,16 @@ impl Node {
         for number in numbers(position, bytes) {
             self.damaged.insert(number, fault);
         }
+    }
+
+    /// This block cannot be read any more.
+    pub(super) fn lose_block(&mut self, number: u64) {
+        self.lost.insert(number);
+    }
+
+    /// Whether one of the blocks that have a part of this cannot be read.
+    pub(super) fn is_lost(&self, position: u64, bytes: usize) -> bool {
+        !self.lost.is_empty() && self.lost.range(numbers(position, bytes)).next().is_some()
     }
 
     /// Why these bytes are not what they should be, once for each block.

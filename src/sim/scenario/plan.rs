@@ -314,11 +314,12 @@ fn damage(dice: &Cell<u64>) -> Action {
     let (who, seed) = (who(dice), random(dice));
     let wrong = [DiskFault::BitFlip, DiskFault::ZeroedBlock, DiskFault::StaleBlock, DiskFault::Misdirected];
     let fault = wrong[(random(dice) % 4) as usize];
+    let at_rest = if random(dice).is_multiple_of(4) { DiskFault::LostBlock } else { fault };
     let down_ms = between(dice, 5, 4_000);
     match random(dice) % 10 {
         0..=3 => {
             let down_ms = random(dice).is_multiple_of(2).then_some(down_ms);
-            Action::Rot { who, fault, blocks: 1 + between(dice, 0, 9), down_ms, seed }
+            Action::Rot { who, fault: at_rest, blocks: 1 + between(dice, 0, 9), down_ms, seed }
         }
         4 | 5 => {
             let file = [".store", ".store", ".index", "hard_state"][(random(dice) % 4) as usize];
