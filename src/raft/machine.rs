@@ -136,15 +136,7 @@ impl<M: Machine> Shared<M> {
 
     /// Where the log goes on after `id`, if the machine or the snapshot is exactly there.
     pub fn point_after(&self, id: LogId) -> Option<LogPoint> {
-        let place = |position: &Position| {
-            (position.applied == Some(id)).then_some(LogPoint {
-                next: id.index.next(),
-                term: id.term,
-                offset: position.next_offset,
-                chain: position.chain,
-                timestamp_max_us: position.timestamp_max_us,
-            })
-        };
+        let place = |position: &Position| position.point().filter(|_| position.applied == Some(id));
         let snapshot = self.snapshot.borrow();
         place(&self.position.borrow()).or_else(|| snapshot.as_ref().and_then(|snapshot| place(&snapshot.position)))
     }
@@ -217,6 +209,12 @@ impl<M: Machine> Shared<M> {
         Some(Checkpoint { position, bytes })
     }
 
+    /// The present state as a checkpoint, and the entry that it follows.
+    pub fn present(&self) -> Option<(Index, Bytes)> {
+        let checkpoint = self.checkpoint()?;
+        Some((checkpoint.position.applied?.index, checkpoint.bytes))
+    }
+
     fn install(&self, checkpoint: &Checkpoint) -> Result<(), String> {
         let decoded = v1::Checkpoint::decode(checkpoint.bytes.clone()).map_err(|error| error.to_string())?;
         self.machine.borrow_mut().restore(&decoded.machine)?;
@@ -282,6 +280,17 @@ impl Position {
         self.next_offset = header.end_offset();
         self.chain = header.chain;
         self.timestamp_max_us = header.timestamp_max_us;
+    }
+
+    /// Where the log goes on; `None` before the first entry.
+    fn point(&self) -> Option<LogPoint> {
+        self.applied.map(|id| LogPoint {
+            next: id.index.next(),
+            term: id.term,
+            offset: self.next_offset,
+            chain: self.chain,
+            timestamp_max_us: self.timestamp_max_us,
+        })
     }
 
     fn encode(&self, machine: Bytes) -> Bytes {
@@ -351,13 +360,12 @@ fn not_usable<E: Env>(log: &Log<E>, index: Index, what: String) -> LogError {
     LogError::Foreign { file: log.checkpoint_path(index), what }
 }
 
-/// The entry that a checkpoint follows, and the chain hash there.
+/// Where a log goes on after a checkpoint.
 ///
 /// # Errors
 /// In words, when it is none.
-pub fn place_of(checkpoint: &Bytes) -> Result<(LogId, u64), String> {
-    let position = Checkpoint::decode(checkpoint.clone())?.position;
-    Ok((position.applied.ok_or("a checkpoint names its entry")?, position.chain))
+pub fn place_of(checkpoint: &Bytes) -> Result<LogPoint, String> {
+    Ok(Checkpoint::decode(checkpoint.clone())?.position.point().ok_or("a checkpoint names its entry")?)
 }
 
 fn is_flushed<E: Env>(log: &Log<E>, id: LogId) -> bool {

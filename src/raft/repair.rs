@@ -22,8 +22,8 @@ use crate::{
     log::{
         LogOptions, LogPoint,
         repair::{
-            Mended, RepairError, Sent, Survey, keep_checkpoint, mend, missing_checkpoint, salvage, salvage_checkpoint,
-            survey,
+            Mended, RepairError, Sent, Survey, begin_at, keep_checkpoint, mend, missing_checkpoint, salvage,
+            salvage_checkpoint, survey,
         },
     },
     peer::{
@@ -60,7 +60,7 @@ impl<E: Env> Repair<E> {
     /// Looks for what is missing, once, and gets it from these nodes. The group can be opened when it returns `Ok`.
     ///
     /// # Errors
-    /// `Unfilled`: trying again may help. `Hopeless`, `Disk`.
+    /// `Unfilled`, `Stateless`: trying again may help. `Hopeless`, `Disk`.
     pub async fn attempt(&mut self, others: &[NodeId]) -> Result<Mended, RepairError> {
         let survey = match self.survey.take() {
             Some(survey) => survey,
@@ -71,7 +71,7 @@ impl<E: Env> Repair<E> {
         let result = async {
             mend(&self.disk, &self.options, &survey, others, fetch, &mut mended).await?;
             if let Some(wanted) = missing_checkpoint(&self.disk, &self.options, &survey).await? {
-                mended.from.insert(self.get_checkpoint(others, wanted, survey.start()).await?);
+                mended.from.insert(self.get_checkpoint(others, wanted, &survey).await?);
                 mended.checkpoints += 1;
             }
             Ok(())
@@ -84,50 +84,51 @@ impl<E: Env> Repair<E> {
         result.map(|()| mended)
     }
 
-    /// Gets a checkpoint that fits this log from one of these nodes; from which.
+    /// Gets a checkpoint that fits this log from one of these nodes; from which. When all of this log is below it, the log goes
+    /// on there, as after a snapshot.
     async fn get_checkpoint(
         &self,
         others: &[NodeId],
         wanted: Range<Index>,
-        start: LogPoint,
+        survey: &Survey,
     ) -> Result<NodeId, RepairError> {
         let mut reasons = Vec::new();
         for node in others {
-            let fetched = match self.fetch_checkpoint(*node, &wanted).await {
-                Ok(fetched) if self.fits(&fetched, &wanted, &start).await? => fetched,
-                Ok((index, _)) => {
-                    reasons.push(format!("node {node}: its checkpoint at entry {index} is of another history"));
-                    continue;
-                }
+            let (index, content) = match self.fetch_checkpoint(*node, &wanted).await {
+                Ok(fetched) => fetched,
                 Err(cause) => {
                     reasons.push(format!("node {node}: {cause}"));
                     continue;
                 }
             };
-            keep_checkpoint(&self.disk, &self.options, fetched.0, &fetched.1).await?;
-            return Ok(*node);
+            let place = place_of(&content).ok().filter(|place| place.next == index.next() && index >= wanted.start);
+            let is_beyond = index >= wanted.end;
+            match place {
+                Some(place) if is_beyond || self.goes_on_at(&place, survey).await? => {
+                    keep_checkpoint(&self.disk, &self.options, index, &content).await?;
+                    if is_beyond {
+                        begin_at(&self.disk, &self.options, survey, place).await?;
+                    }
+                    return Ok(*node);
+                }
+                Some(_) | None => {
+                    reasons.push(format!("node {node}: its checkpoint at entry {index} is of another history"));
+                }
+            }
         }
         let reasons = if reasons.is_empty() { "there is none".to_owned() } else { reasons.join("; ") };
         Err(RepairError::Stateless { from: wanted.start, end: wanted.end, reasons })
     }
 
-    /// Whether a checkpoint is of the state after an entry of this log, which is whole.
-    async fn fits(
-        &self,
-        (index, content): &(Index, Bytes),
-        wanted: &Range<Index>,
-        start: &LogPoint,
-    ) -> Result<bool, RepairError> {
-        let Ok((id, chain)) = place_of(content) else { return Ok(false) };
-        if id.index != *index || !wanted.contains(index) {
-            return Ok(false);
+    /// Whether this log, which is whole, stands there.
+    async fn goes_on_at(&self, place: &LogPoint, survey: &Survey) -> Result<bool, RepairError> {
+        let Some(id) = place.last() else { return Ok(false) };
+        if place.next == survey.start().next {
+            return Ok(place.last() == survey.start().last() && place.chain == survey.start().chain);
         }
-        if index.next() == start.next {
-            return Ok(Some(id) == start.last() && chain == start.chain);
-        }
-        let entries = salvage(&self.disk, &self.options, *index, index.next(), 0).await?;
+        let entries = salvage(&self.disk, &self.options, id.index, place.next, 0).await?;
         let header = entries.first().and_then(|bytes| EntryHeader::parse(bytes).ok());
-        Ok(header.is_some_and(|header| header.id == id && header.chain == chain))
+        Ok(header.is_some_and(|header| header.id == id && header.chain == place.chain))
     }
 
     async fn fetch_checkpoint(&self, node: NodeId, wanted: &Range<Index>) -> Result<(Index, Bytes), String> {
@@ -260,7 +261,12 @@ impl<E: Env, M: Machine> Group<E, M> {
             }
             Some(Asked::Checkpoint(from, end)) => {
                 let newest = Index(end.0.saturating_sub(1));
-                checkpoint_answer(log.load_checkpoint(newest).await.map_err(|error| error.to_string()), from)
+                let kept = match log.load_checkpoint(newest).await {
+                    Ok(Some(kept)) if kept.0 >= from => Some(kept),
+                    // Committed, whatever is kept: who asks may go on there.
+                    Ok(_) | Err(_) => self.inner.shared.present(),
+                };
+                checkpoint_answer(Ok(kept), from)
             }
         };
         give(self.inner.network.group(), answer, stream).await;

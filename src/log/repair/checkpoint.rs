@@ -7,10 +7,10 @@ use bytes::Bytes;
 use super::{RepairError, Survey, survey::names};
 use crate::{
     env::Disk,
-    format::state_files::encode_checkpoint,
+    format::state_files::{HardStateSlot, encode_checkpoint},
     ids::Index,
     log::{
-        LogOptions, io_error,
+        LogOptions, LogPoint, io_error,
         recovery::checkpoint_index,
         state::{checkpoint_path, read_checkpoint},
     },
@@ -68,4 +68,20 @@ pub async fn keep_checkpoint<D: Disk>(
     let path = checkpoint_path(options, index);
     let written = disk.write_file(&path, encode_checkpoint(options.shard, index, content)).await;
     written.map_err(|error| RepairError::Disk(io_error(&path, "written", &error)))
+}
+
+/// Lets a log of which all is below `start` begin there; a checkpoint of the state there is kept already.
+///
+/// # Errors
+/// `Disk`.
+pub async fn begin_at<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    survey: &Survey,
+    start: LogPoint,
+) -> Result<(), RepairError> {
+    assert!(survey.last().is_none_or(|last| last.index < start.next), "what is there is covered by the checkpoint");
+    let both = HardStateSlot { start, ..survey.hard }.encode_both();
+    let path = options.dir.join("hard_state");
+    disk.write_file(&path, both).await.map_err(|error| RepairError::Disk(io_error(&path, "written", &error)))
 }

@@ -32,7 +32,7 @@ mod survey;
 use std::path::PathBuf;
 
 pub use self::{
-    checkpoint::{keep_checkpoint, missing_checkpoint, salvage_checkpoint},
+    checkpoint::{begin_at, keep_checkpoint, missing_checkpoint, salvage_checkpoint},
     cut::{Cut, cut},
     mend::{Mended, Sent, mend},
     salvage::salvage,

@@ -184,6 +184,32 @@ fn needed_checkpoint() {
         assert_eq!((mended.segments, mended.checkpoints), (0, 1));
         cluster.start(victim, None).await;
         cluster.agree(&[1, 2, 3]).await;
+
+        // While it is down the others forget all up to a state that it has not seen: it goes on there.
+        let end = cluster.group(victim).log().last().unwrap().index;
+        cluster.crash(victim);
+        cluster.note(victim, false);
+        let others: Vec<_> = others.iter().map(|node| node.0).collect();
+        for other in &others {
+            let log = cluster.group(*other).log();
+            while log.checkpoints().iter().filter(|index| **index > end).count() < 2 {
+                cluster.produce(&others, 5, 60_000).await;
+            }
+            let newest = *log.checkpoints().last().unwrap();
+            guard("a purge", cluster.group(*other).purge_to(newest)).await.unwrap();
+        }
+        // Also those that were removed, and that the crash has brought back.
+        for path in cluster.disk(victim).paths() {
+            if path.extension().is_some_and(|extension| extension == "checkpoint") {
+                cluster.disk(victim).set_content(&path, vec![0; 200]);
+            }
+        }
+        let others: Vec<_> = others.into_iter().map(NodeId).collect();
+        let mended = cluster.mend(victim, &others).await.unwrap();
+        assert_eq!((mended.segments, mended.checkpoints), (0, 1));
+        cluster.start(victim, None).await;
+        assert!(cluster.group(victim).log().first_index() > end, "it begins behind what it had");
+        cluster.agree(&[1, 2, 3]).await;
         cluster.end().await;
     });
 }
