@@ -44,8 +44,10 @@ const REASONS: &[&str] = &[
     "NODE_REMOVED",
     "NOT_IMPLEMENTED",
     "NOT_LEADER",
+    "NOT_TAKEN_OVER",
     "NO_LEADER",
     "NO_REPLICA",
+    "NO_SUCCESSOR",
     "OFFSET_MISMATCH",
     "OFFSET_OUT_OF_RANGE",
     "OTHER_DATA_DIRECTORY",
@@ -98,6 +100,7 @@ fn leader_of(error: &ReactorError) -> Option<NodeId> {
             ShardError::Busy { .. }
             | ShardError::NoMemory
             | ShardError::DiskBehind { .. }
+            | ShardError::NotTransferred(_)
             | ShardError::Deadline
             | ShardError::OffsetMismatch { .. }
             | ShardError::OutOfRange { .. }

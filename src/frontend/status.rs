@@ -11,7 +11,7 @@ use crate::{
     format::records::RecordsError,
     limits,
     log::LogError,
-    raft::GroupError,
+    raft::{GroupError, TransferError},
     reactor::{ReactorError, control::ControlError},
     shard::ShardError,
 };
@@ -173,6 +173,12 @@ impl From<ShardError> for CallError {
             ShardError::Busy { what: _ } => CallError::retry(Code::ResourceExhausted, "SHARD_BUSY", message),
             // With one copy the leader is this node, between two terms; with more, only other nodes hear this.
             ShardError::NotLeader { leader: _ } => CallError::retry(Code::Unavailable, "NOT_LEADER", message),
+            ShardError::NotTransferred(TransferError::NoSuccessor { cause: _ }) => {
+                CallError::new(Code::FailedPrecondition, "NO_SUCCESSOR", message)
+            }
+            ShardError::NotTransferred(TransferError::NotTakenOver { to: _, cause: _, leader: _ }) => {
+                CallError::retry(Code::Unavailable, "NOT_TAKEN_OVER", message)
+            }
             ShardError::Deposed { leader: _ } => {
                 CallError::retry(Code::Unavailable, "LEADER_CHANGED", message).maybe_written(true)
             }
@@ -246,6 +252,7 @@ impl From<ReactorError> for CallError {
                 | ShardError::NoMemory
                 | ShardError::DiskBehind { .. }
                 | ShardError::NotLeader { .. }
+                | ShardError::NotTransferred(_)
                 | ShardError::Deposed { .. }
                 | ShardError::Deadline
                 | ShardError::OffsetMismatch { .. }
@@ -399,6 +406,10 @@ mod tests {
         assert!(behind.to_string().contains("the disk of node 3 does not keep up"));
         assert_eq!(row(behind), ("RESOURCE_EXHAUSTED", "DISK_BEHIND", true, true));
         assert_eq!(row(ShardError::NotLeader { leader: None }), ("UNAVAILABLE", "NOT_LEADER", true, true));
+        let none = TransferError::NoSuccessor { cause: "x".into() };
+        assert_eq!(row(ShardError::NotTransferred(none)), ("FAILED_PRECONDITION", "NO_SUCCESSOR", true, false));
+        let late = TransferError::NotTakenOver { to: crate::ids::NodeId(2), cause: "x".into(), leader: crate::ids::NodeId(1) };
+        assert_eq!(row(ShardError::NotTransferred(late)), ("UNAVAILABLE", "NOT_TAKEN_OVER", true, true));
         assert_eq!(row(ShardError::Deadline), ("DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT", true, false));
         assert_eq!(row(ShardError::OffsetMismatch { expected, actual }), ("FAILED_PRECONDITION", "OFFSET_MISMATCH", true, false));
         assert_eq!(row(far), ("OUT_OF_RANGE", "OFFSET_OUT_OF_RANGE", true, false));

@@ -63,7 +63,7 @@ use self::{
     timing::{random_below, with_jitter},
     types::{Node, TypeConfig},
 };
-pub use self::{serve::group_of, timing::Timing};
+pub use self::{serve::group_of, timing::Timing, transfer::TransferError};
 use crate::{
     budget::{Class, Use},
     env::{self, Env, buffer::Buffer, channel},

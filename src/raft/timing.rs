@@ -40,6 +40,11 @@ impl Timing {
         Duration::from_millis(self.election_ms_max)
     }
 
+    /// For how long a leader refuses proposals at most, so that another one can take over: 500 ms, a healthy one needs a few.
+    pub(super) fn hold(self) -> Duration {
+        self.election_min() / 5
+    }
+
     /// Between two attempts to replace a leader that is gone: 100 ms.
     pub(super) fn retry(self) -> Duration {
         self.election_min() / 25

@@ -305,7 +305,7 @@ impl<E: Env> Reactor<E> {
     /// Has another replica lead instead of this one.
     ///
     /// # Errors
-    /// `NotLeader`: this one does not lead; or, without a leader in it, nobody could take over in time.
+    /// `NotLeader`: this one does not lead. `NotTransferred`: it leads on.
     pub async fn move_leader(&self, uid: ShardUid, to: Option<NodeId>, within: Duration) -> Result<(), ReactorError> {
         let shard = self.serving(uid)?;
         if !shard.leads() {

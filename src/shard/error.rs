@@ -6,7 +6,7 @@ use crate::{
     ids::{NodeId, Offset},
     log::LogError,
     proto::ringlog::state::v1::PeerRefusal,
-    raft::GroupError,
+    raft::{GroupError, TransferError},
 };
 
 /// Why a shard refuses.
@@ -59,6 +59,9 @@ pub enum ShardError {
         /// First not committed.
         high_watermark: Offset,
     },
+    /// Another replica was to lead, and does not.
+    #[error(transparent)]
+    NotTransferred(#[from] TransferError),
     /// The leader changed while the record was on its way: it may still appear.
     #[error("the shard's leader changed, or lost its majority, before the record was committed: it may still appear")]
     Deposed {

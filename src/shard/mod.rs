@@ -312,7 +312,7 @@ impl<E: Env> Shard<E> {
     /// Has another replica lead; see `Group::transfer`.
     ///
     /// # Errors
-    /// `NotLeader` when nobody could take over in time.
+    /// `NotTransferred`: this replica leads on.
     pub async fn transfer(&self, to: Option<NodeId>, within: Duration) -> Result<(), ShardError> {
         Ok(self.inner.group.transfer(to, within).await?)
     }

@@ -1,5 +1,7 @@
 //! A Raft group of three nodes in virtual time: what is acknowledged outlives a leader, and the seed decides everything.
 
+mod transfer;
+
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},

@@ -5,10 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{
-    Control, ControlError, NOT_LEADER, join::NewToken, propose::control_frame, propose::refused_there,
-    propose::reply_of,
-};
+use super::{Control, ControlError, NOT_LEADER, join::NewToken, propose::control_frame, propose::reply_of};
 use crate::{
     catalog::{AddJoinToken, Catalog, NodeState, SetNodeState},
     env::{self, Env, net::Priority},
@@ -24,6 +21,7 @@ use crate::{
         mailbox::{AdminAnswer, AdminCall, ClusterMembers, Request},
         topics::ShardPlace,
     },
+    shard::ShardError,
 };
 
 /// How long a transfer of leadership may take.
@@ -200,7 +198,10 @@ impl<E: Env> Control<E> {
             // Who it is without a wish is known when it has won.
             control_reply::Reply::Done(_) => Ok(to.unwrap_or(NodeId(0))),
             control_reply::Reply::Refused(refused) if refused.reason == NOT_LEADER => Err(again(refused.message)),
-            control_reply::Reply::Refused(refused) => Err(refused_there(refused)),
+            // In its own words: nobody else can do it.
+            control_reply::Reply::Refused(refused) => {
+                Err(ReactorError::from(ShardError::Elsewhere(Box::new(refused))).into())
+            }
             other => Err(again(format!("node {node} gave another answer: {other:?}"))),
         }
     }
@@ -213,6 +214,7 @@ impl<E: Env> Control<E> {
         self.inner.reactor.node().send(place.reactor, request)?;
         match answer.await.unwrap_or(Err(ReactorError::Stopped { maybe_written: false })) {
             Ok(()) => Ok(to.unwrap_or(NodeId(0))),
+            Err(ReactorError::Shard(error @ ShardError::NotTransferred(_))) => Err(ReactorError::from(error).into()),
             Err(error) => Err(again(error.to_string())),
         }
     }

@@ -39,6 +39,9 @@ const CHANGE_MAX: Duration = Duration::from_secs(2);
 /// How long a shard stays where it is after a change of leaders: after an election the old leader may still be catching up.
 const SETTLE: Duration = Duration::from_secs(3);
 
+/// How long a shard stays where it is after its preferred leader has not taken over: each try costs its producers a moment.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
+
 /// Longest wait for a preferred leader to take over.
 const TRANSFER_MAX: Duration = Duration::from_secs(2);
 
@@ -46,6 +49,8 @@ const TRANSFER_MAX: Duration = Duration::from_secs(2);
 pub async fn look_after<E: Env>(reactor: Rc<Reactor<E>>) {
     let busy: Rc<RefCell<BTreeSet<ShardUid>>> = Rc::default();
     let mut led: BTreeMap<ShardUid, u64> = BTreeMap::new();
+    // Shards whose preferred leader has not taken over, and until when it is not asked again.
+    let refused: Rc<RefCell<BTreeMap<ShardUid, u64>>> = Rc::default();
     while reactor.node().phase() < Phase::Leaving {
         env::sleep::<E>(LOOK_INTERVAL).await;
         let now_us = E::monotonic_us();
@@ -62,18 +67,23 @@ pub async fn look_after<E: Env>(reactor: Rc<Reactor<E>>) {
                 if busy.borrow().len() >= CHANGES_AT_ONCE || busy.borrow().contains(&place.uid) {
                     continue;
                 }
-                let settled = now_us.saturating_sub(since_us) > SETTLE.as_micros() as u64;
+                let again_us = refused.borrow().get(&place.uid).copied().unwrap_or(0);
+                let settled = now_us.saturating_sub(since_us) > SETTLE.as_micros() as u64 && now_us >= again_us;
                 if !is_due(&reactor, &shard, replicas, settled) {
                     continue;
                 }
                 busy.borrow_mut().insert(place.uid);
                 let (reactor, busy, uid, replicas) = (reactor.clone(), busy.clone(), place.uid, replicas.clone());
+                let refused = Rc::clone(&refused);
                 env::spawn::<E>(async move {
-                    tend(&reactor, uid, &shard, &replicas, settled).await;
+                    if !tend(&reactor, uid, &shard, &replicas, settled).await {
+                        refused.borrow_mut().insert(uid, E::monotonic_us() + TRY_AGAIN.as_micros() as u64);
+                    }
                     busy.borrow_mut().remove(&uid);
                 });
             }
         }
+        refused.borrow_mut().retain(|uid, _| still_led.contains_key(uid));
         led = still_led;
     }
 }
@@ -108,16 +118,23 @@ fn preferred<E: Env>(reactor: &Reactor<E>, shard: &Shard<E>, replicas: &Replicas
 /// Entries that a follower may be behind when it is asked to lead.
 const TRANSFER_LAG_MAX: u64 = 64;
 
-async fn tend<E: Env>(reactor: &Rc<Reactor<E>>, uid: ShardUid, shard: &Shard<E>, replicas: &Replicas, settled: bool) {
+/// Does what is due for a shard that leads here; false when the preferred leader has not taken over.
+async fn tend<E: Env>(
+    reactor: &Rc<Reactor<E>>,
+    uid: ShardUid,
+    shard: &Shard<E>,
+    replicas: &Replicas,
+    settled: bool,
+) -> bool {
     let wanted: BTreeSet<NodeId> = goal(replicas).iter().copied().collect();
     let members = shard.members();
     if members.voters != wanted || members.changing || !members.learners.is_empty() {
         if !members.changing && !are_most_alive(reactor, &wanted) {
-            return;
+            return true;
         }
         if let Err(error) = soon::<E, _>(shard.change_members(wanted.clone())).await {
             tracing::debug!(shard_uid = uid.0, error, "a shard's members were not changed yet; it is tried again");
-            return;
+            return true;
         }
         tracing::info!(shard_uid = uid.0, members = ?wanted.iter().map(|node| node.0).collect::<Vec<_>>(), "members changed");
     }
@@ -127,13 +144,15 @@ async fn tend<E: Env>(reactor: &Rc<Reactor<E>>, uid: ShardUid, shard: &Shard<E>,
         if let Err(error) = propose(reactor, finish).await {
             tracing::debug!(shard_uid = uid.0, %error, "the end of a move was not noted yet; it is tried again");
         }
-        return;
+        return true;
     }
-    if settled
-        && let Some(to) = preferred(reactor, shard, replicas)
-        && let Err(error) = shard.transfer(Some(to), TRANSFER_MAX).await
-    {
-        tracing::debug!(shard_uid = uid.0, to = to.0, %error, "the preferred leader did not take over; it is tried again");
+    let Some(to) = preferred(reactor, shard, replicas).filter(|_| settled) else { return true };
+    match shard.transfer(Some(to), TRANSFER_MAX).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::debug!(shard_uid = uid.0, to = to.0, %error, "the preferred leader did not take over; it is tried again");
+            false
+        }
     }
 }
 

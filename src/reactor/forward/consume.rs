@@ -56,6 +56,7 @@ impl<E: Env> Reactor<E> {
                 ShardError::Busy { .. }
                 | ShardError::NoMemory
                 | ShardError::DiskBehind { .. }
+                | ShardError::NotTransferred(_)
                 | ShardError::Deadline
                 | ShardError::OffsetMismatch { .. }
                 | ShardError::Deposed { .. }

@@ -107,6 +107,7 @@ pub(super) fn goes_elsewhere(error: &ShardError) -> bool {
         | ShardError::Busy { .. }
         | ShardError::NoMemory
         | ShardError::DiskBehind { .. }
+        | ShardError::NotTransferred(_)
         | ShardError::Deadline
         | ShardError::OffsetMismatch { .. }
         | ShardError::OutOfRange { .. }

@@ -48,3 +48,31 @@ fn lost_records_are_found() {
     let report = crate::sim::checker::check(&forged);
     assert!(report.findings.iter().any(|finding| finding.anomaly.kind() == "lost_write"), "{:?}", report.findings);
 }
+
+/// A shard with one replica has nobody else to lead it: the request is refused at once, in one sentence, and nothing changes.
+#[test]
+fn nobody_to_transfer_to() {
+    let runtime = SimRuntime::seeded(1);
+    runtime.block_on(async {
+        let plan = Plan { nodes: 1, reactors: 1, shards: 1, ..Plan::of(0, Scenario::Calm) };
+        let (cluster, targets) = begin(&plan).await.unwrap();
+        let target = targets[0].clone();
+        let leader = cluster.leader(target.uid).unwrap();
+        let process = cluster.process(leader).unwrap();
+        let term = process.shard(target.uid).unwrap().leader().1;
+        let began_us = World::current().now_us();
+        let call = crate::reactor::mailbox::AdminCall::TransferLeader {
+            topic: target.topic.to_string(),
+            shard: target.shard,
+            to: None,
+        };
+        let asked = Rc::clone(&process);
+        let answer = World::current().spawn_on(leader, async move { asked.frontend(0).admin(call).await }).await;
+        let error = answer.unwrap().unwrap_err();
+        assert_eq!((error.code.name(), error.reason, error.definite), ("FAILED_PRECONDITION", "NO_SUCCESSOR", true));
+        assert!(!error.message.contains('\n') && error.message.contains("nothing was changed"), "{}", error.message);
+        assert!(World::current().now_us() - began_us < 100_000, "it waits for nothing");
+        assert_eq!((cluster.leader(target.uid), process.shard(target.uid).unwrap().leader().1), (Some(leader), term));
+    });
+    assert_eq!(runtime.world().panics(), []);
+}
