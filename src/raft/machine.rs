@@ -30,7 +30,10 @@ use super::{
 };
 use crate::{
     env::{self, Env, channel::Notify},
-    format::entry::{EntryHeader, EntryKind, StoredEntry},
+    format::{
+        entry::{EntryHeader, EntryKind, StoredEntry},
+        state_files::Vote,
+    },
     ids::{Index, LogId, NodeId, Offset, Term},
     limits::CHECKPOINTS_PENDING_MAX,
     log::{Log, LogError, LogPoint},
@@ -53,6 +56,10 @@ pub struct Shared<M> {
     pub changed: Notify,
     /// Wakes who waits for leadership, members or the end only.
     pub turned: Notify,
+    /// The vote that is being saved, or was last: openraft does nothing, and says nothing, while it waits for the disk.
+    pub vote_seen: Cell<Option<Vote>>,
+    /// Wakes who tells the handles of it.
+    pub vote_noticed: Notify,
     /// Proposals that openraft owes an answer.
     pub unanswered: Rc<Unanswered>,
     /// This node alone is a majority; else an entry is on its way to the others first, then to the own disk.
@@ -102,6 +109,8 @@ impl<M: Machine> Shared<M> {
             boundary: RefCell::new(None),
             changed: Notify::new(),
             turned: Notify::new(),
+            vote_seen: Cell::new(None),
+            vote_noticed: Notify::new(),
             unanswered: Rc::default(),
             only_voter: Cell::new(false),
             flushed: Notify::new(),

@@ -130,6 +130,8 @@ impl<E: Env, M: Machine> RaftLogStorage<TypeConfig<E, M>> for Store<E, M> {
     async fn save_vote(&mut self, vote: &RaftVote) -> Result<(), io::Error> {
         let vote = types::from_raft_vote(vote);
         self.shared.majority.note_vote(vote);
+        self.shared.vote_seen.set(Some(vote));
+        self.shared.vote_noticed.notify_all();
         let state = HardState { vote: Some(vote), ..hard_state(&self.log, self.shared.committed.get()) };
         self.log.save_hard_state(state).await.map_err(to_io)
     }

@@ -17,6 +17,7 @@ pub(super) async fn watch_raft<E: Env, M: Machine>(inner: Rc<Inner<E, M>>) {
     let mut log_stopped = pin!(inner.log.stopped());
     let mut stopping = false;
     loop {
+        let voting = inner.shared.vote_noticed.notified();
         note(&inner, &server.borrow_and_update());
         inner.shared.turned.notify_all();
         inner.shared.changed.notify_all();
@@ -26,9 +27,9 @@ pub(super) async fn watch_raft<E: Env, M: Machine>(inner: Rc<Inner<E, M>>) {
             }
             continue;
         }
-        match select(pin!(server.changed()), log_stopped.as_mut()).await {
-            Either::Left((Ok(()), _)) => {}
-            Either::Left((Err(_), _)) => break,
+        match select(select(pin!(server.changed()), voting), log_stopped.as_mut()).await {
+            Either::Left((Either::Left((Ok(()), _)) | Either::Right(_), _)) => {}
+            Either::Left((Either::Left((Err(_), _)), _)) => break,
             Either::Right(_) => {
                 stopping = true;
                 let inner = inner.clone();
@@ -42,8 +43,17 @@ pub(super) async fn watch_raft<E: Env, M: Machine>(inner: Rc<Inner<E, M>>) {
 fn note<E: Env, M: Machine>(inner: &Inner<E, M>, now: &super::RaftServerMetrics<super::TypeConfig<E, M>>) {
     let state = &inner.state;
     let members = members_of(&now.membership_config, &now.committed_membership_config);
-    let leading = now.state == ServerState::Leader;
-    state.leader.set((now.current_leader.map(NodeId), Term(now.vote.leader_id.term)));
+    let superseded = inner.shared.vote_seen.get().filter(|seen| {
+        let known = (now.vote.leader_id.term, now.vote.committed);
+        (seen.term.0, seen.committed) > known
+    });
+    // On a slow disk it takes long until openraft says so itself: whoever asked this node meanwhile would wait for it.
+    let leading = now.state == ServerState::Leader && superseded.is_none();
+    let leader = match superseded {
+        Some(vote) => (vote.committed.then_some(vote.node), vote.term),
+        None => (now.current_leader.map(NodeId), Term(now.vote.leader_id.term)),
+    };
+    state.leader.set(leader);
     state.leading.set(leading);
     let only_voter = members.voters.iter().eq([&inner.node]);
     inner.shared.only_voter.set(only_voter);
