@@ -220,6 +220,29 @@ pub const RAFT_SPARE_SKIP_MAX: u32 = 255;
 /// it may or may not be committed. Longer than an election takes, and than a node that is restarted.
 pub const RAFT_QUORUM_WAIT: Duration = Duration::from_secs(5);
 
+/// How often flushes are looked at: those of the voters of each shard that is led here.
+pub const FLUSH_LOOK: Duration = Duration::from_millis(250);
+
+/// A disk whose appends take so many times as long as those of others is slow. Half of what is to be found (10), twice
+/// what a busy device or core makes of one among equal disks.
+pub const FLUSH_SLOW_FACTOR: u64 = 5;
+
+/// Below this nothing is slow: a core that is kept from its work for a moment takes as long.
+pub const FLUSH_SLOW_MIN: Duration = Duration::from_micros(500);
+
+/// For how long a leader's disk is slow at every look before its leadership moves: three looks, a second is left of the two
+/// within which it is to have moved.
+pub const FLUSH_SLOW_FOR: Duration = Duration::from_millis(750);
+
+/// After a slow leader has asked another one to lead it does not ask again for this long.
+pub const FLUSH_MOVE_PAUSE: Duration = Duration::from_secs(10);
+
+/// How long a disk that was slow has to be fast before its node is led back to; twice as long each time ...
+pub const FLUSH_HOLD_OFF_MIN: Duration = Duration::from_secs(10);
+
+/// ... up to this; once it was fast for so long beyond that, it counts as it did at first.
+pub const FLUSH_HOLD_OFF_MAX: Duration = Duration::from_secs(320);
+
 /// First pause before a replica that cannot be reached is tried again; it doubles ...
 pub const RAFT_RETRY_MIN: Duration = Duration::from_millis(5);
 
@@ -275,6 +298,7 @@ const _: () = assert!(MEMORY_BYTES_MIN >= 2 * MEMORY_RESERVE_BYTES && MEMORY_BYT
 const _: () = assert!(MEMORY_BYTES_MIN - MEMORY_RESERVE_BYTES >= 2 * (MESSAGE_BYTES_MAX + BATCH_RECORDS_MAX * 26));
 const _: () = assert!(MEMORY_RESERVE_BYTES - MEMORY_CONSENSUS_BYTES >= 2 * ENTRY_BYTES_MAX);
 const _: () = assert!(MAILBOX_BYTES_MAX >= 2 * MESSAGE_BYTES_MAX);
+const _: () = assert!(FLUSH_SLOW_FOR.as_millis() + 2 * FLUSH_LOOK.as_millis() < 2_000);
 const _: () = assert!(ENTRIES_IN_FLIGHT_MAX < RAFT_QUEUE_MAX);
 const _: () = assert!(NODE_SHARDS_MAX + RAFT_QUEUE_MAX <= PEER_STREAMS_MAX);
 const _: () = assert!(PEER_PING_INTERVAL.as_millis() * 3 <= PEER_SILENT_MAX.as_millis());

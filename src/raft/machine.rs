@@ -24,6 +24,7 @@ use prost::Message;
 
 use super::{
     Applied, Machine,
+    flush_times::FlushTimes,
     majority::Majority,
     store::{condemned, to_io},
     types::{self, Entry, Payload, RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
@@ -68,6 +69,8 @@ pub struct Shared<M> {
     pub flushed: Notify,
     /// When that was last, on the monotonic clock.
     pub flushed_us: Cell<u64>,
+    /// How long appends take, here and elsewhere.
+    pub flush_times: Rc<FlushTimes>,
     /// Bytes handed to Raft that are not in the log yet.
     pub handed_bytes: Rc<Cell<usize>>,
     /// openraft dropped the state machine: nothing will be applied any more.
@@ -115,6 +118,7 @@ impl<M: Machine> Shared<M> {
             only_voter: Cell::new(false),
             flushed: Notify::new(),
             flushed_us: Cell::new(0),
+            flush_times: Rc::default(),
             handed_bytes: Rc::default(),
             machine_gone: Cell::new(false),
             applying: Cell::new(false),

@@ -11,10 +11,11 @@
 //! - `network`, `pipeline`, `thrift`, `serve`: between replicas, both sides
 //! - `proposals`, `linearize`, `members`, `transfer`: what can be asked of a group
 //! - `watch`, `elections`, `timing`: what it does by itself
-//! - `majority`: watches over what is acknowledged
+//! - `majority`: watches over what is acknowledged; `flush_times`: whose disk is slow
 //! - `repair`: what a damaged replica does before its group is opened
 
 mod elections;
+mod flush_times;
 pub mod left;
 mod linearize;
 mod machine;
@@ -255,6 +256,8 @@ struct Inner<E: Env, M: Machine> {
     server: ServerMetrics<E, M>,
     data: DataMetrics<E, M>,
     gate: Gate<E, M>,
+    /// Of the flushes of all voters, while this node leads.
+    judge: RefCell<flush_times::Judge>,
     /// Purges are made one after the other: openraft builds one snapshot at a time.
     purging: channel::Mutex<()>,
 }
@@ -317,7 +320,7 @@ impl<E: Env, M: Machine> Group<E, M> {
         let (log, recovered) = Log::open(disk, tail, log_options).await.map_err(damaged)?;
         let shared = Shared::new(machine);
         shared.restore(&log).await.map_err(|error| damaged(log.fault().unwrap_or(error)))?;
-        let network = Network::new(peers, shard, slot).noting(shared.majority.clone());
+        let network = Network::new(peers, shard, slot).noting(shared.majority.clone(), shared.flush_times.clone());
         let group = Group { inner: Rc::new(Inner::build(log, shared, network, owing, node, timing).await?) };
         if let Err(error) = group.start(founders, preferred).await {
             // Else openraft's tasks would go on without a handle.
@@ -627,7 +630,8 @@ impl<E: Env, M: Machine> Inner<E, M> {
         headers_only.set(false);
         let (server, data) = (raft.server_metrics(), raft.data_metrics());
         let (state, gate, purging) = (State::default(), Gate::default(), channel::Mutex::new(()));
-        Ok(Inner { raft, log, node, network, owing, timing, shared, state, server, data, gate, purging })
+        let judge = RefCell::default();
+        Ok(Inner { raft, log, node, network, owing, timing, shared, state, server, data, gate, judge, purging })
     }
 }
 

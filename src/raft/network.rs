@@ -22,6 +22,7 @@ use prost::Message as _;
 
 use super::{
     Machine,
+    flush_times::FlushTimes,
     majority::Majority,
     pipeline::Session,
     thrift::Thrift,
@@ -46,6 +47,7 @@ pub struct Network<E: Env> {
     slot: u64,
     thrift: Thrift,
     majority: Rc<Majority>,
+    flush_times: Rc<FlushTimes>,
 }
 
 /// One group's replica on one peer, for one kind of use: openraft makes several.
@@ -57,6 +59,7 @@ pub struct PeerOf<E: Env, M> {
     /// The last entry that it has said to have.
     acknowledged: Option<LogId>,
     majority: Rc<Majority>,
+    pub(super) flush_times: Rc<FlushTimes>,
     machine: PhantomData<fn() -> M>,
 }
 
@@ -100,12 +103,13 @@ pub enum AskError {
 impl<E: Env> Network<E> {
     /// Calls for the group `group`, whose replicas are on the reactors that `slot` says.
     pub fn new(peers: Peers<E>, group: ShardUid, slot: u64) -> Network<E> {
-        Network { peers, group, slot, thrift: Thrift::default(), majority: Rc::default() }
+        let (thrift, majority, flush_times) = (Thrift::default(), Rc::default(), Rc::default());
+        Network { peers, group, slot, thrift, majority, flush_times }
     }
 
-    /// The same, which tells `majority` what is acknowledged.
-    pub fn noting(self, majority: Rc<Majority>) -> Network<E> {
-        Network { majority, ..self }
+    /// The same, which tells `majority` what is acknowledged, and `flush_times` how long followers take for it.
+    pub fn noting(self, majority: Rc<Majority>, flush_times: Rc<FlushTimes>) -> Network<E> {
+        Network { majority, flush_times, ..self }
     }
 
     /// Which group.
@@ -132,7 +136,8 @@ impl<E: Env> Network<E> {
 impl<E: Env> Clone for Network<E> {
     fn clone(&self) -> Self {
         let (peers, thrift, majority) = (self.peers.clone(), self.thrift.clone(), self.majority.clone());
-        Network { peers, group: self.group, slot: self.slot, thrift, majority }
+        let flush_times = self.flush_times.clone();
+        Network { peers, group: self.group, slot: self.slot, thrift, majority, flush_times }
     }
 }
 
@@ -202,7 +207,8 @@ impl<E: Env, M: Machine> RaftNetworkFactory<TypeConfig<E, M>> for Network<E> {
     async fn new_client(&mut self, target: u64, _node: &Node) -> Self::Network {
         let line = self.line(NodeId(target));
         let (thrift, majority) = (self.thrift.clone(), self.majority.clone());
-        PeerOf { line, stream: None, thrift, acknowledged: None, majority, machine: PhantomData }
+        let flush_times = self.flush_times.clone();
+        PeerOf { line, stream: None, thrift, acknowledged: None, majority, flush_times, machine: PhantomData }
     }
 }
 
@@ -236,7 +242,7 @@ pub(super) fn appended<E: Env, M: Machine>(
 ) -> Option<StreamAppendResult<TypeConfig<E, M>>> {
     use openraft::raft::StreamAppendError::{Conflict, HigherVote};
     match answer {
-        Message::Matched { log_id } if *log_id == last => Some(Ok(log_id.map(types::to_raft))),
+        Message::Matched { log_id, flush_us: _ } if *log_id == last => Some(Ok(log_id.map(types::to_raft))),
         Message::Conflict { log_id } => Some(Err(Conflict(types::to_raft(*log_id)))),
         Message::HigherVote { vote } => Some(Err(HigherVote(types::to_raft_vote(*vote)))),
         _ => None,

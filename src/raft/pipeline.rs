@@ -37,6 +37,7 @@ use super::{
 };
 use crate::{
     env::{Env, net::Priority},
+    format::peer::Message,
     ids::LogId,
     limits::{
         APPEND_BYTES_IN_FLIGHT_MAX, RAFT_APPEND_BYTES_BULK, RAFT_APPEND_WAIT, RAFT_APPENDS_IN_FLIGHT_MAX,
@@ -274,6 +275,12 @@ where
         let oldest = self.in_flight.pop_front().expect("there is one");
         self.in_flight_bytes -= oldest.bytes;
         let result = appended(&answer, oldest.last).ok_or_else(|| self.peer.line.unexpected(&answer))?;
+        // Without entries there was nothing to flush: what it says then is old.
+        if let Message::Matched { flush_us, .. } = answer
+            && oldest.bytes > 0
+        {
+            self.peer.flush_times.note_follower(node, u64::from(flush_us));
+        }
         self.peer.note_answer(&result);
         Poll::Ready(Ok(result))
     }
@@ -341,7 +348,7 @@ fn is_first_committed<E: Env, M: Machine>(request: &AppendEntriesRequest<TypeCon
 
 /// A request without entries.
 struct Heartbeat {
-    message: crate::format::peer::Message,
+    message: Message,
     parts: Vec<bytes::Bytes>,
     last: Option<LogId>,
 }

@@ -71,7 +71,10 @@ impl<E: Env, M: Machine> Group<E, M> {
         let mut answers = pin!(self.inner.raft.stream_append(requests));
         while let Some(answer) = answers.next().await {
             let (message, goes_on) = match answer {
-                Ok(Ok(log_id)) => (Message::Matched { log_id: log_id.as_ref().map(types::from_raft) }, true),
+                Ok(Ok(log_id)) => {
+                    let flush_us = u32::try_from(self.inner.shared.flush_times.last_us()).unwrap_or(u32::MAX);
+                    (Message::Matched { log_id: log_id.as_ref().map(types::from_raft), flush_us }, true)
+                }
                 Ok(Err(rejected)) => (rejection(&rejected), false),
                 Err(fatal) => (Message::Failed { cause: self.fault().unwrap_or_else(|| fatal.to_string()) }, false),
             };
@@ -131,7 +134,10 @@ impl<E: Env, M: Machine> Group<E, M> {
                 let request = append_request(self.inner.network.group(), from, vote, prev, commit, (parts, charge))?;
                 self.hear(&vote, commit).await?;
                 match raft.append_entries(request).await.map_err(|error| ended(&error))? {
-                    AppendEntriesResponse::Success => Ok(Message::Matched { log_id: prev }),
+                    AppendEntriesResponse::Success => {
+                        // Nothing was written for it.
+                        Ok(Message::Matched { log_id: prev, flush_us: 0 })
+                    }
                     AppendEntriesResponse::Conflict => {
                         Ok(Message::Conflict { log_id: prev.ok_or("nothing conflicts with an empty log")? })
                     }

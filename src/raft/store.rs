@@ -152,12 +152,16 @@ impl<E: Env, M: Machine> RaftLogStorage<TypeConfig<E, M>> for Store<E, M> {
         let now_us = E::wall_us();
         let entries: Vec<NewEntry> = entries.into_iter().map(|entry| types::to_log(entry, now_us)).collect();
         let shared = self.shared.clone();
+        let begun_us = E::monotonic_us();
         let done = Box::new(move |result: Result<(), LogError>| {
-            shared.flushed_us.set(E::monotonic_us());
+            let now_us = E::monotonic_us();
+            shared.flushed_us.set(now_us);
+            shared.flush_times.ended(begun_us, now_us);
             callback.io_completed(result.map_err(to_io));
             shared.flushed.notify_all();
         });
         let own = entries.iter().all(|entry| entry.leader.is_none());
+        self.shared.flush_times.begun(begun_us);
         let appended = if own && !self.shared.only_voter.get() {
             self.log.append_behind(entries, done)
         } else {

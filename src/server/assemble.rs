@@ -11,7 +11,7 @@ use crate::{
     proto::ringlog::state::v1::ClusterNode,
     reactor::{
         Reactor,
-        control::{Control, duties, join::Trust},
+        control::{Control, duties, join::Trust, slow_disks},
         gossip,
         inbound::Inbound,
         node::Node,
@@ -59,6 +59,7 @@ pub async fn recover<E: Env>(
 /// From now on a reactor of a node that serves looks after the shards that it leads, until the node leaves.
 pub fn look_after<E: Env>(reactor: &Rc<Reactor<E>>) {
     env::spawn::<E>(duties::look_after(Rc::clone(reactor)));
+    env::spawn::<E>(slow_disks::watch_flushes(Rc::clone(reactor)));
 }
 
 /// Hands the leaderships of a reactor to other nodes; on reactor 0 that of the catalog, too.

@@ -317,6 +317,16 @@ impl<E: Env> Shard<E> {
         Ok(self.inner.group.transfer(to, within).await?)
     }
 
+    /// Who is to lead instead of this replica because its disk is slow; see `Group::look_at_flushes`.
+    pub fn look_at_flushes(&self) -> Option<NodeId> {
+        self.inner.group.look_at_flushes()
+    }
+
+    /// Whether a follower may be led to for the sake of balance; see `Group::is_well`.
+    pub fn is_well(&self, node: NodeId) -> bool {
+        self.inner.group.is_well(node)
+    }
+
     /// Makes these nodes its members, and nobody else; see `Group::change_members`.
     pub fn change_members(
         &self,

@@ -184,7 +184,12 @@ impl SimDisk {
     /// A slow device: for `for_us` microseconds from now on, operations that begin take `factor` times as long. No-op
     /// unless the disk is `timed`.
     pub fn set_slow(&self, factor: u64, for_us: u64) {
-        self.device.timing.borrow().set_slow(factor, for_us);
+        self.device.timing.borrow().set_slow(factor, 0, for_us);
+    }
+
+    /// As `set_slow`, but only what has to reach the medium (durable appends, syncs), by `flush_us` more.
+    pub fn delay_flushes(&self, flush_us: u64, for_us: u64) {
+        self.device.timing.borrow().set_slow(1, flush_us, for_us);
     }
 
     /// What is found when the power fails now and comes back: another disk. This one goes on; end it with `power_off`.

@@ -138,6 +138,8 @@ pub struct EnvelopeArgs<'a> {
     pub membership: Option<&'a [u8]>,
     /// See the schema.
     pub cause: Option<&'a str>,
+    /// See the schema.
+    pub flush_us: u32,
 }
 
 const VT_KIND: VOffsetT = 4;
@@ -150,6 +152,7 @@ const VT_FLAG: VOffsetT = 16;
 const VT_MEMBERSHIP_LOG_ID: VOffsetT = 18;
 const VT_MEMBERSHIP: VOffsetT = 20;
 const VT_CAUSE: VOffsetT = 22;
+const VT_FLUSH_US: VOffsetT = 24;
 
 impl<'a> Follow<'a> for EnvelopeTable<'a> {
     type Inner = EnvelopeTable<'a>;
@@ -175,6 +178,7 @@ impl Verifiable for EnvelopeTable<'_> {
             .visit_field::<LogIdBytes>("membership_log_id", VT_MEMBERSHIP_LOG_ID, false)?
             .visit_field::<ForwardsUOffset<Vector<'_, u8>>>("membership", VT_MEMBERSHIP, false)?
             .visit_field::<ForwardsUOffset<&str>>("cause", VT_CAUSE, false)?
+            .visit_field::<u32>("flush_us", VT_FLUSH_US, false)?
             .finish();
         Ok(())
     }
@@ -239,6 +243,11 @@ impl<'a> EnvelopeTable<'a> {
         // SAFETY: the verifier has checked this slot as a string of UTF-8; see `scalar`.
         unsafe { self.table.get::<ForwardsUOffset<&'a str>>(VT_CAUSE, None) }
     }
+
+    /// See the schema.
+    pub fn flush_us(&self) -> u32 {
+        self.scalar::<u32>(VT_FLUSH_US).unwrap_or(0)
+    }
 }
 
 /// An envelope's bytes.
@@ -268,6 +277,7 @@ pub fn write(args: &EnvelopeArgs<'_>) -> Vec<u8> {
     }
     builder.push_slot(VT_NODE, args.node, 0);
     builder.push_slot(VT_GROUP, args.group, 0);
+    builder.push_slot(VT_FLUSH_US, args.flush_us, 0);
     builder.push_slot(VT_FLAG, args.flag, false);
     builder.push_slot(VT_KIND, args.kind, 0);
     let root = builder.end_table(start);

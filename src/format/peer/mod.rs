@@ -40,6 +40,8 @@ pub enum Message {
     Matched {
         /// Last entry of the request.
         log_id: Option<LogId>,
+        /// How long the sender's last append took until it was durable, in µs; 0: not said.
+        flush_us: u32,
     },
     /// This entry is not there.
     Conflict {
@@ -193,7 +195,9 @@ impl Message {
                 commit: commit.map(id_bytes),
                 ..none
             },
-            Message::Matched { log_id } => EnvelopeArgs { kind: kind::MATCHED, log_id: log_id.map(id_bytes), ..none },
+            Message::Matched { log_id, flush_us } => {
+                EnvelopeArgs { kind: kind::MATCHED, log_id: log_id.map(id_bytes), flush_us: *flush_us, ..none }
+            }
             Message::Conflict { log_id } => {
                 EnvelopeArgs { kind: kind::CONFLICT, log_id: Some(id_bytes(*log_id)), ..none }
             }
@@ -262,7 +266,7 @@ impl Message {
         let last = table.log_id().map(id_of);
         Ok(match table.kind() {
             kind::APPEND => Message::Append { vote: vote()?, prev: last, commit: table.commit().map(id_of) },
-            kind::MATCHED => Message::Matched { log_id: last },
+            kind::MATCHED => Message::Matched { log_id: last, flush_us: table.flush_us() },
             kind::CONFLICT => Message::Conflict { log_id: id()? },
             kind::HIGHER_VOTE => Message::HigherVote { vote: vote()? },
             pre @ (kind::VOTE_REQUEST | kind::PRE_VOTE_REQUEST) => {

@@ -43,7 +43,7 @@ const SETTLE: Duration = Duration::from_secs(3);
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 
 /// Longest wait for a preferred leader to take over.
-const TRANSFER_MAX: Duration = Duration::from_secs(2);
+pub(super) const TRANSFER_MAX: Duration = Duration::from_secs(2);
 
 /// Looks after the shards that `reactor` leads, until the node drains.
 pub async fn look_after<E: Env>(reactor: Rc<Reactor<E>>) {
@@ -112,7 +112,7 @@ fn preferred<E: Env>(reactor: &Reactor<E>, shard: &Shard<E>, replicas: &Replicas
     let is_able = node.liveness.is_alive(first) && !node.is_leaving(first) && shard.members().voters.contains(&first);
     // It would have to catch up first, and nobody could write meanwhile.
     let lag = shard.lag_of(first)?;
-    (is_able && lag <= TRANSFER_LAG_MAX).then_some(first)
+    (is_able && lag <= TRANSFER_LAG_MAX && shard.is_well(first)).then_some(first)
 }
 
 /// Entries that a follower may be behind when it is asked to lead.
@@ -205,4 +205,4 @@ pub async fn leave<E: Env>(reactor: &Rc<Reactor<E>>) {
 }
 
 /// Shards of one reactor that are handed over at the same time.
-const LEAVE_AT_ONCE: usize = 16;
+pub(super) const LEAVE_AT_ONCE: usize = 16;

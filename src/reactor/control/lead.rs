@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{Control, duties::soon};
+use super::{
+    Control,
+    duties::{TRANSFER_MAX, soon},
+};
 use crate::{
     catalog::Catalog,
     env::{self, Env},
@@ -13,7 +16,7 @@ use crate::{
 };
 
 /// How often the leader looks.
-const LEAD_INTERVAL: Duration = Duration::from_millis(250);
+const LEAD_INTERVAL: Duration = crate::limits::FLUSH_LOOK;
 
 impl<E: Env> Control<E> {
     /// Does the leader's work while this node leads the catalog.
@@ -24,8 +27,19 @@ impl<E: Env> Control<E> {
                 return;
             }
             if self.inner.catalog.leads() {
+                self.leave_slow_disk().await;
                 self.tend_members().await;
                 self.move_replicas().await;
+            }
+        }
+    }
+
+    /// Gives the leadership away if this node's disk is slow beside the others'.
+    async fn leave_slow_disk(&self) {
+        if let Some(to) = self.inner.catalog.look_at_flushes() {
+            tracing::warn!(to = to.0, "appends of the catalog take long on this disk: another node is to lead");
+            if let Err(error) = self.inner.catalog.transfer(Some(to), TRANSFER_MAX).await {
+                tracing::warn!(%error, "the catalog stays on a slow disk for now");
             }
         }
     }

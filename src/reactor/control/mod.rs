@@ -6,6 +6,7 @@
 //! - `reconcile` (every node): addresses and topics are published, replicas that are to be here are opened, others removed
 //! - `lead` (the catalog's leader): who votes in the catalog, and which replicas move where
 //! - `duties` (every reactor, for the shards that it leads): a group's members become what the catalog wants
+//! - `slow_disks` (the same): leadership moves away from a disk that is slow beside the others'
 //!
 //! Commands come from `admin` (people), from other nodes, and from those loops; `propose` takes them to the catalog's leader.
 //! A command runs to its end also if its caller has gone. `join` lets new nodes in.
@@ -18,6 +19,7 @@ pub mod made;
 mod propose;
 mod reconcile;
 pub mod remembered;
+pub mod slow_disks;
 
 use std::{
     cell::{Cell, RefCell},

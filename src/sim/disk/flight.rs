@@ -49,7 +49,7 @@ impl Drop for Placed {
 impl Device {
     /// Waits as long as the operation takes.
     pub(super) async fn pass(&self, operation: Operation, path: &Path) {
-        let (waited, wait) = self.timing.borrow().draw();
+        let (waited, wait) = self.timing.borrow().draw(operation);
         if waited.slowed {
             self.count_fault(DiskFault::Slow, operation, path);
         }

@@ -2,10 +2,13 @@
 
 use std::cell::Cell;
 
-use super::super::{
-    executor::{WeakWorld, World},
-    random,
-    until::Until,
+use super::{
+    super::{
+        executor::{WeakWorld, World},
+        random,
+        until::Until,
+    },
+    Operation,
 };
 use crate::env::yield_now;
 
@@ -45,8 +48,10 @@ pub(super) enum Timing {
 /// A device that has become slow.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slow {
-    /// Delays are so many times as long...
+    /// Delays are so many times as long, ...
     factor: u64,
+    /// what has to reach the medium takes so much longer, in microseconds, ...
+    flush_us: u64,
     /// ...until then, in microseconds of the world.
     until_us: u64,
 }
@@ -60,7 +65,7 @@ pub(super) struct Waited {
 
 impl Timing {
     pub(super) fn timed(world: &World, seed: u64, times: DiskTimes) -> Timing {
-        let slow = Cell::new(Slow { factor: 1, until_us: 0 });
+        let slow = Cell::new(Slow { factor: 1, flush_us: 0, until_us: 0 });
         Timing::Timed { world: world.weak(), dice: Cell::new(seed), times, slow }
     }
 
@@ -76,7 +81,7 @@ impl Timing {
     pub(super) fn reseeded(&self, seed: u64) -> Timing {
         match self {
             Timing::Timed { world, times, .. } => {
-                let slow = Cell::new(Slow { factor: 1, until_us: 0 });
+                let slow = Cell::new(Slow { factor: 1, flush_us: 0, until_us: 0 });
                 Timing::Timed { world: world.clone(), dice: Cell::new(seed), times: *times, slow }
             }
             _ => Timing::Immediate,
@@ -84,15 +89,15 @@ impl Timing {
     }
 
     /// Makes a timed disk slow for a while from now on; no-op for others.
-    pub(super) fn set_slow(&self, factor: u64, for_us: u64) {
+    pub(super) fn set_slow(&self, factor: u64, flush_us: u64, for_us: u64) {
         if let Timing::Timed { world, slow, .. } = self {
             let now_us = world.upgrade().map_or(0, |world| world.now_us());
-            slow.set(Slow { factor: factor.max(1), until_us: now_us.saturating_add(for_us) });
+            slow.set(Slow { factor: factor.max(1), flush_us, until_us: now_us.saturating_add(for_us) });
         }
     }
 
-    /// Draws the next delay: the future lasts as long, and keeps no borrow.
-    pub(super) fn draw(&self) -> (Waited, impl Future<Output = ()> + use<>) {
+    /// Draws the delay of the next operation: the future lasts as long, and keeps no borrow.
+    pub(super) fn draw(&self, operation: Operation) -> (Waited, impl Future<Output = ()> + use<>) {
         let mut waited = Waited::default();
         let (mut turns, mut until) = (0, None);
         match self {
@@ -108,6 +113,9 @@ impl Timing {
                 if now_us < slow.get().until_us {
                     waited.slowed = true;
                     delay_us = delay_us.saturating_mul(slow.get().factor);
+                    if matches!(operation, Operation::AppendDurable | Operation::Sync | Operation::SyncDir) {
+                        delay_us = delay_us.saturating_add(slow.get().flush_us);
+                    }
                 }
                 until = Some(Until::new(world, now_us.saturating_add(delay_us)));
             }

@@ -11,6 +11,8 @@
 mod damage;
 mod judge;
 pub mod plan;
+#[cfg(test)]
+mod slow_leader;
 mod steps;
 
 use std::{
