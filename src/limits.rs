@@ -220,8 +220,15 @@ pub const RAFT_SPARE_SKIP_MAX: u32 = 255;
 /// it may or may not be committed. Longer than an election takes, and than a node that is restarted.
 pub const RAFT_QUORUM_WAIT: Duration = Duration::from_secs(5);
 
-/// How often flushes are looked at: those of the voters of each shard that is led here.
+/// How often flushes are looked at: those of the voters of each shard that is led here, and operations of storage under way.
 pub const FLUSH_LOOK: Duration = Duration::from_millis(250);
+
+/// An operation of storage that takes longer is named in the status: far beyond what any good device takes.
+pub const STORAGE_SLOW: Duration = Duration::from_secs(5);
+
+/// One that takes longer stops its replica: twice what Linux gives a command of a disk (30 s for NVMe and SCSI) before it
+/// resets the device, so that a device that comes back by that is waited for.
+pub const STORAGE_HUNG: Duration = Duration::from_secs(60);
 
 /// A disk whose appends take so many times as long as those of others is slow. Half of what is to be found (10), twice
 /// what a busy device or core makes of one among equal disks.
@@ -298,6 +305,7 @@ const _: () = assert!(MEMORY_BYTES_MIN >= 2 * MEMORY_RESERVE_BYTES && MEMORY_BYT
 const _: () = assert!(MEMORY_BYTES_MIN - MEMORY_RESERVE_BYTES >= 2 * (MESSAGE_BYTES_MAX + BATCH_RECORDS_MAX * 26));
 const _: () = assert!(MEMORY_RESERVE_BYTES - MEMORY_CONSENSUS_BYTES >= 2 * ENTRY_BYTES_MAX);
 const _: () = assert!(MAILBOX_BYTES_MAX >= 2 * MESSAGE_BYTES_MAX);
+const _: () = assert!(STORAGE_SLOW.as_millis() > 2_000 && STORAGE_SLOW.as_millis() < STORAGE_HUNG.as_millis());
 const _: () = assert!(FLUSH_SLOW_FOR.as_millis() + 2 * FLUSH_LOOK.as_millis() < 2_000);
 const _: () = assert!(ENTRIES_IN_FLIGHT_MAX < RAFT_QUEUE_MAX);
 const _: () = assert!(NODE_SHARDS_MAX + RAFT_QUEUE_MAX <= PEER_STREAMS_MAX);

@@ -241,6 +241,8 @@ pub(super) fn state(shard: &ShardStatus) -> String {
     }
     let replicas = shard.replicas.iter().filter(|replica| !replica.fault.is_empty() && replica.fault != shard.fault);
     faults.extend(replicas.map(|replica| format!("node {}: {}", replica.node_id, replica.fault)));
+    let stalled = shard.replicas.iter().filter(|replica| replica.fault.is_empty() && !replica.stalled.is_empty());
+    faults.extend(stalled.map(|replica| format!("node {}: {}", replica.node_id, replica.stalled)));
     if shard.leader_node_id == 0 && faults.is_empty() {
         return "no leader".to_owned();
     }
@@ -267,6 +269,7 @@ pub(super) fn shard_json(shard: &ShardStatus) -> Value {
         json!({
             "node_id": replica.node_id,
             "fault": replica.fault,
+            "stalled": replica.stalled,
             "log_start": replica.log_start,
             "high_watermark": replica.high_watermark,
             "log_end": replica.log_end,

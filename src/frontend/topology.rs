@@ -311,6 +311,7 @@ fn replica_message(
         learner: !members.voter_node_ids.contains(&node.0),
         chain: status.chain,
         applied_end: status.applied_end,
+        stalled: status.stalled.clone(),
     }
 }
 

@@ -21,7 +21,7 @@
 //!
 //! Files: `writer` (queue, device), `prepare` (segments made ahead), `seal`, `read`, `tail`, `change`
 //! (truncate, purge), `recovery`, `scan`, `state` (hard state, checkpoints), `unreadable` (places that the device has lost),
-//! `verify`, `repair`.
+//! `verify`, `repair`, `watched` (operations that the device does not answer).
 
 mod change;
 mod prepare;
@@ -37,6 +37,7 @@ mod tail;
 mod tests;
 pub(crate) mod unreadable;
 pub mod verify;
+mod watched;
 mod writer;
 
 use std::{
@@ -55,20 +56,22 @@ pub use crate::format::{
     state_files::{HardState, Vote},
 };
 pub use tail::TailBudget;
+pub use watched::Stalled;
 
 use crate::{
     budget::{Budget, Charge},
-    env::{Disk, Env, channel::Notify},
+    env::{Env, channel::Notify},
     format::{
         entry::{EntryHeader, NewEntry, StoredEntry},
         state_files::HardStateSlot,
     },
     ids::{Index, LogId, Offset, ShardUid},
-    limits::BLOCK_BYTES,
+    limits::{BLOCK_BYTES, STORAGE_HUNG, STORAGE_SLOW},
 };
 use prepare::Supply;
 use segment::{Phase, Segment};
 use tail::Tail;
+use watched::{Watched, WatchedFile};
 
 /// Where and how a log is kept.
 #[derive(Clone, Debug)]
@@ -208,12 +211,12 @@ impl<E: Env> Clone for Log<E> {
     }
 }
 
-type FileOf<E> = <<E as Env>::Disk as Disk>::File;
+type FileOf<E> = WatchedFile<E>;
 type SegmentOf<E> = Rc<Segment<FileOf<E>>>;
 
 /// What the handles share. No borrow of it is held across an await or while a callback runs.
 struct Inner<E: Env> {
-    disk: E::Disk,
+    disk: Watched<E>,
     options: LogOptions,
     tail: Tail,
     state: RefCell<State<E>>,
@@ -274,7 +277,7 @@ impl<E: Env> Log<E> {
         assert!(options.segment_bytes_max.is_multiple_of(block), "segments are whole blocks");
         assert!(options.segment_bytes_max >= 4 * block, "a segment holds more than its header and footer");
         assert!(options.segment_bytes_max <= crate::limits::SEGMENT_BYTES_LIMIT, "positions fit into an index");
-        let (inner, recovered) = recovery::open(disk, tail, options).await?;
+        let (inner, recovered) = recovery::open(Watched::new(disk), tail, options).await?;
         writer::start(&inner);
         if !recovered.clean {
             inner.mark_when_idle();
@@ -503,6 +506,25 @@ impl<E: Env> Log<E> {
     pub fn stopped(&self) -> impl Future<Output = LogError> + use<E> {
         let inner = self.inner.clone();
         async move { inner.until(|| inner.state.borrow().fault.clone()).await }
+    }
+
+    /// The operation on a file of this log that takes longest by now, if that is longer than `STORAGE_SLOW`.
+    pub fn stalled(&self) -> Option<Stalled> {
+        self.inner.disk.oldest().filter(|oldest| oldest.age >= STORAGE_SLOW)
+    }
+
+    /// As `stalled`; to be called each `FLUSH_LOOK`. An operation that takes longer than `STORAGE_HUNG` stops the log: all who
+    /// wait for the device get an error, as after a failed write.
+    pub fn look_at_storage(&self) -> Option<Stalled> {
+        let stalled = self.stalled()?;
+        if stalled.age >= STORAGE_HUNG && self.fault().is_none() {
+            let what = format!("the device has not answered for {} s", stalled.age.as_secs());
+            let error = io::Error::new(io::ErrorKind::TimedOut, what);
+            let fault = self.inner.stop(&stalled.path, stalled.action, &error);
+            tracing::error!(%fault, "a device hangs: the replica stops");
+            self.inner.disk.give_up();
+        }
+        Some(stalled)
     }
 
     /// Gives the log up without a clean end: drops what waits to be written and tells its callbacks so. When it returns,

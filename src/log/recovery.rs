@@ -20,7 +20,7 @@ use std::{
 
 use super::{
     FileOf, Inner, LogError, LogOptions, Phase, Recovered, Segment, SegmentOf, State, Supply, Tail, TailBudget,
-    io_error,
+    Watched, io_error,
     scan::{Found, Scan, UNREADABLE},
     segment::{Slots, parse_slots, store_path},
     unreadable,
@@ -41,7 +41,7 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 
 /// Opens or makes the log.
 pub(super) async fn open<E: Env>(
-    disk: E::Disk,
+    disk: Watched<E>,
     tail: TailBudget,
     options: LogOptions,
 ) -> Result<(Rc<Inner<E>>, Recovered), LogError> {
@@ -107,7 +107,7 @@ pub(super) async fn open<E: Env>(
 
 /// The newer slot of the hard state; made for a new log.
 async fn hard_state<E: Env>(
-    disk: &E::Disk,
+    disk: &Watched<E>,
     options: &LogOptions,
     names: &[DirEntry],
 ) -> Result<HardStateSlot, LogError> {
@@ -201,7 +201,12 @@ struct Survey {
 }
 
 impl Survey {
-    async fn look<E: Env>(&mut self, disk: &E::Disk, options: &LogOptions, names: &[DirEntry]) -> Result<(), LogError> {
+    async fn look<E: Env>(
+        &mut self,
+        disk: &Watched<E>,
+        options: &LogOptions,
+        names: &[DirEntry],
+    ) -> Result<(), LogError> {
         for entry in names {
             let path = options.dir.join(&entry.name);
             if let Some(index) = checkpoint_index(&entry.name) {
@@ -212,7 +217,7 @@ impl Survey {
                 self.spares.push(path);
             } else if has_extension(&entry.name, "store") || has_extension(&entry.name, "spare") {
                 let named = has_extension(&entry.name, "store");
-                match read_header::<E::Disk>(disk, &path).await? {
+                match read_header(disk, &path).await? {
                     Ok(header) if header.shard == options.shard => {
                         self.files.push(SegmentFile { path, bytes: entry.bytes, header, named });
                     }
@@ -326,7 +331,7 @@ pub(super) async fn read_footer<F: File>(
 
 /// What is being recovered.
 struct Recovery<'a, E: Env> {
-    disk: &'a E::Disk,
+    disk: &'a Watched<E>,
     options: &'a LogOptions,
     hard: HardStateSlot,
     recovered: Recovered,

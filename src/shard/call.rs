@@ -115,6 +115,8 @@ pub struct ShardStatus {
     pub segments: u32,
     /// Why it does not serve.
     pub fault: Option<String>,
+    /// An operation of its storage that takes long.
+    pub stalled: Option<String>,
     /// First index not applied yet.
     pub applied_end: Index,
     /// Chain hash at the last applied entry: equal on replicas that have applied the same.

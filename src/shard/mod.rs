@@ -45,7 +45,7 @@ use crate::{
         channel::{Notify, OneshotReceiver},
     },
     ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
-    log::{LogError, Recovered, TailBudget},
+    log::{LogError, Recovered, Stalled, TailBudget},
     peer::{Peers, frame::FrameStream, frame::Received},
     raft::{Group, GroupOptions, Members, left::Left},
 };
@@ -317,6 +317,11 @@ impl<E: Env> Shard<E> {
         Ok(self.inner.group.transfer(to, within).await?)
     }
 
+    /// Stops the replica if its device does not answer any more; see `Log::look_at_storage`.
+    pub fn look_at_storage(&self) -> Option<Stalled> {
+        self.inner.group.log().look_at_storage()
+    }
+
     /// Who is to lead instead of this replica because its disk is slow; see `Group::look_at_flushes`.
     pub fn look_at_flushes(&self) -> Option<NodeId> {
         self.inner.group.look_at_flushes()
@@ -395,6 +400,7 @@ impl<E: Env> Shard<E> {
             size_bytes: segments.iter().map(|segment| segment.bytes).sum(),
             segments: u32::try_from(segments.len()).unwrap_or(u32::MAX),
             fault: self.inner.group.fault(),
+            stalled: self.inner.group.log().stalled().map(|stalled| stalled.to_string()),
             applied_end: self.inner.group.applied_end(),
             chain: self.inner.group.applied_chain(),
             members: self.inner.group.members(),

@@ -325,6 +325,8 @@ struct ReplicaStatusOut {
     node_id: u64,
     #[serde(skip_serializing_if = "String::is_empty")]
     fault: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    stalled: String,
     log_start: u64,
     high_watermark: u64,
     log_end: u64,
@@ -340,6 +342,7 @@ impl From<proto::ReplicaStatus> for ReplicaStatusOut {
         ReplicaStatusOut {
             node_id: status.node_id,
             fault: status.fault,
+            stalled: status.stalled,
             log_start: status.log_start,
             high_watermark: status.high_watermark,
             log_end: status.log_end,

@@ -8,6 +8,7 @@ use crate::{
     env::runtime::block_on,
     format::entry::{EntryHeader, EntryKind, NewEntry},
     ids::{Index, Offset},
+    limits::{STORAGE_HUNG, STORAGE_SLOW},
     log::{HardState, LogError},
     sim::{Fault, Operation, SimDisk, TestEnv},
 };
@@ -47,6 +48,45 @@ fn failed_append_stops_the_log() {
         // What failed may or may not be there after a restart; what was acknowledged is.
         let (log, _) = open_with(&disk.crash(1), 64 << 10, 0).await.unwrap();
         assert!(log.last().unwrap().index >= Index(0));
+    });
+}
+
+/// A device that does not answer is named after a while, and stops the log after a longer one: all who wait hear of it, those
+/// for the operation itself too, and nothing is written when the device is back.
+#[test]
+fn hung_append_stops_the_log() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        append_one(&log, 1, 5_000).await;
+        settle().await;
+        disk.hold();
+        let first = append(&log, vec![batch(&log, 0, 1, 10)]);
+        let second = append(&log, vec![batch(&log, 0, 1, 10)]);
+        settle().await;
+        assert_eq!(log.look_at_storage(), None, "that is not long");
+        TestEnv::advance_us(STORAGE_SLOW.as_micros() as u64);
+        let stalled = log.look_at_storage().unwrap();
+        assert_eq!(stalled.action, "written");
+        assert!(stalled.path.components().count() > 1 && stalled.age >= STORAGE_SLOW, "{stalled}");
+        assert_eq!(log.stalled().unwrap().path, stalled.path);
+        assert!(log.fault().is_none(), "it goes on when the device does");
+        let writes = disk.count(Operation::AppendDurable);
+        TestEnv::advance_us(STORAGE_HUNG.as_micros() as u64);
+        log.look_at_storage().unwrap();
+        for waiting in [first, second] {
+            assert!(matches!(waiting.await.unwrap(), Err(LogError::Stopped { action: "written", .. })));
+        }
+        let fault = log.fault().unwrap().to_string();
+        assert!(
+            fault.contains(&*stalled.path.to_string_lossy()) && fault.contains("has not answered for 65 s"),
+            "{fault}"
+        );
+        assert_eq!(log.look_at_storage(), None, "nobody waits any more");
+        disk.release();
+        settle().await;
+        assert_eq!(disk.count(Operation::AppendDurable), writes, "nothing is written after that");
+        assert!(log.close().await.is_err());
     });
 }
 

@@ -26,6 +26,7 @@ impl<E: Env> Control<E> {
             if self.inner.closing.get() || self.fault().is_some() {
                 return;
             }
+            self.inner.catalog.log().look_at_storage();
             if self.inner.catalog.leads() {
                 self.leave_slow_disk().await;
                 self.tend_members().await;

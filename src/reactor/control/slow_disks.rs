@@ -1,7 +1,8 @@
 //! What a reactor does about a disk that has become slow: the shards that it leads go to replicas on faster ones
-//! (`raft::flush_times` says which, and when). They come back by the ordinary balance of leaders (`duties`).
+//! (`raft::flush_times` says which, and when). They come back by the ordinary balance of leaders (`duties`). A replica whose
+//! device does not answer any more is stopped, so that it is seen, and others elect if it led (`log::watched`).
 
-use std::rc::Rc;
+use std::{collections::BTreeSet, rc::Rc};
 
 use futures_util::{StreamExt, stream};
 
@@ -16,8 +17,11 @@ use crate::{
 
 /// Looks at the flushes of all shards of `reactor`, until the node drains.
 pub async fn watch_flushes<E: Env>(reactor: Rc<Reactor<E>>) {
+    // Named in the log already.
+    let mut stalled = BTreeSet::new();
     while reactor.node().phase() < Phase::Leaving {
         env::sleep::<E>(FLUSH_LOOK).await;
+        stalled = look_at_storage(&reactor, &stalled);
         let look = |(uid, shard): (ShardUid, Shard<E>)| shard.look_at_flushes().map(|to| (uid, shard, to));
         let moves: Vec<_> = reactor.open_shards().into_iter().filter_map(look).collect();
         if !moves.is_empty() {
@@ -26,6 +30,18 @@ pub async fn watch_flushes<E: Env>(reactor: Rc<Reactor<E>>) {
             env::spawn::<E>(move_away(moves));
         }
     }
+}
+
+/// Stops the replicas whose device does not answer any more. Those with an operation that takes long: each is named once.
+fn look_at_storage<E: Env>(reactor: &Reactor<E>, named: &BTreeSet<ShardUid>) -> BTreeSet<ShardUid> {
+    let look = |(uid, shard): (ShardUid, Shard<E>)| {
+        let stalled = shard.look_at_storage()?;
+        if !named.contains(&uid) {
+            tracing::warn!(shard_uid = uid.0, %stalled, "an operation of storage takes long");
+        }
+        Some(uid)
+    };
+    reactor.open_shards().into_iter().filter_map(look).collect()
 }
 
 async fn move_away<E: Env>(moves: Vec<(ShardUid, Shard<E>, NodeId)>) {

@@ -204,5 +204,6 @@ fn replica_message(uid: ShardUid, status: &ShardStatus) -> ReplicaStatus {
         applied_end: status.applied_end.0,
         voter_node_ids: ids(&status.members.voters),
         learner_node_ids: ids(&status.members.learners),
+        stalled: status.stalled.clone().unwrap_or_default(),
     }
 }

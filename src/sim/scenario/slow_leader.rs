@@ -11,7 +11,7 @@ use crate::{
     format::records::Records,
     frontend::ProduceCall,
     ids::NodeId,
-    limits::RECORD_BYTES_MAX,
+    limits::{RECORD_BYTES_MAX, STORAGE_HUNG, STORAGE_SLOW},
     proto::ringlog::v1::{ProduceRequest, Record},
     sim::{SimDisk, SimEnv, SimRuntime, World, client::Target, cluster::Cluster},
 };
@@ -163,4 +163,34 @@ fn flushes_take_seconds() {
 fn all_are_slow() {
     let seen = run_slow(3, |disk, _| disk.set_slow(10, SLOW_S * 1_000_000));
     assert_eq!(seen.led, []);
+}
+
+/// A disk that does not answer any more: its node leads no more at once, what hangs is named in the status, with the file, and
+/// stops the replica in the end; producers go on at the others.
+#[test]
+fn device_hangs() {
+    let runtime = SimRuntime::seeded(4);
+    runtime.block_on(async {
+        let plan = Plan { nodes: 3, reactors: 1, shards: 1, ..Plan::of(0, Scenario::Calm) };
+        let (cluster, targets) = begin(&plan).await.unwrap();
+        let (target, acks) = (targets[0].clone(), Acks::default());
+        drop(World::current().spawn(produce(cluster.clone(), target.clone(), 100, Rc::clone(&acks))));
+        env::sleep::<SimEnv>(Duration::from_secs(5)).await;
+        let first = cluster.leader(target.uid).unwrap();
+        let process = cluster.process(first).unwrap();
+        cluster.disk(first).unwrap().delay_flushes(600_000_000, 600_000_000);
+        env::sleep::<SimEnv>(Duration::from_secs(3)).await;
+        assert_ne!(cluster.leader(target.uid), Some(first));
+        env::sleep::<SimEnv>(STORAGE_SLOW).await;
+        // By the node's own clock.
+        let status = World::current().on(first, || process.shard(target.uid).unwrap().status());
+        assert_eq!(status.fault, None);
+        assert!(status.stalled.unwrap().contains("is being written"));
+        env::sleep::<SimEnv>(STORAGE_HUNG).await;
+        let fault = process.node.faults().get(&target.uid).cloned().unwrap_or_default();
+        assert!(fault.contains("could not be written: the device has not answered for 60 s"), "{fault:?}");
+        let end_us = World::current().now_us();
+        assert!(acks.borrow().iter().filter(|(at_us, _)| *at_us > end_us - 1_000_000).count() > 3);
+    });
+    assert_eq!(runtime.world().panics(), []);
 }

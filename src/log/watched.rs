@@ -1,0 +1,268 @@
+//! A log's disk, watched: each operation that is under way has a start, a file and a name for what it does.
+//!
+//! A device that does not answer is seen by nobody who waits for it. So whoever has a clock asks (`Log::look_at_storage`):
+//! what takes longer than `STORAGE_SLOW` is named, and after `STORAGE_HUNG` it is given up, with everything else that is
+//! under way: all who wait get an error, and the log stops as after a failed write. What was given up may still happen: its
+//! buffers stay as they are until then (`env::Disk`), and nobody writes beside it, since the log writes no more.
+//!
+//! An operation costs a look at the clock and a place in a list that keeps its room: no allocation for those of open files.
+//! Files are named as they were when they were opened.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    future::{Future, poll_fn},
+    io,
+    marker::PhantomData,
+    path::Path,
+    pin::pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use crate::env::{DirEntry, Disk, Env, File, Map, OpenMode};
+
+/// A disk whose operations are watched. Clones watch together.
+pub(super) struct Watched<E: Env> {
+    disk: E::Disk,
+    operations: Rc<Operations>,
+    env: PhantomData<E>,
+}
+
+/// An open file of such a disk.
+pub(super) struct WatchedFile<E: Env> {
+    file: <E::Disk as Disk>::File,
+    path: Rc<Path>,
+    operations: Rc<Operations>,
+    env: PhantomData<E>,
+}
+
+impl<E: Env> Clone for Watched<E> {
+    fn clone(&self) -> Self {
+        Watched { disk: self.disk.clone(), operations: Rc::clone(&self.operations), env: PhantomData }
+    }
+}
+
+impl<E: Env> Clone for WatchedFile<E> {
+    fn clone(&self) -> Self {
+        let (file, path, operations) = (self.file.clone(), Rc::clone(&self.path), Rc::clone(&self.operations));
+        WatchedFile { file, path, operations, env: PhantomData }
+    }
+}
+
+/// Those under way.
+#[derive(Default)]
+struct Operations {
+    /// As many as are under way at most; the free ones are reused.
+    places: RefCell<Vec<Option<UnderWay>>>,
+    /// All are given up, and those to come.
+    given_up: Cell<bool>,
+}
+
+struct UnderWay {
+    action: &'static str,
+    path: Rc<Path>,
+    begun_us: u64,
+    /// Of whoever waits, for when it is given up.
+    waker: Option<Waker>,
+}
+
+/// An operation that takes long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stalled {
+    /// Which file.
+    pub path: Rc<Path>,
+    /// "written", "synced", ...: what is being done to it.
+    pub action: &'static str,
+    /// For how long by now.
+    pub age: Duration,
+}
+
+impl fmt::Display for Stalled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Stalled { path, action, age } = self;
+        write!(f, "{} is being {action} for {} ms, and the device does not answer", path.display(), age.as_millis())
+    }
+}
+
+/// Its place is free again when it is dropped.
+struct Place<'a> {
+    operations: &'a Operations,
+    number: usize,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.operations.places.borrow_mut()[self.number] = None;
+    }
+}
+
+impl Operations {
+    /// Runs an operation in the sight of `oldest`.
+    async fn run<T>(
+        &self,
+        now_us: u64,
+        action: &'static str,
+        path: Rc<Path>,
+        operation: impl Future<Output = io::Result<T>>,
+    ) -> io::Result<T> {
+        let place = self.begin(UnderWay { action, path, begun_us: now_us, waker: None });
+        let mut operation = pin!(operation);
+        poll_fn(|context| match operation.as_mut().poll(context) {
+            Poll::Ready(result) => Poll::Ready(result),
+            // Woken by the operation, or by `give_up`.
+            Poll::Pending => self.wait(&place, context),
+        })
+        .await
+    }
+
+    fn begin(&self, operation: UnderWay) -> Place<'_> {
+        let mut places = self.places.borrow_mut();
+        let number = places.iter().position(Option::is_none).unwrap_or(places.len());
+        if number == places.len() {
+            places.push(None);
+        }
+        places[number] = Some(operation);
+        Place { operations: self, number }
+    }
+
+    fn wait<T>(&self, place: &Place<'_>, context: &Context<'_>) -> Poll<io::Result<T>> {
+        if self.given_up.get() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the device does not answer")));
+        }
+        let mut places = self.places.borrow_mut();
+        let operation = places[place.number].as_mut().expect("the place is taken until it is dropped");
+        match &mut operation.waker {
+            Some(waker) => waker.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    fn oldest(&self, now_us: u64) -> Option<Stalled> {
+        let places = self.places.borrow();
+        let oldest = places.iter().flatten().min_by_key(|operation| operation.begun_us)?;
+        let age = Duration::from_micros(now_us.saturating_sub(oldest.begun_us));
+        Some(Stalled { path: Rc::clone(&oldest.path), action: oldest.action, age })
+    }
+
+    fn give_up(&self) {
+        self.given_up.set(true);
+        let wakers: Vec<Waker> =
+            self.places.borrow_mut().iter_mut().flatten().filter_map(|operation| operation.waker.take()).collect();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl<E: Env> Watched<E> {
+    pub(super) fn new(disk: E::Disk) -> Watched<E> {
+        Watched { disk, operations: Rc::default(), env: PhantomData }
+    }
+
+    /// The operation that is under way for longest.
+    pub(super) fn oldest(&self) -> Option<Stalled> {
+        self.operations.oldest(E::monotonic_us())
+    }
+
+    /// Ends all operations under way, and those to come that do not end at once, with an error.
+    pub(super) fn give_up(&self) {
+        self.operations.give_up();
+    }
+
+    async fn run<T>(
+        &self,
+        action: &'static str,
+        path: &Path,
+        operation: impl Future<Output = io::Result<T>>,
+    ) -> io::Result<T> {
+        self.operations.run(E::monotonic_us(), action, path.into(), operation).await
+    }
+}
+
+impl<E: Env> Disk for Watched<E> {
+    type File = WatchedFile<E>;
+
+    async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<WatchedFile<E>> {
+        let file = self.run("opened", path, self.disk.open(path, mode)).await?;
+        Ok(WatchedFile { file, path: path.into(), operations: Rc::clone(&self.operations), env: PhantomData })
+    }
+
+    async fn read_file(&self, path: &Path) -> io::Result<Bytes> {
+        self.run("read", path, self.disk.read_file(path)).await
+    }
+
+    async fn write_file(&self, path: &Path, content: Bytes) -> io::Result<()> {
+        self.run("written", path, self.disk.write_file(path, content)).await
+    }
+
+    async fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.run("made", path, self.disk.create_dir_all(path)).await
+    }
+
+    async fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
+        self.run("listed", path, self.disk.list(path)).await
+    }
+
+    async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.run("renamed", from, self.disk.rename(from, to)).await
+    }
+
+    async fn remove(&self, path: &Path) -> io::Result<()> {
+        self.run("removed", path, self.disk.remove(path)).await
+    }
+
+    async fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.run("removed", path, self.disk.remove_dir_all(path)).await
+    }
+
+    async fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.run("synced", path, self.disk.sync_dir(path)).await
+    }
+
+    async fn map(&self, path: &Path) -> io::Result<Map> {
+        self.run("mapped", path, self.disk.map(path)).await
+    }
+
+    async fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.run("looked at", path, self.disk.free_bytes(path)).await
+    }
+}
+
+impl<E: Env> WatchedFile<E> {
+    async fn run<T>(&self, action: &'static str, operation: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+        self.operations.run(E::monotonic_us(), action, Rc::clone(&self.path), operation).await
+    }
+}
+
+impl<E: Env> File for WatchedFile<E> {
+    async fn read_at(&self, position: u64, bytes: usize) -> io::Result<Bytes> {
+        self.run("read", self.file.read_at(position, bytes)).await
+    }
+
+    async fn append_durable(&self, position: u64, buffers: Vec<Bytes>) -> io::Result<()> {
+        self.run("written", self.file.append_durable(position, buffers)).await
+    }
+
+    async fn write_at(&self, position: u64, buffers: Vec<Bytes>) -> io::Result<()> {
+        self.run("written", self.file.write_at(position, buffers)).await
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        self.run("synced", self.file.sync()).await
+    }
+
+    async fn truncate(&self, bytes: u64) -> io::Result<()> {
+        self.run("cut", self.file.truncate(bytes)).await
+    }
+
+    fn will_need(&self, position: u64, bytes: u64) {
+        self.file.will_need(position, bytes);
+    }
+
+    async fn bytes(&self) -> io::Result<u64> {
+        self.run("looked at", self.file.bytes()).await
+    }
+}
