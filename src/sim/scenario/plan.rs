@@ -105,6 +105,8 @@ pub enum Action {
     Fail { who: Who, fault: DiskFault, chance_ppm: u64, times: u64 },
     /// A node's disk takes so many times as long.
     Slow { who: Who, factor: u64, for_ms: u64 },
+    /// What a node's disk has to make durable takes so much longer.
+    SlowFlush { who: Who, flush_ms: u64, for_ms: u64 },
     /// A node's disk has no more room.
     Full { who: Who, for_ms: u64 },
     /// Blocks at rest are damaged: under the running node, or while it is down.
@@ -117,6 +119,8 @@ pub enum Action {
     Restore { who: Who, age_ms: u64, down_ms: u64, seed: u64 },
     /// A shard's leadership moves.
     Transfer { shard: u64, to: Option<Who> },
+    /// The same, to a replica that stands still from then on, or that the leader does not reach, and nobody has noticed.
+    FailTransfer { shard: u64, cut: bool, for_ms: u64 },
     /// A node is drained, and perhaps taken back.
     Drain { who: Who, undo_after_ms: Option<u64> },
     /// A new node joins.
@@ -251,7 +255,7 @@ fn action(scenario: Scenario, dice: &Cell<u64>) -> Action {
         },
         Scenario::Disks => disk(dice),
         Scenario::Damage => damage(dice),
-        Scenario::Members => match random(dice) % 12 {
+        Scenario::Members => match random(dice) % 14 {
             0..=2 => {
                 Action::Transfer { shard: random(dice) % 64, to: random(dice).is_multiple_of(2).then(|| who(dice)) }
             }
@@ -265,6 +269,11 @@ fn action(scenario: Scenario, dice: &Cell<u64>) -> Action {
             8 => Action::Topic { life_ms: between(dice, 10, 3_000) },
             9 => Action::Trim { shard: random(dice) % 64 },
             10 => cut(dice),
+            11 | 12 => Action::FailTransfer {
+                shard: random(dice) % 64,
+                cut: random(dice).is_multiple_of(2),
+                for_ms: between(dice, 100, 6_000),
+            },
             _ => crash(dice),
         },
     }
@@ -295,7 +304,7 @@ fn cut(dice: &Cell<u64>) -> Action {
 fn disk(dice: &Cell<u64>) -> Action {
     let who = who(dice);
     let fails = [DiskFault::ErrorWrite, DiskFault::ErrorAppend, DiskFault::ErrorSync, DiskFault::ErrorRead];
-    match random(dice) % 8 {
+    match random(dice) % 10 {
         0..=3 => Action::Fail {
             who,
             fault: fails[(random(dice) % 4) as usize],
@@ -306,6 +315,11 @@ fn disk(dice: &Cell<u64>) -> Action {
             Action::Slow { who, factor: [5, 50, 500][(random(dice) % 3) as usize], for_ms: between(dice, 100, 5_000) }
         }
         6 => Action::Full { who, for_ms: between(dice, 100, 5_000) },
+        7 | 8 => Action::SlowFlush {
+            who,
+            flush_ms: [5, 200, 2_000][(random(dice) % 3) as usize],
+            for_ms: between(dice, 1_000, 15_000),
+        },
         _ => crash(dice),
     }
 }

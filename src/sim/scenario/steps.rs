@@ -68,11 +68,18 @@ impl Run {
                 let Some(disk) = self.meet("slow device", who).and_then(|node| self.cluster.disk(node)) else { return };
                 disk.set_slow(factor, for_ms * 1_000);
             }
+            Action::SlowFlush { who, flush_ms, for_ms } => {
+                let Some(disk) = self.meet("slow flushes", who).and_then(|node| self.cluster.disk(node)) else {
+                    return;
+                };
+                disk.delay_flushes(flush_ms * 1_000, for_ms * 1_000);
+            }
             Action::Full { who, for_ms } => self.fill(who, for_ms).await,
             Action::Rot { .. } | Action::Bend { .. } | Action::Lie { .. } | Action::Restore { .. } => {
                 self.damage(action).await;
             }
             Action::Transfer { shard, to } => self.transfer(shard, to).await,
+            Action::FailTransfer { shard, cut, for_ms } => self.fail_transfer(shard, cut, for_ms).await,
             Action::Drain { who, undo_after_ms } => self.drain(who, undo_after_ms).await,
             Action::Join => self.join().await,
             Action::Replace { who } => self.replace(who).await,
@@ -201,6 +208,34 @@ impl Run {
         }
         let (topic, shard) = (target.topic.to_string(), target.shard);
         self.admin(AdminCall::TransferLeader { topic, shard, to }).await;
+    }
+
+    async fn fail_transfer(self: &Rc<Self>, number: u64, cut: bool, for_ms: u64) {
+        let target = self.target(number);
+        let Some(leader) = self.cluster.leader(target.uid) else { return };
+        let Some(shard) = self.cluster.process(leader).and_then(|process| process.shard(target.uid)) else { return };
+        let Some(to) = shard.members().voters.into_iter().find(|node| *node != leader) else { return };
+        self.note_paths(if cut { "transfer to a cut-off node" } else { "transfer to a paused node" }, leader);
+        let (topic, shard, run) = (target.topic.to_string(), target.shard, Rc::clone(self));
+        let network = self.cluster.network();
+        if cut {
+            network.cut_both(leader, to);
+        } else {
+            World::current().pause(to);
+            network.pause(to);
+        }
+        let call = AdminCall::TransferLeader { topic, shard, to: Some(to) };
+        // It may be asked through the one that stands still.
+        let asked = World::current().spawn(async move { run.admin(call).await });
+        sleep_ms(for_ms).await;
+        if cut {
+            network.mend(leader, to);
+            network.mend(to, leader);
+        } else {
+            network.resume(to);
+            World::current().resume(to);
+        }
+        let _answered = asked.await.is_ok();
     }
 
     async fn drain(self: &Rc<Self>, who: Who, undo_after_ms: Option<u64>) {
