@@ -14,7 +14,7 @@ use crate::{
         repair::{cut, survey},
         verify::verify_dir,
     },
-    sim::{Operation, SimDisk, disk::SECTOR_BYTES},
+    sim::{Operation, SimDisk, TestEnv, disk::SECTOR_BYTES},
 };
 
 const STORE: &str = "00000000000000000000.store";
@@ -131,7 +131,7 @@ fn unreadable_blocks() {
 
 async fn until_marked(log: &TestLog) {
     while log.inner.state.borrow().hard.flushed != log.last() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        crate::env::sleep::<TestEnv>(Duration::from_millis(5)).await;
     }
 }
 
@@ -148,7 +148,7 @@ fn damaged_after_an_idle_time() {
         let before = copy(&disk);
         until_marked(&log).await;
         let writes = disk.count(Operation::AppendDurable);
-        tokio::time::sleep(Duration::from_millis(350)).await;
+        crate::env::sleep::<TestEnv>(Duration::from_millis(350)).await;
         assert_eq!(disk.count(Operation::AppendDurable), writes, "it is said once");
         let after = copy(&disk);
         for (disk, expected) in [(&before, Ok(2)), (&after, Err((STORE.to_owned(), entry_at(2))))] {
@@ -524,8 +524,8 @@ fn recycled_alone() {
             log.purge(log.end()).await.unwrap();
             let crashed = disk.crash(round);
             let is_recycled =
-                |name: &&String| name.ends_with(".spare") && SegmentHeader::parse(&crashed.content(path(name))).is_ok();
-            seen |= names(&crashed).iter().find(is_recycled).is_some();
+                |name: &String| name.ends_with(".spare") && SegmentHeader::parse(&crashed.content(path(name))).is_ok();
+            seen |= names(&crashed).iter().any(is_recycled);
             let (reopened, recovered) = open_with(&crashed, 64 << 10, 0).await.unwrap();
             assert_eq!((reopened.last(), recovered.indexes_rebuilt), (log.last(), 0));
             assert!(!names(&crashed).iter().any(|name| name.ends_with(".index")), "{:?}", names(&crashed));
