@@ -199,9 +199,12 @@ where
         let cx = &mut Context::from_waker(&waker);
         self.turn.begin();
         let mut ended = self.poll_going_away(cx) || self.poll_dead(cx);
-        for _ in 0..ROUNDS_MAX {
+        let mut rounds = 0;
+        loop {
             ended = ended || self.round(cx, start);
-            if ended || !self.turn.take_woken() {
+            rounds += 1;
+            // A wake in the last round is not taken: the turn's end passes it on, and wakes this task.
+            if ended || rounds == ROUNDS_MAX || !self.turn.take_woken() {
                 break;
             }
         }
@@ -406,6 +409,34 @@ mod tests {
         block_on(async {
             let (_silent, server) = pair().await;
             run::<RealEnv, _, _>(server, Box::pin(async {}), NEVER, answer).await;
+        });
+    }
+
+    /// A call that wakes itself in more rounds than one turn of the task has goes on in the next turn.
+    #[test]
+    fn many_rounds() {
+        block_on(async {
+            let (stream, server) = pair().await;
+            let start = |_, respond| async move {
+                let mut left = 5 * ROUNDS_MAX;
+                // At once, while its connection's turn lasts; `yield_now` wakes only behind it.
+                poll_fn(|cx| {
+                    left -= 1;
+                    cx.waker().wake_by_ref();
+                    if left == 0 { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+                Responses::new(respond).finish(Ok(()));
+            };
+            let client = async {
+                let mut requests = client(stream).await;
+                let answer = status(&mut requests);
+                assert_eq!(tokio::time::timeout(Duration::from_secs(20), answer).await.unwrap().unwrap(), 200);
+            };
+            tokio::select! {
+                () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+                () = client => {}
+            }
         });
     }
 
