@@ -33,13 +33,17 @@ const CONSUME_STREAM: &str = "/ringlog.v1.Log/ConsumeStream";
 
 /// Runs `test` against a node of its own.
 fn with_node<F: Future<Output = ()>>(test: impl FnOnce(SocketAddr) -> F) {
+    with_reactors(1, test);
+}
+
+fn with_reactors<F: Future<Output = ()>>(reactors: usize, test: impl FnOnce(SocketAddr) -> F) {
     let data = tempfile::tempdir().unwrap();
     let config = ringlog::config::Config {
         data: data.path().to_owned(),
         grpc: ([127, 0, 0, 1], 0).into(),
         http: ([127, 0, 0, 1], 0).into(),
         peer: ([127, 0, 0, 1], 0).into(),
-        reactors: 1,
+        reactors,
         pin: false,
         ..Default::default()
     };
@@ -375,6 +379,33 @@ fn a_window_that_opens_once() {
         let answer =
             Answer { status: StatusCode::OK, headers: HeaderMap::new(), data: vec![received.into()], trailers };
         assert_eq!(answer.messages::<v1::ProduceStreamResponse>().len(), MESSAGES);
+    });
+}
+
+/// More streams than a mailbox or a shard's queue takes at once, all of them fast: they wait for room, for a shard of the
+/// connection's own reactor as for one of another, and for a topic that the first of them makes. None of them fails.
+#[test]
+fn fast_streams_wait_for_room() {
+    const STREAMS: usize = 24;
+    const MESSAGES: usize = 1_500;
+    with_reactors(2, async |address| {
+        let requests = connect(address).await;
+        for (topic, shard) in [("", Some(0)), ("", Some(1)), ("made by the first of them", None)] {
+            let topic = topic.replace(' ', "-");
+            let one = message(&v1::ProduceRequest { topic, shard, ..records(&[b"x"]) });
+            let streams = (0..STREAMS).map(|_| {
+                let (mut requests, body) = (requests.clone(), vec![one.clone(); MESSAGES]);
+                async move { call(&mut requests, post(PRODUCE_STREAM), body, true).await }
+            });
+            for answer in futures_util::future::join_all(streams).await {
+                let acks = answer.messages::<v1::ProduceStreamResponse>();
+                assert_eq!((answer.code(), acks.len()), ("0", MESSAGES), "{:?}", answer.trailers);
+                for shard in [0, 1] {
+                    let offsets = acks.iter().filter(|ack| ack.shard == shard).map(|ack| ack.base_offset);
+                    assert!(offsets.is_sorted_by(|one, next| one < next));
+                }
+            }
+        }
     });
 }
 

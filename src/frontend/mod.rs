@@ -5,10 +5,12 @@
 //! without a message or an allocation. The ops thread owns no shards and uses `Remote`, which sends
 //! everything through mailboxes. Neither knows a wire format; those are `grpc` and `http`.
 
+pub mod admission;
 pub mod grpc;
 pub mod http;
 pub mod refusal;
 pub mod remote;
+pub mod room;
 pub mod route;
 pub mod status;
 pub mod topology;
@@ -34,6 +36,7 @@ use crate::{
     frontend::{
         refusal::explained,
         remote::{checked_consume, durability, stopped},
+        room::Room,
         route::Near,
     },
     limits,
@@ -42,7 +45,7 @@ use crate::{
         Reactor, ReactorError,
         mailbox::{AdminAnswer, AdminCall, Request},
         node::{Node, Phase},
-        topics::{PlacedTopic, TopicReader},
+        topics::{PlacedTopic, ShardPlace, TopicReader},
     },
     shard::{Consume, Consumed, Produce, Produced},
 };
@@ -103,6 +106,8 @@ struct Local<E: Env> {
     topics: TopicReader,
     turn: Cell<u32>,
     near: Near,
+    /// For what producing streams have under way to the shards of each reactor, by its number.
+    rooms: Vec<Rc<Room>>,
     /// Calls that wait for a topic that is looked up, or made, for the first of them; in order.
     sought: RefCell<BTreeMap<String, Vec<Waiting>>>,
 }
@@ -110,6 +115,17 @@ struct Local<E: Env> {
 struct Waiting {
     call: ProduceCall,
     reply: oneshot::Sender<Result<ProduceAck, CallError>>,
+}
+
+/// What a shard is asked for by a call. The records are not copied.
+fn produce_of(call: &ProduceCall) -> Result<Produce, CallError> {
+    Ok(Produce {
+        records: call.records.clone(),
+        durability: durability(call.head.durability)?,
+        expected_offset: call.head.expected_offset.map(crate::ids::Offset),
+        deadline_us: call.deadline_us,
+        forwarded: false,
+    })
 }
 
 /// Where a produce went.
@@ -143,7 +159,10 @@ impl<E: Env> Frontend<E> {
         let node = reactor.node();
         let (remote, topics) = (Remote::new(Arc::clone(node)), TopicReader::new(Arc::clone(&node.topics)));
         let (turn, near, sought) = (Cell::new(0), Near::default(), RefCell::default());
-        let local = Local { reactor, remote, topics, turn, near, sought };
+        let (here, reactors) = (reactor.number().0 as usize, node.reactors.len());
+        let room = |number| if number == here { Room::here() } else { Room::elsewhere(reactors - 1) };
+        let rooms = (0..reactors).map(room).collect();
+        let local = Local { reactor, remote, topics, turn, near, rooms, sought };
         Frontend { local: Rc::new(local) }
     }
 
@@ -288,10 +307,22 @@ impl<E: Env> Frontend<E> {
         call: ProduceCall,
     ) -> Result<Submitted<impl Future<Output = Result<Produced, ReactorError>> + use<E> + 'static>, CallError> {
         let local = &self.local;
-        let ProduceCall { head, records, deadline_us } = call;
-        let turn = local.turn.get();
+        let (shard, place) = self.route(placed, &call.head)?;
+        let topic = Arc::clone(&placed.view.name);
+        let produce = produce_of(&call)?;
+        if place.reactor == local.reactor.number() {
+            return Ok(Submitted::Here { topic, shard, produced: local.reactor.produce(place.uid, produce) });
+        }
+        let (reply, produced) = oneshot::channel();
+        local.reactor.node().send(place.reactor, Request::Produce { uid: place.uid, produce, reply })?;
+        Ok(Submitted::There { topic, shard, produced })
+    }
+
+    /// Number and place of the shard that a call goes to.
+    fn route(&self, placed: &PlacedTopic, head: &ProduceHead) -> Result<(u32, ShardPlace), CallError> {
+        let local = &self.local;
+        let (turn, here) = (local.turn.get(), local.reactor.number());
         local.turn.set(turn.wrapping_add(1));
-        let here = local.reactor.number();
         let shard = if placed.alone || head.shard.is_some() || head.key_hash.is_some() {
             let near = placed.by_reactor.get(here.0 as usize).map_or(&[][..], |near| near);
             route::produce_shard(placed, head.shard, head.key_hash, near, turn)?
@@ -299,17 +330,7 @@ impl<E: Env> Frontend<E> {
             let near = local.near.get(local.reactor.node(), placed, here);
             route::produce_shard(placed, None, None, &near, turn)?
         };
-        let place = route::numbered_shard(placed, shard)?;
-        let durability = durability(head.durability)?;
-        let expected_offset = head.expected_offset.map(crate::ids::Offset);
-        let produce = Produce { records, durability, expected_offset, deadline_us, forwarded: false };
-        let topic = Arc::clone(&placed.view.name);
-        if place.reactor == here {
-            return Ok(Submitted::Here { topic, shard, produced: local.reactor.produce(place.uid, produce) });
-        }
-        let (reply, produced) = oneshot::channel();
-        local.reactor.node().send(place.reactor, Request::Produce { uid: place.uid, produce, reply })?;
-        Ok(Submitted::There { topic, shard, produced })
+        Ok((shard, route::numbered_shard(placed, shard)?))
     }
 
     /// Begins to look for the topic of `call`, or to make it; the call waits for it.

@@ -22,6 +22,7 @@ use crate::format::records::Records;
 use crate::frontend::CallError;
 use crate::frontend::ProduceAck;
 use crate::frontend::ProduceCall;
+use crate::frontend::admission::Admission;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::call::Call;
 use crate::frontend::grpc::stream::Stop;
@@ -56,12 +57,13 @@ pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
     let frontend = call.frontend.clone();
     let mut shutdown = Box::pin(frontend.shutting_down());
     let mut pipeline = Pipeline::new();
-    let start = |produce| frontend.produce(produce);
+    let mut admission = Admission::new(frontend);
+    let mut pass = |waiting: &mut Option<ProduceCall>, alone, cx: &mut Context<'_>| admission.poll(waiting, alone, cx);
     poll_fn(|cx| {
         if !pipeline.ended && shutdown.as_mut().poll(cx).is_ready() {
             pipeline.end(Some(CallError::stopping(false)));
         }
-        pipeline.poll(call, &start, cx)
+        pipeline.poll(call, &mut pass, cx)
     })
     .await
 }
@@ -70,6 +72,9 @@ pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
 ///
 /// Futures are polled in order and only the first: acknowledgements leave in that order anyway.
 struct Pipeline<F> {
+    /// Read and not passed on, because there is no room for it; nothing is read behind it.
+    waiting: Option<ProduceCall>,
+    waiting_bytes: usize,
     /// With the bytes of each request.
     in_flight: VecDeque<(usize, Pin<Box<F>>)>,
     in_flight_bytes: usize,
@@ -88,6 +93,8 @@ struct Pipeline<F> {
 impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
     fn new() -> Pipeline<F> {
         Pipeline {
+            waiting: None,
+            waiting_bytes: 0,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             acks: BytesMut::new(),
@@ -98,9 +105,10 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
         }
     }
 
-    /// Reads no more. What was not read is not written.
+    /// Reads no more. What was not read, or not passed on, is not written.
     fn end(&mut self, failure: Option<CallError>) {
         self.ended = true;
+        self.waiting = None;
         self.failure = failure.map(|error| CallError { behind_definite: true, ..error });
     }
 
@@ -123,6 +131,7 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
     /// the first whose own room is not used up has registered with what it waits for. In detail, who wakes a pipeline that
     /// is Pending:
     ///
+    /// - a request is not passed on: who has room (`Admission`), or an answer to the first in flight;
     /// - requests are not read (limits of what is in flight): the first in flight, which is polled unless ...
     /// - acknowledgements are not taken (`ACK_BYTES_MAX`): then there are some, and h2 wakes when the client's windows
     ///   let more of them go;
@@ -130,11 +139,11 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
     fn poll<E: Env>(
         &mut self,
         call: &mut Call<E>,
-        start: &impl Fn(ProduceCall) -> F,
+        pass: &mut impl FnMut(&mut Option<ProduceCall>, bool, &mut Context<'_>) -> Poll<F>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Stop>> {
         loop {
-            let read = self.read(call, start, cx)?;
+            let read = self.read(call, pass, cx)?;
             let acknowledged = self.acknowledge(cx);
             let sent = self.send(call, cx)?;
             if self.ended && self.in_flight.is_empty() && self.is_all_sent() {
@@ -154,7 +163,7 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
     fn read<E: Env>(
         &mut self,
         call: &mut Call<E>,
-        start: &impl Fn(ProduceCall) -> F,
+        pass: &mut impl FnMut(&mut Option<ProduceCall>, bool, &mut Context<'_>) -> Poll<F>,
         cx: &mut Context<'_>,
     ) -> Result<bool, Stop> {
         let mut read = false;
@@ -162,24 +171,29 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
             && self.in_flight.len() < limits::STREAM_PRODUCES_IN_FLIGHT_MAX
             && self.in_flight_bytes < limits::STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX
         {
-            match call.requests.poll_next(cx) {
-                Poll::Pending => break,
-                Poll::Ready(Ok(None)) => self.end(None),
-                Poll::Ready(Ok(Some(message))) => {
-                    let bytes = message.len();
-                    match parse(message, call) {
-                        Ok(produce) => {
-                            call.definite = false;
-                            self.in_flight.push_back((bytes, Box::pin(start(produce))));
-                            self.in_flight_bytes += bytes;
+            if self.waiting.is_none() {
+                match call.requests.poll_next(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(Ok(None)) => self.end(None),
+                    Poll::Ready(Ok(Some(message))) => {
+                        self.waiting_bytes = message.len();
+                        match parse(message, call) {
+                            Ok(produce) => self.waiting = Some(produce),
+                            Err(error) => self.end(Some(error)),
                         }
-                        Err(error) => self.end(Some(error)),
                     }
+                    Poll::Ready(Err(Stop::Error(error))) => self.end(Some(error)),
+                    Poll::Ready(Err(Stop::Gone)) => return Err(Stop::Gone),
                 }
-                Poll::Ready(Err(Stop::Error(error))) => self.end(Some(error)),
-                Poll::Ready(Err(Stop::Gone)) => return Err(Stop::Gone),
+                read = true;
             }
-            read = true;
+            if self.waiting.is_some() {
+                let Poll::Ready(ack) = pass(&mut self.waiting, self.in_flight.is_empty(), cx) else { break };
+                call.definite = false;
+                self.in_flight.push_back((self.waiting_bytes, Box::pin(ack)));
+                self.in_flight_bytes += self.waiting_bytes;
+                read = true;
+            }
         }
         Ok(read)
     }
