@@ -101,6 +101,7 @@ enum Sending<E: Env> {
 /// What a receive has come to, and the stream back.
 type ReceivedBack<E> = (FrameReceiver<E>, Result<Option<Received>, PeerError>);
 
+#[allow(clippy::large_enum_variant, reason = "there is one for each session; a box would be made for each answer")]
 enum Receiving<E: Env> {
     /// There is no stream.
     Nothing,

@@ -185,6 +185,7 @@ impl Envelope {
 }
 
 impl Message {
+    #[allow(clippy::too_many_lines, reason = "a table: one arm for each kind of message")]
     fn args(&self) -> EnvelopeArgs<'_> {
         let none = EnvelopeArgs::default();
         match self {

@@ -221,7 +221,7 @@ mod tests {
         for method in [Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS] {
             let answer = |headers: &[_]| answer(method.clone(), "/v1/topics/t", headers);
             assert_eq!(answer(&[host.clone(), json.clone()]), Ok(()));
-            assert_eq!(answer(&[host.clone()]), Err("NOT_JSON"));
+            assert_eq!(answer(std::slice::from_ref(&host)), Err("NOT_JSON"));
             assert_eq!(answer(&[host.clone(), (header::CONTENT_TYPE, "text/plain")]), Err("NOT_JSON"));
             assert_eq!(answer(&[host.clone(), json.clone(), origin("http://node.example:7401")]), Ok(()));
             for foreign in ["http://node.example", "https://node.example:7401", "null", "http://evil.example", ""] {

@@ -2,6 +2,8 @@
 //! that their clients have not taken yet. Both draw on one budget. When it is used up, whoever has held most for longest
 //! (bytes times age) is closed: who trickles a large body, or does not read, makes room for the others.
 
+#![allow(clippy::disallowed_methods, reason = "the ops thread is outside the simulator; its timers are tokio's")]
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},

@@ -3,6 +3,8 @@
 //! requests are being answered on all of them, a reserve is left, on which only health is asked: so a probe gets in
 //! whatever others do. Who is slow to send a header or to take an answer, or silent for too long, is closed.
 
+#![allow(clippy::disallowed_methods, reason = "the ops thread is outside the simulator; its timers are tokio's")]
+
 use std::{
     collections::BTreeMap,
     io,
@@ -373,6 +375,8 @@ impl AsyncWrite for Socket {
     }
 }
 
+const _: () = assert!(ENDING_MAX > 128);
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -419,5 +423,3 @@ pub(super) mod tests {
         assert!(table.lock().live == 0 && !table.enter(now).unwrap().is_reserved());
     }
 }
-
-const _: () = assert!(ENDING_MAX > 128);
