@@ -94,6 +94,8 @@ pub struct Consumed {
     pub log_start: Offset,
     /// First offset not committed.
     pub high_watermark: Offset,
+    /// The node whose replica answered.
+    pub node: NodeId,
 }
 
 /// State of a shard, for reports.

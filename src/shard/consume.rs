@@ -212,6 +212,7 @@ impl<E: Env> Inner<E> {
             next_offset: taking.next,
             log_start: self.log_start(),
             high_watermark: self.group.high_watermark(),
+            node: self.options.node,
         }
     }
 

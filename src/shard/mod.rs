@@ -117,6 +117,7 @@ struct Inner<E: Env> {
     metrics: Metrics,
     state: RefCell<produce::State>,
     cursors: RefCell<Cursors>,
+    opened_us: u64,
     life: Cell<Life>,
     /// Where requests go that this replica cannot propose; nowhere: they are answered.
     elsewhere: RefCell<Option<Elsewhere>>,
@@ -167,6 +168,7 @@ impl<E: Env> Shard<E> {
             metrics: Metrics::new(),
             state: RefCell::new(state),
             cursors: RefCell::default(),
+            opened_us: E::monotonic_us(),
             life: Cell::new(Life::Serving),
             elsewhere: RefCell::default(),
             losses: Cell::new(0),
@@ -258,6 +260,11 @@ impl<E: Env> Shard<E> {
     /// Whether it can be read: it belongs to the group and knows something of it, and what it has can be trusted.
     pub fn is_readable(&self) -> bool {
         self.inner.check_readable().is_ok() && self.inner.group.applied_end() > Index(0)
+    }
+
+    /// When it was opened, on the monotonic clock: while that stays the same, its high watermark and log start do not go back.
+    pub fn opened_us(&self) -> u64 {
+        self.inner.opened_us
     }
 
     /// First offset that is not committed here.

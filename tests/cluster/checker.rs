@@ -95,7 +95,7 @@ fn sent(history: &History) -> Vec<Event> {
 fn stands(topic: &str, shard: u32, replica: &ReplicaStatus) -> Event {
     let (begin_us, end_us) = (now_us(), now_us());
     let (node, applied_end, chain) = (replica.node_id, replica.applied_end, Chain(replica.chain));
-    Event::Status(Status { node, begin_us, end_us, topic: topic.into(), shard, applied_end, chain })
+    Event::Status(Status { node, begin_us, end_us, topic: topic.into(), shard, applied_end, chain, log_start: None })
 }
 
 /// All that a node gives.

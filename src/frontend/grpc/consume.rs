@@ -201,6 +201,7 @@ mod tests {
 
     use super::*;
     use crate::frontend::grpc::tests::answer;
+    use crate::ids::NodeId;
 
     /// A client that does not read costs the response that waits for it and the next one, whatever
     /// there is to read; when it reads on, it gets everything in order.
@@ -238,6 +239,7 @@ mod tests {
                     next_offset: Offset(asked.get()),
                     log_start: Offset(0),
                     high_watermark: Offset(RECORDS),
+                    node: NodeId(1),
                 };
                 async { Ok(consumed) }
             };
@@ -282,6 +284,7 @@ mod tests {
                 next_offset: Offset(count),
                 log_start: Offset(0),
                 high_watermark: Offset(99),
+                node: NodeId(1),
             };
             let mut body = body(consumed);
             let mut bytes = body.copy_to_bytes(body.remaining());

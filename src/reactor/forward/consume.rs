@@ -125,7 +125,7 @@ impl<E: Env> Reactor<E> {
             let FrameStream { sender: _sender, mut receiver } =
                 self.peers().open(to, frame, Priority::Normal).await.map_err(|error| unread(&error))?;
             match receiver.receive().await {
-                Ok(Some(received)) => wire::consumed(received),
+                Ok(Some(received)) => wire::consumed(received, node),
                 Ok(None) => Err(unread(&PeerError::Lost { node, cause: "it ended the stream".to_owned() })),
                 Err(error) => Err(unread(&error)),
             }

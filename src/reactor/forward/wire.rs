@@ -251,11 +251,11 @@ fn joined(chunks: Vec<Bytes>) -> Vec<Bytes> {
     joined
 }
 
-/// The answer to a forwarded consume.
+/// The answer of that node to a forwarded consume.
 ///
 /// # Errors
 /// The refusal.
-pub(super) fn consumed(received: Received) -> Result<Consumed, PeerRefusal> {
+pub(super) fn consumed(received: Received, node: NodeId) -> Result<Consumed, PeerRefusal> {
     match received.kind {
         FrameKind::Consume => {}
         FrameKind::Refused => return Err(refusal(&received)),
@@ -273,6 +273,7 @@ pub(super) fn consumed(received: Received) -> Result<Consumed, PeerRefusal> {
         next_offset: Offset(reply.next_offset),
         log_start: Offset(reply.log_start),
         high_watermark: Offset(reply.high_watermark),
+        node,
     })
 }
 
@@ -390,15 +391,16 @@ mod tests {
             next_offset: Offset(14),
             log_start: Offset(1),
             high_watermark: Offset(20),
+            node: NodeId(1),
         };
         let frame = consumed_frame(sent);
         assert_eq!(frame.parts.iter().map(Bytes::len).collect::<Vec<_>>(), [3, CHUNK_BYTES_MIN, 1]);
         assert_eq!(frame.parts[1].as_ptr(), large.as_ptr(), "not copied here");
-        let received = consumed(carried(frame)).unwrap();
+        let received = consumed(carried(frame), NodeId(1)).unwrap();
         assert_eq!(received.chunks.concat(), chunks.concat());
         assert_eq!((received.count, received.next_offset, received.high_watermark), (4, Offset(14), Offset(20)));
         let refused = PeerRefusal { code: 11, reason: "OFFSET_OUT_OF_RANGE".into(), ..Default::default() };
-        assert_eq!(consumed(carried(refusal_frame(&refused))).unwrap_err(), refused);
+        assert_eq!(consumed(carried(refusal_frame(&refused)), NodeId(1)).unwrap_err(), refused);
     }
 
     /// A reply to a control request, a refusal in either form, and nonsense.
@@ -482,12 +484,13 @@ mod tests {
         .run();
         let corpus = [vec![Bytes::from_static(b"some records")], vec![]].map(|chunks| {
             let (next_offset, log_start, high_watermark) = (Offset(3), Offset(1), Offset(4));
-            sent(consumed_frame(Consumed { count: 2, chunks, next_offset, log_start, high_watermark }))
+            let node = NodeId(1);
+            sent(consumed_frame(Consumed { count: 2, chunks, next_offset, log_start, high_watermark, node }))
         });
         Target::new("reactor::forward::wire::tests::fuzz_answers", corpus, |bytes| {
             let received = received(bytes)?;
             let bytes_max = received.parts.iter().map(Buffer::len).sum::<usize>();
-            let consumed = consumed(received).ok()?;
+            let consumed = consumed(received, NodeId(1)).ok()?;
             assert!(consumed.chunks.iter().map(Bytes::len).sum::<usize>() <= bytes_max);
             Some(sent(consumed_frame(consumed)))
         })

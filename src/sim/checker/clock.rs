@@ -94,7 +94,7 @@ pub(super) fn check(shard: &Shard<'_>, contents: &Contents, add: &mut Add<'_>) {
                 }
             }
             Event::FinalRead(read) => check_final(*line, read, contents, (&acked, &shown), add),
-            Event::Produce(_) | Event::Read(_) | Event::Status(_) => {}
+            Event::Produce(_) | Event::Read(_) | Event::Status(_) | Event::Trim(_) | Event::Retention(_) => {}
         }
     }
     check_streams(shard, add);
@@ -117,7 +117,7 @@ fn gather_tails(shard: &Shard<'_>, contents: &Contents, add: &mut Add<'_>) -> (T
             },
             Event::Read(read) => (&mut shown, read.high_watermark),
             Event::FinalRead(read) => (&mut shown, read.end_offset),
-            Event::Status(_) => continue,
+            Event::Status(_) | Event::Trim(_) | Event::Retention(_) => continue,
         };
         let (_, end_us) = event.span_us();
         let sent = sent_by.at(end_us);
@@ -221,7 +221,7 @@ fn check_clients(shard: &Shard<'_>, add: &mut Add<'_>) {
     let reads = || {
         shard.events.iter().filter_map(|(line, event)| match event {
             Event::Read(read) => Some((*line, read, (read.client.as_str(), read.node?))),
-            Event::Produce(_) | Event::FinalRead(_) | Event::Status(_) => None,
+            Event::Produce(_) | Event::FinalRead(_) | Event::Status(_) | Event::Trim(_) | Event::Retention(_) => None,
         })
     };
     let mut tails: BTreeMap<(&str, u64), Tail> = BTreeMap::new();

@@ -80,7 +80,7 @@ impl Contents {
                 }
                 Event::Read(read) => contents.observe(*line, Some(read.end_us), read.records.iter().copied(), add),
                 Event::FinalRead(read) => contents.observe(*line, Some(read.end_us), read.records.iter().copied(), add),
-                Event::Status(_) => {}
+                Event::Status(_) | Event::Trim(_) | Event::Retention(_) => {}
             }
         }
         contents.offsets = contents.log.keys().copied().collect();
@@ -245,7 +245,7 @@ impl Contents {
                 }
                 Event::Read(read) => read.high_watermark,
                 Event::FinalRead(read) => read.end_offset,
-                Event::Status(_) => continue,
+                Event::Status(_) | Event::Trim(_) | Event::Retention(_) => continue,
             };
             let cut = self.batch_before(end).filter(|batch| batch.end > end);
             // An acknowledged batch whose end a final read lacks is lost (`clock`), which is worse.

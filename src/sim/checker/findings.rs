@@ -175,6 +175,16 @@ pub enum Anomaly {
         /// Its high watermark.
         high_watermark_before: u64,
     },
+    /// Promises 1 and 3: what was not to go is kept. A log start is above all that trims asked for until then, and above a
+    /// batch that is younger than what retention lets go.
+    LostPrefix {
+        /// The event with the log start.
+        line: Line,
+        /// It.
+        log_start: u64,
+        /// Up to where the records could be gone: the largest trim before, or the end of what was old enough.
+        due: u64,
+    },
     /// Promise 3: no consumer sees a record that is not committed. This one is not below the answer's own high watermark.
     UncommittedRead {
         /// The read.
@@ -230,6 +240,7 @@ impl Anomaly {
             Anomaly::FutureTail { .. } => "future_tail",
             Anomaly::FutureRecord { .. } => "future_record",
             Anomaly::WentBack { .. } => "went_back",
+            Anomaly::LostPrefix { .. } => "lost_prefix",
             Anomaly::UncommittedRead { .. } => "uncommitted_read",
             Anomaly::Divergence { .. } => "divergence",
             Anomaly::ReadYourWrites { .. } => "read_your_writes",
@@ -289,6 +300,7 @@ impl fmt::Display for Anomaly {
             | Anomaly::FutureTail { .. }
             | Anomaly::FutureRecord { .. }
             | Anomaly::WentBack { .. }
+            | Anomaly::LostPrefix { .. }
             | Anomaly::ReadYourWrites { .. } => self.fmt_in_time(f),
         }
     }
@@ -333,6 +345,9 @@ impl Anomaly {
                     f,
                     "{read} has high watermark {high_watermark}, after the same node gave the same client {high_watermark_before} in {before}"
                 )
+            }
+            Anomaly::LostPrefix { line, log_start, due } => {
+                write!(f, "{line} has log start {log_start}, and nothing at or above offset {due} was to go by then")
             }
             Anomaly::ReadYourWrites { read, min_offset, high_watermark } => {
                 write!(

@@ -62,6 +62,10 @@ pub enum Event {
     FinalRead(FinalRead),
     /// A replica said how far it is, and by which way.
     Status(Status),
+    /// Somebody asked that the older part of a shard be let go.
+    Trim(Trim),
+    /// A shard's older records may go by themselves from here on.
+    Retention(Retention),
 }
 
 /// A batch, and what became of it as far as its client knows. Every batch that was sent has to be in the history, also
@@ -172,6 +176,9 @@ pub struct Read {
     /// Everything acknowledged before had to be visible.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub linearizable: bool,
+    /// The answer's first offset that is kept; absent: not judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_start: Option<u64>,
 }
 
 /// The whole shard as one replica gives it, once it was waited for until it has everything (`min_offset`).
@@ -215,6 +222,45 @@ pub struct Status {
     pub applied_end: u64,
     /// The chain hash there.
     pub chain: Chain,
+    /// The first offset that it keeps; absent: not judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_start: Option<u64>,
+}
+
+/// Records below an offset were to be let go. Whatever the answer was, from `begin_us` on they may be gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trim {
+    /// When it was sent.
+    pub begin_us: u64,
+    /// When the answer was in, or nobody waited any more.
+    pub end_us: u64,
+    /// Of which topic.
+    pub topic: String,
+    /// Of which of its shards.
+    pub shard: u32,
+    /// The first offset that was to stay.
+    pub before_offset: u64,
+}
+
+/// What may go by itself, in the whole history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retention {
+    /// When it was asked for, and when that was done. It counts from the beginning on.
+    pub begin_us: u64,
+    /// See above.
+    pub end_us: u64,
+    /// Of which topic.
+    pub topic: String,
+    /// Of which of its shards.
+    pub shard: u32,
+    /// Records that were sent longer ago than this, by the history's clock, may be gone; absent: none for their age.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_us: Option<u64>,
+    /// Records may be gone for the size of those behind them, which nobody can judge: log starts are not looked at.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_size: bool,
 }
 
 /// A chain hash: in JSON the 16 hexadecimal digits that `ringlog topic describe -o json` prints.
@@ -253,6 +299,8 @@ impl Event {
             Event::Read(read) => (read.begin_us, read.end_us),
             Event::FinalRead(read) => (read.begin_us, read.end_us),
             Event::Status(status) => (status.begin_us, status.end_us),
+            Event::Trim(trim) => (trim.begin_us, trim.end_us),
+            Event::Retention(retention) => (retention.begin_us, retention.end_us),
         }
     }
 
@@ -264,6 +312,8 @@ impl Event {
             Event::Read(read) => (&read.topic, read.shard),
             Event::FinalRead(read) => (&read.topic, read.shard),
             Event::Status(status) => (&status.topic, status.shard),
+            Event::Trim(trim) => (&trim.topic, trim.shard),
+            Event::Retention(retention) => (&retention.topic, retention.shard),
         }
     }
 
@@ -289,6 +339,7 @@ impl Event {
                 read.records.iter().try_for_each(|(offset, _)| in_range("offset", *offset))?;
                 in_range("from_offset", read.from_offset.unwrap_or_default())?;
                 in_range("next_offset", read.next_offset)?;
+                in_range("log_start", read.log_start.unwrap_or_default())?;
                 in_range("high_watermark", read.high_watermark)
             }
             Event::FinalRead(read) => {
@@ -296,7 +347,9 @@ impl Event {
                 in_range("from_offset", read.from_offset)?;
                 in_range("end_offset", read.end_offset)
             }
-            Event::Status(_) => Ok(()),
+            Event::Status(status) => in_range("log_start", status.log_start.unwrap_or_default()),
+            Event::Trim(trim) => in_range("before_offset", trim.before_offset),
+            Event::Retention(_) => Ok(()),
         }
     }
 }

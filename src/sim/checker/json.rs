@@ -21,6 +21,8 @@ pub const FORMAT: &str = r#"A history is a text file with one JSON object on eac
   {"event":"final_read","node":1,"begin_us":90,"end_us":95,"topic":"t","shard":0,
    "records":[[0,"value 1"],[1,"value 2"]],"end_offset":2}
   {"event":"status","node":1,"begin_us":96,"end_us":97,"topic":"t","shard":0,"applied_end":3,"chain":"00000000000000ff"}
+  {"event":"trim","begin_us":98,"end_us":99,"topic":"t","shard":0,"before_offset":1}
+  {"event":"retention","begin_us":1,"end_us":2,"topic":"u","shard":0,"age_us":3600000000}
 
 (each of these on one line). begin_us is taken before the request goes out, end_us after its answer is in, both in
 microseconds of one clock for all clients. A record is its value as a string, or the XXH3-64 of its value as an integer;
@@ -36,6 +38,10 @@ A client that connects again after its node was restarted has another name.
 
 final_read: all that one replica has, asked for with a min_offset behind everything ("from_offset":N if older records are
 not kept). status: applied_end and chain of a replica, as in `ringlog topic describe -o json`.
+
+read and status may have "log_start":N, the first offset kept; then what is below must have been let go: by a trim, which
+counts from begin_us on whatever its answer was, or by retention: records sent longer than age_us ago, by the history's
+clock (give a little less than the limit if the nodes' clocks run fast); "by_size":true leaves that shard's log starts alone.
 "#;
 
 /// Why a history cannot be read.

@@ -10,6 +10,7 @@
 //! json      the same as JSON lines, which programs in any language can write
 //! contents  which record is where: lost order, duplicates, records of nobody, torn batches, gaps
 //! answers   each read for itself: order, steps, high watermark
+//! starts    log starts: nothing is gone that was not to go
 //! clock     what was over before something else began: stale and future tails, streams, final reads
 //! findings  each anomaly, the promise that it breaks, and its sentence
 //! ```
@@ -30,6 +31,7 @@ mod contents;
 pub mod findings;
 pub mod history;
 pub mod json;
+mod starts;
 
 #[cfg(test)]
 mod tests;
@@ -64,6 +66,7 @@ pub fn check(history: &History) -> Report {
         contents.check_batches(shard, &mut add);
         answers::check(shard, &mut add);
         clock::check(shard, &contents, &mut add);
+        starts::check(shard, &contents, &mut add);
     }
     report
 }
@@ -82,7 +85,7 @@ impl<'a> Shard<'a> {
     fn produces(&self) -> impl Iterator<Item = (Line, &'a Produce)> {
         self.events.iter().filter_map(|(line, event)| match event {
             Event::Produce(produce) => Some((*line, produce)),
-            Event::Read(_) | Event::FinalRead(_) | Event::Status(_) => None,
+            Event::Read(_) | Event::FinalRead(_) | Event::Status(_) | Event::Trim(_) | Event::Retention(_) => None,
         })
     }
 }

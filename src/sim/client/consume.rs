@@ -57,10 +57,15 @@ pub(super) async fn run(clients: &Rc<Clients>, number: u64, dice: &Cell<u64>) {
             (World::current().now_us(), answer)
         };
         let begin_us = World::current().now_us();
-        let client = format!("c{number}-{}", connection.process.number);
+        let opened_us = connection.opened_us(&target);
         match call(&connection, work).await {
             Called::Answered((end_us, Ok(consumed))) => {
-                let read = read(&client, (begin_us, end_us), &target, &consume, &consumed);
+                // A replica that was opened anew, also within one process, has to hear again of what is committed.
+                let opened_us = opened_us.filter(|opened_us| connection.opened_us(&target) == Some(*opened_us));
+                let client = format!("c{number}-{}-{}", connection.process.number, opened_us.unwrap_or_default());
+                let mut read = read(&client, (begin_us, end_us), &target, &consume, &consumed);
+                // Of a replica elsewhere nothing is known.
+                read.node = read.node.filter(|node| *node == connection.node.0 && opened_us.is_some());
                 next = Start::Offset(consumed.next_offset);
                 clients.reads.set(clients.reads.get() + 1);
                 clients.note(Event::Read(read));
@@ -86,13 +91,14 @@ fn read(client: &str, span_us: (u64, u64), target: &Target, consume: &Consume, c
         end_us: span_us.1,
         topic: target.topic.to_string(),
         shard: target.shard,
-        node: None,
+        node: Some(consumed.node.0),
         from_offset,
         records: records(consumed),
         next_offset: consumed.next_offset.0,
         high_watermark: consumed.high_watermark.0,
         min_offset: consume.min_offset.map(|offset: Offset| offset.0),
         linearizable: consume.linearizable,
+        log_start: Some(consumed.log_start.0),
     }
 }
 

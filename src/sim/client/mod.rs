@@ -182,6 +182,13 @@ struct Connection {
     turn: u64,
 }
 
+impl Connection {
+    /// When the node's own replica of a shard was opened; `None` without one.
+    fn opened_us(&self, target: &Target) -> Option<u64> {
+        self.process.shard(target.uid).map(|shard| shard.opened_us())
+    }
+}
+
 /// What a call came to.
 enum Called<T> {
     Answered(T),

@@ -250,6 +250,7 @@ fn status_event(target: &Target, node: NodeId, now_us: u64, status: &ShardStatus
         shard: target.shard,
         applied_end: status.applied_end.0,
         chain: Chain(status.chain),
+        log_start: Some(status.log_start.0),
     })
 }
 

@@ -15,6 +15,7 @@ use crate::{
     shard::Shard,
     sim::{
         PlantedFault, SimEnv, World,
+        checker::history::{Event, Trim},
         executor::{JoinError, JoinHandle},
     },
 };
@@ -320,12 +321,17 @@ impl Run {
         let target = self.target(shard);
         let Some((node, process)) = self.any_process() else { return };
         self.coverage.borrow_mut().hit("trim", "running cluster");
+        let begin_us = World::current().now_us();
+        let before_offset = process.shard(target.uid).map_or(0, |shard| shard.high_watermark().0) / 2;
+        let (topic, shard) = (target.topic.to_string(), target.shard);
         let trimmed = World::current().spawn_on(node, async move {
             let frontend = process.frontend(0);
-            let end = process.shard(target.uid).map_or(0, |shard| shard.high_watermark().0);
-            drop(frontend.trim_topic(&target.topic, target.shard, end / 2).await);
+            drop(frontend.trim_topic(&target.topic, target.shard, before_offset).await);
         });
-        self.survived(trimmed.await);
+        let trimmed = trimmed.await;
+        let end_us = World::current().now_us();
+        self.clients.note(Event::Trim(Trim { begin_us, end_us, topic, shard, before_offset }));
+        self.survived(trimmed);
     }
 
     /// Asks any node that serves; whether it was done.

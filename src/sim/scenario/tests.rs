@@ -1,7 +1,11 @@
 //! A few runs of each scenario, so that `cargo test` notices what breaks; `ringlog sim` does thousands.
 
 use super::*;
-use crate::sim::{client::Load, scenario::plan::Scenario};
+use crate::sim::{
+    checker::history::Event,
+    client::Load,
+    scenario::plan::{Action, Scenario, Step, Who},
+};
 
 /// The plan of a seed with fewer records: without optimization a run takes seconds.
 fn light(seed: u64, scenario: Scenario) -> Plan {
@@ -32,6 +36,25 @@ fn same_seed_same_trace() {
     assert_eq!(first.history, second.history);
 }
 
+/// A replica that begins from a snapshot keeps what the others keep: the checker sees log starts, and what was trimmed.
+#[test]
+fn begins_from_a_snapshot() {
+    let plan = light(0, Scenario::Crashes);
+    let load =
+        Load { producers: 2, pause_us: 50_000, batch_max: 3, burst_max: 4, value_bytes_max: 20_000, ..plan.load };
+    let down = Action::Kill { who: Who::Follower(0), down_ms: 3_500 };
+    let steps = [(300, down), (3_000, Action::Trim { shard: 0 })].map(|(at_ms, action)| Step { at_ms, action });
+    let plan = Plan { nodes: 3, shards: 1, load, load_ms: 4_000, steps: steps.into(), ..plan };
+    let outcome = run(plan, 0);
+    assert_eq!(outcome.problems, [""; 0]);
+    let starts = outcome.history.iter().filter_map(|(_, event)| match event {
+        Event::Status(status) => Some((status.node, status.log_start)),
+        Event::Produce(_) | Event::Read(_) | Event::FinalRead(_) | Event::Trim(_) | Event::Retention(_) => None,
+    });
+    let starts: Vec<_> = starts.collect();
+    assert!(starts.len() == 3 && starts.iter().all(|(_, start)| *start > Some(0)), "{starts:?}");
+}
+
 /// The final reads of a run prove something: with the last record of each taken away, the checker says what was lost.
 #[test]
 fn lost_records_are_found() {
@@ -39,7 +62,7 @@ fn lost_records_are_found() {
     let mut forged = History::default();
     for (_, event) in history.iter() {
         let mut event = event.clone();
-        if let crate::sim::checker::history::Event::FinalRead(read) = &mut event {
+        if let Event::FinalRead(read) = &mut event {
             read.records.pop();
             read.end_offset -= 1;
         }

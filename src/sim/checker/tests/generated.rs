@@ -127,6 +127,7 @@ impl World {
             high_watermark: end as u64,
             min_offset: (kind == 1).then_some(end as u64),
             linearizable: kind == 0,
+            log_start: Some(0),
             ..reading((begin_us, self.now_us), from as u64, &[])
         }));
     }
@@ -138,7 +139,7 @@ impl World {
             unreachable!("that is what it makes")
         };
         let (begin_us, end_us) = (self.now_us, self.now_us);
-        self.events.push(Event::Status(Status { shard: shard as u32, begin_us, end_us, ..status }));
+        self.events.push(Event::Status(Status { shard: shard as u32, begin_us, end_us, log_start: Some(0), ..status }));
     }
 
     fn read_all(&mut self, shard: usize, node: u64) {
@@ -232,6 +233,13 @@ const CHANGES: &[(&str, Change)] = &[
         let is_there =
             |produce: &Produce| produce.outcome == Outcome::Indefinite && records.contains(&produce.records[0]);
         last_batch(events, is_there).outcome = Outcome::Failed;
+    }),
+    ("lost_prefix", |events| {
+        let last = events.iter_mut().rev().find_map(|event| match event {
+            Event::Status(status) => Some(status),
+            _ => None,
+        });
+        last.expect("there are some").log_start = Some(1);
     }),
     ("unsent_record", |events| append_to_final(events, |_| Fingerprint::of(b"nobody's"))),
     ("gap", |events| {
@@ -337,6 +345,8 @@ fn topic(event: &mut Event) -> &mut String {
         Event::Read(read) => &mut read.topic,
         Event::FinalRead(read) => &mut read.topic,
         Event::Status(status) => &mut status.topic,
+        Event::Trim(trim) => &mut trim.topic,
+        Event::Retention(retention) => &mut retention.topic,
     }
 }
 

@@ -25,10 +25,14 @@ fn there_and_back() {
             from_offset: None,
             min_offset: Some(1),
             linearizable: true,
+            log_start: Some(2),
             ..reading((1, 2), 0, &[])
         }),
         Event::FinalRead(FinalRead { from_offset: 7, ..final_reading((1, 2), 3, &["a"]) }),
         status(1, 7, u64::MAX),
+        trim(5, 6),
+        retention(Some(7)),
+        retention(None),
     ];
     let (mut history, mut text) = (History::default(), Vec::new());
     for event in events {
@@ -45,9 +49,9 @@ fn there_and_back() {
 fn the_documented_form() {
     let examples = json::FORMAT.lines().filter(|line| line.starts_with("  {") || line.starts_with("   \""));
     let text = examples.collect::<String>().replace("}  {", "}\n{");
-    assert_eq!(text.lines().count(), 4, "{text}");
+    assert_eq!(text.lines().count(), 6, "{text}");
     let report = check(&json::read(text.as_bytes()).unwrap());
-    assert_eq!((report.events, report.acked_records, report.is_clean()), (4, 2, true), "{:?}", report.findings);
+    assert_eq!((report.events, report.acked_records, report.is_clean()), (6, 2, true), "{:?}", report.findings);
 }
 
 /// A value and the hash of it are the same record.

@@ -9,7 +9,8 @@ mod pairs_in_time;
 use super::{
     Report, check,
     history::{
-        Ack, Chain, Durability, Event, FinalRead, Fingerprint, History, Outcome, Produce, Read, Status, StreamPlace,
+        Ack, Chain, Durability, Event, FinalRead, Fingerprint, History, Outcome, Produce, Read, Retention, Status,
+        StreamPlace, Trim,
     },
 };
 
@@ -51,6 +52,7 @@ fn reading((begin_us, end_us): (u64, u64), from: u64, values: &[&str]) -> Read {
         high_watermark: end,
         min_offset: None,
         linearizable: false,
+        log_start: None,
     }
 }
 
@@ -71,7 +73,41 @@ fn final_read(span: (u64, u64), node: u64, values: &[&str]) -> Event {
 
 fn status(node: u64, applied_end: u64, chain: u64) -> Event {
     let topic = "t".to_owned();
-    Event::Status(Status { node, begin_us: 90, end_us: 91, topic, shard: 0, applied_end, chain: Chain(chain) })
+    Event::Status(Status {
+        node,
+        begin_us: 90,
+        end_us: 91,
+        topic,
+        shard: 0,
+        applied_end,
+        chain: Chain(chain),
+        log_start: None,
+    })
+}
+
+/// A replica that keeps nothing below an offset.
+fn starting((begin_us, end_us): (u64, u64), log_start: u64) -> Event {
+    let (topic, chain) = ("t".to_owned(), Chain(1));
+    Event::Status(Status {
+        node: 1,
+        begin_us,
+        end_us,
+        topic,
+        shard: 0,
+        applied_end: 9,
+        chain,
+        log_start: Some(log_start),
+    })
+}
+
+fn trim(begin_us: u64, before_offset: u64) -> Event {
+    Event::Trim(Trim { begin_us, end_us: begin_us + 5, topic: "t".to_owned(), shard: 0, before_offset })
+}
+
+/// By age, or by size.
+fn retention(age_us: Option<u64>) -> Event {
+    let by_size = age_us.is_none();
+    Event::Retention(Retention { begin_us: 0, end_us: 1, topic: "t".to_owned(), shard: 0, age_us, by_size })
 }
 
 fn judge(events: impl IntoIterator<Item = Event>) -> Report {

@@ -228,6 +228,33 @@ fn answers_leave_nothing_out() {
     assert_found([sent(), Event::Read(none)], &[&skipped(0, 3)]);
 }
 
+/// A log start is not above what was trimmed before it was told, or was old enough.
+#[test]
+fn prefixes_stay() {
+    let sent = || acked((10, 19), 0, &["a", "b"]);
+    let more = || acked((40, 49), 2, &["c"]);
+    let lost = |line, start, due| {
+        format!(
+            "lost_prefix: line {line} has log start {start}, and nothing at or above offset {due} was to go by then"
+        )
+    };
+    assert_legal([sent(), starting((50, 51), 0)]);
+    assert_found([sent(), starting((50, 51), 1)], &[&lost(2, 1, 0)]);
+    // A trim counts from when it was sent, also if nobody knows what became of it.
+    assert_legal([sent(), starting((50, 51), 1), trim(51, 1), trim(30, 0)]);
+    assert_found([sent(), starting((50, 51), 1), trim(52, 1)], &[&lost(2, 1, 0)]);
+    assert_found([sent(), starting((50, 51), 2), trim(30, 1), trim(31, 0)], &[&lost(2, 2, 1)]);
+    // By age: what was sent at 40 is too young at 51 for 12 µs, and what was sent at 10 is not.
+    assert_legal([sent(), more(), starting((50, 51), 2), retention(Some(12))]);
+    assert_found([sent(), more(), starting((50, 51), 3), retention(Some(12))], &[&lost(3, 3, 2)]);
+    assert_legal([sent(), more(), starting((50, 51), 3), retention(Some(11))]);
+    assert_legal([sent(), more(), starting((50, 51), 3), retention(Some(12)), trim(45, 3)]);
+    assert_legal([sent(), more(), starting((50, 51), 3), retention(None)]);
+    let mut shown = reading((50, 51), 1, &["b"]);
+    shown.log_start = Some(1);
+    assert_found([sent(), Event::Read(shown)], &[&lost(2, 1, 0)]);
+}
+
 /// Replicas that have applied the same number of entries have applied the same ones.
 #[test]
 fn replicas_are_alike() {
