@@ -24,7 +24,7 @@
 //! 3  raft       openraft for an Env: store over log, machine, network over peers, elections, members;
 //!               repair: a damaged replica; left: what one that was moved away leaves for the next
 //! 2  log        append, read, truncate, roll, retain; segment; index; recovery; hard state
-//! 2  peer       connections to other nodes: dialled once, frames, liveness
+//! 2  peer       connections to other nodes: dialled once, frames, liveness, clocks
 //! 1  env        Env, Disk, File, Net (the seams); quic; uring and mmap (unsafe code)
 //! 1  format     pure bytes: entries, records, file headers, gRPC framing, envelopes between nodes
 //! 1  tls        certificates of the cluster, and how they are checked; join tokens

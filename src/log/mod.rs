@@ -248,6 +248,8 @@ struct State<E: Env> {
     segments: VecDeque<SegmentOf<E>>,
     /// Of the next segment.
     sequence_next: u64,
+    /// The largest timestamp of an entry so far, as far as it is known.
+    timestamp_us: i64,
     queue: VecDeque<writer::Job<E>>,
     /// Bytes appended (headers and padding included) and not durable. When the log has stopped they are still in memory, and
     /// so here, as `Use::Stopped`.
@@ -401,6 +403,18 @@ impl<E: Env> Log<E> {
     /// Where the log stands after its last entry.
     pub fn end(&self) -> LogPoint {
         self.inner.state.borrow().end
+    }
+
+    /// No entry of this replica's own will have an earlier timestamp than this, µs: that of the last entry, or what
+    /// `raise_timestamp` was told.
+    pub fn timestamp_us(&self) -> i64 {
+        self.inner.state.borrow().timestamp_us
+    }
+
+    /// Entries that were purged, or never were here, had timestamps up to this one.
+    pub fn raise_timestamp(&self, timestamp_us: i64) {
+        let state = &mut *self.inner.state.borrow_mut();
+        state.timestamp_us = state.timestamp_us.max(timestamp_us);
     }
 
     /// Chain hash at the last entry.

@@ -71,10 +71,12 @@ pub(super) async fn open<E: Env>(
     let hard_path = dir.join("hard_state");
     let hard_file = disk.open(&hard_path, OpenMode::Append).await;
     let hard_file = hard_file.map_err(|error| io_error(&hard_path, "opened", &error))?;
+    let timestamp_us = segments.iter().map(|segment| segment.now.borrow().last_timestamp_us).max();
     let state = State {
         start: hard.start,
         end,
         flushed: end,
+        timestamp_us: timestamp_us.unwrap_or(i64::MIN),
         sequence_next: found.sequence_next(),
         segments: segments.into(),
         queue: std::collections::VecDeque::new(),

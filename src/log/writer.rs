@@ -111,6 +111,7 @@ impl<E: Env> Inner<E> {
         let mut charge = charge.unwrap_or_else(|| self.tail.memory().none(Use::Unflushed));
         charge.set(bytes);
         state.unflushed.absorb(charge);
+        state.timestamp_us = state.timestamp_us.max(header.timestamp_us);
         self.tail.push(StoredEntry { header, bytes: padded.slice(..header.bytes()) });
         state.queue.push_back(Job::Entry(Placed { segment, position, header, bytes: padded }));
         Ok(())
@@ -131,6 +132,8 @@ impl<E: Env> Inner<E> {
             record_count = 0;
             timestamp_max_us = state.end.timestamp_max_us;
         }
+        // A log's own time does not go back, whatever the clock does; a leader has seen to that for what comes from it.
+        let timestamp_us = if new.leader.is_none() { timestamp_us.max(state.timestamp_us) } else { timestamp_us };
         let payload = &new.buffer.bytes()[ENTRY_HEADER_BYTES..];
         let mut header = EntryHeader {
             kind,

@@ -18,6 +18,7 @@ use std::{
 
 use tokio::sync::watch;
 
+use super::clocks::Clocks;
 use crate::{ids::NodeId, limits};
 
 /// Shared by all threads of a node.
@@ -26,6 +27,7 @@ pub struct Liveness {
     dead: watch::Sender<Arc<BTreeSet<NodeId>>>,
     /// As many as nodes were ever heard of; their numbers come from proven certificates or from the catalog.
     pulses: Mutex<BTreeMap<NodeId, Arc<Pulse>>>,
+    clocks: Clocks,
 }
 
 /// What has come from one node.
@@ -57,7 +59,7 @@ impl Pulse {
 
 impl Default for Liveness {
     fn default() -> Liveness {
-        Liveness { dead: watch::Sender::new(Arc::default()), pulses: Mutex::default() }
+        Liveness { dead: watch::Sender::new(Arc::default()), pulses: Mutex::default(), clocks: Clocks::default() }
     }
 }
 
@@ -96,6 +98,11 @@ impl Liveness {
     pub fn pulse(&self, node: NodeId) -> Arc<Pulse> {
         let mut pulses = self.pulses.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(pulses.entry(node).or_default())
+    }
+
+    /// How the nodes' wall clocks stand.
+    pub fn clocks(&self) -> &Clocks {
+        &self.clocks
     }
 
     /// How long the last ping of the node took to come back; `None` before the first.

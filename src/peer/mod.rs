@@ -19,6 +19,7 @@
 //! - `serve`: connections that the others make
 
 pub mod book;
+pub mod clocks;
 mod dial;
 pub mod frame;
 pub mod liveness;

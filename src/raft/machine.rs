@@ -91,6 +91,8 @@ struct Position {
     next_offset: Offset,
     chain: u64,
     timestamp_max_us: i64,
+    /// Largest timestamp of an entry, if it is known.
+    timestamp_us: Option<i64>,
 }
 
 /// A checkpoint, and the entry that it follows.
@@ -165,7 +167,7 @@ impl<M: Machine> Shared<M> {
         let Some(last) = log.last() else { return Ok(()) };
         let newest = load(log, last.index).await?;
         if let Some(checkpoint) = &newest {
-            self.install(checkpoint).map_err(|what| not_usable(log, last.index, what))?;
+            self.install(log, checkpoint).map_err(|what| not_usable(log, last.index, what))?;
         }
         let Some(purged) = purged else { return Ok(()) };
         if newest.as_ref().is_none_or(|checkpoint| checkpoint.position.applied < Some(purged)) {
@@ -228,10 +230,13 @@ impl<M: Machine> Shared<M> {
         Some((checkpoint.position.applied?.index, checkpoint.bytes))
     }
 
-    fn install(&self, checkpoint: &Checkpoint) -> Result<(), String> {
+    fn install<E: Env>(&self, log: &Log<E>, checkpoint: &Checkpoint) -> Result<(), String> {
         let decoded = v1::Checkpoint::decode(checkpoint.bytes.clone()).map_err(|error| error.to_string())?;
         self.machine.borrow_mut().restore(&decoded.machine)?;
         *self.position.borrow_mut() = checkpoint.position.clone();
+        if let Some(timestamp_us) = checkpoint.position.timestamp_us {
+            log.raise_timestamp(timestamp_us);
+        }
         Ok(())
     }
 
@@ -293,6 +298,7 @@ impl Position {
         self.next_offset = header.end_offset();
         self.chain = header.chain;
         self.timestamp_max_us = header.timestamp_max_us;
+        self.timestamp_us = self.timestamp_us.max(Some(header.timestamp_us));
     }
 
     /// Where the log goes on; `None` before the first entry.
@@ -316,6 +322,7 @@ impl Position {
             next_offset: self.next_offset.0,
             chain: self.chain,
             timestamp_max_us: self.timestamp_max_us,
+            timestamp_us: self.timestamp_us,
         };
         checkpoint.encode_to_vec().into()
     }
@@ -334,6 +341,7 @@ impl Checkpoint {
             next_offset: Offset(decoded.next_offset),
             chain: decoded.chain,
             timestamp_max_us: decoded.timestamp_max_us,
+            timestamp_us: decoded.timestamp_us,
         };
         Ok(Checkpoint { position, bytes })
     }
@@ -551,7 +559,7 @@ impl<E: Env, M: Machine> RaftStateMachine<TypeConfig<E, M>> for StateMachine<E, 
         let (checkpoint, id) = checkpoint_of(meta, snapshot).map_err(io::Error::other)?;
         // Before the log goes on after it: a start in between finds the old state, which is whole.
         self.log.save_checkpoint(id.index, checkpoint.bytes.clone()).await.map_err(to_io)?;
-        self.shared.install(&checkpoint).map_err(io::Error::other)?;
+        self.shared.install(&self.log, &checkpoint).map_err(io::Error::other)?;
         *self.shared.snapshot.borrow_mut() = Some(checkpoint);
         self.shared.changed.notify_all();
         Ok(())
@@ -599,8 +607,9 @@ mod tests {
             next_offset: Offset(7),
             chain: 5,
             timestamp_max_us: -1,
+            timestamp_us: Some(-2),
         };
-        let bare = Position { membership: StoredMembership::default(), ..position.clone() };
+        let bare = Position { membership: StoredMembership::default(), timestamp_us: None, ..position.clone() };
         let corpus = [position.encode(Bytes::from_static(b"machine")), bare.encode(Bytes::new())];
         crate::fuzz::Target::new("raft::machine::tests::fuzz", corpus, |bytes| {
             let checkpoint = Checkpoint::decode(Bytes::copy_from_slice(bytes)).ok()?;

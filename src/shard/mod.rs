@@ -117,6 +117,9 @@ struct Inner<E: Env> {
     metrics: Metrics,
     state: RefCell<produce::State>,
     cursors: RefCell<Cursors>,
+    /// How old its segments are.
+    ages: RefCell<retention::Ages>,
+    peers: Peers<E>,
     opened_us: u64,
     life: Cell<Life>,
     /// Where requests go that this replica cannot propose; nowhere: they are answered.
@@ -159,7 +162,7 @@ impl<E: Env> Shard<E> {
         options: ShardOptions,
     ) -> Result<Shard<E>, ShardError> {
         let group_options = options.group();
-        let (group, recovered) = Group::open(disk, tail, peers, group_options, ShardMachine::default()).await?;
+        let (group, recovered) = Group::open(disk, tail, peers.clone(), group_options, ShardMachine::default()).await?;
         let state = produce::State::new(group.log().log_end());
         let inner = Rc::new(Inner {
             group,
@@ -168,6 +171,8 @@ impl<E: Env> Shard<E> {
             metrics: Metrics::new(),
             state: RefCell::new(state),
             cursors: RefCell::default(),
+            ages: RefCell::default(),
+            peers,
             opened_us: E::monotonic_us(),
             life: Cell::new(Life::Serving),
             elsewhere: RefCell::default(),

@@ -77,6 +77,8 @@ pub(super) struct State {
     /// Raft refuses entries, for this reason: all that wait are handed back after that.
     lost: Option<ShardError>,
     estimate: AppendEstimate,
+    /// Timestamp of the last batch that was proposed: that of the next is not before it.
+    timestamp_us: i64,
     /// Segment of the last entry that landed.
     segment: SegmentSequence,
 }
@@ -93,6 +95,7 @@ impl State {
             void: Vec::new(),
             lost: None,
             estimate: AppendEstimate::default(),
+            timestamp_us: i64::MIN,
             segment: SegmentSequence::default(),
         }
     }
@@ -250,7 +253,7 @@ impl<E: Env> Inner<E> {
 
     /// Encodes and proposes one entry.
     fn propose(&self, mut requests: Vec<Placed>, bytes: usize, records: u32, base_offset: Offset, now_us: u64) {
-        let timestamp_us = E::wall_us();
+        let timestamp_us = self.next_timestamp_us();
         let mut record_timestamp_max_us = i64::MIN;
         let mut buffer = Buffer::with_capacity(ENTRY_HEADER_BYTES + bytes);
         buffer.grow_to(ENTRY_HEADER_BYTES);
@@ -282,6 +285,14 @@ impl<E: Env> Inner<E> {
         assert!(state.in_flight.len() <= ENTRIES_IN_FLIGHT_MAX, "entries in flight are bounded");
         drop(state);
         self.work.notify_one();
+    }
+
+    /// The leader's clock, but not before what this shard's batches and entries have had already: its time does not go back
+    /// when a clock does, or when another node leads.
+    fn next_timestamp_us(&self) -> i64 {
+        let state = &mut *self.state.borrow_mut();
+        state.timestamp_us = E::wall_us().max(state.timestamp_us).max(self.group.log().timestamp_us());
+        state.timestamp_us
     }
 
     /// The first entry in flight has landed, or never will.

@@ -4,7 +4,7 @@
 //! between leaves files that the next round deletes. Age is looked at even in the segment that is still
 //! written, so that an idle shard's records go in time (its file stays until it is full).
 
-use std::{rc::Rc, time::Duration};
+use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
 use openraft::AsyncRuntime;
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     env::Env,
-    ids::{Index, Offset},
+    ids::{Index, LogId, Offset},
     limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN},
     log::SegmentInfo,
     raft::Proposal,
@@ -45,13 +45,76 @@ pub(super) fn segment_bytes(segment_bytes_max: u64, retention_bytes_max: u64) ->
     segment_bytes_max.min(quarter.max(SEGMENT_BYTES_MIN))
 }
 
+/// What is known of the segments' ages.
+///
+/// With t on the monotonic clock, `BELIEF` and agreed(t) of `peer::clocks`, and for each segment s as it is now
+///
+/// ```text
+/// seen(s)      when this process first saw s with its present last entry: never before that was written
+/// recovered(s) s was seen when the shard was opened, and has not changed since
+/// stamp(s)     timestamp of its last entry; in the order of the log it never goes back (`Log::timestamp_us`)
+/// ```
+///
+/// s may go by age when `seen(s) + limit < t`, which no wall clock moves, or, if it is recovered, when
+/// `stamp(s) + limit < agreed(t)`; then a majority of the voters' clocks have passed that time, and have stood so for
+/// `BELIEF`. A record stamped in the future goes by the first rule. A process that runs shorter than the limit needs the
+/// second one: what was written before its start goes `BELIEF` after the start, at the earliest, or else by the first.
+/// What was written while a clock was behind the true time is taken for older, once the process was restarted.
+#[derive(Debug, Default)]
+pub(super) struct Ages {
+    looked: bool,
+    /// By first entry; as many as there are segments.
+    seen: BTreeMap<Index, Seen>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    last: LogId,
+    seen_us: u64,
+    recovered: bool,
+}
+
+/// Now, by both clocks.
+#[derive(Clone, Copy, Debug)]
+struct Now {
+    monotonic_us: u64,
+    /// As far as it is believed; none: it is not.
+    agreed_us: Option<i64>,
+}
+
+impl Ages {
+    /// To be called with all segments when the shard is opened, and from time to time.
+    fn look(&mut self, segments: &[SegmentInfo], now_us: u64) {
+        let recovered = !std::mem::replace(&mut self.looked, true);
+        let mut before = std::mem::take(&mut self.seen);
+        for segment in segments {
+            let known = before.remove(&segment.first.index).filter(|seen| seen.last == segment.last);
+            let seen = known.unwrap_or(Seen { last: segment.last, seen_us: now_us, recovered });
+            self.seen.insert(segment.first.index, seen);
+        }
+    }
+
+    /// Whether the segment's last entry was certainly written `limit_us` ago.
+    fn has_passed(&self, segment: &SegmentInfo, limit_us: u64, now: Now) -> bool {
+        let seen = self.seen.get(&segment.first.index).filter(|seen| seen.last == segment.last);
+        let Some(seen) = seen else { return false };
+        let stamped_us = segment.last_timestamp_us.saturating_add(i64::try_from(limit_us).unwrap_or(i64::MAX));
+        seen.seen_us.saturating_add(limit_us) < now.monotonic_us
+            || (seen.recovered && now.agreed_us.is_some_and(|agreed_us| stamped_us < agreed_us))
+    }
+}
+
 /// The log start that retention wants, if any of these segments (oldest first) is to go.
-fn boundary(segments: &[SegmentInfo], retention: Retention, now_us: i64) -> Option<Offset> {
+fn boundary(
+    segments: &[SegmentInfo],
+    retention: Retention,
+    has_passed: impl Fn(&SegmentInfo, u64) -> bool,
+) -> Option<Offset> {
     let mut bytes: u64 = segments.iter().map(|segment| segment.bytes).sum();
-    let age_us = i64::try_from(retention.age_ms_max.saturating_mul(1000)).unwrap_or(i64::MAX);
+    let limit_us = retention.age_ms_max.saturating_mul(1000);
     let mut boundary = None;
     for segment in segments {
-        let too_old = retention.age_ms_max > 0 && segment.last_timestamp_us < now_us.saturating_sub(age_us);
+        let too_old = retention.age_ms_max > 0 && has_passed(segment, limit_us);
         let too_much = retention.bytes_max > 0 && bytes > retention.bytes_max && segment.sealed;
         if !too_old && !too_much {
             break;
@@ -75,6 +138,7 @@ pub(super) async fn run<E: Env>(inner: Rc<Inner<E>>) {
         0 => EVERY,
         age_ms => Duration::from_millis(age_ms / 2).clamp(EVERY_MIN, EVERY),
     };
+    inner.look_at_ages();
     // Shards that were opened together do not look together.
     let jitter_us = E::random_u64() % every.as_micros() as u64;
     let mut wait = Duration::from_micros(jitter_us);
@@ -101,13 +165,36 @@ impl<E: Env> Inner<E> {
 
     /// Applies the limits once.
     pub(super) async fn retain(self: &Rc<Self>, retention: Retention) -> Result<(), ShardError> {
-        let wanted = boundary(&self.group.log().segments(), retention, E::wall_us());
+        let segments = self.look_at_ages();
+        let by_age = self.believes_clocks();
+        let retention = if by_age { retention } else { Retention { age_ms_max: 0, ..retention } };
+        let now = self.now();
+        let wanted = boundary(&segments, retention, |segment, us| self.ages.borrow().has_passed(segment, us, now));
         // Entries that are not committed yet may be in a segment that is full already. Followers trim when they are told to.
         let wanted = wanted.map(|offset| offset.min(self.group.high_watermark())).filter(|_| self.group.leads());
         if let Some(before) = wanted.filter(|before| *before > self.log_start()) {
             self.trim(before).await?;
         }
         self.purge().await
+    }
+
+    /// Notes since when the segments are as they are.
+    fn look_at_ages(&self) -> Vec<SegmentInfo> {
+        let segments = self.group.log().segments();
+        self.ages.borrow_mut().look(&segments, E::monotonic_us());
+        segments
+    }
+
+    fn now(&self) -> Now {
+        let monotonic_us = E::monotonic_us();
+        let voters = self.group.members().voters;
+        Now { monotonic_us, agreed_us: self.peers.liveness().clocks().agreed_us(&voters, monotonic_us) }
+    }
+
+    /// Whether this node's clock is where the others' are; the ping's task says so when it is not.
+    fn believes_clocks(&self) -> bool {
+        let found = self.peers.liveness().clocks().difference(self.options.node, E::monotonic_us());
+        found.is_none_or(|found| !found.differs)
     }
 
     /// Moves the log start up to `before` by a command.
@@ -158,8 +245,34 @@ mod tests {
         times_ms.iter().enumerate().map(segment).collect()
     }
 
+    /// Of recovered segments, by a clock that is believed.
     fn wants(times_ms: &[i64], bytes_max: u64, age_ms_max: u64, now_ms: i64) -> Option<u64> {
-        boundary(&segments(times_ms), Retention { bytes_max, age_ms_max }, now_ms * 1000).map(|offset| offset.0)
+        let (segments, mut ages) = (segments(times_ms), Ages::default());
+        ages.look(&segments, 0);
+        let now = Now { monotonic_us: 0, agreed_us: Some(now_ms * 1000) };
+        let has_passed = |segment: &SegmentInfo, us| ages.has_passed(segment, us, now);
+        boundary(&segments, Retention { bytes_max, age_ms_max }, has_passed).map(|offset| offset.0)
+    }
+
+    /// Seen in this process: the monotonic clock alone decides, from when the segment was last added to. Recovered: the agreed
+    /// time does, too, until something is added.
+    #[test]
+    fn ages() {
+        let (mut old, mut ages) = (segments(&[1, 2]), Ages::default());
+        let passed = |ages: &Ages, segment: &SegmentInfo, monotonic_us, agreed_us| {
+            ages.has_passed(segment, 10_000, Now { monotonic_us, agreed_us })
+        };
+        assert!(!passed(&ages, &old[0], u64::MAX, Some(i64::MAX)), "never seen");
+        ages.look(&old, 500);
+        assert!(!passed(&ages, &old[1], 500, Some(12_000)) && passed(&ages, &old[1], 500, Some(12_001)));
+        assert!(!passed(&ages, &old[1], 10_500, None) && passed(&ages, &old[1], 10_501, None));
+        old[1].last.index.0 += 1;
+        assert!(!passed(&ages, &old[1], u64::MAX, Some(i64::MAX)), "not seen as it is");
+        ages.look(&old, 700);
+        assert!(!passed(&ages, &old[1], 10_700, Some(i64::MAX)) && passed(&ages, &old[1], 10_701, None));
+        assert!(passed(&ages, &old[0], 700, Some(11_001)), "it is as it was recovered");
+        ages.look(&old[1..], 900);
+        assert_eq!(ages.seen.len(), 1);
     }
 
     /// By size the oldest segments go until the rest fits; the one that is written stays.

@@ -36,6 +36,7 @@ const WALL_START_US: i64 = 1_700_000_000_000_000;
 
 thread_local! {
     static CLOCK_US: Cell<u64> = const { Cell::new(1) };
+    static WALL_JUMPED_US: Cell<i64> = const { Cell::new(0) };
     static RANDOM: Cell<u64> = const { Cell::new(1) };
 }
 
@@ -45,9 +46,15 @@ impl TestEnv {
         CLOCK_US.set(CLOCK_US.get() + us);
     }
 
+    /// Moves this thread's wall clock alone.
+    pub fn jump_wall_us(us: i64) {
+        WALL_JUMPED_US.set(WALL_JUMPED_US.get() + us);
+    }
+
     /// Sets this thread's clocks back to their start and seeds its randomness.
     pub fn reset(seed: u64) {
         CLOCK_US.set(1);
+        WALL_JUMPED_US.set(0);
         RANDOM.set(seed);
     }
 }
@@ -64,7 +71,7 @@ impl Env for TestEnv {
     }
 
     fn wall_us() -> i64 {
-        WALL_START_US + CLOCK_US.get() as i64
+        WALL_START_US + CLOCK_US.get() as i64 + WALL_JUMPED_US.get()
     }
 
     fn random_u64() -> u64 {

@@ -17,8 +17,10 @@ use tokio::sync::oneshot;
 use super::Api;
 use crate::{
     budget::{Usage, Use},
+    env::{Env, real::RealEnv},
     ids::ReactorNumber,
     observe,
+    peer::clocks::Difference,
     reactor::{
         ReactorError,
         mailbox::Request,
@@ -77,9 +79,16 @@ pub async fn ready(State(api): State<Api>) -> Response {
         "shards": node.shard_count(),
         "shards_faulted": faults.len(),
         "faults": shown,
+        "clock": clock(node).map(|clock| json!({"ahead_ms": clock.ahead_us / 1_000, "differs": clock.differs})),
     });
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(page)).into_response()
+}
+
+/// How this node's clock stands to the others'; `None` while it knows of none. While it differs nothing is trimmed by age.
+fn clock(node: &Node) -> Option<Difference> {
+    let me = node.identity()?.node;
+    node.liveness.clocks().difference(me, RealEnv::monotonic_us())
 }
 
 /// Everything that was measured.
@@ -94,6 +103,10 @@ fn record_node(node: &Node) {
     metrics::gauge!("ringlog_ready").set(f64::from(u8::from(node.is_serving())));
     metrics::gauge!("ringlog_topics").set(node.topics.snapshot().len() as f64);
     metrics::gauge!("ringlog_shards_faulted").set(node.fault_count() as f64);
+    if let Some(clock) = clock(node) {
+        metrics::gauge!("ringlog_clock_ahead_seconds").set(clock.ahead_us as f64 / 1e6);
+        metrics::gauge!("ringlog_clock_differs").set(f64::from(u8::from(clock.differs)));
+    }
     for (number, reactor) in node.reactors.iter().enumerate() {
         let labels = [("reactor", number.to_string())];
         let connections = &reactor.connections;

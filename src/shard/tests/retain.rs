@@ -100,3 +100,108 @@ fn trim_deletes_segments() {
         assert_eq!(decode(&first)[0].offset, middle.0);
     });
 }
+
+/// A year in µs.
+const YEAR_US: i64 = 365 * 86_400_000_000;
+
+fn by_age_of(age_ms_max: u64) -> Retention {
+    Retention { bytes_max: 0, age_ms_max }
+}
+
+/// A wall clock that is a year ahead trims nothing that this process has seen written, and one that is a year behind keeps
+/// nothing: of these records it knows the age without any date.
+#[test]
+fn wild_clock() {
+    with_shard(|shard, _disk| async move {
+        let retention = by_age_of(60_000);
+        fill(&shard, 2).await;
+        shard.inner.retain(retention).await.unwrap();
+        for jump_us in [YEAR_US, -2 * YEAR_US] {
+            TestEnv::jump_wall_us(jump_us);
+            TestEnv::advance_us(12_000_000);
+            shard.inner.retain(retention).await.unwrap();
+            assert_eq!(shard.status().log_start, Offset(0), "the clock moved by {jump_us} us");
+        }
+        TestEnv::advance_us(61_000_000);
+        shard.inner.retain(retention).await.unwrap();
+        assert_eq!(shard.status().log_start, shard.status().high_watermark);
+    });
+}
+
+/// What was written while the clock was a year ahead goes in its time all the same; so does a record that its producer has
+/// given a time far away.
+#[test]
+fn from_the_future() {
+    with_shard(|shard, _disk| async move {
+        let retention = by_age_of(60_000);
+        TestEnv::jump_wall_us(YEAR_US);
+        shard.produce(value("by a wild clock")).await.unwrap();
+        TestEnv::jump_wall_us(-YEAR_US);
+        let timestamp_us = i64::MAX;
+        let record = Record { value: Bytes::from_static(b"by its producer"), timestamp_us, ..Record::default() };
+        shard.produce(Produce { records: encode(vec![record]), ..value("") }).await.unwrap();
+        shard.inner.retain(retention).await.unwrap();
+        TestEnv::advance_us(59_000_000);
+        shard.inner.retain(retention).await.unwrap();
+        assert_eq!(shard.status().log_start, Offset(0));
+        TestEnv::advance_us(2_000_000);
+        shard.inner.retain(retention).await.unwrap();
+        assert_eq!(shard.status().log_start, Offset(2));
+    });
+}
+
+/// Timestamps of a shard do not go back when the clock does: not those of its acks, its records or its entries, and not after
+/// a restart, also when all of it is purged.
+#[test]
+fn timestamps_never_go_back() {
+    with_shard(|shard, disk| async move {
+        let first = shard.produce(value("ahead")).await.unwrap().timestamp_us;
+        TestEnv::jump_wall_us(-YEAR_US);
+        let second = shard.produce(value("behind")).await.unwrap().timestamp_us;
+        assert!(second >= first, "{first} then {second}");
+        shard.trim(Offset(1)).await.unwrap();
+        let records = read_all(&shard, Start::Earliest, u64::MAX, 1 << 20).await;
+        assert!(records[0].timestamp_us >= first);
+        let log = shard.inner.group.log();
+        let entries = log.read(log.first_index(), crate::ids::Index(u64::MAX), usize::MAX).await.unwrap();
+        assert!(entries.is_sorted_by_key(|entry| entry.header.timestamp_us));
+        shard.close().await.unwrap();
+
+        let shard = open(&disk).await;
+        let third = shard.produce(value("after a restart")).await.unwrap().timestamp_us;
+        assert!(third >= second, "{second} then {third}");
+        fill(&shard, 2).await;
+        shard.trim(shard.high_watermark()).await.unwrap();
+        shard.close().await.unwrap();
+        let shard = open(&disk).await;
+        assert!(shard.produce(value("once more")).await.unwrap().timestamp_us >= third);
+    });
+}
+
+/// A node that was off for a month does not trim by its clock at once: records of before the restart go by it when the clock
+/// has stood where it is for as long as `peer::clocks` asks.
+#[test]
+fn after_a_month() {
+    const DAY_US: u64 = 86_400_000_000;
+    with_shard(|shard, disk| async move {
+        let retention = by_age_of(7 * DAY_US / 1_000);
+        fill(&shard, 2).await;
+        shard.close().await.unwrap();
+        TestEnv::advance_us(30 * DAY_US);
+        let shard = open(&disk).await;
+        let tick =
+            || shard.inner.peers.liveness().clocks().note(NodeId(1), TestEnv::monotonic_us(), TestEnv::wall_us());
+        for _ in 0..6 {
+            shard.inner.retain(retention).await.unwrap();
+            assert_eq!(shard.status().log_start, Offset(0));
+            tick();
+            TestEnv::advance_us(10 * 60 * 1_000_000 - 1_000);
+        }
+        TestEnv::advance_us(1_000_000);
+        tick();
+        shard.produce(value("young")).await.unwrap();
+        shard.inner.retain(retention).await.unwrap();
+        assert!(shard.status().log_start > Offset(0));
+        assert!(contents(&shard).await.values().any(|value| value == "young"));
+    });
+}

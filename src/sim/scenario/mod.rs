@@ -26,7 +26,7 @@ use std::{
 use self::plan::Plan;
 use super::{
     DiskTimes, NetTimes, SimDisk, SimEnv, SimNetwork, SimRuntime, World,
-    checker::History,
+    checker::{History, history::Event, history::Retention},
     client::{Clients, Target},
     cluster::{Cluster, Process},
     coverage::Coverage,
@@ -35,7 +35,7 @@ use super::{
 use crate::{
     env::{self, Env},
     ids::{NodeId, ShardUid},
-    proto::ringlog::v1::CreateTopicRequest,
+    proto::ringlog::v1::{self, CreateTopicRequest},
 };
 
 /// The longest that a run may last, in virtual time: whatever happens, it has come to an end by then.
@@ -258,6 +258,7 @@ async fn live(plan: &Plan, coverage: Rc<RefCell<Coverage>>) -> (Vec<String>, His
     };
     cluster.network().set_paths(plan.path);
     let clients = Clients::start(&cluster, targets, plan.load, plan.seed);
+    note_retention(&clients, plan);
     let run = Rc::new(Run {
         cluster,
         clients,
@@ -300,15 +301,39 @@ async fn begin(plan: &Plan) -> Result<(Cluster, Vec<Target>), String> {
             return Err(format!("node {node} did not start: {failure}"));
         }
     }
-    let targets = make_topic(&cluster, "t", plan.shards).await?;
+    let targets = make_topic(&cluster, "t", plan).await?;
     Ok((cluster, targets))
 }
 
-async fn make_topic(cluster: &Cluster, name: &str, shards: u32) -> Result<Vec<Target>, String> {
+/// What may go by age, for the checker.
+fn note_retention(clients: &Clients, plan: &Plan) {
+    let now_us = World::current().now_us();
+    if plan.retention_age_ms == 0 {
+        return;
+    }
+    // A clock that runs faster by a fifth, the most that a plan asks for, takes records for that much older.
+    let age_us = Some(plan.retention_age_ms * 1_000 / 5 * 4);
+    for target in clients.targets() {
+        let (topic, shard) = (target.topic.to_string(), target.shard);
+        clients.note(Event::Retention(Retention {
+            begin_us: now_us,
+            end_us: now_us,
+            topic,
+            shard,
+            age_us,
+            by_size: false,
+        }));
+    }
+}
+
+async fn make_topic(cluster: &Cluster, name: &str, plan: &Plan) -> Result<Vec<Target>, String> {
     let (node, process) = any_process(cluster).ok_or("no node serves")?;
     let asked = name.to_owned();
+    let (shards, age_ms_max) = (plan.shards, plan.retention_age_ms);
     let made = World::current().spawn_on(node, async move {
-        let request = CreateTopicRequest { name: asked, shards, ..CreateTopicRequest::default() };
+        let retention = Some(v1::Retention { bytes_max: 0, age_ms_max });
+        let config = Some(v1::TopicConfig { retention, segment_bytes: 0 });
+        let request = CreateTopicRequest { name: asked, shards, config, ..CreateTopicRequest::default() };
         process.frontend(0).create_topic(request).await
     });
     made.await.map_err(|error| error.to_string())?.map_err(|error| error.message)?;

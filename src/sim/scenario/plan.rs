@@ -163,6 +163,8 @@ pub struct Plan {
     pub reactors: usize,
     /// Shards of the topic.
     pub shards: u32,
+    /// Age at which its records go; 0: they stay.
+    pub retention_age_ms: u64,
     /// What clients do.
     pub load: Load,
     /// How long clients are at it, ms.
@@ -198,6 +200,11 @@ impl Plan {
             nodes,
             reactors: 1 + (random(dice) % 2) as usize,
             shards: 1 + (random(dice) % 3) as u32,
+            retention_age_ms: match scenario {
+                // The last: nothing is old enough in any run.
+                Scenario::Clocks => [0, 1_000, 3_000, 3_600_000][(random(dice) % 4) as usize],
+                _ => 0,
+            },
             load,
             load_ms,
             path: if scenario == Scenario::Partitions { bad_path(dice) } else { Path::default() },
@@ -212,6 +219,9 @@ impl Plan {
         Plan { steps: steps.map(|(_, step)| step).collect(), ..self }
     }
 }
+
+/// A year.
+const YEAR_US: i64 = 365 * 86_400_000_000;
 
 /// A network that is slow, or loses, doubles and reorders.
 fn bad_path(dice: &Cell<u64>) -> Path {
@@ -251,7 +261,10 @@ fn action(scenario: Scenario, dice: &Cell<u64>) -> Action {
         Scenario::Clocks => match random(dice) % 4 {
             0 | 1 => Action::Pause { who: who(dice), for_ms: between(dice, 100, 8_000) },
             2 => Action::Drift { who: who(dice), ppm: (random(dice) % 400_001) as i64 - 200_000 },
-            _ => Action::Jump { who: who(dice), us: (random(dice) % 20_000_001) as i64 - 10_000_000 },
+            _ => {
+                let far = [1, 1, YEAR_US / 10_000_000, 1][(random(dice) % 4) as usize];
+                Action::Jump { who: who(dice), us: ((random(dice) % 20_000_001) as i64 - 10_000_000) * far }
+            }
         },
         Scenario::Disks => disk(dice),
         Scenario::Damage => damage(dice),

@@ -36,6 +36,26 @@ fn same_seed_same_trace() {
     assert_eq!(first.history, second.history);
 }
 
+/// A year ahead for twelve seconds, whoever's clock it is: nothing goes that is younger than the limit, and nobody's timestamps
+/// go back.
+#[test]
+fn a_year_ahead() {
+    const YEAR_US: i64 = 365 * 86_400_000_000;
+    for who in [Who::Leader(0), Who::Follower(0)] {
+        let jump = |at_ms, us| Step { at_ms, action: Action::Jump { who, us } };
+        let steps = vec![jump(1_500, YEAR_US), jump(13_500, -YEAR_US)];
+        let plan = light(0, Scenario::Clocks);
+        // Few and large: segments fill up, whose last entries are older than the jump.
+        let load = Load { producers: 1, pause_us: 500_000, burst_max: 1, value_bytes_max: 300_000, ..plan.load };
+        let plan = Plan { nodes: 3, shards: 1, retention_age_ms: 3_600_000, load, load_ms: 14_000, steps, ..plan };
+        let outcome = run(plan, 0);
+        assert_eq!(outcome.problems, [""; 0], "{who:?}");
+        assert!(outcome.counts[0] > 20, "{:?}", outcome.counts);
+        let started = |event: &Event| matches!(event, Event::Read(read) if read.log_start == Some(0));
+        assert!(outcome.history.iter().any(|(_, event)| started(event)));
+    }
+}
+
 /// A replica that begins from a snapshot keeps what the others keep: the checker sees log starts, and what was trimmed.
 #[test]
 fn begins_from_a_snapshot() {
