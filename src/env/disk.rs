@@ -1,18 +1,19 @@
 //! Real files: `RealDisk` and `RealFile`, over the reactor's ring where the kernel has one for us, and over its
 //! storage thread for the rest.
 //!
-//! A file for appending has two descriptors: a direct one for writes, which leave no copy in the page
-//! cache and need no writeback, and a buffered one for reads, which then have the kernel's cache and
-//! readahead and need no alignment. The kernel drops cached pages that a direct write changed.
+//! A file for appending has a direct descriptor for writes, which leave no copy in the page cache and need no
+//! writeback. Should it be read, too, it gets a buffered one then, since reads have the kernel's cache and readahead so,
+//! and need no alignment: hardly any is, and each shard keeps several open. The kernel drops cached pages that a direct
+//! write changed.
 //!
 //! What the machine refuses (io_uring, O_DIRECT) is replaced, never silently: `storage_report` words it.
 
 use std::{
-    cell::RefCell,
+    cell::{OnceCell, RefCell},
     fmt::Debug,
     io,
     num::NonZeroU64,
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
@@ -125,15 +126,17 @@ impl Disk for RealDisk {
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<RealFile> {
         let direct = self.shared.direct;
         let opened = self.on_thread(path, move |path| {
-            let writer = match mode {
-                OpenMode::Read => None,
-                OpenMode::Append => Some(open_file(path, OFlags::RDWR, direct)?),
-                OpenMode::Create => Some(open_file(path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, direct)?),
-            };
-            Ok((open_file(path, OFlags::RDONLY, false)?, writer))
+            Ok(match mode {
+                OpenMode::Read => (Some(open_file(path, OFlags::RDONLY, false)?), None),
+                OpenMode::Append => (None, Some(open_file(path, OFlags::RDWR, direct)?)),
+                OpenMode::Create => {
+                    (None, Some(open_file(path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, direct)?))
+                }
+            })
         });
         let (reader, writer) = opened.await?;
-        let shared = OpenFile { disk: self.clone(), reader: Some(Arc::new(reader)), writer: writer.map(Arc::new) };
+        let reader = reader.map_or_else(OnceCell::new, |reader| OnceCell::from(Arc::new(reader)));
+        let shared = OpenFile { disk: self.clone(), reader, writer: writer.map(Arc::new) };
         Ok(RealFile { shared: Rc::new(shared) })
     }
 
@@ -197,14 +200,31 @@ pub struct RealFile {
 
 struct OpenFile {
     disk: RealDisk,
-    /// `None` only while it is being dropped.
-    reader: Option<Arc<OwnedFd>>,
+    /// Of a file for appending from its first read on.
+    reader: OnceCell<Arc<OwnedFd>>,
+    /// Of a file for appending.
     writer: Option<Arc<OwnedFd>>,
 }
 
 impl RealFile {
-    fn reader(&self) -> &Arc<OwnedFd> {
-        self.shared.reader.as_ref().expect("taken only by drop")
+    /// Opened by the first read; the file may have another name by then.
+    async fn reader(&self) -> io::Result<Arc<OwnedFd>> {
+        if let Some(reader) = self.shared.reader.get() {
+            return Ok(reader.clone());
+        }
+        let writer = self.writer()?.clone();
+        let opened = self.disk().thread.run(move || {
+            let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+            open_file(Path::new(&path), OFlags::RDONLY, false)
+        });
+        let opened = Arc::new(opened.await.map_err(plain)?);
+        // Of two reads that came together the second one's is closed again.
+        Ok(self.shared.reader.get_or_init(|| opened).clone())
+    }
+
+    /// Any descriptor of it.
+    fn any(&self) -> &Arc<OwnedFd> {
+        self.shared.reader.get().or(self.shared.writer.as_ref()).expect("an open file has a descriptor")
     }
 
     fn writer(&self) -> io::Result<&Arc<OwnedFd>> {
@@ -240,13 +260,10 @@ impl RealFile {
 impl File for RealFile {
     async fn read_at(&self, position: u64, bytes: usize) -> io::Result<Bytes> {
         check_length(bytes)?;
-        let fd = self.reader();
+        let fd = self.reader().await?;
         match &self.disk().ring {
-            Some(ring) => ring.read(fd, position, bytes).await,
-            None => {
-                let fd = fd.clone();
-                self.disk().thread.run(move || read_blocking(&fd, position, bytes)).await
-            }
+            Some(ring) => ring.read(&fd, position, bytes).await,
+            None => self.disk().thread.run(move || read_blocking(&fd, position, bytes)).await,
         }
     }
 
@@ -286,7 +303,7 @@ impl File for RealFile {
 
     async fn sync(&self) -> io::Result<()> {
         // Through the descriptor of the writes: each has its own memory of failed writeback.
-        let fd = self.shared.writer.as_ref().unwrap_or(self.reader());
+        let fd = self.shared.writer.as_ref().unwrap_or_else(|| self.any());
         let synced = match &self.disk().ring {
             Some(ring) => ring.sync(fd).await,
             None => {
@@ -304,10 +321,12 @@ impl File for RealFile {
 
     fn will_need(&self, position: u64, bytes: u64) {
         let bytes = bytes.min(TRANSFER_BYTES_MAX as u64);
+        // What is not read yet is not read soon.
+        let Some(fd) = self.shared.reader.get() else { return };
         match &self.disk().ring {
-            Some(ring) => ring.will_need(self.reader(), position, bytes as u32),
+            Some(ring) => ring.will_need(fd, position, bytes as u32),
             None => {
-                let fd = self.reader().clone();
+                let fd = fd.clone();
                 self.disk().thread.post(move || {
                     // A hint that fails has no consequence.
                     let _ = rustix::fs::fadvise(&fd, position, NonZeroU64::new(bytes), Advice::WillNeed);
@@ -318,7 +337,7 @@ impl File for RealFile {
 
     async fn bytes(&self) -> io::Result<u64> {
         // The inode is in memory while the file is open: this does not block.
-        Ok(rustix::fs::fstat(self.reader())?.st_size as u64)
+        Ok(rustix::fs::fstat(self.any())?.st_size as u64)
     }
 }
 

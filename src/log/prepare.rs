@@ -29,7 +29,8 @@ use crate::{
 /// Left to Raft's own entries when the disk is full.
 const RESERVE_BYTES: u64 = 64 << 10;
 
-/// The next segment is made once this much of the present one is used, so that an idle shard has one file.
+/// The next segment is made once this much of the present one was used by this process, so that an idle shard has one file,
+/// however often it is restarted; and the rate at which it fills is known then.
 const PREPARE_AFTER_BYTES: u64 = 64 << 10;
 
 /// Zeros of one write, and between two syncs, while there is no hurry: bounds what an append's own write and flush may have
@@ -72,8 +73,9 @@ pub(super) struct Supply<F> {
     failed_us: u64,
     /// Number of the next spare.
     next_number: u64,
-    /// When the open segment got its first entry since the log was opened.
+    /// When this process began to write to the open segment, and where.
     begun_us: u64,
+    begun_at: u64,
 }
 
 /// A file of zeros (or of stale entries) that has all its blocks.
@@ -84,8 +86,8 @@ struct Spare<F> {
 }
 
 impl<F> Supply<F> {
-    /// Nothing is there yet.
-    pub fn new(now_us: u64) -> Supply<F> {
+    /// Nothing is there yet; the open segment, if there is one, has data up to `begun_at`.
+    pub fn new(now_us: u64, begun_at: u64) -> Supply<F> {
         Supply {
             ready: None,
             recycled: None,
@@ -95,6 +97,7 @@ impl<F> Supply<F> {
             failed_us: 0,
             next_number: 0,
             begun_us: now_us,
+            begun_at,
         }
     }
 
@@ -149,6 +152,7 @@ impl<E: Env> Inner<E> {
         segment.now.borrow_mut().appender = spare.map(|spare| spare.file);
         state.segments.push_back(segment.clone());
         state.supply.begun_us = E::monotonic_us();
+        state.supply.begun_at = BLOCK_BYTES as u64;
         segment
     }
 
@@ -159,7 +163,13 @@ impl<E: Env> Inner<E> {
         let Some(open) = state.segments.back() else { return min };
         let now = open.now.borrow();
         let elapsed_us = E::monotonic_us().saturating_sub(state.supply.begun_us);
-        let fill_us = elapsed_us.saturating_mul(now.capacity) / now.data_end;
+        let written = now.data_end.saturating_sub(state.supply.begun_at);
+        // What an earlier process has written says nothing of the rate, and one entry little: a thousand idle shards would
+        // grow fourfold with each restart.
+        if written < PREPARE_AFTER_BYTES.min(now.capacity / 4) {
+            return now.intended_bytes.clamp(min, max).next_multiple_of(BLOCK_BYTES as u64);
+        }
+        let fill_us = elapsed_us.saturating_mul(now.capacity) / written;
         let bytes = match fill_us {
             ..FILL_FAST_US => now.intended_bytes.saturating_mul(4),
             FILL_SLOW_US.. => now.intended_bytes / 4,
@@ -184,8 +194,11 @@ impl<E: Env> Inner<E> {
     /// Whether a spare is to be made: not before the open segment is in use, so that idle shards cost one file each; and
     /// always while the disk is full, since making one tells when space has returned.
     fn wants_ahead(&self, state: &State<E>) -> bool {
-        let used = state.segments.back().map_or(0, |segment| segment.now.borrow().data_end);
-        let in_use = used >= PREPARE_AFTER_BYTES.min(self.options.segment_bytes_max / 4);
+        let (used, room) = state.segments.back().map_or((0, 0), |segment| {
+            let (data_end, capacity) = (segment.now.borrow().data_end, segment.now.borrow().capacity);
+            (data_end.saturating_sub(state.supply.begun_at), capacity.saturating_sub(state.supply.begun_at))
+        });
+        let in_use = used > 0 && used >= PREPARE_AFTER_BYTES.min(room / 4);
         state.supply.ready.is_none() && (in_use || state.supply.full)
     }
 

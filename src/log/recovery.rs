@@ -71,6 +71,7 @@ pub(super) async fn open<E: Env>(
     let hard_path = dir.join("hard_state");
     let hard_file = disk.open(&hard_path, OpenMode::Append).await;
     let hard_file = hard_file.map_err(|error| io_error(&hard_path, "opened", &error))?;
+    let begun_at = segments.last().map_or(BLOCK, |segment| segment.now.borrow().data_end);
     let timestamp_us = segments.iter().map(|segment| segment.now.borrow().last_timestamp_us).max();
     let state = State {
         start: hard.start,
@@ -84,7 +85,7 @@ pub(super) async fn open<E: Env>(
         hard,
         hard_file,
         checkpoints: found.checkpoints,
-        supply: Supply::new(E::monotonic_us()),
+        supply: Supply::new(E::monotonic_us(), begun_at),
         fault: None,
         exclusive: false,
         closed: false,

@@ -48,6 +48,35 @@ fn blocks(byte: u8, count: usize) -> Bytes {
     buffer.freeze_padded()
 }
 
+/// Descriptors of this process.
+fn descriptors() -> usize {
+    namespace::list(Path::new("/proc/self/fd")).unwrap().len()
+}
+
+/// A file that is only appended to has one descriptor, and a second one from its first read on, whatever its name is by then.
+#[test]
+fn descriptors_are_few() {
+    on_each(|disk| async move {
+        let before = descriptors();
+        let file = disk.open(Path::new("a"), OpenMode::Create).await.unwrap();
+        file.append_durable(0, vec![blocks(1, 2)]).await.unwrap();
+        file.sync().await.unwrap();
+        file.truncate(4096).await.unwrap();
+        file.will_need(0, 4096);
+        assert_eq!((file.bytes().await.unwrap(), descriptors()), (4096, before + 1));
+        disk.rename(Path::new("a"), Path::new("b")).await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(file.read_at(1, 3).await.unwrap(), &[1; 3][..]);
+            assert_eq!(descriptors(), before + 2);
+        }
+        let reader = disk.open(Path::new("b"), OpenMode::Read).await.unwrap();
+        assert_eq!(descriptors(), before + 3);
+        drop((file, reader));
+        disk.sync_dir(Path::new("")).await.unwrap();
+        assert_eq!(descriptors(), before);
+    });
+}
+
 /// What is appended durably is read back, by block and across blocks, and by a second handle.
 #[test]
 fn appends_are_read_back() {

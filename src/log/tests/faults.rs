@@ -8,7 +8,7 @@ use crate::{
     env::runtime::block_on,
     format::entry::{EntryHeader, EntryKind, NewEntry},
     ids::{Index, Offset},
-    limits::{STORAGE_HUNG, STORAGE_SLOW},
+    limits::{SEGMENT_BYTES_MIN, STORAGE_HUNG, STORAGE_SLOW},
     log::{HardState, LogError},
     sim::{Fault, Operation, SimDisk, TestEnv},
 };
@@ -180,6 +180,47 @@ fn full_disk() {
             append_one(&log, 1, 50_000).await;
         }
     });
+}
+
+/// A restart by itself makes nothing larger: neither a log with little in it nor one with much, cleanly or not, whether an
+/// entry comes at once (a new leader's) or not; and a log that fills fast gets larger segments all the same.
+#[test]
+fn restarts_grow_nothing() {
+    for (entries, is_clean) in [(1, true), (1, false), (40, true), (40, false), (245, true), (245, false)] {
+        block_on(async {
+            let mut disk = SimDisk::new();
+            let (mut log, _) = open_with(&disk, 64 << 20, 0).await.unwrap();
+            for _ in 0..entries {
+                // A rate that suits the smallest size.
+                TestEnv::advance_us(1_000_000);
+                append_one(&log, 1, 10).await;
+                settle().await;
+            }
+            let mut most = disk.used_bytes();
+            for restart in 0..4 {
+                if is_clean {
+                    log.close().await.unwrap();
+                } else {
+                    log.abandon().await;
+                    disk = disk.crash(restart);
+                }
+                log = open_with(&disk, 64 << 20, 0).await.unwrap().0;
+                append_one(&log, 1, 10).await;
+                settle().await;
+                let (used, files) = (disk.used_bytes(), names(&disk));
+                // An open segment that is nearly full is followed by another one of its size.
+                let ends = (entries + restart) * 4096 > 700 << 10;
+                let allowed = if ends { 2 * SEGMENT_BYTES_MIN } else { 0 };
+                assert!(used <= most + allowed + 20_000, "{entries}: {used} bytes after {most}, {files:?}");
+                most = most.max(used);
+            }
+            for _ in 0..60 {
+                append_one(&log, 1, 60_000).await;
+            }
+            settle().await;
+            assert!(log.segments().iter().any(|segment| segment.bytes > 2 << 20), "{:?}", log.segments());
+        });
+    }
 }
 
 /// Entries that were admitted on credit wait for space and are written when it returns; close does not wait for ever.
