@@ -285,6 +285,10 @@ pub const RING_SPIN_BACKOFF_MAX: u32 = 255;
 /// How long a ring waits at its end for a device that does not answer; then it leaks what the kernel still owns.
 pub const RING_DRAIN_MAX: Duration = Duration::from_secs(10);
 
+/// Bytes of a data directory that are kept for what frees space (`env::reserve`): some two hundred logs that need room for a
+/// last few entries each, and their checkpoints.
+pub const DISK_RESERVE_BYTES: u64 = 16 << 20;
+
 /// Jobs of one reactor's storage thread that wait or run; more wait in the order of their arrival.
 pub const STORAGE_JOBS_MAX: usize = 256;
 

@@ -9,7 +9,7 @@
 //! What the machine refuses (io_uring, O_DIRECT) is replaced, never silently: `storage_report` words it.
 
 use std::{
-    cell::{OnceCell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     fmt::Debug,
     io,
     num::NonZeroU64,
@@ -23,7 +23,7 @@ use bytes::{Buf, Bytes};
 use rustix::fs::{Advice, Mode, OFlags};
 
 use super::{
-    DirEntry, Disk, Env, File, Map, OpenMode,
+    DirEntry, Disk, Env, File, Map, OpenMode, Reserve,
     buffer::Buffer,
     durable_form::FormChooser,
     mmap, namespace,
@@ -34,10 +34,13 @@ use super::{
 };
 use crate::{
     config::DurableForm,
-    limits::{BLOCK_BYTES, TRANSFER_BYTES_MAX},
+    limits::{BLOCK_BYTES, DISK_RESERVE_BYTES, TRANSFER_BYTES_MAX},
 };
 
 pub use super::storage_report::StorageReport;
+
+/// In the data directory.
+const RESERVE_FILE: &str = "reserve";
 
 /// Most buffers in one write (UIO_MAXIOV); more are copied together.
 const BUFFERS_MAX: usize = 1_024;
@@ -74,6 +77,8 @@ struct Shared {
     /// Of an append; `None`: whichever form is faster.
     durability: Option<Durability>,
     chooser: RefCell<FormChooser>,
+    /// A reserve is kept in `root`.
+    reserve: Cell<bool>,
 }
 
 impl RealDisk {
@@ -101,8 +106,14 @@ impl RealDisk {
             DurableForm::Auto => None,
         };
         let chooser = RefCell::new(FormChooser::default());
-        let shared = Shared { root: root.to_owned(), ring, thread, direct, durability, chooser };
+        let (root, reserve) = (root.to_owned(), Cell::new(false));
+        let shared = Shared { root, ring, thread, direct, durability, chooser, reserve };
         Ok((RealDisk { shared: Rc::new(shared) }, report))
+    }
+
+    /// From now on some space in `root` is kept for what frees space.
+    pub fn keep_reserve(&self) {
+        self.shared.reserve.set(true);
     }
 
     fn resolve(&self, path: &Path) -> PathBuf {
@@ -179,6 +190,10 @@ impl Disk for RealDisk {
 
     async fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         self.on_thread(path, namespace::free_bytes).await
+    }
+
+    fn reserve(&self) -> Option<Reserve> {
+        self.shared.reserve.get().then(|| Reserve { path: RESERVE_FILE.into(), bytes: DISK_RESERVE_BYTES })
     }
 }
 

@@ -15,6 +15,7 @@ pub mod net;
 pub(crate) mod patience;
 pub mod quic;
 pub mod real;
+pub mod reserve;
 pub mod runtime;
 mod storage_report;
 pub mod storage_thread;
@@ -125,6 +126,18 @@ pub trait Disk: Clone + 'static {
 
     /// Bytes still free for us on the file system of `path`.
     fn free_bytes(&self, path: &Path) -> impl Future<Output = io::Result<u64>>;
+
+    /// The space that this disk keeps for what frees space (`reserve`), if it keeps any.
+    fn reserve(&self) -> Option<Reserve>;
+}
+
+/// Where space is kept, and how much.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reserve {
+    /// The file.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
 }
 
 /// A file's name in its directory.

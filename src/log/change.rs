@@ -109,6 +109,7 @@ impl<E: Env> Inner<E> {
         now.phase = Phase::Open;
         now.footer_gone = true;
         now.requested = false;
+        now.urgent = false;
         now.appender = None;
         now.slots = Slots::Live(Rc::new(slots.into()));
         Ok(())

@@ -340,6 +340,16 @@ impl<E: Env> Log<E> {
         self.inner.has_room(bytes as u64)
     }
 
+    /// As `has_room`, for a command: it may have what is left to Raft's own entries, and the disk's reserve (`env::reserve`), since
+    /// a command may be what frees space.
+    ///
+    /// # Errors
+    /// As `has_room`.
+    pub fn has_room_for_command(&self, bytes: usize) -> Result<(), LogError> {
+        self.inner.check_alive()?;
+        self.inner.has_room_for_command(bytes as u64)
+    }
+
     /// Entries `from .. end`, as many as fit into `bytes_max` of payload, but at least one. Checksums are verified.
     /// Recent ones come from memory (clones of refcounts); others from the disk, without blocking the reactor.
     ///

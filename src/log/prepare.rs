@@ -6,7 +6,8 @@
 //! Recovery takes a spare with a fitting header for the segment that it is.
 //!
 //! A full disk stops the supply, not the log: it tries again, and meanwhile `has_room` answers from
-//! what is there. Of that, `RESERVE_BYTES` are left to Raft's own entries.
+//! what is there. Of that, `RESERVE_BYTES` are left to Raft's own entries and to commands, which get the disk's reserve
+//! (`env::reserve`), too, when they wait for a file: one of them may be the trim that frees space.
 
 use std::{
     cell::OnceCell,
@@ -21,17 +22,26 @@ use bytes::Bytes;
 
 use super::{FileOf, Inner, LogError, Phase, Segment, SegmentOf, State, is_full};
 use crate::{
-    env::{Disk, Env, File, OpenMode, buffer::Buffer},
+    env::{Disk, Env, File, OpenMode, buffer::Buffer, reserve},
     ids::SegmentSequence,
     limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN},
 };
 
-/// Left to Raft's own entries when the disk is full.
+/// Left to Raft's own entries and to commands when the disk is full.
 const RESERVE_BYTES: u64 = 64 << 10;
 
 /// The next segment is made once this much of the present one was used by this process, so that an idle shard has one file,
 /// however often it is restarted; and the rate at which it fills is known then.
 const PREPARE_AFTER_BYTES: u64 = 64 << 10;
+
+/// For whom space is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Claim {
+    /// Leaves the disk's reserve alone.
+    Records,
+    /// May have all there is.
+    Urgent,
+}
 
 /// Zeros of one write, and between two syncs, while there is no hurry: bounds what an append's own write and flush may have
 /// to wait for. After each write there is a pause: a longer one while enough is made (16 MB/s).
@@ -202,8 +212,18 @@ impl<E: Env> Inner<E> {
         state.supply.ready.is_none() && (in_use || state.supply.full)
     }
 
+    /// Answers `has_room_for_command`.
+    pub(super) fn has_room_for_command(self: &Rc<Self>, bytes: u64) -> Result<(), LogError> {
+        // On credit: what waits for a file gets one from the reserve.
+        if self.disk.reserve().is_some() { Ok(()) } else { self.has_room_for(bytes) }
+    }
+
     /// Answers `has_room`.
     pub(super) fn has_room(self: &Rc<Self>, bytes: u64) -> Result<(), LogError> {
+        self.has_room_for(bytes + RESERVE_BYTES)
+    }
+
+    fn has_room_for(self: &Rc<Self>, bytes: u64) -> Result<(), LogError> {
         let state = &mut *self.state.borrow_mut();
         if !state.supply.full {
             return Ok(());
@@ -216,7 +236,7 @@ impl<E: Env> Inner<E> {
         });
         let spare = state.supply.ready.as_ref().map_or(0, |spare| spare.bytes.saturating_sub(2 * block));
         // Entries are not split: all of it fits before the roll, or all of it behind.
-        if bytes + RESERVE_BYTES <= open.max(spare) {
+        if bytes <= open.max(spare) {
             return Ok(());
         }
         if E::monotonic_us().saturating_sub(state.supply.failed_us) >= RETRY.as_micros() as u64 {
@@ -262,33 +282,58 @@ impl<E: Env> Inner<E> {
                 return None;
             }
             match state.supply.waiting.front() {
-                Some(segment) => (Some(segment.clone()), segment.now.borrow().capacity),
+                Some(segment) => (Some(segment.clone()), 0),
                 None if self.wants_ahead(&state) => (None, self.planned_bytes(&state)),
                 None => return None,
             }
         };
         Some(match segment {
-            Some(segment) if segment.now.borrow().on_disk => self.extend(&segment).await,
-            Some(segment) => self.make_for(&segment, bytes).await,
+            Some(segment) => self.give(&segment).await,
             None => self.make_ahead(bytes).await,
         })
     }
 
+    /// Gives a segment with entries its file: as large as intended, else as large as it must be; then also from the reserve,
+    /// when something waits that may have it.
+    async fn give(self: &Rc<Self>, segment: &SegmentOf<E>) -> io::Result<()> {
+        let full = match self.give_file(segment, Claim::Records).await {
+            Err(error) if is_full(&error) => error,
+            given => return given,
+        };
+        // Those in front of an urgent one are written before it.
+        let urgent = self.state.borrow().supply.waiting.iter().any(|waiting| waiting.now.borrow().urgent);
+        if !urgent || self.disk.reserve().is_none() {
+            least_capacity(segment, SEGMENT_BYTES_MIN, full)?;
+            return self.give_file(segment, Claim::Records).await;
+        }
+        // Without any to spare it is tried as it is.
+        drop(least_capacity(segment, 0, full));
+        match self.give_file(segment, Claim::Urgent).await {
+            Err(error) if is_full(&error) && reserve::release(&self.disk).await => {
+                self.give_file(segment, Claim::Urgent).await
+            }
+            given => given,
+        }
+    }
+
+    async fn give_file(self: &Rc<Self>, segment: &SegmentOf<E>, claim: Claim) -> io::Result<()> {
+        if segment.now.borrow().on_disk {
+            self.extend(segment, claim).await
+        } else {
+            self.make_for(segment, claim).await
+        }
+    }
+
     /// Gives a segment without a file its file.
-    async fn make_for(self: &Rc<Self>, segment: &SegmentOf<E>, bytes: u64) -> io::Result<()> {
+    async fn make_for(self: &Rc<Self>, segment: &SegmentOf<E>, claim: Claim) -> io::Result<()> {
+        let bytes = segment.now.borrow().capacity;
         let ready = {
             let supply = &mut self.state.borrow_mut().supply;
             supply.ready.take_if(|spare| spare.bytes >= bytes)
         };
         let spare = match ready {
             Some(spare) => spare,
-            None => match self.make(bytes, bytes).await {
-                Err(error) if is_full(&error) => {
-                    let least = least_capacity(segment, error)?;
-                    self.make(least, least).await?
-                }
-                made => made?,
-            },
+            None => self.make(bytes, bytes, claim).await?,
         };
         *segment.path.borrow_mut() = spare.path;
         segment.now.borrow_mut().appender = Some(spare.file);
@@ -298,10 +343,10 @@ impl<E: Env> Inner<E> {
     }
 
     async fn make_ahead(self: &Rc<Self>, bytes: u64) -> io::Result<()> {
-        let made = match self.make(bytes, bytes / 2).await {
+        let made = match self.make(bytes, bytes / 2, Claim::Records).await {
             // Less than planned is better than none.
             Err(error) if is_full(&error) && bytes > SEGMENT_BYTES_MIN => {
-                self.make(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MIN).await
+                self.make(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MIN, Claim::Records).await
             }
             made => made,
         }?;
@@ -310,7 +355,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Makes a file of `bytes`, or takes the recycled one if it has `least`.
-    async fn make(self: &Rc<Self>, bytes: u64, least: u64) -> io::Result<Spare<FileOf<E>>> {
+    async fn make(self: &Rc<Self>, bytes: u64, least: u64, claim: Claim) -> io::Result<Spare<FileOf<E>>> {
         let (recycled, path) = {
             let state = &mut *self.state.borrow_mut();
             let recycled = state.supply.recycled.take_if(|(_, recycled)| *recycled >= least);
@@ -320,7 +365,7 @@ impl<E: Env> Inner<E> {
             let file = self.disk.open(&path, OpenMode::Append).await?;
             return Ok(Spare { file, path, bytes });
         }
-        self.check_free(bytes).await?;
+        self.check_free(bytes, claim).await?;
         let temporary = path.with_extension("tmp");
         let file = self.disk.open(&temporary, OpenMode::Create).await?;
         if let Err(error) = self.fill(&file, 0, bytes).await {
@@ -336,14 +381,14 @@ impl<E: Env> Inner<E> {
 
     /// Makes a segment that was closed or cut long enough again: what is behind its data (a footer, a torn write) is
     /// cut off durably before zeros are written there.
-    async fn extend(self: &Rc<Self>, segment: &SegmentOf<E>) -> io::Result<()> {
+    async fn extend(self: &Rc<Self>, segment: &SegmentOf<E>, claim: Claim) -> io::Result<()> {
         let (data_end, capacity) = {
             let now = segment.now.borrow();
             (now.disk_end, now.capacity)
         };
         let file = self.disk.open(&segment.path(), OpenMode::Append).await?;
         let present = file.bytes().await?;
-        self.check_free(capacity.saturating_sub(present)).await?;
+        self.check_free(capacity.saturating_sub(present), claim).await?;
         segment.now.borrow_mut().footer_gone = true;
         if present != data_end {
             file.truncate(data_end).await?;
@@ -356,8 +401,12 @@ impl<E: Env> Inner<E> {
         Ok(())
     }
 
-    /// Refuses early what would only fill the disk to the brim.
-    async fn check_free(&self, bytes: u64) -> io::Result<()> {
+    /// Refuses early what would only fill the disk to the brim, or take what is kept for others.
+    async fn check_free(&self, bytes: u64, claim: Claim) -> io::Result<()> {
+        let bytes = match claim {
+            Claim::Records => bytes + self.disk.reserve().map_or(0, |reserve| reserve.bytes),
+            Claim::Urgent => bytes,
+        };
         match self.disk.free_bytes(&self.options.dir).await {
             Ok(free) if free < bytes => Err(io::ErrorKind::StorageFull.into()),
             // Not known: the writes will tell.
@@ -411,15 +460,18 @@ impl<E: Env> Inner<E> {
     }
 }
 
-/// Lowers the capacity of a segment whose file is not made yet to what its entries need, and a little.
-fn least_capacity<F>(segment: &Segment<F>, error: io::Error) -> io::Result<u64> {
+/// Lowers the capacity of a segment whose file is not made yet to what its entries need, and a little, but not below `floor`.
+///
+/// # Errors
+/// The one that is given, when it is not larger than that.
+fn least_capacity<F>(segment: &Segment<F>, floor: u64, error: io::Error) -> io::Result<()> {
     let now = &mut *segment.now.borrow_mut();
-    let least = (now.data_end + BLOCK_BYTES as u64 + RESERVE_BYTES).max(SEGMENT_BYTES_MIN);
+    let least = (now.data_end + BLOCK_BYTES as u64 + RESERVE_BYTES).max(floor);
     if least >= now.capacity {
         return Err(error);
     }
     now.capacity = least;
-    Ok(least)
+    Ok(())
 }
 
 /// The supply's task: works until there is nothing to do.

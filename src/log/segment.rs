@@ -65,6 +65,8 @@ pub(super) struct Now<F> {
     pub footer_gone: bool,
     /// The supply was asked for its file.
     pub requested: bool,
+    /// It holds entries of Raft's own, or commands: they get space that records do not.
+    pub urgent: bool,
     /// For appending; there is none until the file is made (or made long enough) ahead.
     pub appender: Option<F>,
     /// For reading, through the page cache.
@@ -105,6 +107,7 @@ impl<F: Clone> Segment<F> {
             on_disk: false,
             footer_gone: true,
             requested: false,
+            urgent: false,
             appender: None,
             reader: None,
             slots: Slots::Live(Rc::default()),

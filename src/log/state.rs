@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{HardState, Inner, LogError, LogOptions, io_error, is_full, unreadable, writer::Job};
 use crate::{
-    env::{Disk, Env, channel::oneshot},
+    env::{Disk, Env, channel::oneshot, reserve},
     format::{
         segment::LogPoint,
         state_files::{encode_checkpoint, parse_checkpoint},
@@ -91,7 +91,8 @@ impl<E: Env> Inner<E> {
         self.check_alive()?;
         let path = self.checkpoint_path(index);
         let file = encode_checkpoint(self.options.shard, index, &content);
-        if let Err(error) = self.disk.write_file(&path, file).await {
+        // A log is purged up to a checkpoint: without one a full disk would stay full.
+        if let Err(error) = reserve::write_file(&self.disk, &path, file).await {
             return Err(if is_full(&error) {
                 io_error(&path, "written", &error)
             } else {

@@ -23,7 +23,7 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::env::{DirEntry, Disk, Env, File, Map, OpenMode};
+use crate::env::{DirEntry, Disk, Env, File, Map, OpenMode, Reserve};
 
 /// A disk whose operations are watched. Clones watch together.
 pub(super) struct Watched<E: Env> {
@@ -228,6 +228,10 @@ impl<E: Env> Disk for Watched<E> {
 
     async fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         self.run("looked at", path, self.disk.free_bytes(path)).await
+    }
+
+    fn reserve(&self) -> Option<Reserve> {
+        self.disk.reserve()
     }
 }
 

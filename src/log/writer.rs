@@ -398,6 +398,7 @@ fn place<F: Clone>(segment: &super::Segment<F>, header: &EntryHeader) -> u64 {
     now.data_end += header.padded_bytes() as u64;
     now.end = point_after(header);
     now.last_timestamp_us = header.timestamp_us;
+    now.urgent |= !matches!(header.kind, EntryKind::Batch | EntryKind::Void);
     position
 }
 

@@ -144,7 +144,7 @@ impl<E: Env, M: Machine> Group<E, M> {
         if !members.changing && !members.voters.contains(&self.inner.node) {
             return Err(GroupError::NotLeader { leader: None });
         }
-        log.has_room(crate::limits::BLOCK_BYTES).map_err(super::refused)?;
+        log.has_room_for_command(crate::limits::BLOCK_BYTES).map_err(super::refused)?;
         let turned = self.inner.shared.turned.notified();
         // Not of others, that were made meanwhile.
         let last_membership_log_id = *self.inner.server.borrow_watched().membership_config.log_id();

@@ -25,7 +25,7 @@ use openraft::{
 };
 
 use super::{
-    Applied, Group, GroupError, Inner, Machine, Proposal, refused,
+    Applied, Group, GroupError, Inner, Machine, Proposal, ProposalKind, refused,
     types::{Handed, Reply, TypeConfig},
     unusable,
 };
@@ -95,7 +95,12 @@ impl<E: Env, M: Machine> Group<E, M> {
             return Err(unusable("the group is closing".into()));
         }
         assert!(proposal.buffer.len() >= ENTRY_HEADER_BYTES, "a proposal has room for its header");
-        log.has_room(shared.handed_bytes.get() + proposal.buffer.padded_len()).map_err(refused)?;
+        let bytes = shared.handed_bytes.get() + proposal.buffer.padded_len();
+        match proposal.kind {
+            ProposalKind::Batch => log.has_room(bytes),
+            ProposalKind::Command => log.has_room_for_command(bytes),
+        }
+        .map_err(refused)?;
         if state.transferring.get() {
             return Err(GroupError::NotLeader { leader: None });
         }

@@ -1,10 +1,10 @@
 //! Puts a node's parts together for an `Env`: what a reactor consists of, how the node recovers, and how it ends. The same
 //! for the real world (`life`, which adds threads, sockets and signals) and for a simulated one.
 
-use std::{rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use crate::{
-    env::{self, Env},
+    env::{self, Env, reserve},
     frontend::refusal,
     ids::{NodeId, ReactorNumber},
     peer::{Peers, book::to_peer_node},
@@ -51,9 +51,28 @@ pub async fn recover<E: Env>(
     let others = members.iter().filter(|member| member.node_id != own.node_id);
     node.book.publish(others.chain([&own]).map(to_peer_node).collect::<Vec<_>>());
     reactor.peers().watch_liveness();
+    keep_reserve(reactor).await;
     let gossip = gossip::start(reactor);
     reactor.hooks().set_datagrams(move |from, datagram| gossip.feed(from, &datagram));
     boot(Rc::clone(reactor), trust).await
+}
+
+/// How often it is looked whether the disk's reserve is there.
+const RESERVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Lays the disk's reserve by, now and again whenever it was used and there is space, until the node's connections close.
+async fn keep_reserve<E: Env>(reactor: &Rc<Reactor<E>>) {
+    if let Err(error) = reserve::keep(reactor.disk()).await {
+        tracing::warn!(%error, "no space can be kept for what frees space on a full disk");
+    }
+    let reactor = Rc::clone(reactor);
+    env::spawn::<E>(async move {
+        while !reactor.peers().is_closed() {
+            env::sleep::<E>(RESERVE_INTERVAL).await;
+            // Told at the start; and while the disk is full everybody says so.
+            drop(reserve::keep(reactor.disk()).await);
+        }
+    });
 }
 
 /// From now on a reactor of a node that serves looks after the shards that it leads, until the node leaves.

@@ -210,9 +210,11 @@ fn open_disk(config: &Config) -> Result<(RealDisk, StorageReport), String> {
         direct_io: config.direct_io == Choice::Auto,
         durable_form: config.durable_form,
     };
-    RealDisk::open(&config.data, options).map_err(|error| {
+    let (disk, report) = RealDisk::open(&config.data, options).map_err(|error| {
         format!("the data directory {} could not be used: {error}; choose another with --data", config.data.display())
-    })
+    })?;
+    disk.keep_reserve();
+    Ok((disk, report))
 }
 
 fn log_storage(storage: &StorageReport) {

@@ -22,6 +22,7 @@ mod damage;
 mod faults;
 mod flight;
 mod node;
+mod space;
 mod timing;
 
 use std::{
@@ -47,7 +48,7 @@ use self::{
 };
 use super::random;
 use crate::{
-    env::{DirEntry, Disk, File, Map, OpenMode, channel::Notify},
+    env::{DirEntry, Disk, File, Map, OpenMode, Reserve, channel::Notify},
     limits::BLOCK_BYTES,
 };
 
@@ -131,6 +132,7 @@ struct Device {
     names_pending: RefCell<Vec<NameChange>>,
     off: Cell<bool>,
     capacity: Cell<Option<u64>>,
+    reserve: Cell<Option<u64>>,
     faults: RefCell<Vec<Fault>>,
     counts: RefCell<BTreeMap<Operation, u64>>,
     held: RefCell<Option<Notify>>,
@@ -220,6 +222,7 @@ impl SimDisk {
         let device = Device { fired: Rc::clone(&self.device.fired), ..Device::default() };
         *device.timing.borrow_mut() = self.device.timing.borrow().reseeded(random(&dice));
         device.dice.set(random(&dice));
+        device.reserve.set(self.device.reserve.get());
         *device.names_durable.borrow_mut() = names.clone();
         *device.names.borrow_mut() = names;
         SimDisk { device: Rc::new(device) }
@@ -240,16 +243,6 @@ impl SimDisk {
     pub fn heal(&self) {
         self.device.faults.borrow_mut().clear();
         self.device.planted.borrow_mut().clear();
-    }
-
-    /// Sets how many bytes all files together may have; `None`: no bound.
-    pub fn set_capacity(&self, bytes: Option<u64>) {
-        self.device.capacity.set(bytes);
-    }
-
-    /// Bytes of all files together.
-    pub fn used_bytes(&self) -> u64 {
-        self.device.used_bytes()
     }
 
     /// How many operations of this kind were begun.
@@ -593,6 +586,11 @@ impl Disk for SimDisk {
         self.device.pass(Operation::List, path).await;
         let capacity = self.device.capacity.get().unwrap_or(u64::MAX);
         Ok(capacity.saturating_sub(self.device.used_bytes()))
+    }
+
+    fn reserve(&self) -> Option<Reserve> {
+        let bytes = self.device.reserve.get()?;
+        Some(Reserve { path: "/data/reserve".into(), bytes })
     }
 }
 

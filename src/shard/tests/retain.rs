@@ -1,7 +1,11 @@
 //! Retention and trim down to the files.
 
 use super::*;
-use crate::{limits::BLOCK_BYTES, shard::retention::Retention};
+use crate::{
+    env::{Disk, reserve},
+    limits::BLOCK_BYTES,
+    shard::retention::Retention,
+};
 
 /// Fills about this many segments.
 async fn fill(shard: &TestShard, segments: u64) {
@@ -80,6 +84,92 @@ fn task() {
         }
         check(&shard).await;
         shard.close().await.unwrap();
+    });
+}
+
+/// Writes records of that size until the disk is full: they are refused, or one waits for space.
+async fn fill_disk(shard: &TestShard, bytes: usize) {
+    for _ in 0..1_000 {
+        let mut producing = Box::pin(shard.produce(large(bytes)));
+        let mut answer = None;
+        for _ in 0..20 {
+            if answer.is_none() {
+                answer = settled(&mut producing).await;
+            }
+        }
+        match answer {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return assert!(matches!(error, ShardError::Full(_)), "{error:?}"),
+            None => return,
+        }
+    }
+    panic!("the disk never filled up");
+}
+
+/// Records are taken again before long.
+async fn takes_records(shard: &TestShard) {
+    for _ in 0..1_000 {
+        match shard.produce(large(10_000)).await {
+            Ok(_) => return,
+            Err(error) => assert!(matches!(error, ShardError::Full(_) | ShardError::NotLeader { .. }), "{error:?}"),
+        }
+        crate::env::sleep::<TestEnv>(Duration::from_millis(1)).await;
+        settle().await;
+    }
+    panic!("there is space, and records are refused");
+}
+
+/// A disk that is full to the last byte takes the trim that frees it, many times, from what records cannot use.
+#[test]
+fn trims_on_a_full_disk() {
+    for kept in [0, 1 << 20] {
+        with_shard(|shard, disk| async move {
+            if kept > 0 {
+                disk.keep_reserve(kept);
+                reserve::keep(&disk).await.unwrap();
+            }
+            fill(&shard, 3).await;
+            disk.set_capacity(Some(disk.used_bytes()));
+            for bytes in [100_000, 10] {
+                fill_disk(&shard, bytes).await;
+            }
+            let before = disk.used_bytes();
+            let end = shard.status().high_watermark;
+            for offset in 1..10 {
+                shard.trim(Offset(offset)).await.unwrap();
+            }
+            shard.trim(end).await.unwrap();
+            assert!(disk.used_bytes() + SEGMENT_BYTES_MIN <= before, "{} of {before} bytes", disk.used_bytes());
+            takes_records(&shard).await;
+            assert_eq!(shard.status().fault, None);
+            check(&shard).await;
+        });
+    }
+}
+
+/// A start on a full disk: the only replica leads, with what was kept, takes the trim, and records again; the reserve is laid by
+/// again. What was given back is not taken by records.
+#[test]
+fn starts_and_trims_on_a_full_disk() {
+    with_shard(|shard, disk| async move {
+        disk.keep_reserve(1 << 20);
+        reserve::keep(&disk).await.unwrap();
+        fill(&shard, 4).await;
+        shard.close().await.unwrap();
+        disk.set_capacity(Some(disk.used_bytes()));
+        let shard = open(&disk).await;
+        for _ in 0..1_000 {
+            if shard.leads() {
+                break;
+            }
+            crate::env::sleep::<TestEnv>(Duration::from_millis(1)).await;
+        }
+        assert!(shard.leads(), "{:?}", shard.status());
+        fill_disk(&shard, 100_000).await;
+        shard.trim(shard.status().high_watermark).await.unwrap();
+        takes_records(&shard).await;
+        reserve::keep(&disk).await.unwrap();
+        assert!(disk.paths().contains(&disk.reserve().unwrap().path));
     });
 }
 

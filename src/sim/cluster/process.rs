@@ -40,6 +40,9 @@ const TAIL_BYTES: usize = 256 << 10;
 /// Memory for what is on its way: little, so that what a slow disk or a partition makes wait meets the limits.
 const MEMORY_BYTES: usize = 8 << 20;
 
+/// What a node keeps for what frees space: less than a real one, in the proportion of its disks.
+const RESERVE_BYTES: u64 = 1 << 20;
+
 /// What a process begins with.
 #[derive(Clone, Debug)]
 pub(super) struct Birth {
@@ -83,6 +86,7 @@ impl Process {
         let node = Arc::new(Node::new(config, reactors, (anywhere, anywhere), advertised));
         node.set_identity(identity);
         let numbers = (0..reactors).map(|number| ReactorNumber(u32::try_from(number).expect("few reactors")));
+        disk.keep_reserve(RESERVE_BYTES);
         let reactors: Vec<_> = numbers
             .map(|number| {
                 let net = network.endpoint(me, &host, PEER_PORT + number.0 as u16);
