@@ -178,7 +178,7 @@ fn requests() -> Vec<Vec<u8>> {
         offset: timestamp_us as u64,
     };
     let plain = Record { value: b"plain"[..].into(), ..Record::default() };
-    let records = vec![record(b"k", b"value", 0), plain.clone(), record(b"", b"", 7), record(b"key", b"v", -1)];
+    let records = vec![record(b"k", b"value", 0), plain.clone(), record(b"", b"", 7), record(b"key", b"v", i64::MAX)];
     let whole =
         ProduceRequest { topic: "t".into(), shard: Some(3), durability: 1, expected_offset: Some(300), records };
     // Unknown fields: a group in the request, a number in the record.
@@ -200,13 +200,16 @@ fn stored_payload() -> Vec<u8> {
     stored(&records)
 }
 
-/// A request is accepted if and only if prost accepts it; what is stored of it is what a consumer should read, can be cut at
+/// A request is accepted if and only if prost accepts it and none of its times is before 1970; what is stored of it is what a consumer should read, can be cut at
 /// its records, and is the same when the stored records are sent again.
 #[test]
 fn produce_request() {
     let decode = |bytes: &[u8]| {
         let accepted = Records::parse(Bytes::copy_from_slice(bytes), RECORD_BYTES_MAX);
-        let sent = ProduceRequest::decode(bytes).ok().filter(|request| !request.records.is_empty());
+        let legal = |request: &ProduceRequest| {
+            !request.records.is_empty() && request.records.iter().all(|record| record.timestamp_us >= 0)
+        };
+        let sent = ProduceRequest::decode(bytes).ok().filter(legal);
         assert_eq!(accepted.is_ok(), sent.is_some(), "prost says otherwise");
         let ((head, records), sent) = (accepted.ok()?, sent?);
         assert_eq!((&head.topic, head.shard, head.durability), (&sent.topic, sent.shard, sent.durability));
