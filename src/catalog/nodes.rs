@@ -5,7 +5,9 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{AddNode, Catalog, CatalogAnswer, CatalogError, InitCluster, SetNodeState, UpdateNode, topics::shown};
+use super::{
+    AddNode, Catalog, CatalogAnswer, CatalogError, InitCluster, SetNodeState, TopicView, UpdateNode, topics::shown,
+};
 use crate::{
     ids::NodeId,
     limits::{CATALOG_VOTERS_MAX, CLUSTER_NODES_MAX, NODE_ADDRESS_BYTES_MAX, NODE_ID_MAX, REACTORS_MAX},
@@ -131,6 +133,17 @@ enum Joining {
     Again(NodeView),
 }
 
+/// A topic that is to have fewer replicas than it wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Short {
+    /// Its name.
+    pub topic: Arc<str>,
+    /// Its replication factor.
+    pub wanted: u32,
+    /// Nodes that could still hold one.
+    pub left: usize,
+}
+
 impl Catalog {
     /// All nodes by id, removed ones too.
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<NodeView>> {
@@ -170,6 +183,21 @@ impl Catalog {
     /// Replicas that the node holds or is to hold, those included that a move will take from it when it ends.
     pub fn replicas_on(&self, node: NodeId) -> usize {
         self.topics.values().flat_map(|topic| &topic.replicas).filter(|replicas| replicas.has(node)).count()
+    }
+
+    /// A topic that would have fewer replicas than it wants, and than it has, if this node took none any more; `None`: none
+    /// would, or the node takes none as it is.
+    pub fn short_without(&self, node: NodeId) -> Option<Short> {
+        if !self.is_active(node) {
+            return None;
+        }
+        let left = self.active_nodes().filter(|active| active.id != node).count();
+        let loses = |topic: &&Arc<TopicView>| {
+            let wanted = topic.replication_factor as usize;
+            topic.replicas.iter().any(|replicas| replicas.has(node) && left < wanted.min(replicas.nodes.len()))
+        };
+        let topic = self.topics.values().find(loses)?;
+        Some(Short { topic: Arc::clone(&topic.name), wanted: topic.replication_factor, left })
     }
 
     /// The first node of a new cluster; `None` if the cluster has its id already.

@@ -12,7 +12,7 @@ use super::{
     Failure, OutputForm, ServerArgs,
     output::{human_time, table},
     timeout,
-    topic::{lag, replicas, shard_json, state, topic_json},
+    topic::{lag, leader, replicas, shard_json, state, topic_json},
 };
 use crate::{
     client::{self, Cluster},
@@ -50,6 +50,8 @@ enum ClusterCommand {
         #[arg(long, value_name = "TIME", value_parser = timeout, num_args = 0..=1, require_equals = true, default_missing_value = "1s")]
         watch: Option<Duration>,
     },
+    /// Say what is wrong with the cluster, if anything is: the exit code is 0 if nothing is, and 1 otherwise
+    Health,
     /// Make a token with which new nodes join: a secret, on the standard output
     Token {
         /// How long it can be used, such as 1h
@@ -66,6 +68,9 @@ enum ClusterCommand {
         /// Return when nothing is left on it
         #[arg(long)]
         wait: bool,
+        /// Also when that leaves topics with fewer replicas than they want
+        #[arg(long)]
+        force: bool,
     },
     /// Take a drain back
     Undrain {
@@ -109,10 +114,14 @@ pub(super) async fn cluster(args: ClusterArgs) -> Result<(), Failure> {
             print(&status(&described, json)?)
         }
         ClusterCommand::Status { watch: Some(interval) } => watch(&cluster, interval, json).await,
+        ClusterCommand::Health => health(&cluster, json).await,
         ClusterCommand::Token { valid, uses } => token(&cluster, valid, uses, json).await,
-        ClusterCommand::Drain { node, wait } => drain(&cluster, node, wait, json).await,
+        ClusterCommand::Drain { node, wait, force } => {
+            let request = DrainNodeRequest { node_id: node, undo: false, force };
+            drain(&cluster, request, wait, json).await
+        }
         ClusterCommand::Undrain { node } => {
-            let request = &DrainNodeRequest { node_id: node, undo: true };
+            let request = &DrainNodeRequest { node_id: node, undo: true, force: false };
             cluster.write(|client| async move { client.drain_node(request).await }).await?;
             say(json, json!({ "node_id": node, "state": "active" }), &format!("node {node} is active again"))
         }
@@ -137,6 +146,58 @@ pub(super) async fn cluster(args: ClusterArgs) -> Result<(), Failure> {
 
 async fn describe(cluster: &Cluster) -> Result<DescribeClusterResponse, client::ClientError> {
     cluster.read(|client| async move { client.describe_cluster().await }).await
+}
+
+async fn health(cluster: &Cluster, json: bool) -> Result<(), Failure> {
+    let Health { troubles, notes } = Health::of(&describe(cluster).await?);
+    let is_well = troubles.is_empty();
+    if json {
+        print(&format!("{}\n", json!({ "healthy": is_well, "troubles": troubles, "notes": notes })))?;
+    } else {
+        let lines = troubles.into_iter().chain(notes.into_iter().map(|note| format!("note: {note}")));
+        let head = if is_well { "healthy" } else { "not healthy" };
+        print(&std::iter::once(head.to_owned()).chain(lines).map(|line| line + "\n").collect::<String>())?;
+    }
+    if is_well { Ok(()) } else { Err(Failure::Said) }
+}
+
+/// What is wrong with a cluster, and what is as it has to be with so few nodes.
+struct Health {
+    troubles: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl Health {
+    fn of(described: &DescribeClusterResponse) -> Health {
+        let mut health = Health { troubles: Vec::new(), notes: Vec::new() };
+        if described.catalog_leader_node_id == 0 {
+            health.troubles.push("the catalog has no leader that most of its voters hear".to_owned());
+        }
+        for node in described.nodes.iter().filter(|node| node.state() != NodeState::Removed) {
+            if !node.alive {
+                health.troubles.push(format!("node {} is silent", node.node_id));
+            } else if !node.fault.is_empty() {
+                health.troubles.push(format!("node {}: {}", node.node_id, node.fault));
+            }
+        }
+        let active = described.nodes.iter().filter(|node| node.state() == NodeState::Active).count();
+        for status in &described.topics {
+            let topic = status.topic.clone().unwrap_or_default();
+            for shard in &status.shards {
+                let (name, number, have) = (&topic.name, shard.shard, shard.replica_node_ids.len());
+                let state = state(shard, topic.replication_factor);
+                if state == "serving" {
+                    continue;
+                }
+                let line = format!("topic {name} shard {number}: {state}");
+                // All that the nodes can hold, and nothing else.
+                let is_note = state.starts_with("serving") && have >= active;
+                let list = if is_note { &mut health.notes } else { &mut health.troubles };
+                list.push(line);
+            }
+        }
+        health
+    }
 }
 
 #[allow(clippy::disallowed_methods, reason = "the CLI is not part of the simulated world")]
@@ -174,8 +235,8 @@ async fn token(cluster: &Cluster, valid_ms: u64, uses: u32, json: bool) -> Resul
 }
 
 #[allow(clippy::disallowed_methods, reason = "the CLI is not part of the simulated world")]
-async fn drain(cluster: &Cluster, node: u64, wait: bool, json: bool) -> Result<(), Failure> {
-    let request = &DrainNodeRequest { node_id: node, undo: false };
+async fn drain(cluster: &Cluster, request: DrainNodeRequest, wait: bool, json: bool) -> Result<(), Failure> {
+    let (node, request) = (request.node_id, &request);
     let mut left = cluster.write(|client| async move { client.drain_node(request).await }).await?;
     while wait && left > 0 {
         tokio::time::sleep(DRAIN_INTERVAL).await;
@@ -235,13 +296,13 @@ fn status(described: &DescribeClusterResponse, json: bool) -> Result<String, Fai
     }
     let DescribeClusterResponse { cluster_id, nodes, topics, catalog_leader_node_id, catalog_voter_node_ids } =
         described;
-    let leader = match catalog_leader_node_id {
-        0 => "has no leader".to_owned(),
+    let led = match catalog_leader_node_id {
+        0 => "has no leader that most of its voters hear".to_owned(),
         node => format!("is led by node {node}"),
     };
     let mut text = Vec::new();
     let voters = numbers(catalog_voter_node_ids);
-    writeln!(text, "cluster {cluster_id}: the catalog {leader}, its voters are {voters}\n")?;
+    writeln!(text, "cluster {cluster_id}: the catalog {led}, its voters are {voters}\n")?;
     let rows: Vec<_> = nodes.iter().map(node_row).collect();
     let headings = ["NODE", "STATE", "HEALTH", "GRPC", "HTTP", "PEERS", "REACTORS", "REPLICAS", "LEADERS", "FAULT"];
     table(&mut text, &headings, &rows)?;
@@ -249,11 +310,11 @@ fn status(described: &DescribeClusterResponse, json: bool) -> Result<String, Fai
     for topic in topics {
         let name = topic.topic.as_ref().map_or("?", |topic| &topic.name);
         rows.extend(topic.shards.iter().map(|shard| {
-            let leader = if shard.leader_node_id == 0 { "-".to_owned() } else { shard.leader_node_id.to_string() };
+            let wanted = topic.topic.as_ref().map_or(0, |topic| topic.replication_factor);
             let term = shard.term.to_string();
             let high_watermark = shard.high_watermark.to_string();
-            let (replicas, lag, state) = (replicas(shard), lag(shard), state(shard));
-            vec![name.to_owned(), shard.shard.to_string(), leader, term, replicas, high_watermark, lag, state]
+            let (replicas, lag, state) = (replicas(shard), lag(shard), state(shard, wanted));
+            vec![name.to_owned(), shard.shard.to_string(), leader(shard), term, replicas, high_watermark, lag, state]
         }));
     }
     writeln!(text)?;
@@ -376,6 +437,34 @@ mod tests {
         assert!(lines[3].contains("alive") && lines[4].contains("dead"), "{text}");
         let words: Vec<&str> = lines[7].split_whitespace().collect();
         assert_eq!(words, ["orders", "0", "1", "4", "1", "2", "100", "2:3", "serving"]);
+    }
+
+    /// Whatever is not as it has to be is a trouble; fewer replicas than wanted are none where there are no more nodes.
+    #[test]
+    fn health() {
+        let mut cluster = described();
+        cluster.nodes[1].alive = true;
+        let troubles = |cluster: &DescribeClusterResponse| Health::of(cluster).troubles;
+        assert_eq!(troubles(&cluster), Vec::<String>::new());
+        let topic = |cluster: &mut DescribeClusterResponse, factor| {
+            cluster.topics[0].topic.as_mut().unwrap().replication_factor = factor;
+        };
+        topic(&mut cluster, 3);
+        let Health { troubles: none, notes } = Health::of(&cluster);
+        assert_eq!((none.len(), &*notes), (0, &["topic orders shard 0: serving (want 3, have 2)".to_owned()][..]));
+        cluster.nodes.push(NodeStatus { node_id: 3, ..cluster.nodes[0].clone() });
+        assert_eq!(troubles(&cluster), notes);
+        topic(&mut cluster, 2);
+        cluster.nodes[1].alive = false;
+        cluster.catalog_leader_node_id = 0;
+        let shard = &mut cluster.topics[0].shards[0];
+        (shard.leader_node_id, shard.fault) = (0, "no majority: so it is".into());
+        let wanted = [
+            "the catalog has no leader that most of its voters hear",
+            "node 2 is silent",
+            "topic orders shard 0: no majority: so it is",
+        ];
+        assert_eq!(troubles(&cluster), wanted);
     }
 
     /// The JSON is one line, and says the same.

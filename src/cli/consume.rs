@@ -36,6 +36,10 @@ pub(super) struct ConsumeArgs {
     /// Go on with new records, without end; otherwise stop at what was there at the start
     #[arg(long, short)]
     follow: bool,
+    /// Read what any replica has, without asking the leader what was acknowledged: for when there is none. What is missing at
+    /// the end is not said
+    #[arg(long)]
+    stale: bool,
     /// Stop after that many records
     #[arg(short = 'n', long = "records", value_name = "N")]
     records: Option<u64>,
@@ -181,8 +185,8 @@ async fn what_is_there(
         shard,
         start: Some(start.of_call()),
         max_records: 1,
-        // Everything that was acknowledged before is there, whichever replica answers.
-        linearizable: true,
+        // Everything that was acknowledged before is there, whichever replica answers; unless there may be no leader.
+        linearizable: !args.stale,
         ..ConsumeRequest::default()
     };
     let response = cluster.consume(&request).await?;

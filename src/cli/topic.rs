@@ -98,7 +98,16 @@ pub(super) async fn topic(args: TopicArgs) -> Result<(), Failure> {
     match args.command {
         TopicCommand::Create(create) => {
             let topic = cluster.create_topic(&create.request()).await?;
-            print_topics(&mut out, &[topic], json)?;
+            print_topics(&mut out, std::slice::from_ref(&topic), json)?;
+            // It is made; that nobody can say how many replicas it has is no failure.
+            if let Ok(described) = cluster.describe_topic(&topic.name).await
+                && let Some(short) = described.shards.iter().find_map(|shard| short(shard, topic.replication_factor))
+            {
+                let name = &topic.name;
+                let note =
+                    format!("topic {name} has fewer replicas than it wants until there are more nodes: {short}\n");
+                drop(io::stderr().write_all(note.as_bytes()));
+            }
         }
         TopicCommand::List => {
             let topics = cluster.list_topics().await?;
@@ -117,9 +126,9 @@ pub(super) async fn topic(args: TopicArgs) -> Result<(), Failure> {
                 value["shard_status"] = description.shards.iter().map(shard_json).collect();
                 writeln!(out, "{value}")?;
             } else {
-                print_topics(&mut out, &[topic], false)?;
+                print_topics(&mut out, std::slice::from_ref(&topic), false)?;
                 writeln!(out)?;
-                print_shards(&mut out, &description.shards)?;
+                print_shards(&mut out, &description.shards, topic.replication_factor)?;
             }
         }
         TopicCommand::Delete { name } => {
@@ -171,12 +180,12 @@ fn print_topics(out: &mut impl Write, topics: &[Topic], json: bool) -> Result<()
     Ok(())
 }
 
-fn print_shards(out: &mut impl Write, shards: &[ShardStatus]) -> Result<(), Failure> {
+fn print_shards(out: &mut impl Write, shards: &[ShardStatus], wanted: u32) -> Result<(), Failure> {
     let row = |shard: &ShardStatus| {
         vec![
             shard.shard.to_string(),
             shard.reactor.to_string(),
-            shard.leader_node_id.to_string(),
+            leader(shard),
             shard.term.to_string(),
             replicas(shard),
             lag(shard),
@@ -185,7 +194,7 @@ fn print_shards(out: &mut impl Write, shards: &[ShardStatus]) -> Result<(), Fail
             shard.log_end.to_string(),
             shard.segments.to_string(),
             human_bytes(shard.size_bytes),
-            state(shard),
+            state(shard, wanted),
         ]
     };
     let headings = [
@@ -207,6 +216,11 @@ fn print_shards(out: &mut impl Write, shards: &[ShardStatus]) -> Result<(), Fail
     Ok(())
 }
 
+/// The node that leads; `-`: none does.
+pub(super) fn leader(shard: &ShardStatus) -> String {
+    if shard.leader_node_id == 0 { "-".to_owned() } else { shard.leader_node_id.to_string() }
+}
+
 /// Nodes that hold a replica; `+` marks those that do not vote yet.
 pub(super) fn replicas(shard: &ShardStatus) -> String {
     let is_learner = |node: u64| shard.replicas.iter().any(|replica| replica.node_id == node && replica.learner);
@@ -225,16 +239,30 @@ pub(super) fn lag(shard: &ShardStatus) -> String {
     let mut texts: Vec<String> = shard
         .replicas
         .iter()
-        .filter(|replica| replica.lag > 0)
-        .map(|replica| format!("{}:{}", replica.node_id, replica.lag))
+        .filter(|replica| replica.lag > 0 || replica.lag_unknown)
+        .map(|replica| match replica.lag_unknown {
+            true => format!("{}:?", replica.node_id),
+            false => format!("{}:{}", replica.node_id, replica.lag),
+        })
         .collect();
     let has_said = |node: &u64| shard.replicas.iter().any(|replica| replica.node_id == *node);
     texts.extend(shard.replica_node_ids.iter().filter(|node| !has_said(node)).map(|node| format!("{node}:?")));
     if texts.is_empty() { "0".to_owned() } else { texts.join(" ") }
 }
 
-/// What is wrong with the shard, or with replicas of it.
-pub(super) fn state(shard: &ShardStatus) -> String {
+/// How many replicas a shard has of those that its topic wants, if that is fewer.
+pub(super) fn short(shard: &ShardStatus, wanted: u32) -> Option<String> {
+    let have = shard.replica_node_ids.len();
+    (have < wanted as usize).then(|| format!("want {wanted}, have {have}"))
+}
+
+/// What is wrong with the shard, or with replicas of it; and how many it lacks of those that its topic wants.
+pub(super) fn state(shard: &ShardStatus, wanted: u32) -> String {
+    let short = short(shard, wanted).map(|short| format!(" ({short})")).unwrap_or_default();
+    format!("{}{short}", condition(shard))
+}
+
+fn condition(shard: &ShardStatus) -> String {
     let mut faults: Vec<String> = Vec::new();
     if !shard.fault.is_empty() {
         faults.push(shard.fault.clone());
@@ -273,7 +301,7 @@ pub(super) fn shard_json(shard: &ShardStatus) -> Value {
             "log_start": replica.log_start,
             "high_watermark": replica.high_watermark,
             "log_end": replica.log_end,
-            "lag": replica.lag,
+            "lag": if replica.lag_unknown { Value::Null } else { replica.lag.into() },
             "learner": replica.learner,
             // 64 bits do not survive every JSON reader as a number.
             "chain": format!("{:016x}", replica.chain),
@@ -330,10 +358,13 @@ mod tests {
             ..ShardStatus::default()
         };
         assert_eq!((replicas(&shard), lag(&shard)), ("1 2 3 4+".to_owned(), "2:15 4:7 3:?".to_owned()));
-        assert_eq!(state(&shard), "serving");
+        assert_eq!((state(&shard, 3), state(&shard, 5)), ("serving".into(), "serving (want 5, have 3)".into()));
         shard.replicas[1].fault = "the disk failed".to_owned();
-        assert_eq!(state(&shard), "node 2: the disk failed");
+        shard.replicas[1].lag_unknown = true;
+        assert_eq!((lag(&shard), state(&shard, 3)), ("2:? 4:7 3:?".into(), "node 2: the disk failed".into()));
+        assert_eq!(shard_json(&shard)["replicas"][1]["lag"], Value::Null);
+        assert_eq!(shard_json(&shard)["replicas"][2]["lag"], 7);
         let alone = ShardStatus { replica_node_ids: vec![1], replicas: vec![replica(1, 0)], ..ShardStatus::default() };
-        assert_eq!((lag(&alone), state(&alone)), ("0".to_owned(), "no leader".to_owned()));
+        assert_eq!((lag(&alone), state(&alone, 1)), ("0".to_owned(), "no leader".to_owned()));
     }
 }

@@ -16,7 +16,7 @@ use crate::{
         route,
         status::{CallError, Code},
     },
-    ids::{NodeId, ReactorNumber, ShardUid},
+    ids::{NodeId, ReactorNumber, ShardUid, is_most},
     peer::{Destination, book::PeerNode},
     proto::ringlog::state::v1::{self as state, ShardStatusRequest, control_reply, control_request},
     proto::ringlog::v1 as proto,
@@ -245,11 +245,20 @@ impl Remote {
         let leader = latest
             .map(|(_, status)| NodeId(status.leader_node_id))
             .filter(|leader| !nodes.contains(&leader) || status(leader).is_some_and(|status| status.fault.is_empty()));
-        let leading = leader.as_ref().and_then(status);
-        let best = leading.or_else(|| whole().map(|(_, status)| status).max_by_key(|status| status.high_watermark));
+        let best = leader
+            .as_ref()
+            .and_then(status)
+            .or_else(|| whole().map(|(_, status)| status).max_by_key(|status| status.high_watermark));
         let best = best.or_else(|| known().map(|(_, status)| status).next()).cloned().unwrap_or_default();
+        let lost = without_majority(&best, &replicas.nodes, |node| {
+            status(&node).is_some_and(|status| status.fault.is_empty())
+        });
+        // A leader that most do not hear is none: it commits nothing.
+        let leader = leader.filter(|_| lost.is_none());
+        let leading = leader.as_ref().and_then(status);
         let fault = match (leader, best.fault.is_empty()) {
             (Some(_), _) => String::new(),
+            (None, true) if lost.is_some() && known().next().is_some() => lost.unwrap_or_default(),
             (None, true) if known().next().is_none() => "no node that holds a replica answers".to_owned(),
             (None, true) => "the shard has no leader".to_owned(),
             (None, false) => best.fault.clone(),
@@ -283,6 +292,25 @@ impl Remote {
     }
 }
 
+/// What is said of a shard of which most voters are not heard, or not by its leader; `None`: most are. `best` knows the voters,
+/// or else those who are to hold replicas are taken for them.
+fn without_majority(
+    best: &state::ReplicaStatus,
+    holders: &[NodeId],
+    is_heard: impl Fn(NodeId) -> bool,
+) -> Option<String> {
+    let mut voters: Vec<_> = best.voter_node_ids.iter().map(|voter| NodeId(*voter)).collect();
+    if voters.is_empty() {
+        voters = holders.to_vec();
+    }
+    if !best.no_majority && is_most(&voters, |voter| is_heard(*voter)) {
+        return None;
+    }
+    let ids = |nodes: Vec<NodeId>| nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let heard = voters.iter().copied().filter(|voter| is_heard(*voter)).collect();
+    Some(format!("no majority: of its voters on nodes {} only {} answer", ids(voters), ids(heard)))
+}
+
 /// One replica as its node sees it.
 fn replica_message(
     node: NodeId,
@@ -297,7 +325,7 @@ fn replica_message(
     };
     let status = match status {
         Ok(status) => status,
-        Err(fault) => return proto::ReplicaStatus { node_id: node.0, fault, ..Default::default() },
+        Err(fault) => return proto::ReplicaStatus { node_id: node.0, fault, lag_unknown: true, ..Default::default() },
     };
     // The leader's word, if there is a leader: a learner may not know yet that it is one.
     let members = leading.unwrap_or(status);
@@ -312,6 +340,7 @@ fn replica_message(
         chain: status.chain,
         applied_end: status.applied_end,
         stalled: status.stalled.clone(),
+        lag_unknown: leading.is_none() || !status.fault.is_empty(),
     }
 }
 
@@ -353,5 +382,47 @@ impl Changes {
             _ = self.dead.changed() => {}
             _ = self.gossip.changed() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Most voters have to answer, and to be heard by their leader; where nobody knows the voters, those count that are to hold
+    /// replicas.
+    #[test]
+    fn majorities() {
+        let best = |voters: &[u64], no_majority| state::ReplicaStatus {
+            voter_node_ids: voters.to_vec(),
+            no_majority,
+            ..Default::default()
+        };
+        let holders = [1, 2, 3].map(NodeId);
+        let lost = |best, heard: &[u64]| without_majority(&best, &holders, |node| heard.contains(&node.0));
+        assert_eq!(lost(best(&[1, 2, 3], false), &[1, 3]), None);
+        assert_eq!(lost(best(&[1], false), &[1]), None);
+        assert_eq!(lost(best(&[], false), &[2, 3]), None);
+        let words = "no majority: of its voters on nodes 1 2 3 only 1 answer";
+        assert_eq!(lost(best(&[1, 2, 3], false), &[1, 4]).as_deref(), Some(words));
+        assert_eq!(lost(best(&[], false), &[1]).as_deref(), Some(words));
+        assert!(lost(best(&[1, 2], false), &[1]).is_some());
+        assert!(lost(best(&[1, 2, 3], true), &[1, 2, 3]).is_some());
+    }
+
+    /// How far a replica is behind is known only beside a leader.
+    #[test]
+    fn lags() {
+        let replica = |log_end| state::ReplicaStatus { shard_uid: 7, log_end, ..Default::default() };
+        let said: Said = BTreeMap::from([
+            (NodeId(1), Ok(by_uid(vec![replica(9)]))),
+            (NodeId(2), Ok(by_uid(vec![replica(5)]))),
+            (NodeId(3), Err("node 3 is silent".to_owned())),
+        ]);
+        let message = |node, leading| replica_message(NodeId(node), &said, ShardUid(7), leading);
+        let leader = replica(9);
+        let lag = |message: proto::ReplicaStatus| (message.lag, message.lag_unknown);
+        assert_eq!([1, 2, 3].map(|node| lag(message(node, Some(&leader)))), [(0, false), (4, false), (0, true)]);
+        assert!([1, 2, 3].iter().all(|node| message(*node, None).lag_unknown));
     }
 }

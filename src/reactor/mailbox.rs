@@ -203,6 +203,8 @@ pub enum AdminCall {
         node: NodeId,
         /// Take it back.
         undo: bool,
+        /// Also when that leaves a topic with fewer replicas than it wants.
+        force: bool,
     },
     /// Take a node out of the cluster.
     RemoveNode {

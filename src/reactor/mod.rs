@@ -43,7 +43,7 @@ use crate::{
         self, Disk, Env,
         channel::{self, OneshotReceiver},
     },
-    ids::{NodeId, Offset, ReactorNumber, ShardUid},
+    ids::{NodeId, Offset, ReactorNumber, ShardUid, is_most},
     limits,
     log::{LogOptions, TailBudget, repair::RepairError},
     peer::Peers,
@@ -343,10 +343,31 @@ impl<E: Env> Reactor<E> {
     pub fn status(&self, uids: &[ShardUid]) -> Vec<Option<ShardStatus>> {
         let shards = self.shards.borrow();
         let status = |uid| match shards.get(uid)? {
-            Slot::Serving(shard) => Some(shard.status()),
+            Slot::Serving(shard) => Some(self.with_majority(shard.status())),
             Slot::NotOpen { cause, error: _ } => Some(ShardStatus { fault: Some(cause.clone()), ..Default::default() }),
         };
         uids.iter().map(status).collect()
+    }
+
+    /// Adds what the replica does not know by itself: whether a leader hears most of its voters. Idle groups exchange nothing,
+    /// and openraft's leader stays one until it hears of another; what the nodes' pings say holds for all groups.
+    fn with_majority(&self, status: ShardStatus) -> ShardStatus {
+        let no_majority =
+            status.leader == Some(self.me()) && !is_most(&status.members.voters, |node| self.hears(*node));
+        ShardStatus { no_majority, ..status }
+    }
+
+    /// Whether a replica here follows a leader that is heard, or is one that hears most of its voters.
+    pub(in crate::reactor) fn is_led(&self, shard: &Shard<E>) -> bool {
+        match shard.leader().0 {
+            Some(leader) if leader == self.me() => is_most(&shard.members().voters, |node| self.hears(*node)),
+            Some(leader) => self.hears(leader),
+            None => false,
+        }
+    }
+
+    fn hears(&self, node: NodeId) -> bool {
+        node == self.me() || self.node.liveness.is_alive(node)
     }
 
     /// Opens shards, making those that are not there. One that fails is kept with its reason; if the

@@ -68,6 +68,8 @@ pub struct ReactorView {
     pub memory: Arc<Usage>,
     /// Shards that it holds, serving or not.
     pub shards: AtomicUsize,
+    /// Those of them that are open and have no leader that is heard and hears most voters, at the last look.
+    pub unled: AtomicUsize,
 }
 
 /// Shared by all threads of a node.
@@ -207,10 +209,11 @@ impl Node {
         self.reactors.iter().map(|reactor| reactor.shards.load(Relaxed)).sum()
     }
 
-    /// Serving, and not all of its shards at fault.
+    /// Serving, and not all of its shards at fault, or without a majority.
     pub fn is_serving(&self) -> bool {
         let (shards, faults) = (self.shard_count(), self.fault_count());
-        self.phase() == Phase::Serving && (shards == 0 || faults < shards)
+        let unled: usize = self.reactors.iter().map(|reactor| reactor.unled.load(Relaxed)).sum();
+        self.phase() == Phase::Serving && (shards == 0 || faults + unled < shards)
     }
 }
 
@@ -256,6 +259,9 @@ mod tests {
         node.note_fault(ShardUid(8), "y");
         assert!(!node.is_serving());
         node.forget_fault(ShardUid(8));
+        node.reactors[1].unled.store(1, Relaxed);
+        assert!(!node.is_serving(), "no majority");
+        node.reactors[1].unled.store(0, Relaxed);
         assert!(node.is_serving());
     }
 }

@@ -127,4 +127,6 @@ pub struct ShardStatus {
     pub members: Members,
     /// How far the followers are; empty unless this replica leads.
     pub progress: Vec<Progress>,
+    /// It leads, and does not hear most of its voters: nothing is committed. The reactor fills this in.
+    pub no_majority: bool,
 }

@@ -417,6 +417,7 @@ impl<E: Env> Shard<E> {
             chain: self.inner.group.applied_chain(),
             members: self.inner.group.members(),
             progress: self.inner.group.progress(),
+            no_majority: false,
         }
     }
 

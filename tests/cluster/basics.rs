@@ -214,13 +214,17 @@ fn transfers_and_undrains() {
         assert_eq!(leader, to);
         workload.wait_for_acks(5);
     }
-    let request = DrainNodeRequest { node_id: 2, undo: false };
+    let request = DrainNodeRequest { node_id: 2, undo: false, force: true };
     let refused = block_on(async {
         let client = Client::connect(&cluster.nodes[0].grpc()).await.unwrap();
         let request = ringlog::proto::ringlog::v1::RemoveNodeRequest { node_id: 2, dead: false };
         client.remove_node(&request).await.unwrap_err()
     });
     assert!(refused.to_string().contains("FailedPrecondition"), "a node with replicas is not removed: {refused}");
+    let refused = cluster.nodes[0].run(&["cluster", "drain", "2"]);
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{why}");
+    assert!(why.contains("want 3, have 2") && why.contains("--force"), "{why}");
     cluster.ask(async |client| client.drain_node(&request).await);
     cluster.wait_until("a draining node", |status| {
         status.nodes.iter().any(|node| node.node_id == 2 && node.state() == NodeState::Draining)

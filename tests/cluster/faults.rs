@@ -3,7 +3,10 @@
 
 use std::{fs, path::Path, thread, time::Duration};
 
-use ringlog::proto::ringlog::v1::{DescribeClusterResponse, DrainNodeRequest, NodeState, RemoveNodeRequest};
+use ringlog::proto::ringlog::v1::{
+    DescribeClusterResponse, DrainNodeRequest, NodeState, ProduceRequest, Record, RemoveNodeRequest, ReplicaStatus,
+    ShardStatus,
+};
 
 use crate::{
     checker,
@@ -99,7 +102,7 @@ fn drains_beside_a_dead_node() {
     // Each is a command to the catalog; between them its leader has the time to do wrong.
     for _ in 0..4 {
         for undo in [false, true] {
-            let request = DrainNodeRequest { node_id: third, undo };
+            let request = DrainNodeRequest { node_id: third, undo, force: true };
             cluster.ask(async |client| client.drain_node(&request).await);
             thread::sleep(Duration::from_millis(600));
             workload.wait_for_acks(5);
@@ -107,13 +110,75 @@ fn drains_beside_a_dead_node() {
     }
     cluster.nodes[0].start(&[]);
     cluster.wait_until("all three", |status| alive(status) == 3 && keeps_up(status));
-    cluster.run(&["cluster", "drain", &third.to_string(), "--wait"]);
+    cluster.run(&["cluster", "drain", &third.to_string(), "--wait", "--force"]);
     let voters = |status: &DescribeClusterResponse| status.catalog_voter_node_ids.clone();
     cluster.wait_until("one voter", |status| voters(status) == [first]);
     workload.wait_for_acks(5);
     let history = workload.finish();
     assert_eq!(history.failures(), Vec::<&Outcome>::new());
     checker::check(&mut cluster, &history);
+}
+
+/// With two of three nodes dead the one that is left says so everywhere: it leads nothing, is not ready, knows no lag of the
+/// dead; what it has can still be read by whoever asks for that.
+#[test]
+fn a_lost_majority_is_told() {
+    let mut cluster = start();
+    let [left, second, third] = [0, 1, 2].map(|number| cluster.nodes[number].id());
+    let record = Record { value: "kept".into(), ..Record::default() };
+    let request =
+        ProduceRequest { topic: "t".into(), shard: Some(0), records: vec![record], ..ProduceRequest::default() };
+    cluster.ask(async |client| client.produce(&request).await);
+    cluster.wait_until("a record that all know", |_| {
+        cluster.shard("t", 0).replicas.iter().all(|replica| replica.high_watermark == 1)
+    });
+    cluster.wait_until_well();
+    assert!(cluster.nodes[0].run(&["cluster", "health"]).status.success());
+    let (status, page) = cluster.nodes[0].get("/readyz");
+    assert_eq!((status, page.contains("\"shards_unserved\":0")), (200, true), "{page}");
+    cluster.nodes[1].kill9();
+    cluster.nodes[2].kill9();
+    let lost = |status: &DescribeClusterResponse| {
+        let shards = || status.topics.iter().flat_map(|topic| &topic.shards);
+        let is_lost = |shard: &ShardStatus| {
+            let is_unknown = |replica: &ReplicaStatus| replica.lag_unknown;
+            let dead_are_unknown = shard.replicas.iter().filter(|replica| replica.node_id != left).all(is_unknown);
+            shard.leader_node_id == 0 && shard.fault.starts_with("no majority") && dead_are_unknown
+        };
+        status.catalog_leader_node_id == 0 && shards().filter(|shard| shard.replica_node_ids.len() == 3).all(is_lost)
+    };
+    cluster.wait_until("shards without a majority", lost);
+    let said = cluster.nodes[0].run(&["cluster", "health"]);
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert_eq!(said.status.code(), Some(1), "{text}");
+    assert!(
+        text.starts_with("not healthy")
+            && text.contains("no majority")
+            && text.contains(&format!("node {second} is silent")),
+        "{text}"
+    );
+    let text = cluster.run(&["cluster", "status"]);
+    assert!(
+        [second, third].iter().all(|id| text.contains(&format!("{id}:?"))) && text.contains("no majority"),
+        "{text}"
+    );
+    let (status, page) = cluster.nodes[0].get("/readyz");
+    assert_eq!((status, page.contains("\"ready\":false")), (503, true), "{page}");
+    assert!(page.contains("no majority") || page.contains("no leader"), "{page}");
+    let (_, metrics) = cluster.nodes[0].get("/metrics");
+    assert!(metrics.contains("ringlog_shard_serving{topic=\"t\",shard=\"0\"} 0"), "{metrics}");
+    let consume = ["consume", "--timeout", "3s", "--topic", "t", "--shard", "0"];
+    let stale = cluster.run(&[&consume[..], &["--stale"]].concat());
+    assert_eq!(stale, "kept\n");
+    assert!(!cluster.nodes[0].run(&consume).status.success(), "what is missing cannot be known");
+    // One of them is enough.
+    cluster.nodes[1].start(&[]);
+    cluster.wait_until("a majority", |status| {
+        let shards = || status.topics.iter().flat_map(|topic| &topic.shards);
+        status.catalog_leader_node_id != 0 && shards().all(|shard| shard.leader_node_id != 0 && shard.fault.is_empty())
+    });
+    let (status, page) = cluster.nodes[0].get("/readyz");
+    assert_eq!(status, 200, "{page}");
 }
 
 /// Every node is stopped and started in turn, under load: no produce fails, nothing is lost or doubled.

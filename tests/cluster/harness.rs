@@ -5,7 +5,8 @@ use std::{
     cell::Cell,
     fs::{self, File},
     future::Future,
-    net::{TcpListener, UdpSocket},
+    io::{Read, Write},
+    net::{TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     thread,
@@ -241,6 +242,17 @@ impl Node {
             assert!(since.elapsed() < PATIENCE, "{words:?} is not said by {}:\n{log}", self.dir.display());
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// The status and the body of a page of its HTTP listener.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        let mut socket = TcpStream::connect(self.http()).unwrap();
+        write!(socket, "GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.http()).unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+        (status.unwrap_or_else(|| panic!("no answer: {answer:?}")), body.unwrap_or_default())
     }
 
     /// A client command against it.

@@ -52,6 +52,28 @@ fn a_cluster_begins_once() {
     assert_eq!(catalog.node(NodeId(1)).unwrap().incarnation, 1_001);
 }
 
+/// Whether the nodes that would be left are enough for what topics want: only those count that have replicas to lose.
+#[test]
+fn too_few_left() {
+    let mut catalog = cluster(4);
+    catalog.run(create_with("three", 1, 3)).unwrap();
+    let short = |catalog: &Catalog, node| catalog.short_without(NodeId(node)).map(|short| (short.wanted, short.left));
+    let [first, second, third] = nodes(&replicas(&catalog, "three", 0))[..] else { panic!("three replicas") };
+    assert_eq!(short(&catalog, first), None, "the fourth node takes it");
+    let fourth = (1..=4).find(|node| ![first, second, third].contains(node)).unwrap();
+    catalog.run(set_state(fourth, NodeState::Draining)).unwrap();
+    assert_eq!(short(&catalog, first), Some((3, 2)));
+    assert_eq!(short(&catalog, fourth), None, "it drains already, and has nothing to lose");
+    catalog.run(set_state(first, NodeState::Draining)).unwrap();
+    assert_eq!(short(&catalog, first), None, "somebody wanted that");
+    settle(&mut catalog);
+    assert_eq!(short(&catalog, second), Some((3, 1)), "it wanted three, and now has two");
+    catalog.run(set_state(first, NodeState::Active)).unwrap();
+    catalog.run(set_state(fourth, NodeState::Active)).unwrap();
+    settle(&mut catalog);
+    assert_eq!(short(&catalog, second), None);
+}
+
 /// A certificate's node gets its id if nobody ever had it, and gets it again if it asks again. Ids after it are free.
 #[test]
 fn certificates() {

@@ -63,7 +63,7 @@ fn join_token(answer: AdminAnswer) -> Result<v1::CreateJoinTokenResponse, CallEr
 }
 
 fn drain_node(request: v1::DrainNodeRequest) -> AdminCall {
-    AdminCall::DrainNode { node: NodeId(request.node_id), undo: request.undo }
+    AdminCall::DrainNode { node: NodeId(request.node_id), undo: request.undo, force: request.force }
 }
 
 fn draining(answer: AdminAnswer) -> Result<v1::DrainNodeResponse, CallError> {

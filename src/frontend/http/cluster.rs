@@ -118,6 +118,7 @@ pub(super) async fn create_join_token(State(api): State<Api>, request: Request) 
 #[serde(deny_unknown_fields, default)]
 struct DrainBody {
     undo: bool,
+    force: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -131,8 +132,8 @@ pub(super) async fn drain_node(
     request: Request,
 ) -> Result<Json<ReplicasOut>> {
     let Path(node) = node.map_err(bad_path)?;
-    let DrainBody { undo } = optional(&api, request).await?;
-    match api.remote.admin(AdminCall::DrainNode { node: NodeId(node), undo }).await? {
+    let DrainBody { undo, force } = optional(&api, request).await?;
+    match api.remote.admin(AdminCall::DrainNode { node: NodeId(node), undo, force }).await? {
         AdminAnswer::Draining { replicas } => Ok(Json(ReplicasOut { replicas })),
         other => Err(wrong_answer(&other)),
     }

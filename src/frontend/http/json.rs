@@ -330,7 +330,8 @@ struct ReplicaStatusOut {
     log_start: u64,
     high_watermark: u64,
     log_end: u64,
-    lag: u64,
+    /// Null: nobody knows.
+    lag: Option<u64>,
     learner: bool,
     /// Hexadecimal: JSON's numbers are not wide enough everywhere.
     chain: String,
@@ -346,7 +347,7 @@ impl From<proto::ReplicaStatus> for ReplicaStatusOut {
             log_start: status.log_start,
             high_watermark: status.high_watermark,
             log_end: status.log_end,
-            lag: status.lag,
+            lag: (!status.lag_unknown).then_some(status.lag),
             learner: status.learner,
             chain: format!("{:016x}", status.chain),
             applied_end: status.applied_end,

@@ -7,9 +7,9 @@ use tokio::sync::oneshot;
 
 use super::{Control, ControlError, NOT_LEADER, join::NewToken, propose::control_frame, propose::reply_of};
 use crate::{
-    catalog::{AddJoinToken, Catalog, NodeState, SetNodeState},
+    catalog::{AddJoinToken, Catalog, NodeState, SetNodeState, Short},
     env::{self, Env, net::Priority},
-    ids::{NodeId, ShardNumber, ShardUid},
+    ids::{NodeId, ShardNumber, ShardUid, is_most},
     limits,
     peer::Destination,
     proto::ringlog::state::v1::{
@@ -44,7 +44,8 @@ impl<E: Env> Control<E> {
     pub(super) async fn admin(&self, call: AdminCall) -> Result<AdminAnswer, ControlError> {
         match call {
             AdminCall::CreateJoinToken { valid_s, uses } => self.create_token(valid_s, uses).await,
-            AdminCall::DrainNode { node, undo } => self.drain(node, undo).await,
+            AdminCall::DrainNode { node, undo: true, force: _ } => self.set_drain(node, NodeState::Active).await,
+            AdminCall::DrainNode { node, undo: false, force } => self.drain(node, force).await,
             AdminCall::RemoveNode { node, dead } => self.remove_node(node, dead).await,
             AdminCall::Rebalance { dry_run } => self.rebalance(dry_run).await,
             AdminCall::TransferLeader { topic, shard, to } => {
@@ -59,9 +60,18 @@ impl<E: Env> Control<E> {
         let nodes: Vec<_> = self.inner.catalog.with_machine(|catalog| catalog.nodes().cloned().collect());
         ClusterMembers {
             nodes: nodes.iter().map(|node| node.to_entry()).collect(),
-            catalog_leader: self.inner.catalog.leader().0,
+            catalog_leader: self.heard_leader(),
             catalog_voters: self.inner.catalog.members().voters.into_iter().collect(),
         }
+    }
+
+    /// The catalog's leader, if it is heard, and, if it is this node, hears most of the voters.
+    fn heard_leader(&self) -> Option<NodeId> {
+        let liveness = &self.inner.reactor.node().liveness;
+        let is_heard = |node: &NodeId| *node == self.inner.me || liveness.is_alive(*node);
+        let leader = self.inner.catalog.leader().0.filter(is_heard)?;
+        let voters = self.inner.catalog.members().voters;
+        Some(leader).filter(|leader| *leader != self.inner.me || is_most(&voters, is_heard))
     }
 
     async fn create_token(&self, valid_s: u32, uses: u32) -> Result<AdminAnswer, ControlError> {
@@ -75,10 +85,21 @@ impl<E: Env> Control<E> {
         Ok(AdminAnswer::JoinToken { token: shown, expires_us })
     }
 
-    async fn drain(&self, node: NodeId, undo: bool) -> Result<AdminAnswer, ControlError> {
-        let state = if undo { NodeState::Active } else { NodeState::Draining };
+    async fn drain(&self, node: NodeId, force: bool) -> Result<AdminAnswer, ControlError> {
+        self.catch_up().await?;
+        let short = self.inner.catalog.with_machine(|catalog| catalog.short_without(node));
+        if let Some(Short { topic, wanted, left }) = short.filter(|_| !force) {
+            return Err(ControlError::Precondition(format!(
+                "without node {node} the cluster has too few nodes for the replicas of topic {topic:?}: want {wanted}, have \
+                 {left}; add a node first, or drain it all the same with --force"
+            )));
+        }
+        self.set_drain(node, NodeState::Draining).await
+    }
+
+    async fn set_drain(&self, node: NodeId, state: NodeState) -> Result<AdminAnswer, ControlError> {
         self.set_state(node, state).await?;
-        tracing::info!(node = node.0, undo, "node drains");
+        tracing::info!(node = node.0, ?state, "an operator has a node drained, or takes that back");
         Ok(AdminAnswer::Draining { replicas: self.replicas_on(node) })
     }
 

@@ -10,6 +10,7 @@ use std::{
     fmt::Display,
     future::Future,
     rc::Rc,
+    sync::atomic::Ordering::Relaxed,
     time::Duration,
 };
 
@@ -56,12 +57,17 @@ pub async fn look_after<E: Env>(reactor: Rc<Reactor<E>>) {
         let now_us = E::monotonic_us();
         let topics = reactor.node().topics.snapshot();
         let mut still_led = BTreeMap::new();
+        let mut unled = 0;
         for topic in topics.values() {
             for (place, replicas) in topic.shards.iter().zip(&topic.view.replicas) {
                 if place.reactor != reactor.number() || !place.here {
                     continue;
                 }
-                let Some(shard) = reactor.shard(place.uid).ok().filter(Shard::leads) else { continue };
+                let Ok(shard) = reactor.shard(place.uid) else { continue };
+                unled += usize::from(!reactor.is_led(&shard));
+                if !shard.leads() {
+                    continue;
+                }
                 let since_us = led.get(&place.uid).copied().unwrap_or(now_us);
                 still_led.insert(place.uid, since_us);
                 if busy.borrow().len() >= CHANGES_AT_ONCE || busy.borrow().contains(&place.uid) {
@@ -85,6 +91,7 @@ pub async fn look_after<E: Env>(reactor: Rc<Reactor<E>>) {
         }
         refused.borrow_mut().retain(|uid, _| still_led.contains_key(uid));
         led = still_led;
+        reactor.node().reactors[reactor.number().0 as usize].unled.store(unled, Relaxed);
     }
 }
 

@@ -205,5 +205,6 @@ fn replica_message(uid: ShardUid, status: &ShardStatus) -> ReplicaStatus {
         voter_node_ids: ids(&status.members.voters),
         learner_node_ids: ids(&status.members.learners),
         stalled: status.stalled.clone().unwrap_or_default(),
+        no_majority: status.no_majority,
     }
 }

@@ -148,7 +148,7 @@ impl<E: Env> Reactor<E> {
         self.holders(uid).is_some_and(|holders| holders.nodes.iter().any(|node| *node != me))
     }
 
-    fn me(&self) -> NodeId {
+    pub(super) fn me(&self) -> NodeId {
         self.node.identity().expect("requests come after the identity was read").node
     }
 

@@ -103,7 +103,7 @@ impl Run {
                 return;
             }
             for node in draining {
-                self.admin(AdminCall::DrainNode { node, undo: true }).await;
+                self.admin(AdminCall::DrainNode { node, undo: true, force: false }).await;
             }
         }
     }

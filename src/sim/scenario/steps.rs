@@ -245,10 +245,10 @@ impl Run {
         }
         self.drained.set(true);
         let Some(node) = self.meet("drain", who) else { return };
-        self.admin(AdminCall::DrainNode { node, undo: false }).await;
+        self.admin(AdminCall::DrainNode { node, undo: false, force: true }).await;
         if let Some(ms) = undo_after_ms {
             sleep_ms(ms).await;
-            self.admin(AdminCall::DrainNode { node, undo: true }).await;
+            self.admin(AdminCall::DrainNode { node, undo: true, force: false }).await;
         }
     }
 
