@@ -7,8 +7,9 @@
 use std::{cell::RefCell, pin::pin, rc::Rc};
 
 use futures_util::{StreamExt, future::Either, stream};
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, TransferLeaderRequest, VoteRequest,
+use openraft::{
+    AsyncRuntime,
+    raft::{AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, TransferLeaderRequest, VoteRequest},
 };
 use prost::Message as _;
 
@@ -25,6 +26,7 @@ use crate::{
         state_files::Vote,
     },
     ids::{LogId, NodeId, ShardUid},
+    limits::RAFT_APPEND_WAIT,
     peer::frame::{Frame, FrameKind, FrameReceiver, FrameStream, Received},
     proto::ringlog::state::v1,
 };
@@ -236,7 +238,14 @@ impl<E: Env, M: Machine> Input<E, M> {
         let frame = match self.first.take() {
             Some(first) => first,
             None => {
-                self.flush_room().await;
+                // The leader has given the stream up by then, and asks on another one: what waits in this one is let go.
+                let room = self.group.has_flush_room()
+                    || E::Runtime::timeout(RAFT_APPEND_WAIT, self.flush_room()).await.is_ok();
+                if !room {
+                    let cause = format!("the disk of node {} does not keep up", self.group.inner.node);
+                    *self.cause.borrow_mut() = Some(cause);
+                    return None;
+                }
                 self.receive().await?
             }
         };

@@ -2,8 +2,10 @@
 
 use super::{cluster::*, *};
 use crate::{
+    budget::{Class, Use},
     env::{net::Priority, runtime::block_on},
     format::peer::{Envelope, Message},
+    limits::UNFLUSHED_PART,
     peer::{
         Destination,
         frame::{Frame, FrameKind},
@@ -146,6 +148,39 @@ fn divergence_stops_the_replica() {
         assert!(fault.contains("another history"), "{fault}");
         cluster.produce(&[leader], 1, 10).await;
         cluster.agree(&[leader, others[1]]).await;
+        cluster.end().await;
+    });
+}
+
+/// A follower without room ends a stream of entries that it cannot read on, after the time after which a leader has given it up.
+#[test]
+fn stream_without_room_ends() {
+    block_on(async {
+        let cluster = Cluster::founded(1, &[1, 2, 3]).await;
+        let leader = cluster.leader().await;
+        cluster.produce(&[leader], 1, 10).await;
+        cluster.agree(&[1, 2, 3]).await;
+        let slow = cluster.followers(leader)[0];
+        let group = cluster.group(slow);
+        let memory = group.log().memory();
+        let others = memory.force(Use::Unflushed, memory.limit(Class::Client) / UNFLUSHED_PART);
+        let last = group.log().last().unwrap();
+        let vote = Vote { term: Term(last.term.0), node: NodeId(leader), committed: true };
+        let message = Message::Append { vote, prev: Some(last), commit: None };
+        let envelope = Envelope { group: ShardUid(7), message }.encode();
+        let first = Frame { kind: FrameKind::Append, envelope, parts: Vec::new() };
+        let to = Destination { node: NodeId(slow), slot: 0 };
+        let mut stream = cluster.peers(leader).open(to, first, Priority::Normal).await.unwrap();
+        let mut said = Vec::new();
+        while let Some(answer) = guard("an end", stream.receiver.receive()).await.unwrap() {
+            said.push(Envelope::decode(&answer.envelope).unwrap().message);
+        }
+        let [Message::Matched { .. }, Message::Failed { cause }] = &said[..] else { panic!("{said:?}") };
+        assert!(cause.contains("does not keep up"), "{cause}");
+        assert_eq!(group.fault(), None);
+        drop(others);
+        cluster.produce(&[leader], 1, 10).await;
+        cluster.agree(&[1, 2, 3]).await;
         cluster.end().await;
     });
 }
