@@ -1,5 +1,8 @@
 //! Network namespaces on a bridge, one per node, and packets that do not arrive: what loopback cannot show. Needs root,
 //! `ip` (iproute2) and `nft` (nftables); `.ci/run` installs them.
+//!
+//! The bridge has a namespace of its own. On the machine's side Docker may drop what a bridge passes on: its firewall rules
+//! apply to bridges, too (`net.bridge.bridge-nf-call-iptables`), and refuse to forward.
 
 use std::process::{Command, Stdio};
 
@@ -44,8 +47,8 @@ impl Net {
         for _ in 0..100 {
             let subnet = fastrand::u8(1..255);
             let net = Net { name: format!("rl{subnet}"), subnet, count };
-            // The bridge's name is the lock on the subnet.
-            if run(&format!("ip link add {} type bridge", net.name), "").is_ok() {
+            // The name of the bridge's namespace is the lock on the subnet.
+            if run(&format!("ip netns add {}", net.switch()), "").is_ok() {
                 net.build().unwrap_or_else(|error| panic!("the network cannot be built: {error}"));
                 return Some(net);
             }
@@ -56,14 +59,18 @@ impl Net {
     }
 
     fn build(&self) -> Result<(), String> {
-        let bridge = &self.name;
-        run(&format!("ip addr add {}/24 dev {bridge}", self.client()), "")?;
-        run(&format!("ip link set {bridge} up"), "")?;
+        let (name, switch) = (&self.name, self.switch());
+        run(&format!("ip -n {switch} link add bridge type bridge"), "")?;
+        run(&format!("ip -n {switch} link set bridge up"), "")?;
+        run(&format!("ip link add {name} type veth peer name client netns {switch}"), "")?;
+        run(&format!("ip -n {switch} link set client master bridge up"), "")?;
+        run(&format!("ip addr add {}/24 dev {name}", self.client()), "")?;
+        run(&format!("ip link set {name} up"), "")?;
         for node in 0..self.count {
-            let (space, link) = (self.space(node), format!("{}-{node}", self.name));
+            let (space, link) = (self.space(node), format!("node{node}"));
             run(&format!("ip netns add {space}"), "")?;
-            run(&format!("ip link add {link} type veth peer name eth0 netns {space}"), "")?;
-            run(&format!("ip link set {link} master {bridge} up"), "")?;
+            run(&format!("ip -n {switch} link add {link} type veth peer name eth0 netns {space}"), "")?;
+            run(&format!("ip -n {switch} link set {link} master bridge up"), "")?;
             run(&format!("ip -n {space} addr add {}/24 dev eth0", self.host(node)), "")?;
             run(&format!("ip -n {space} link set eth0 up"), "")?;
             run(&format!("ip -n {space} link set lo up"), "")?;
@@ -71,6 +78,11 @@ impl Net {
             run(&format!("ip netns exec {space} nft -f -"), table)?;
         }
         Ok(())
+    }
+
+    /// The namespace of the bridge.
+    fn switch(&self) -> String {
+        format!("{}-sw", self.name)
     }
 
     fn space(&self, node: usize) -> String {
@@ -115,9 +127,10 @@ impl Net {
 impl Drop for Net {
     fn drop(&mut self) {
         for node in 0..self.count {
-            // Its end of the pair goes with the namespace, and so does ours.
+            // Both ends of a pair go with the namespace of one.
             drop(run(&format!("ip netns del {}", self.space(node)), ""));
         }
         drop(run(&format!("ip link del {}", self.name), ""));
+        drop(run(&format!("ip netns del {}", self.switch()), ""));
     }
 }
