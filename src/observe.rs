@@ -12,7 +12,7 @@ use std::{sync::OnceLock, time::Instant};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
-use crate::{config::LogFormat, observe::line_queue::LineQueue};
+use crate::{config::LogFormat, env::domain, observe::line_queue::LineQueue};
 
 /// Bounds of histograms of times, in seconds: from 10 µs, about 2 to 2.5 times each, to 10 s.
 const SECONDS_BUCKETS: &[f64] = &[
@@ -114,6 +114,7 @@ fn describe_process() {
     metrics::describe_gauge!("ringlog_memory_peak_bytes", "As much of it as there was at any time.");
     metrics::describe_gauge!("ringlog_open_files", "File descriptors that the process has open.");
     metrics::describe_counter!("ringlog_log_lines_dropped_total", "Log lines dropped because stderr was too slow.");
+    metrics::describe_counter!("ringlog_panics_total", "Panics that ended one replica or one call, by their place.");
     metrics::gauge!("ringlog_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 
@@ -137,16 +138,9 @@ pub fn resident_bytes() -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64)
 }
 
-/// From now on a panic anywhere in the process ends it, after its message: a thread that is gone
-/// would leave its shards silent, and half a node is worse than none.
+/// From now on a panic that no replica and no call contains ends the process, after the log lines: see `env::domain`.
 pub fn end_on_panic(logs: &'static LineQueue) {
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        logs.flush();
-        print(info);
-        eprintln!("ringlog: this is a bug; the node stops here, and recovers when it is started again");
-        std::process::exit(101);
-    }));
+    domain::end_process(|| logs.flush());
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 pub mod buffer;
 pub mod channel;
 pub mod disk;
+pub mod domain;
 mod durable_form;
 pub mod floor;
 pub mod mmap;
@@ -57,6 +58,16 @@ pub trait Env: Debug + Clone + Copy + Default + PartialEq + Eq + PartialOrd + Or
 /// Runs `future` on the current reactor until it ends; nobody waits for it.
 pub fn spawn<E: Env>(future: impl Future<Output = ()> + 'static) {
     drop(<E::Runtime as openraft::AsyncRuntime>::spawn(future));
+}
+
+/// As `spawn`, for what belongs to the reactor itself, whoever has it begun: see `domain`.
+pub fn spawn_core<E: Env>(future: impl Future<Output = ()> + 'static) {
+    domain::core(|| spawn::<E>(future));
+}
+
+/// As `spawn`, for one call or connection, which a panic of its own ends alone: see `domain`.
+pub fn spawn_call<E: Env>(what: &'static str, future: impl Future<Output = ()> + 'static) {
+    domain::call(what, || spawn::<E>(future));
 }
 
 /// Lets everything else run that is ready, once; of a reactor's runtime its sockets, too.

@@ -19,7 +19,7 @@ use std::{
 
 use openraft::rt;
 
-use super::channel;
+use super::{channel, domain};
 
 /// tokio's current-thread runtime with channels that have no locks.
 ///
@@ -87,7 +87,7 @@ impl rt::AsyncRuntime for LocalRuntime {
         T: Future + rt::OptionalSend + 'static,
         T::Output: rt::OptionalSend + 'static,
     {
-        tokio::task::spawn_local(future)
+        tokio::task::spawn_local(domain::inherit(future))
     }
 
     fn sleep(duration: Duration) -> Self::Sleep {

@@ -340,7 +340,7 @@ impl<E: Env> Frontend<E> {
         self.local.sought.borrow_mut().insert(name.clone(), Vec::new());
         let ack = self.wait_for_topic(call);
         let frontend = self.clone();
-        env::spawn::<E>(async move { frontend.seek_and_release(name).await });
+        env::spawn_core::<E>(async move { frontend.seek_and_release(name).await });
         ack
     }
 

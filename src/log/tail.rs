@@ -12,6 +12,7 @@ use std::{
 
 use crate::{
     budget::Budget,
+    env::domain,
     format::entry::StoredEntry,
     ids::Index,
     limits::{BLOCK_BYTES, TAIL_BYTES_MAX},
@@ -182,7 +183,8 @@ impl Tail {
             self.budget.charge(bytes);
             recent.flushed_end = end;
         }
-        self.budget.shrink();
+        // It is about the other logs of the reactor, too.
+        domain::core(|| self.budget.shrink());
     }
 
     /// The entry at `index`, if it is here.

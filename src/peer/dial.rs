@@ -15,6 +15,7 @@ use crate::{
     env::{
         self, Env,
         channel::{Notified, Notify},
+        domain,
         net::{Connection, Endpoint, Net, NetError},
     },
     ids::{NodeId, ReactorNumber},
@@ -138,12 +139,13 @@ impl<E: Env> Inner<E> {
     /// A connection to there, dialling if needed.
     pub(super) async fn connection(self: &Rc<Self>, to: Destination) -> Result<(ConnectionOf<E>, Shared), PeerError> {
         for _ in 0..DIALS_PER_REQUEST {
-            match self.look(to)? {
+            // Whoever asks, the links are everybody's.
+            match domain::core(|| self.look(to))? {
                 Look::Ready(connection, shared) => return Ok((connection, shared)),
                 Look::Wait(dialled) => dialled.await,
             }
         }
-        match self.look(to)? {
+        match domain::core(|| self.look(to))? {
             Look::Ready(connection, shared) => Ok((connection, shared)),
             Look::Wait(_) => Err(unreachable(to.node, "it was dialled in vain, and is dialled again")),
         }
@@ -218,7 +220,7 @@ impl<E: Env> Inner<E> {
         link.number = number;
         link.state = State::Dialling(waiting);
         drop(links);
-        env::spawn::<E>(run_dial(Rc::clone(self), key, endpoint, number));
+        env::spawn_core::<E>(run_dial(Rc::clone(self), key, endpoint, number));
         dialled
     }
 
@@ -242,7 +244,7 @@ impl<E: Env> Inner<E> {
             Ok(connection) => {
                 tracing::info!(node = %key.0, reactor = %key.1, from_reactor = %self.reactor, "connected");
                 let watched = watch(Rc::clone(self), key, connection.clone(), number);
-                env::spawn::<E>(watched);
+                env::spawn_core::<E>(watched);
                 link.backoff.until = None;
                 // Whoever has answered lives.
                 link.pulse.beat();

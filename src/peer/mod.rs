@@ -49,6 +49,7 @@ use crate::{
     env::{
         self, Env,
         channel::Notify,
+        domain,
         net::{Connection, Net, NetError, Priority},
     },
     ids::{NodeId, ReactorNumber},
@@ -229,7 +230,7 @@ impl<E: Env> Peers<E> {
 
     /// Sends a datagram of at most `DATAGRAM_BYTES_MAX` if there is a connection; else it is lost, and one is dialled.
     pub fn send_datagram(&self, to: Destination, datagram: Bytes) {
-        if let Ok(dial::Look::Ready(connection, _)) = self.inner.look(to) {
+        if let Ok(dial::Look::Ready(connection, _)) = domain::core(|| self.inner.look(to)) {
             connection.send_datagram(datagram);
         }
     }

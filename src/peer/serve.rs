@@ -33,7 +33,7 @@ pub(super) async fn accept<E: Env>(inner: Rc<Inner<E>>, net: E::Net, handler: Rc
             connection.close("there are too many connections");
             continue;
         }
-        env::spawn::<E>(serve(Rc::clone(&inner), connection, Rc::clone(&handler)));
+        env::spawn_call::<E>("a peer's connection", serve(Rc::clone(&inner), connection, Rc::clone(&handler)));
     }
 }
 

@@ -43,13 +43,12 @@ use std::{
     path::PathBuf,
     pin::pin,
     rc::Rc,
-    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
 use openraft::{
-    Config, Raft, SnapshotPolicy,
+    Raft,
     metrics::{RaftDataMetrics, RaftServerMetrics},
     rt::AsyncRuntime,
     type_config::alias,
@@ -61,19 +60,19 @@ use self::{
     network::Network,
     proposals::Gate,
     store::Store,
-    timing::{random_below, with_jitter},
+    timing::{config, random_below, with_jitter},
     types::{Node, TypeConfig},
 };
 pub use self::{serve::group_of, timing::Timing, transfer::TransferError};
 use crate::{
     budget::{Class, Use},
-    env::{self, Env, buffer::Buffer, channel},
+    env::{self, Env, buffer::Buffer, channel, domain::Domain},
     format::{
         entry::{ENTRY_HEADER_BYTES, EntryHeader, StoredEntry},
         state_files::Vote,
     },
     ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
-    limits::{BLOCK_BYTES, RAFT_QUEUE_MAX, UNFLUSHED_BYTES_MAX, UNFLUSHED_PART},
+    limits::{BLOCK_BYTES, UNFLUSHED_BYTES_MAX, UNFLUSHED_PART},
     log::{Log, LogError, Recovered, TailBudget},
     peer::Peers,
 };
@@ -230,9 +229,6 @@ pub enum GroupError {
     },
 }
 
-/// Longest wait until a follower has a snapshot, which is small, and durable.
-const SNAPSHOT_WAIT: Duration = Duration::from_secs(30);
-
 /// Pause between two looks whether a group that is being opened waits for space.
 const FULL_LOOK: Duration = Duration::from_millis(50);
 
@@ -252,6 +248,8 @@ struct Inner<E: Env, M: Machine> {
     timing: Timing,
     shared: Rc<Shared<M>>,
     state: State,
+    /// What a panic in its tasks ends.
+    domain: Domain,
     /// As openraft last said.
     server: ServerMetrics<E, M>,
     data: DataMetrics<E, M>,
@@ -312,6 +310,24 @@ impl<E: Env, M: Machine> Group<E, M> {
         timing: Timing,
         machine: M,
     ) -> Result<(Group<E, M>, Recovered), GroupError> {
+        let domain = Domain::new(format!("the replica of shard {} on node {}", options.shard, options.node));
+        let opening = Group::open_in(domain.clone(), disk, tail, peers, options, timing, machine);
+        let opened = domain.contain(opening).await;
+        let (group, recovered) = opened.unwrap_or_else(|panic| Err(unusable(bug(&panic))))?;
+        let inner = Rc::downgrade(&group.inner);
+        domain.on_panic(move |_| inner.upgrade().iter().for_each(watch::note_panic));
+        Ok((group, recovered))
+    }
+
+    async fn open_in(
+        domain: Domain,
+        disk: E::Disk,
+        tail: TailBudget,
+        peers: Peers<E>,
+        options: GroupOptions,
+        timing: Timing,
+        machine: M,
+    ) -> Result<(Group<E, M>, Recovered), GroupError> {
         let log_options = repair::log_options(&options);
         let GroupOptions { shard, node, slot, founders, preferred, .. } = options;
         let founders = founders.filter(|founders| founders.contains(&node));
@@ -321,7 +337,7 @@ impl<E: Env, M: Machine> Group<E, M> {
         let shared = Shared::new(machine);
         shared.restore(&log).await.map_err(|error| damaged(log.fault().unwrap_or(error)))?;
         let network = Network::new(peers, shard, slot).noting(shared.majority.clone(), shared.flush_times.clone());
-        let group = Group { inner: Rc::new(Inner::build(log, shared, network, owing, node, timing).await?) };
+        let group = Group { inner: Rc::new(Inner::build(domain, log, shared, network, owing, node, timing).await?) };
         if let Err(error) = group.start(founders, preferred).await {
             // Else openraft's tasks would go on without a handle.
             group.inner.state.closing.set(true);
@@ -430,6 +446,11 @@ impl<E: Env, M: Machine> Group<E, M> {
         of_reactor && self.unflushed_bytes() < UNFLUSHED_BYTES_MAX
     }
 
+    /// What a panic in this replica's tasks ends; calls that change its state go through it.
+    pub fn domain(&self) -> &Domain {
+        &self.inner.domain
+    }
+
     /// The group's log.
     pub fn log(&self) -> &Log<E> {
         &self.inner.log
@@ -536,7 +557,10 @@ impl<E: Env, M: Machine> Group<E, M> {
 
     /// The error that stopped this replica, if one did.
     pub fn fault(&self) -> Option<String> {
-        let Inner { log, shared, state, .. } = &*self.inner;
+        let Inner { log, shared, state, domain, .. } = &*self.inner;
+        if let Some(panic) = domain.panic() {
+            return Some(bug(&panic));
+        }
         if let Some(error) = log.fault() {
             return Some(error.to_string());
         }
@@ -571,9 +595,13 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// # Errors
     /// `Stopped`, when this replica had stopped, or its last writes fail; nothing acknowledged is lost by it.
     pub async fn close(&self) -> Result<(), GroupError> {
-        let Inner { raft, log, shared, state, .. } = &*self.inner;
+        let Inner { raft, log, shared, state, domain, .. } = &*self.inner;
         if state.closing.replace(true) {
             return Ok(());
+        }
+        if let Some(panic) = domain.panic() {
+            // Its tasks are gone, and its files are as a crash leaves them.
+            return Err(unusable(bug(&panic)));
         }
         shared.changed.notify_all();
         shared.turned.notify_all();
@@ -613,6 +641,7 @@ impl<E: Env, M: Machine> Group<E, M> {
 
 impl<E: Env, M: Machine> Inner<E, M> {
     async fn build(
+        domain: Domain,
         log: Log<E>,
         shared: Rc<Shared<M>>,
         network: Network<E>,
@@ -631,7 +660,7 @@ impl<E: Env, M: Machine> Inner<E, M> {
         let (server, data) = (raft.server_metrics(), raft.data_metrics());
         let (state, gate, purging) = (State::default(), Gate::default(), channel::Mutex::new(()));
         let judge = RefCell::default();
-        Ok(Inner { raft, log, node, network, owing, timing, shared, state, server, data, gate, judge, purging })
+        Ok(Inner { raft, log, node, network, owing, timing, shared, state, domain, server, data, gate, judge, purging })
     }
 }
 
@@ -654,34 +683,14 @@ fn damaged(error: LogError) -> GroupError {
     }
 }
 
+/// Why a replica does not serve that a panic has stopped.
+fn bug(panic: &str) -> String {
+    format!(
+        "this replica has stopped because of a bug: {panic}; it is opened again when the node restarts; please report this"
+    )
+}
+
 /// Nothing was written, and nothing will be.
 fn unusable(cause: String) -> GroupError {
     GroupError::Stopped { cause, maybe_written: false }
-}
-
-/// As measured (MEASURED.md); each of these was a trap or a cost.
-fn config(timing: Timing) -> Result<Arc<Config>, String> {
-    let config = Config {
-        cluster_name: "ringlog".into(),
-        heartbeat_interval: timing.heartbeat_ms,
-        // Entries that were answered lately say as much as a heartbeat.
-        heartbeat_min_interval: Some(timing.heartbeat_ms / 2),
-        election_timeout_min: timing.election_ms_min,
-        election_timeout_max: timing.election_ms_max,
-        install_snapshot_timeout: SNAPSHOT_WAIT.as_millis() as u64,
-        max_payload_entries: 4_096,
-        snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: 0,
-        purge_batch_size: 1,
-        api_channel_size: Some(RAFT_QUEUE_MAX as u64),
-        // On (the default) it loses acknowledged writes: a restarted leader leads on in its old term, and gives log ids
-        // that its followers have already to other data.
-        enable_leader_restore: Some(false),
-        enable_pre_vote: Some(true),
-        // Off (the default) the leader panics, or never sends another entry, when a follower has lost what it had
-        // acknowledged (`network::PeerOf::note_answer`): one bad disk would take the shard from two good ones.
-        allow_log_reversion: Some(true),
-        ..Config::default()
-    };
-    config.validate().map(Arc::new).map_err(|error| error.to_string())
 }

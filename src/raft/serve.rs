@@ -43,10 +43,13 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// Answers a peer's stream that is for this group (`group_of`), until it ends. Spawns what takes time.
     pub fn serve(&self, from: NodeId, first: Received, stream: FrameStream<E>) {
         let group = self.clone();
-        match first.kind {
+        let begun = self.inner.domain.catch(|| match first.kind {
             FrameKind::Append => env::spawn::<E>(group.follow(from, first, stream)),
             _ if is_fetch(&first) => env::spawn::<E>(group.give_what_is_asked(first, stream)),
             _ => env::spawn::<E>(group.answer(from, first, stream)),
+        });
+        if let Err(panic) = begun {
+            tracing::debug!(%from, panic, "a peer asks a replica that a panic has stopped: its stream is dropped");
         }
     }
 

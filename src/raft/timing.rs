@@ -1,11 +1,16 @@
-//! How long a group waits for what.
+//! How long a group waits for what, and how openraft is set up.
 //!
 //! The default's heartbeats are slow, so that hundreds of idle groups cost little: that a leader's node has died is
 //! noticed by the nodes' liveness, once for all groups (`elections`).
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use crate::env::Env;
+use openraft::{Config, SnapshotPolicy};
+
+use crate::{env::Env, limits::RAFT_QUEUE_MAX};
+
+/// Longest wait until a follower has a snapshot, which is small, and durable.
+const SNAPSHOT_WAIT: Duration = Duration::from_secs(30);
 
 /// Times of a group; the same on all of its replicas. Tests have shorter ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,4 +65,31 @@ pub(super) fn with_jitter<E: Env>(duration: Duration) -> Duration {
 pub(super) fn random_below<E: Env>(end: Duration) -> Duration {
     let us = end.as_micros().max(1) as u64;
     Duration::from_micros(E::random_u64() % us)
+}
+
+/// As measured (MEASURED.md); each of these was a trap or a cost.
+pub(super) fn config(timing: Timing) -> Result<Arc<Config>, String> {
+    let config = Config {
+        cluster_name: "ringlog".into(),
+        heartbeat_interval: timing.heartbeat_ms,
+        // Entries that were answered lately say as much as a heartbeat.
+        heartbeat_min_interval: Some(timing.heartbeat_ms / 2),
+        election_timeout_min: timing.election_ms_min,
+        election_timeout_max: timing.election_ms_max,
+        install_snapshot_timeout: SNAPSHOT_WAIT.as_millis() as u64,
+        max_payload_entries: 4_096,
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: 0,
+        purge_batch_size: 1,
+        api_channel_size: Some(RAFT_QUEUE_MAX as u64),
+        // On (the default) it loses acknowledged writes: a restarted leader leads on in its old term, and gives log ids
+        // that its followers have already to other data.
+        enable_leader_restore: Some(false),
+        enable_pre_vote: Some(true),
+        // Off (the default) the leader panics, or never sends another entry, when a follower has lost what it had
+        // acknowledged (`network::PeerOf::note_answer`): one bad disk would take the shard from two good ones.
+        allow_log_reversion: Some(true),
+        ..Config::default()
+    };
+    config.validate().map(Arc::new).map_err(|error| error.to_string())
 }

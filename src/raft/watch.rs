@@ -64,9 +64,14 @@ fn note<E: Env, M: Machine>(inner: &Inner<E, M>, now: &super::RaftServerMetrics<
     inner.raft.runtime_config().elect(!inner.owes());
 }
 
+/// A panic has stopped the replica: its tasks are gone, this one among them.
+pub(super) fn note_panic<E: Env, M: Machine>(inner: &Rc<Inner<E, M>>) {
+    inner.state.ended.set(true);
+    give_up_leading(inner);
+}
+
 fn note_end<E: Env, M: Machine>(inner: &Rc<Inner<E, M>>) {
-    let Inner { log, shared, state, .. } = &**inner;
-    let led = state.leading.replace(false);
+    let Inner { log, state, .. } = &**inner;
     if !state.closing.get() && log.fault().is_none() && state.fault.borrow().is_none() {
         // A panic leaves no error behind.
         let cause = match &inner.raft.metrics().borrow_watched().running_state {
@@ -77,7 +82,12 @@ fn note_end<E: Env, M: Machine>(inner: &Rc<Inner<E, M>>) {
         *state.fault.borrow_mut() = Some(cause);
     }
     state.ended.set(true);
-    if led {
+    give_up_leading(inner);
+}
+
+fn give_up_leading<E: Env, M: Machine>(inner: &Rc<Inner<E, M>>) {
+    let Inner { shared, state, .. } = &**inner;
+    if state.leading.replace(false) {
         // Its node is alive, so that the others would wait for it.
         env::spawn::<E>(elections::abdicate(inner.clone(), inner.vote()));
     }

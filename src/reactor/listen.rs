@@ -21,6 +21,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 
+use crate::env::domain;
+
 /// Connections that the kernel completes and holds until they are accepted.
 const BACKLOG: i32 = 1024;
 
@@ -167,7 +169,8 @@ pub async fn accept<F: Future<Output = ()> + 'static>(
         let connection = serve(socket);
         #[allow(clippy::disallowed_methods, reason = "sockets are the real world's; nothing to simulate")]
         tokio::task::spawn_local(async move {
-            connection.await;
+            // A panic is told by then, and is this connection's end only.
+            drop(domain::contain_call("a client's connection", connection).await);
             drop(counted);
         });
     }

@@ -42,6 +42,7 @@ use crate::{
     env::{
         self, Disk, Env,
         channel::{self, OneshotReceiver},
+        domain,
     },
     ids::{NodeId, Offset, ReactorNumber, ShardUid, is_most},
     limits,
@@ -62,6 +63,9 @@ use crate::{
 /// Shards of one reactor that open or close at the same time. Each reads and writes its own files;
 /// more only queue in the device.
 const OPEN_AT_ONCE: usize = 16;
+
+/// What a panic in a request of another thread ends, for people.
+const CALL: &str = "a call";
 
 /// How often a shard that found the disk full is tried again.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(5);
@@ -447,7 +451,7 @@ impl<E: Env> Reactor<E> {
         let uid = options.uid;
         let reactor = Rc::downgrade(self);
         let hand_back = move |owed: Vec<Owed>, error: ShardError| match reactor.upgrade() {
-            Some(reactor) => reactor.take_back(uid, owed, &error),
+            Some(reactor) => domain::core(|| reactor.take_back(uid, owed, &error)),
             None => owed.into_iter().for_each(|owed| owed.answer(Err(error.clone()))),
         };
         shard.set_elsewhere(Rc::new(hand_back));
@@ -456,7 +460,7 @@ impl<E: Env> Reactor<E> {
         Slot::Serving(shard)
     }
 
-    /// Tells who leads a shard, each time it changes, until it closes or is found to be damaged; and that it has stopped, also
+    /// Tells who leads a shard, each time it changes, until it closes, is found to be damaged or ends in a panic; and that it has stopped, also
     /// if nobody asks it for anything: a follower is asked for nothing.
     async fn watch(self: Rc<Self>, options: ShardOptions, shard: Shard<E>) {
         let uid = options.uid;
@@ -465,6 +469,9 @@ impl<E: Env> Reactor<E> {
             self.tell_leader(uid, &shard);
             if let Some(cause) = shard.fault() {
                 self.node.note_fault(uid, &cause);
+            }
+            if shard.has_panicked() {
+                return self.close_panicked(uid, &shard);
             }
             if shard.is_damaged() {
                 return self.close_damaged(options, shard).await;
@@ -562,7 +569,7 @@ impl<E: Env> Reactor<E> {
             Request::Produce { uid, produce, reply } => answer::<E, _>(reply, self.produce(uid, produce)),
             Request::Consume { uid, consume, mut reply } => {
                 let consumed = self.consume(uid, consume);
-                env::spawn::<E>(async move {
+                env::spawn_call::<E>(CALL, async move {
                     tokio::select! {
                         biased;
                         // Nobody waits any more: neither does the shard.
@@ -681,5 +688,5 @@ impl<E: Env> Reactor<E> {
 
 /// Runs `work` and sends what it says.
 fn answer<E: Env, T: 'static>(reply: Reply<T>, work: impl Future<Output = Result<T, ReactorError>> + 'static) {
-    env::spawn::<E>(async move { drop(reply.send(work.await)) });
+    env::spawn_call::<E>(CALL, async move { drop(reply.send(work.await)) });
 }

@@ -11,7 +11,7 @@ use std::{path::Path, rc::Rc, time::Duration};
 
 use super::{Reactor, Slot, control, inbound};
 use crate::{
-    env::{self, Env},
+    env::{self, Env, domain},
     ids::{LogId, NodeId, ShardUid},
     log::{
         LogError,
@@ -69,7 +69,18 @@ impl<E: Env> Reactor<E> {
         while self.is_not_open(uid) && !self.is_closing() {
             let others = self.others(&options);
             let alone = others.as_ref().is_some_and(Vec::is_empty);
-            match repair.attempt(&others.unwrap_or_default()).await {
+            let others = others.unwrap_or_default();
+            let attempt = domain::contain_call("the repair of a replica", repair.attempt(&others)).await;
+            let attempt = match attempt {
+                Ok(attempt) => attempt,
+                Err(panic) => {
+                    let cause = format!(
+                        "its repair has ended because of a bug: {panic}; it is tried again when the node restarts"
+                    );
+                    return self.note_damage(&options, cause);
+                }
+            };
+            match attempt {
                 Ok(mended) => {
                     tracing::warn!(shard_uid = uid.0, ?mended, "what is damaged of a replica was mended");
                     if self.open_again(&options).await || mended == Mended::default() {
@@ -154,11 +165,27 @@ impl<E: Env> Reactor<E> {
         self.repair(options, shard.flushed()).await;
     }
 
+    /// A panic has stopped a replica. It stays closed until the node starts again: an assertion in what all replicas compute alike
+    /// would stop it again, and the others, too. Other replicas lead and serve meanwhile.
+    pub(super) fn close_panicked(&self, uid: ShardUid, shard: &Shard<E>) {
+        let cause = shard.fault().unwrap_or_default();
+        let mut shards = self.shards.borrow_mut();
+        if let Some(slot) = shards.get_mut(&uid).filter(|slot| matches!(slot, Slot::Serving(_))) {
+            self.node.note_fault(uid, &cause);
+            self.node.leaders.forget_own(uid);
+            let error = ShardError::Failed { cause: cause.clone(), maybe_written: false };
+            *slot = Slot::NotOpen { error, cause };
+        }
+    }
+
     /// Answers another node that lacks entries of a replica that is not open here.
     pub(super) fn give_salvaged(&self, uid: ShardUid, first: Received, stream: FrameStream<E>) {
         let dir = control::shard_dir(&self.node.config.data, uid);
         let owner = self.node.identity().map_or(0, |identity| identity.owner());
-        env::spawn::<E>(raft::repair::give_salvaged(self.disk.clone(), dir, (uid, owner), first, stream));
+        env::spawn_call::<E>(
+            "a peer's call",
+            raft::repair::give_salvaged(self.disk.clone(), dir, (uid, owner), first, stream),
+        );
     }
 }
 

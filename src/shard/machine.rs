@@ -50,6 +50,8 @@ impl Machine for ShardMachine {
 
     fn apply(&mut self, entry: &StoredEntry) -> ShardAnswer {
         assert!(self.log_start <= entry.header.base_offset, "log_start <= high_watermark");
+        #[cfg(test)]
+        planted::panic_at(entry.header.base_offset);
         match entry.header.kind {
             EntryKind::Batch => ShardAnswer::Appended,
             EntryKind::Void => ShardAnswer::Void,
@@ -75,6 +77,32 @@ impl Machine for ShardMachine {
             state::Shard::decode(state).map_err(|error| format!("this is not a checkpoint of a shard: {error}"))?;
         self.log_start = Offset(state.log_start);
         Ok(())
+    }
+}
+
+/// A bug in `apply` that tests plant.
+#[cfg(test)]
+pub(crate) mod planted {
+    use std::cell::Cell;
+
+    use super::Offset;
+
+    thread_local! {
+        static PLANTED: Cell<Option<Offset>> = const { Cell::new(None) };
+    }
+
+    /// Of another process, by a test that starts it: an offset.
+    pub(crate) const VARIABLE: &str = "TEST_OF_RINGLOG_PANICS_AT";
+
+    /// From now on no entry with this base offset can be applied on this thread.
+    pub(crate) fn plant(at: Option<Offset>) {
+        PLANTED.set(at);
+    }
+
+    pub(super) fn panic_at(offset: Offset) {
+        static OF_PROCESS: std::sync::OnceLock<Option<u64>> = std::sync::OnceLock::new();
+        let of_process = *OF_PROCESS.get_or_init(|| std::env::var(VARIABLE).ok()?.parse().ok());
+        assert!(PLANTED.get() != Some(offset) && of_process != Some(offset.0), "a bug planted in apply");
     }
 }
 

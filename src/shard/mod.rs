@@ -23,7 +23,10 @@ mod call;
 mod consume;
 mod error;
 mod estimate;
+#[cfg(not(test))]
 mod machine;
+#[cfg(test)]
+pub(crate) mod machine;
 mod metrics;
 mod produce;
 mod queue;
@@ -183,11 +186,17 @@ impl<E: Env> Shard<E> {
             idle: Notify::new(),
             rolled: Notify::new(),
         });
-        inner.check_offsets();
-        crate::env::spawn::<E>(produce::pump(inner.clone()));
-        if inner.retention().is_some() {
-            crate::env::spawn::<E>(retention::run(inner.clone()));
-        }
+        let begin = || {
+            inner.check_offsets();
+            crate::env::spawn::<E>(produce::pump(inner.clone()));
+            if inner.retention().is_some() {
+                crate::env::spawn::<E>(retention::run(inner.clone()));
+            }
+        };
+        let domain = inner.group.domain();
+        domain.catch(begin).map_err(|_| inner.stopped_by_panic(false))?;
+        let weak = Rc::downgrade(&inner);
+        domain.on_panic(move |_| weak.upgrade().iter().for_each(|inner| inner.note_panic()));
         Ok(Shard { inner })
     }
 
@@ -225,7 +234,7 @@ impl<E: Env> Shard<E> {
         let (owed, answer) = Owed::new(produce, now_us, self.inner.group.log().memory()).inspect_err(|_| {
             self.inner.metrics.refused_memory.increment(1);
         })?;
-        match self.inner.admit(owed, now_us) {
+        match self.admit(owed, now_us) {
             Ok(()) => Ok(answer),
             Err((error, owed)) => Err((error, owed.produce)),
         }
@@ -237,7 +246,17 @@ impl<E: Env> Shard<E> {
     /// As `submit`.
     #[allow(clippy::result_large_err, reason = "giving the request back is what this is for")]
     pub fn resubmit(&self, owed: Owed) -> Result<(), (ShardError, Owed)> {
-        self.inner.admit(owed, E::monotonic_us())
+        self.admit(owed, E::monotonic_us())
+    }
+
+    /// As `Inner::admit`. A request that is lost in a panic is answered as one that is dropped is: it may appear.
+    #[allow(clippy::result_large_err, reason = "giving the request back is what this is for")]
+    fn admit(&self, owed: Owed, now_us: u64) -> Result<(), (ShardError, Owed)> {
+        let domain = self.inner.group.domain();
+        if domain.has_stopped() {
+            return Err((self.inner.stopped_by_panic(false), owed));
+        }
+        domain.catch(|| self.inner.admit(owed, now_us)).unwrap_or(Ok(()))
     }
 
     /// Requests that this replica cannot propose (it leads no more, or has stopped) go there from now on, in their order,
@@ -316,6 +335,11 @@ impl<E: Env> Shard<E> {
         self.inner.group.abandon().await;
     }
 
+    /// Whether it has stopped because of a panic; nothing of it is to be used any more.
+    pub fn has_panicked(&self) -> bool {
+        self.inner.group.domain().has_stopped()
+    }
+
     /// Why it does not serve, if so.
     pub fn fault(&self) -> Option<String> {
         self.inner.group.fault()
@@ -326,7 +350,7 @@ impl<E: Env> Shard<E> {
     /// # Errors
     /// `NotTransferred`: this replica leads on.
     pub async fn transfer(&self, to: Option<NodeId>, within: Duration) -> Result<(), ShardError> {
-        Ok(self.inner.group.transfer(to, within).await?)
+        self.contained(async { Ok(self.inner.group.transfer(to, within).await?) }).await
     }
 
     /// Stops the replica if its device does not answer any more; see `Log::look_at_storage`.
@@ -349,11 +373,15 @@ impl<E: Env> Shard<E> {
         &self,
         voters: BTreeSet<NodeId>,
     ) -> impl Future<Output = Result<(), ShardError>> + use<E> + 'static {
-        let group = self.inner.group.clone();
+        let shard = self.clone();
         async move {
-            group.change_members(voters).await?;
-            // A move that was given up leaves some.
-            Ok(group.remove_learners(group.members().learners).await?)
+            let group = &shard.inner.group;
+            let change = async {
+                group.change_members(voters).await?;
+                // A move that was given up leaves some.
+                Ok(group.remove_learners(group.members().learners).await?)
+            };
+            shard.contained(change).await
         }
     }
 
@@ -393,13 +421,27 @@ impl<E: Env> Shard<E> {
         if before <= log_start {
             return Ok(log_start);
         }
-        let log_start = self.inner.trim(before).await?;
-        self.inner.purge().await?;
-        Ok(log_start)
+        let trim = async {
+            let log_start = self.inner.trim(before).await?;
+            self.inner.purge().await?;
+            Ok(log_start)
+        };
+        self.contained(trim).await
+    }
+
+    /// Runs a call that changes the replica's state: a panic in it stops the replica.
+    async fn contained<T>(&self, call: impl Future<Output = Result<T, ShardError>>) -> Result<T, ShardError> {
+        let result = self.inner.group.domain().contain(call).await;
+        result.unwrap_or_else(|_| Err(self.inner.stopped_by_panic(true)))
     }
 
     /// A snapshot of its numbers.
     pub fn status(&self) -> ShardStatus {
+        let status = self.inner.group.domain().catch(|| self.status_now());
+        status.unwrap_or_else(|_| ShardStatus { fault: self.fault(), ..Default::default() })
+    }
+
+    fn status_now(&self) -> ShardStatus {
         self.inner.check_offsets();
         let (leader, term) = self.inner.group.leader();
         let segments = self.inner.group.log().segments();
@@ -433,6 +475,10 @@ impl<E: Env> Shard<E> {
     /// # Errors
     /// `Failed` when the log could not be closed cleanly: it will be recovered when it is opened again.
     pub async fn close(&self) -> Result<(), ShardError> {
+        self.contained(self.close_now()).await
+    }
+
+    async fn close_now(&self) -> Result<(), ShardError> {
         let inner = &self.inner;
         let first = inner.life.get() == Life::Serving;
         if first {
@@ -493,6 +539,10 @@ impl<E: Env> Inner<E> {
     /// A read has found damage.
     fn is_damaged(&self) -> bool {
         matches!(self.group.log().fault(), Some(LogError::Corrupt { .. }))
+    }
+
+    fn stopped_by_panic(&self, maybe_written: bool) -> ShardError {
+        ShardError::Failed { cause: self.group.fault().unwrap_or_default(), maybe_written }
     }
 
     /// Nothing waits, nothing is in flight.

@@ -423,6 +423,22 @@ impl<E: Env> Inner<E> {
         }
     }
 
+    /// A panic has stopped the replica: what was proposed may appear, what waits is handed back.
+    pub(super) fn note_panic(&self) {
+        // Else a borrow is left over, and the requests are answered when their replies are dropped.
+        let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        let in_flight = std::mem::take(&mut state.in_flight);
+        let void = std::mem::take(&mut state.void);
+        state.queue.put_back(void);
+        drop(state);
+        for Placed { waiting, .. } in in_flight.into_iter().flat_map(|entry| entry.requests) {
+            waiting.answer(Err(self.stopped_by_panic(true)));
+        }
+        self.hand_back(&self.stopped_by_panic(false));
+        self.idle.notify_all();
+        self.rolled.notify_all();
+    }
+
     fn stopped(&self, cause: &str, maybe_written: bool) -> ShardError {
         if self.life.get() == Life::Serving || self.group.fault().is_some() {
             ShardError::Failed { cause: cause.to_owned(), maybe_written }

@@ -38,7 +38,7 @@ use bytes::Bytes;
 
 pub use self::{
     damage::Damage,
-    faults::{DiskFault, Met, PlantedFault},
+    faults::{DiskFault, Met, PLANTED_PANIC, PlantedFault, PlantedPanic},
     timing::DiskTimes,
 };
 use self::{
@@ -117,6 +117,7 @@ struct Device {
     /// Of planted faults.
     dice: Cell<u64>,
     planted: RefCell<Vec<PlantedFault>>,
+    planted_panics: RefCell<Vec<PlantedPanic>>,
     /// Shared with the disks that a crash leaves.
     fired: Rc<RefCell<BTreeMap<(DiskFault, Met), u64>>>,
     /// Directories of logs that were appended to.

@@ -6,7 +6,7 @@
 //!   them, so that the order in which they were woken does not matter (that of tokio's `watch` is random).
 //! - A task belongs to a node, or to none, and so do the tasks that it spawns. Nodes are killed, paused, and have clocks
 //!   of their own.
-//! - A panic ends the task that it happens in, and is kept for `panics`.
+//! - A panic ends the task that it happens in, and is kept for `panics`; so is one that its fault domain has contained.
 //!
 //! Not done here: disks and networks (`sim::disk`, `sim::net`), which a crash of a node concerns, too.
 
@@ -16,7 +16,7 @@ mod trace;
 use std::{
     any::Any,
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -31,7 +31,10 @@ use self::{
     trace::{Moment, Trace},
 };
 use super::{WALL_START_US, random};
-use crate::{env::channel, ids::NodeId};
+use crate::{
+    env::{channel, domain},
+    ids::NodeId,
+};
 
 /// What a poll takes: whoever yields until some time has come sees it come.
 const POLL_NS: u64 = 1_000;
@@ -80,6 +83,8 @@ struct Inner {
     nodes: RefCell<BTreeMap<NodeId, Node>>,
     here: Cell<Here>,
     panics: RefCell<Vec<TaskPanic>>,
+    /// Tasks that ended with their fault domain.
+    ended: RefCell<BTreeSet<u64>>,
     trace: RefCell<Trace>,
 }
 
@@ -125,8 +130,10 @@ pub struct TaskPanic {
     pub node: Option<NodeId>,
     /// Virtual microseconds since the world began.
     pub time_us: u64,
-    /// What it said.
+    /// What it said, and where if it was contained.
     pub text: String,
+    /// A fault domain or a call has contained it: a node goes on.
+    pub contained: bool,
 }
 
 /// Why a task has no result.
@@ -219,8 +226,11 @@ impl World {
             nodes: RefCell::default(),
             here: Cell::default(),
             panics: RefCell::default(),
+            ended: RefCell::default(),
             trace: RefCell::default(),
         };
+        // What an earlier world of this thread has left is not ours.
+        drop(domain::take_contained());
         World { inner: Rc::new(inner) }
     }
 
@@ -462,8 +472,10 @@ impl World {
                     task.future = left.take();
                 }
             }
+            Err(cause) if cause.is::<domain::Ended>() => drop(self.inner.ended.borrow_mut().insert(number)),
             Err(cause) => self.inner.note_panic(cause.as_ref()),
         }
+        self.inner.note_contained();
         if let Some(future) = left {
             let gone = self.inner.tasks.borrow_mut().remove(&number).is_none();
             self.drop_future(Here { task: number, node, dying: gone }, future);
@@ -487,6 +499,7 @@ impl World {
         if let Err(cause) = catch_unwind(AssertUnwindSafe(|| drop(future))) {
             self.inner.note_panic(cause.as_ref());
         }
+        self.inner.note_contained();
     }
 
     /// What `pause` has held back can run again.
@@ -508,7 +521,8 @@ impl World {
     }
 
     fn has_panicked(&self, task: u64) -> bool {
-        self.inner.panics.borrow().iter().any(|panic| panic.task == task)
+        let panicked = self.inner.panics.borrow().iter().any(|panic| panic.task == task && !panic.contained);
+        panicked || self.inner.ended.borrow().contains(&task)
     }
 }
 
@@ -610,10 +624,20 @@ impl Inner {
     }
 
     fn note_panic(&self, cause: &(dyn Any + Send)) {
-        let text = panic_text(cause).to_owned();
+        self.note_panic_text(panic_text(cause).to_owned(), false);
+    }
+
+    /// What fault domains and calls have contained since the last look.
+    fn note_contained(&self) {
+        for text in domain::take_contained() {
+            self.note_panic_text(text, true);
+        }
+    }
+
+    fn note_panic_text(&self, text: String, contained: bool) {
         let Moment { time_ns, task, node } = self.moment();
         self.trace.borrow_mut().note(self.moment(), &format!("panic: {text}"));
-        self.panics.borrow_mut().push(TaskPanic { task, node, time_us: time_ns / 1_000, text });
+        self.panics.borrow_mut().push(TaskPanic { task, node, time_us: time_ns / 1_000, text, contained });
     }
 
     fn with_node<T>(&self, node: NodeId, look: impl FnOnce(&mut Node) -> T) -> T {
@@ -632,8 +656,4 @@ fn take_chosen<K: Ord, V>(map: &mut BTreeMap<K, V>, choose: impl Fn(&V) -> bool)
     chosen
 }
 
-/// The words of a panic.
-pub fn panic_text(cause: &(dyn Any + Send)) -> &str {
-    let text = cause.downcast_ref::<&str>().copied();
-    text.or_else(|| cause.downcast_ref::<String>().map(String::as_str)).unwrap_or("it has no words")
-}
+pub use crate::env::domain::payload_text as panic_text;

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     env::{
-        Env, channel,
+        Env, channel, domain,
         runtime::{LocalMpsc, LocalOneshot, LocalWatch, put_off},
     },
     ids::NodeId,
@@ -115,7 +115,7 @@ impl rt::AsyncRuntime for SimRuntime {
         T: Future + rt::OptionalSend + 'static,
         T::Output: rt::OptionalSend + 'static,
     {
-        World::current().spawn(future)
+        World::current().spawn(domain::inherit(future))
     }
 
     fn sleep(duration: Duration) -> Self::Sleep {

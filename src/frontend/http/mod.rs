@@ -34,7 +34,7 @@ use axum::{
     body::HttpBody,
     extract::{ConnectInfo, Path, Query, Request, State, rejection::PathRejection, rejection::QueryRejection},
     http::{HeaderValue, StatusCode, header},
-    middleware,
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -50,6 +50,7 @@ use self::{
     socket::{Accepted, SocketLimits, Sockets},
 };
 use crate::{
+    env::domain,
     format::records::Records,
     frontend::{CallError, Code, ConsumeCall, ProduceCall, Remote},
     ids::Offset,
@@ -123,6 +124,16 @@ fn router(remote: Remote, memory: Memory) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(api.clone(), guard::answer))
         .with_state(api)
+        .layer(middleware::from_fn(contained))
+}
+
+/// A panic ends the request that it happens in.
+async fn contained(request: Request, next: Next) -> Response {
+    let answered = domain::contain_call("an HTTP request", next.run(request)).await;
+    answered.unwrap_or_else(|panic| {
+        let message = format!("a bug ended this request: {panic}; it may have been carried out");
+        CallError::new(Code::Internal, "BUG", message).into_response()
+    })
 }
 
 async fn produce(

@@ -1,6 +1,6 @@
 //! Several nodes on one thread, each with its disk, its connections and one replica of the group.
 
-use std::{collections::BTreeMap, future::Future};
+use std::{collections::BTreeMap, future::Future, sync::Arc};
 
 use super::*;
 use crate::{

@@ -143,6 +143,6 @@ fn dangerous_defaults_are_off() {
     let config = config(Timing::default()).unwrap();
     assert_eq!(config.enable_leader_restore, Some(false));
     assert_eq!(config.enable_pre_vote, Some(true));
-    assert_eq!(config.snapshot_policy, SnapshotPolicy::Never);
+    assert_eq!(config.snapshot_policy, openraft::SnapshotPolicy::Never);
     assert_eq!((config.max_in_snapshot_log_to_keep, config.purge_batch_size), (0, 1));
 }

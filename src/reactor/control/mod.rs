@@ -227,6 +227,16 @@ struct Inner<E: Env> {
     closing: Cell<bool>,
 }
 
+/// A command that runs, until it is dropped, which a panic does, too.
+struct Ends<E: Env>(Control<E>);
+
+impl<E: Env> Drop for Ends<E> {
+    fn drop(&mut self) {
+        let running = &self.0.inner.running;
+        running.set(running.get() - 1);
+    }
+}
+
 impl<E: Env> Clone for Control<E> {
     fn clone(&self) -> Self {
         Control { inner: Rc::clone(&self.inner) }
@@ -346,7 +356,9 @@ impl<E: Env> Control<E> {
         }
         running.set(running.get() + 1);
         let control = self.clone();
-        env::spawn::<E>(async move {
+        let ends = Ends(self.clone());
+        env::spawn_call::<E>("a command to the catalog", async move {
+            let _ends = ends;
             match job {
                 Job::Create { create, reply } => drop(reply.send(control.create(create).await)),
                 Job::Delete { name, reply } => drop(reply.send(control.delete(name).await)),
@@ -355,7 +367,6 @@ impl<E: Env> Control<E> {
                 Job::Admin { call, reply } => drop(reply.send(control.admin(call).await)),
                 Job::Peer { from, request, reply } => drop(reply.send(control.answer(from, request).await)),
             }
-            control.inner.running.set(control.inner.running.get() - 1);
         });
     }
 

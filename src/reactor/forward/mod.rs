@@ -36,6 +36,7 @@ use crate::{
     env::{
         self, Env,
         channel::{Notify, OneshotReceiver},
+        domain,
     },
     ids::{NodeId, ShardUid},
     limits::LEADER_WAIT,
@@ -178,12 +179,15 @@ impl<E: Env> Reactor<E> {
             return Err(error);
         }
         let now_us = E::monotonic_us();
-        let queue = self.queue(uid);
         let bytes = produce.records.encoded_bytes_max();
-        queue.fifo.borrow().admit(bytes).map_err(|what| ShardError::Busy { what })?;
         let (owed, answer) = Owed::new(produce, now_us, self.budget()).map_err(|(error, _)| error)?;
-        self.push(uid, &queue, [owed], now_us);
-        Ok(answer)
+        // Whoever asks, the queue is everybody's.
+        domain::core(|| {
+            let queue = self.queue(uid);
+            queue.fifo.borrow().admit(bytes).map_err(|what| ShardError::Busy { what })?;
+            self.push(uid, &queue, [owed], now_us);
+            Ok(answer)
+        })
     }
 
     /// Takes what the own replica hands back. It had been admitted before: the bounds may be passed by what was in flight.
@@ -227,7 +231,7 @@ impl<E: Env> Reactor<E> {
         owed.into_iter().for_each(|owed| fifo.push(item(owed, now_us)));
         drop(fifo);
         if !queue.driven.replace(true) {
-            env::spawn::<E>(session::drive(Rc::clone(self), uid, Rc::clone(queue)));
+            env::spawn_core::<E>(session::drive(Rc::clone(self), uid, Rc::clone(queue)));
         }
         queue.changed.notify_all();
     }

@@ -2,6 +2,7 @@
 
 mod elections;
 mod forward;
+mod panics;
 mod repair;
 
 use std::{collections::BTreeSet, future::Future, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};

@@ -181,7 +181,24 @@ pub struct PlantedFault {
     pub times: u64,
 }
 
+/// What a panic begins with that a scenario has asked for: a seed does not fail for it if it was contained.
+pub const PLANTED_PANIC: &str = "planted by the scenario";
+
+/// A bug that is to show: the task that asks for this operation on a file whose path contains this panics, once.
+#[derive(Clone, Debug)]
+pub struct PlantedPanic {
+    /// Which operation.
+    pub operation: Operation,
+    /// On what.
+    pub path_contains: String,
+}
+
 impl SimDisk {
+    /// Has the next such operation panic: a bug in the code that asks for it.
+    pub fn plant_panic(&self, panic: PlantedPanic) {
+        self.device.planted_panics.borrow_mut().push(panic);
+    }
+
     /// Plants a fault, until `heal`. The first planted one that strikes an operation is the only one.
     ///
     /// # Panics
@@ -207,6 +224,7 @@ impl SimDisk {
 impl Device {
     /// Whether a planted fault strikes: draws only where one could. Counts it.
     pub(super) fn strike(&self, operation: Operation, path: &Path) -> Option<DiskFault> {
+        self.strike_panic(operation, path);
         let mut planted = self.planted.borrow_mut();
         if planted.is_empty() {
             return None;
@@ -222,6 +240,16 @@ impl Device {
         self.count_fault(fault, operation, path);
         self.note(&format!("{} at {operation:?} of {}", fault.name(), path.display()));
         Some(fault)
+    }
+
+    fn strike_panic(&self, operation: Operation, path: &Path) {
+        let mut planted = self.planted_panics.borrow_mut();
+        let name = path.to_string_lossy();
+        let struck = |panic: &PlantedPanic| panic.operation == operation && name.contains(&panic.path_contains);
+        let Some(at) = planted.iter().position(struck) else { return };
+        planted.remove(at);
+        drop(planted);
+        panic!("{PLANTED_PANIC}: {operation:?} of {}", path.display());
     }
 
     pub(super) fn count_fault(&self, fault: DiskFault, operation: Operation, path: &Path) {

@@ -30,6 +30,7 @@ use super::{
     client::{Clients, Target},
     cluster::{Cluster, Process},
     coverage::Coverage,
+    disk::PLANTED_PANIC,
     executor::panic_text,
 };
 use crate::{
@@ -243,6 +244,9 @@ pub fn run(plan: Plan, lines: usize) -> Outcome {
         Err(cause) => (vec![format!("the harness panicked: {}", panic_text(&*cause))], History::default(), [0; 4]),
     };
     for panic in world.panics() {
+        if panic.contained && panic.text.starts_with(PLANTED_PANIC) {
+            continue;
+        }
         let node = panic.node.map_or_else(|| "no node".to_owned(), |node| format!("node {node}"));
         problems.push(format!("a task of {node} panicked after {} us: {}", panic.time_us, panic.text));
     }

@@ -1,0 +1,145 @@
+//! Bugs that panic in a replica's tasks: that replica stops, says where, and stays closed; everything else goes on.
+
+use futures_util::future::join_all;
+
+use super::*;
+use crate::{
+    shard::machine::planted,
+    sim::{
+        disk::Operation,
+        disk::{PLANTED_PANIC, PlantedPanic},
+    },
+};
+
+/// Three nodes with a replica each, one of which leads.
+async fn three() -> Vec<World> {
+    let worlds = cluster(3, &[1, 2, 3]);
+    join_all(worlds.iter().map(|world| world.open(&[1, 2, 3]))).await;
+    until("somebody leads", || worlds.iter().any(World::leads)).await;
+    within("an ack", worlds[0].reactor.produce(UID, produce("0"))).await.unwrap();
+    worlds
+}
+
+fn fault(world: &World) -> Option<String> {
+    world.reactor.status(&[UID])[0].clone().unwrap().fault
+}
+
+/// Wherever in the leader's tasks it happens: the others elect another one, which has all that was acknowledged; requests
+/// that come to the node of the broken replica are done there; the reason names the place, for status and readiness.
+#[test]
+fn the_leader_of_three() {
+    for (operation, path_contains) in [
+        (Operation::AppendDurable, ".store"),
+        (Operation::AppendDurable, "hard_state"),
+        (Operation::Open, ".checkpoint"),
+    ] {
+        block_on(async {
+            let worlds = three().await;
+            let place = worlds.iter().position(World::leads).unwrap();
+            let world = &worlds[place];
+            world.disk.plant_panic(PlantedPanic { operation, path_contains: path_contains.to_owned() });
+            if operation == Operation::Open {
+                return;
+            }
+            // It may have been written, or not.
+            let met = within("an answer", world.reactor.produce(UID, produce("met"))).await;
+            if path_contains == ".store" {
+                until("it has stopped", || world.node.faults().contains_key(&UID)).await;
+                let cause = fault(world).unwrap();
+                assert!(cause.contains(PLANTED_PANIC) && cause.contains("src/sim/disk/faults.rs:"), "{cause}");
+                assert_eq!(world.node.faults()[&UID], cause);
+                until("another leads", || worlds.iter().any(World::leads)).await;
+                assert!(!world.leads());
+            }
+            within("an ack", world.reactor.produce(UID, produce("1"))).await.unwrap();
+            let mut values = within("values", world.values()).await;
+            if met.is_err() {
+                values.retain(|value| value != "met");
+                assert_eq!(values, ["0", "1"]);
+            } else {
+                assert_eq!(values, ["0", "met", "1"]);
+            }
+        });
+    }
+}
+
+/// An assertion that fails for what all replicas compute alike stops each of them once, and no node: none is opened again by
+/// itself, and each says where it failed; a node that starts again opens it, and it stops again.
+#[test]
+fn an_assertion_in_apply() {
+    block_on(async {
+        let worlds = three().await;
+        planted::plant(Some(Offset(1)));
+        let answer = within("an answer", worlds[0].reactor.produce(UID, produce("1"))).await;
+        assert!(answer.is_err(), "{answer:?}");
+        until("all have stopped", || worlds.iter().all(|world| world.node.faults().contains_key(&UID))).await;
+        for world in &worlds {
+            let cause = fault(world).unwrap();
+            assert!(cause.contains("a bug planted in apply") && cause.contains("src/shard/machine.rs:"), "{cause}");
+        }
+        env::sleep::<TestEnv>(Duration::from_secs(2)).await;
+        assert!(worlds.iter().all(|world| world.reactor.shard(UID).is_err()), "nothing opens it again");
+        // A leader is looked for, for a while by the clocks.
+        let clocks = async {
+            loop {
+                TestEnv::advance_us(1_000_000);
+                env::sleep::<TestEnv>(Duration::from_millis(10)).await;
+            }
+        };
+        let answer = worlds[1].reactor.produce(UID, produce("2"));
+        let refused = within("an answer", async {
+            tokio::select! {
+                answer = answer => answer,
+                () = clocks => unreachable!("clocks go on for ever"),
+            }
+        });
+        let refused = refused.await;
+        assert!(refused.is_err(), "{refused:?}");
+        // The node restarts, with the bug and without it.
+        let mut world = worlds.into_iter().next().unwrap();
+        for is_mended in [false, true] {
+            world.network.crash(world.id);
+            let disk = world.disk.crash(3);
+            world.disk.power_off();
+            planted::plant((!is_mended).then_some(Offset(1)));
+            world = World::start(&world.network.clone(), world.id, disk, 3, &[1, 2, 3]);
+            let opened = world.try_open(&[1, 2, 3]).await;
+            assert!(is_mended == opened.is_ok() || !is_mended, "{opened:?}");
+            assert_eq!(fault(&world).filter(|_| is_mended), None);
+        }
+    });
+}
+
+/// A replica whose recovery panics is as one that does not open; the node goes on.
+#[test]
+fn recovery() {
+    block_on(async {
+        let worlds = cluster(1, &[1]);
+        let world = &worlds[0];
+        let path_contains = "hard_state".to_owned();
+        world.disk.plant_panic(PlantedPanic { operation: Operation::AppendDurable, path_contains });
+        let error = world.try_open(&[1]).await.unwrap_err().to_string();
+        assert!(error.contains(PLANTED_PANIC), "{error}");
+        let cause = fault(world).unwrap();
+        assert!(cause.contains(PLANTED_PANIC), "{cause}");
+    });
+}
+
+/// What a replica had of the reactor's memory comes back when it has stopped.
+#[test]
+fn nothing_is_left_behind() {
+    block_on(async {
+        let worlds = cluster(1, &[1]);
+        let world = &worlds[0];
+        world.open(&[1]).await;
+        for number in 0..10 {
+            within("an ack", world.reactor.produce(UID, produce(&number.to_string()))).await.unwrap();
+        }
+        assert!(world.reactor.tail().bytes() > 0);
+        let path_contains = ".store".to_owned();
+        world.disk.plant_panic(PlantedPanic { operation: Operation::AppendDurable, path_contains });
+        assert!(within("an answer", world.reactor.produce(UID, produce("met"))).await.is_err());
+        until("its tail is gone", || world.reactor.tail().bytes() == 0).await;
+        until("its files are closed", || Rc::strong_count(&world.reactor) > 0).await;
+    });
+}
