@@ -75,6 +75,16 @@ pub const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// oldest are forgotten first.
 pub const TAIL_BYTES_MAX: usize = 16 << 20;
 
+/// Longest time for which the opening of a file, a look at a directory or a read is tried again when the system had no
+/// descriptor or no memory for it; then it is an error.
+pub const TRANSIENT_RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// First pause before that, doubled each time up to `TRANSIENT_PAUSE_MAX`.
+pub const TRANSIENT_PAUSE_MIN: Duration = Duration::from_millis(1);
+
+/// See `TRANSIENT_PAUSE_MIN`.
+pub const TRANSIENT_PAUSE_MAX: Duration = Duration::from_millis(200);
+
 /// Smallest segment file, and size of a new shard's first one.
 pub const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 
@@ -172,6 +182,9 @@ pub const PEER_OWN_STALL_MAX: Duration = Duration::from_millis(300);
 
 /// Connections of one reactor; above it new ones are closed at once.
 pub const CONNECTIONS_MAX: usize = 4_096;
+
+/// Open HTTP connections; the same. Fewer of both where the process has too few descriptors (`reactor::descriptors`).
+pub const HTTP_CONNECTIONS_MAX: usize = 1_024;
 
 /// Requests of one connection at the same time (HTTP/2 SETTINGS_MAX_CONCURRENT_STREAMS).
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_024;

@@ -17,6 +17,7 @@ use std::{
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
@@ -26,7 +27,7 @@ use super::{
     DirEntry, Disk, Env, File, Map, OpenMode, Reserve,
     buffer::Buffer,
     durable_form::FormChooser,
-    mmap, namespace,
+    is_transient, lacks_descriptors, mmap, namespace,
     real::RealEnv,
     storage_report,
     storage_thread::{StorageThread, read_blocking, write_blocking},
@@ -34,7 +35,10 @@ use super::{
 };
 use crate::{
     config::DurableForm,
-    limits::{BLOCK_BYTES, DISK_RESERVE_BYTES, TRANSFER_BYTES_MAX},
+    limits::{
+        BLOCK_BYTES, DISK_RESERVE_BYTES, TRANSFER_BYTES_MAX, TRANSIENT_PAUSE_MAX, TRANSIENT_PAUSE_MIN,
+        TRANSIENT_RETRY_MAX,
+    },
 };
 
 pub use super::storage_report::StorageReport;
@@ -120,6 +124,23 @@ impl RealDisk {
         self.shared.root.join(path)
     }
 
+    /// As `on_thread`, for what changes nothing when it fails for want of something (`transient` says what): it is tried
+    /// again for a while. The pauses are the reactor's, not the thread's, which others wait for.
+    async fn patiently<T: Send + 'static>(
+        &self,
+        path: &Path,
+        transient: fn(&io::Error) -> bool,
+        job: impl Fn(&Path) -> io::Result<T> + Clone + Send + 'static,
+    ) -> io::Result<T> {
+        let mut patience = Patiently::new();
+        loop {
+            match self.on_thread(path, job.clone()).await {
+                Err(error) if transient(&error) && patience.pause().await => {}
+                result => return result,
+            }
+        }
+    }
+
     /// Runs a job about `path` on the storage thread.
     async fn on_thread<T: Send + 'static>(
         &self,
@@ -136,7 +157,7 @@ impl Disk for RealDisk {
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<RealFile> {
         let direct = self.shared.direct;
-        let opened = self.on_thread(path, move |path| {
+        let opened = self.patiently(path, is_transient, move |path| {
             Ok(match mode {
                 OpenMode::Read => (Some(open_file(path, OFlags::RDONLY, false)?), None),
                 OpenMode::Append => (None, Some(open_file(path, OFlags::RDWR, direct)?)),
@@ -152,19 +173,20 @@ impl Disk for RealDisk {
     }
 
     async fn read_file(&self, path: &Path) -> io::Result<Bytes> {
-        self.on_thread(path, namespace::read_file).await
+        self.patiently(path, is_transient, namespace::read_file).await
     }
 
     async fn write_file(&self, path: &Path, content: Bytes) -> io::Result<()> {
-        self.on_thread(path, move |path| namespace::write_file(path, &content)).await
+        // Whatever step lacked a descriptor: the whole is done again, with the same result.
+        self.patiently(path, lacks_descriptors, move |path| namespace::write_file(path, &content)).await
     }
 
     async fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        self.on_thread(path, namespace::create_dir_all).await
+        self.patiently(path, lacks_descriptors, namespace::create_dir_all).await
     }
 
     async fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
-        self.on_thread(path, namespace::list).await
+        self.patiently(path, is_transient, namespace::list).await
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -181,7 +203,8 @@ impl Disk for RealDisk {
     }
 
     async fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.on_thread(path, namespace::sync_dir).await
+        // Of a sync that has begun this is never true.
+        self.patiently(path, lacks_descriptors, namespace::sync_dir).await
     }
 
     async fn map(&self, path: &Path) -> io::Result<Map> {
@@ -194,6 +217,29 @@ impl Disk for RealDisk {
 
     fn reserve(&self) -> Option<Reserve> {
         self.shared.reserve.get().then(|| Reserve { path: RESERVE_FILE.into(), bytes: DISK_RESERVE_BYTES })
+    }
+}
+
+/// The pauses between tries.
+struct Patiently {
+    next: Duration,
+    waited: Duration,
+}
+
+impl Patiently {
+    fn new() -> Patiently {
+        Patiently { next: TRANSIENT_PAUSE_MIN, waited: Duration::ZERO }
+    }
+
+    /// False when it has been tried for long enough.
+    async fn pause(&mut self) -> bool {
+        if self.waited >= TRANSIENT_RETRY_MAX {
+            return false;
+        }
+        super::sleep::<RealEnv>(self.next).await;
+        self.waited += self.next;
+        self.next = (2 * self.next).min(TRANSIENT_PAUSE_MAX);
+        true
     }
 }
 
@@ -251,6 +297,15 @@ impl RealFile {
         &self.shared.disk.shared
     }
 
+    /// One read.
+    async fn read_once(&self, position: u64, bytes: usize) -> io::Result<Bytes> {
+        let fd = self.reader().await?;
+        match &self.disk().ring {
+            Some(ring) => ring.read(&fd, position, bytes).await,
+            None => self.disk().thread.run(move || read_blocking(&fd, position, bytes)).await,
+        }
+    }
+
     /// One write; how much of it was written.
     async fn write(&self, position: u64, buffers: Vec<Bytes>, durability: Durability) -> io::Result<usize> {
         assert!(position.is_multiple_of(BLOCK_BYTES as u64), "writes start on a block");
@@ -275,10 +330,12 @@ impl RealFile {
 impl File for RealFile {
     async fn read_at(&self, position: u64, bytes: usize) -> io::Result<Bytes> {
         check_length(bytes)?;
-        let fd = self.reader().await?;
-        match &self.disk().ring {
-            Some(ring) => ring.read(&fd, position, bytes).await,
-            None => self.disk().thread.run(move || read_blocking(&fd, position, bytes)).await,
+        let mut patience = Patiently::new();
+        loop {
+            match self.read_once(position, bytes).await {
+                Err(error) if is_transient(&error) && patience.pause().await => {}
+                read => return read,
+            }
         }
     }
 

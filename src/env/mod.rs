@@ -31,6 +31,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use rustix::io::Errno;
 
 /// Time, tasks and randomness, and the disk, of one world: the real one or a simulated one.
 ///
@@ -80,6 +81,20 @@ pub async fn yield_now() {
 /// Suspends for `duration`.
 pub async fn sleep<E: Env>(duration: std::time::Duration) {
     <E::Runtime as openraft::AsyncRuntime>::sleep(duration).await;
+}
+
+/// Whether the system lacked descriptors, of this process or in all. A file that is written or synced never fails for that: it
+/// is open.
+pub fn lacks_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error().map(rustix::io::Errno::from_raw_os_error), Some(Errno::MFILE | Errno::NFILE))
+}
+
+/// Whether something failed for want of what is there again in a moment: descriptors, memory, a signal that came in between. What
+/// opens, lists or reads may be tried again then, as nothing has changed. Not what writes or syncs: of that nobody knows what is
+/// on the device (fsync-gate).
+pub fn is_transient(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, OutOfMemory, WouldBlock};
+    lacks_descriptors(error) || matches!(error.kind(), Interrupted | OutOfMemory | WouldBlock)
 }
 
 /// How a file is opened.

@@ -7,7 +7,8 @@
 //!
 //! A full disk stops the supply, not the log: it tries again, and meanwhile `has_room` answers from
 //! what is there. Of that, `RESERVE_BYTES` are left to Raft's own entries and to commands, which get the disk's reserve
-//! (`env::reserve`), too, when they wait for a file: one of them may be the trim that frees space.
+//! (`env::reserve`), too, when they wait for a file: one of them may be the trim that frees space. A process without
+//! descriptors makes the supply wait, and what needs a new file with it.
 
 use std::{
     cell::OnceCell,
@@ -22,7 +23,7 @@ use bytes::Bytes;
 
 use super::{FileOf, Inner, LogError, Phase, Segment, SegmentOf, State, is_full};
 use crate::{
-    env::{Disk, Env, File, OpenMode, buffer::Buffer, reserve},
+    env::{Disk, Env, File, OpenMode, buffer::Buffer, lacks_descriptors, reserve},
     ids::SegmentSequence,
     limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN},
 };
@@ -375,7 +376,13 @@ impl<E: Env> Inner<E> {
             return Err(error);
         }
         self.disk.rename(&temporary, &path).await?;
-        self.disk.sync_dir(&self.options.dir).await?;
+        if let Err(error) = self.disk.sync_dir(&self.options.dir).await {
+            if lacks_descriptors(&error) {
+                // It is tried again, with another name.
+                drop(self.disk.remove(&path).await);
+            }
+            return Err(error);
+        }
         Ok(Spare { file, path, bytes })
     }
 
@@ -492,6 +499,8 @@ async fn run<E: Env>(weak: Weak<Inner<E>>) {
                     supply.running = !supply.waiting.is_empty();
                     supply.running
                 }
+                // Of the process, whose clients have them: nothing was done that could be half done.
+                Some(Err(error)) if lacks_descriptors(error) => true,
                 Some(Err(_)) | None => {
                     supply.running = false;
                     false
@@ -501,7 +510,7 @@ async fn run<E: Env>(weak: Weak<Inner<E>>) {
         inner.changed.notify_all();
         match outcome {
             Some(Ok(())) => {}
-            Some(Err(error)) if is_full(&error) => {
+            Some(Err(error)) if is_full(&error) || lacks_descriptors(&error) => {
                 if !retry {
                     return;
                 }

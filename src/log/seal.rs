@@ -8,7 +8,7 @@ use std::{io, path::PathBuf, rc::Rc};
 
 use super::{FileOf, Inner, LogError, Phase, SegmentOf, io_error, is_full, segment::Slots, segment::store_path};
 use crate::{
-    env::{Disk, Env, File, OpenMode},
+    env::{Disk, Env, File, OpenMode, lacks_descriptors},
     limits::BLOCK_BYTES,
 };
 
@@ -82,8 +82,8 @@ impl<E: Env> Inner<E> {
         }
         let index_written = match self.disk.write_file(&segment.index_path(), content).await {
             Ok(()) => true,
-            // A full disk: it is rebuilt at the next start; until then it stays in memory.
-            Err(error) if is_full(&error) => false,
+            // A full disk, or no descriptor: it is rebuilt at the next start; until then it stays in memory.
+            Err(error) if is_full(&error) || lacks_descriptors(&error) => false,
             Err(error) => return Err((segment.index_path(), "written", error)),
         };
         file.truncate(data_end + BLOCK_BYTES as u64).await.map_err(failed("cut"))?;

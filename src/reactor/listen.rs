@@ -127,14 +127,14 @@ impl Connections {
 }
 
 /// Accepts connections until `stop` resolves, and runs `serve` for each in a task of this reactor.
-/// Above `max` open connections, new ones are closed at once. Connections outlive this call.
+/// Above `max` open connections (asked for each), new ones are closed at once. Connections outlive this call.
 ///
 /// # Errors
 /// When the socket cannot be registered with the runtime.
 pub async fn accept<F: Future<Output = ()> + 'static>(
     listener: TcpListener,
     connections: Arc<Connections>,
-    max: usize,
+    max: impl Fn() -> usize,
     stop: impl Future<Output = ()>,
     serve: impl Fn(TcpStream) -> F,
 ) -> io::Result<()> {
@@ -157,8 +157,8 @@ pub async fn accept<F: Future<Output = ()> + 'static>(
         if has_hung_up(&socket) {
             continue;
         }
-        let Some(counted) = connections.enter(max) else {
-            tracing::debug!(max, "connection closed at once: too many are open");
+        let Some(counted) = connections.enter(max()) else {
+            tracing::debug!(max = max(), "connection closed at once: too many are open");
             continue;
         };
         // Acks are small and late enough already: never wait to fill a packet.
@@ -239,7 +239,7 @@ mod tests {
             };
             let loop_of = Arc::clone(&connections);
             #[allow(clippy::disallowed_methods)]
-            let task = tokio::task::spawn_local(accept(listener, loop_of, 1, async { drop(stopped.await) }, echo));
+            let task = tokio::task::spawn_local(accept(listener, loop_of, || 1, async { drop(stopped.await) }, echo));
             let connect = || async move {
                 #[allow(clippy::disallowed_methods)]
                 let mut socket = TcpStream::connect(address).await.unwrap();
@@ -281,7 +281,7 @@ mod tests {
                 async {}
             };
             tokio::select! {
-                ended = accept(listener, Arc::default(), 10, std::future::pending(), served) => panic!("{ended:?}"),
+                ended = accept(listener, Arc::default(), || 10, std::future::pending(), served) => panic!("{ended:?}"),
                 address = receive.recv() => address,
             }
         });

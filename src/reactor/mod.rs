@@ -12,6 +12,7 @@
 //! nodes ask), `repair` (of damaged replicas), `gossip` (who is there; on reactor 0), `listen` (sockets), `thread` (pinning).
 
 pub mod control;
+pub mod descriptors;
 pub mod forward;
 pub mod gossip;
 pub mod inbound;

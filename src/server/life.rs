@@ -27,6 +27,7 @@ use crate::{
     reactor::{
         Reactor,
         control::Control,
+        descriptors::Descriptors,
         listen,
         node::{Node, Phase},
     },
@@ -230,6 +231,14 @@ fn log_start(node: &Node, recovered: Duration) {
     let (config, topics, shards) = (&node.config, node.topics.snapshot().len(), node.shard_count());
     let faults = node.fault_count();
     let identity = node.identity().expect("it was just recovered");
+    let descriptors = Descriptors::of_process(node.reactors.len());
+    tracing::info!(
+        limit = descriptors.limit(),
+        kept = descriptors.kept(shards),
+        grpc_connections_max = descriptors.grpc_max(shards),
+        http_connections_max = descriptors.http_max(shards),
+        "open files"
+    );
     tracing::info!(
         %grpc,
         %http,
@@ -253,7 +262,14 @@ async fn serve(reactor: &Rc<Reactor<RealEnv>>, listener: TcpListener) -> Result<
     let frontend = Frontend::new(Rc::clone(reactor));
     let connection = |socket| grpc::serve_connection(socket, frontend.clone(), grpc::RESET_MEMORY);
     let stop = node.reached(Phase::Draining);
-    let accepted = listen::accept(listener, connections, limits::CONNECTIONS_MAX, stop, connection).await;
+    let descriptors = Descriptors::of_process(node.reactors.len());
+    let own = Arc::clone(&connections);
+    let max = || {
+        let all: usize = node.reactors.iter().map(|reactor| reactor.connections.open()).sum();
+        let others = all.saturating_sub(own.open());
+        descriptors.grpc_max(node.shard_count()).saturating_sub(others).min(limits::CONNECTIONS_MAX)
+    };
+    let accepted = listen::accept(listener, connections, max, stop, connection).await;
     accepted.map_err(|error| format!("connections could not be accepted: {error}"))
 }
 

@@ -33,9 +33,20 @@ pub struct Node {
 impl Node {
     /// Starts a server on `dir`/data and waits until it answers.
     pub fn start(dir: &Path, flags: &[&str]) -> Node {
+        Node::start_by(Command::new(RINGLOG), dir, flags)
+    }
+
+    /// As `start`, of a process that may have so many open files.
+    pub fn start_with_files(dir: &Path, flags: &[&str], files: u32) -> Node {
+        let mut limited = Command::new("sh");
+        limited.args(["-c", "ulimit -n $0 && exec \"$@\"", &files.to_string(), RINGLOG]);
+        Node::start_by(limited, dir, flags)
+    }
+
+    fn start_by(mut command: Command, dir: &Path, flags: &[&str]) -> Node {
         let (grpc, http) = (free_address(), free_address());
         let log = dir.join("server.log");
-        let child = Command::new(RINGLOG)
+        let child = command
             .args(["serve", "--log-format", "text", "--no-pin", "--peer", "127.0.0.1:0"])
             .args(["--grpc", &grpc, "--http", &http, "--data"])
             .arg(dir.join("data"))

@@ -94,7 +94,7 @@ async fn serve_within(
     sockets: SocketLimits,
     memory: MemoryLimits,
 ) -> std::io::Result<()> {
-    let sockets = Sockets::new(tokio::net::TcpListener::from_std(listener)?, sockets);
+    let sockets = Sockets::new(tokio::net::TcpListener::from_std(listener)?, sockets, Arc::clone(remote.node()));
     let service = router(remote, Memory::new(memory)).into_make_service_with_connect_info::<Accepted>();
     axum::serve(sockets, service).with_graceful_shutdown(stop).await
 }

@@ -22,7 +22,10 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use crate::{limits::CONSUME_WAIT_MAX, reactor::listen::pause_after};
+use crate::{
+    limits::{self, CONSUME_WAIT_MAX},
+    reactor::{descriptors::Descriptors, listen::pause_after, node::Node},
+};
 
 /// Bounds of the sockets; other ones only in tests.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +47,7 @@ pub struct SocketLimits {
 impl Default for SocketLimits {
     fn default() -> SocketLimits {
         SocketLimits {
-            connections: 1_024,
+            connections: limits::HTTP_CONNECTIONS_MAX,
             reserve: 64,
             idle: CONSUME_WAIT_MAX.saturating_add(Duration::from_secs(30)),
             header: Duration::from_secs(10),
@@ -124,11 +127,12 @@ impl Table {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for one more connection; `None`: it is to be closed at once.
-    fn enter(self: &Arc<Self>, now: Instant) -> Option<Connection> {
+    /// A place for one more connection, of `places` that the process has; `None`: it is to be closed at once.
+    fn enter(self: &Arc<Self>, now: Instant, places: usize) -> Option<Connection> {
         let mut inner = self.lock();
-        let SocketLimits { connections, reserve, .. } = self.limits;
-        if inner.entries.len() >= connections + reserve + ENDING_MAX {
+        let reserve = self.limits.reserve.min(places / 4);
+        let connections = self.limits.connections.min(places - reserve);
+        if inner.entries.len() >= connections + reserve + ENDING_MAX.min(places / 4) {
             return None;
         }
         if inner.live >= connections
@@ -206,12 +210,15 @@ impl Connection {
 pub struct Sockets {
     listener: TcpListener,
     table: Arc<Table>,
+    node: Arc<Node>,
+    descriptors: Descriptors,
 }
 
 impl Sockets {
-    /// Accepts from `listener`.
-    pub fn new(listener: TcpListener, limits: SocketLimits) -> Sockets {
-        Sockets { listener, table: Arc::new(Table { limits, inner: Mutex::default() }) }
+    /// Accepts from `listener` what the process has descriptors for.
+    pub fn new(listener: TcpListener, limits: SocketLimits, node: Arc<Node>) -> Sockets {
+        let descriptors = Descriptors::of_process(node.reactors.len());
+        Sockets { listener, table: Arc::new(Table { limits, inner: Mutex::default() }), node, descriptors }
     }
 }
 
@@ -224,7 +231,8 @@ impl axum::serve::Listener for Sockets {
             match self.listener.accept().await {
                 Ok((stream, address)) => {
                     if stream.set_nodelay(true).is_ok()
-                        && let Some(connection) = self.table.enter(Instant::now())
+                        && let Some(connection) =
+                            self.table.enter(Instant::now(), self.descriptors.http_max(self.node.shard_count()))
                     {
                         return (Socket::new(stream, connection), address);
                     }
@@ -384,7 +392,7 @@ pub(super) mod tests {
     /// Connections of nobody.
     pub(in crate::frontend::http) fn connections<const N: usize>() -> [Connection; N] {
         let table = Arc::new(Table { limits: SocketLimits::default(), inner: Mutex::default() });
-        std::array::from_fn(|_| table.enter(Instant::now()).unwrap())
+        std::array::from_fn(|_| table.enter(Instant::now(), usize::MAX).unwrap())
     }
 
     /// Whose place is taken: whoever is slow with its first request, then the idle, then the young; nobody whose request is
@@ -395,7 +403,7 @@ pub(super) mod tests {
         let table = Arc::new(Table { limits, inner: Mutex::default() });
         let begun = Instant::now();
         let [slow, idle, working, young] =
-            [0, 1, 2, 3].map(|second| table.enter(begun + Duration::from_secs(second)).unwrap());
+            [0, 1, 2, 3].map(|second| table.enter(begun + Duration::from_secs(second), usize::MAX).unwrap());
         idle.done();
         working.begin();
         let now = begun + Duration::from_secs(3);
@@ -404,22 +412,22 @@ pub(super) mod tests {
         let mut entered = Vec::new();
         for expected in [&slow, &idle, &young] {
             assert!(!gone(expected));
-            let new = table.enter(now).unwrap();
+            let new = table.enter(now, usize::MAX).unwrap();
             assert!(gone(expected) && !new.is_reserved());
             new.begin();
             entered.push(new);
         }
         assert!(!gone(&working) && table.lock().live == 4);
-        let reserved = table.enter(now).unwrap();
+        let reserved = table.enter(now, usize::MAX).unwrap();
         assert!(reserved.is_reserved());
         // One that has not asked yet gives way to the next; one that is being answered does not.
-        let next = table.enter(now).unwrap();
+        let next = table.enter(now, usize::MAX).unwrap();
         assert!(gone(&reserved) && next.is_reserved());
         next.begin();
-        assert!(table.enter(now).is_none());
+        assert!(table.enter(now, usize::MAX).is_none());
         for connection in [slow, idle, young, working, reserved, next].into_iter().chain(entered) {
             connection.leave();
         }
-        assert!(table.lock().live == 0 && !table.enter(now).unwrap().is_reserved());
+        assert!(table.lock().live == 0 && !table.enter(now, usize::MAX).unwrap().is_reserved());
     }
 }

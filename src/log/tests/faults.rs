@@ -10,7 +10,7 @@ use crate::{
     ids::{Index, Offset},
     limits::{SEGMENT_BYTES_MIN, STORAGE_HUNG, STORAGE_SLOW},
     log::{HardState, LogError},
-    sim::{Fault, Operation, SimDisk, TestEnv},
+    sim::{DiskFault, Fault, Operation, PlantedFault, SimDisk, TestEnv},
 };
 
 fn fault(operation: Operation, path_contains: &str, error: io::ErrorKind) -> Fault {
@@ -381,5 +381,34 @@ fn unflushed_when_stopped() {
         drop((log, pending));
         settle().await;
         assert_eq!(memory.used(), 0);
+    });
+}
+
+/// A process without descriptors makes a log wait that needs a new file, and nothing more: it goes on when there are some
+/// again, and nothing is lost.
+#[test]
+fn no_descriptors_for_a_while() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        let planted = |times| PlantedFault {
+            fault: DiskFault::NoDescriptor,
+            path_contains: ".tmp".to_owned(),
+            chance_ppm: 1_000_000,
+            times,
+        };
+        for round in 0..6 {
+            disk.plant_fault(planted(3));
+            // Each fills more than a half of a segment.
+            let (first, second) = (batch(&log, 0, 1, 40_000), batch(&log, 1, 1, 40_000));
+            let appended = append(&log, vec![first, second]);
+            appended.await.unwrap().unwrap_or_else(|error| panic!("round {round}: {error}"));
+        }
+        disk.heal();
+        assert!(log.fault().is_none());
+        assert_eq!(read_all(&log, 1 << 20).await.unwrap().len(), 12);
+        log.close().await.unwrap();
+        let (log, _) = open_with(&disk.crash(1), 64 << 10, 0).await.unwrap();
+        assert_eq!(read_all(&log, 1 << 20).await.unwrap().len(), 12);
     });
 }

@@ -11,7 +11,10 @@ const MILLION: u64 = 1_000_000;
 /// The number of Linux for an input/output error.
 const EIO: i32 = 5;
 
-/// Something that a device does. All but the last five are planted with `SimDisk::plant_fault`.
+/// Too many open files.
+const EMFILE: i32 = 24;
+
+/// Something that a device does. All but the last six are planted with `SimDisk::plant_fault`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DiskFault {
     /// EIO on a write that is not durable by itself; nothing is written.
@@ -36,6 +39,8 @@ pub enum DiskFault {
     Misdirected,
     /// A block at rest cannot be read any more (EIO), and stays so when it is written: a file made anew lies elsewhere.
     LostBlock,
+    /// EMFILE on opening or syncing a directory. Not drawn by scenarios.
+    NoDescriptor,
     /// An operation in the time of `set_slow`.
     Slow,
     /// An operation that stalls (`DiskTimes`).
@@ -75,6 +80,7 @@ impl DiskFault {
             DiskFault::StaleBlock => "stale block",
             DiskFault::Misdirected => "misdirected write",
             DiskFault::LostBlock => "unreadable block",
+            DiskFault::NoDescriptor => "EMFILE",
             DiskFault::Slow => "slow device",
             DiskFault::Stall => "stall",
             DiskFault::Misordered => "misordered completion",
@@ -88,6 +94,7 @@ impl DiskFault {
             DiskFault::ErrorAppend => operation == Operation::AppendDurable,
             DiskFault::ErrorSync => matches!(operation, Operation::Sync | Operation::SyncDir),
             DiskFault::ErrorRead => operation == Operation::Read,
+            DiskFault::NoDescriptor => matches!(operation, Operation::Open | Operation::SyncDir | Operation::List),
             DiskFault::LyingSync => matches!(operation, Operation::Sync | Operation::AppendDurable),
             DiskFault::Full
             | DiskFault::BitFlip
@@ -109,6 +116,7 @@ impl DiskFault {
             | DiskFault::ErrorRead
             | DiskFault::LostBlock => Some(io::Error::from_raw_os_error(EIO)),
             DiskFault::Full => Some(io::ErrorKind::StorageFull.into()),
+            DiskFault::NoDescriptor => Some(io::Error::from_raw_os_error(EMFILE)),
             _ => None,
         }
     }
@@ -204,7 +212,8 @@ impl SimDisk {
     /// # Panics
     /// When it is none of `DiskFault::PLANTABLE`.
     pub fn plant_fault(&self, fault: PlantedFault) {
-        assert!(DiskFault::PLANTABLE.contains(&fault.fault), "{} cannot be planted", fault.fault.name());
+        let can_be = DiskFault::PLANTABLE.contains(&fault.fault) || fault.fault == DiskFault::NoDescriptor;
+        assert!(can_be, "{} cannot be planted", fault.fault.name());
         self.device.planted.borrow_mut().push(fault);
     }
 

@@ -1,0 +1,76 @@
+//! A process with few file descriptors, and clients that take all they can get: the shards keep theirs, new connections are
+//! refused, and everything is as before when the clients have gone.
+
+#![allow(clippy::disallowed_methods, reason = "tests use real processes, files and sockets")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod node;
+
+use std::{
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use node::Node;
+use ringlog::{
+    client::Client,
+    proto::ringlog::v1::{CreateTopicRequest, ProduceRequest, Record},
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+const LIMIT: u32 = 256;
+const SHARDS: u32 = 8;
+const STRANGERS: usize = 600;
+
+/// Writes so much to each shard that each rolls into new segments several times.
+async fn fill(client: &Client, megabytes: usize) {
+    let value = Bytes::from(vec![7; 256 << 10]);
+    for _ in 0..megabytes {
+        for shard in 0..SHARDS {
+            let records = (0..4).map(|_| Record { value: value.clone(), ..Record::default() }).collect();
+            let request =
+                ProduceRequest { topic: "t".into(), shard: Some(shard), records, ..ProduceRequest::default() };
+            client.produce(&request).await.unwrap();
+        }
+    }
+}
+
+async fn faults(client: &Client) -> Vec<String> {
+    let shards = client.describe_topic("t").await.unwrap().shards;
+    assert_eq!(shards.len(), SHARDS as usize);
+    shards.into_iter().map(|shard| shard.fault).filter(|fault| !fault.is_empty()).collect()
+}
+
+/// 600 connections of strangers to a node with 256 descriptors, while all of its shards need new files.
+#[test]
+fn strangers_take_nothing_from_the_shards() {
+    let own = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: own.maximum, maximum: own.maximum }).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start_with_files(dir.path(), &["--reactors", "2", "--segment-bytes", "1MiB"], LIMIT);
+    assert!(node.log().contains("open files"), "{}", node.log());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = Client::connect(&node.grpc).await.unwrap();
+        let request = CreateTopicRequest { name: "t".into(), shards: SHARDS, ..Default::default() };
+        client.create_topic(&request).await.unwrap();
+        fill(&client, 1).await;
+        let strangers: Vec<_> = [&node.grpc, &node.http]
+            .into_iter()
+            .flat_map(|address| (0..STRANGERS / 2).map(move |_| TcpStream::connect(address.as_str())))
+            .collect();
+        fill(&client, 6).await;
+        assert_eq!(faults(&client).await, Vec::<String>::new(), "{}", node.log());
+        assert!(!node.log().contains("could not be accepted"), "descriptors had run out: {}", node.log());
+        drop(strangers);
+        let since = Instant::now();
+        while Client::connect(&node.grpc).await.is_err() {
+            assert!(since.elapsed() < Duration::from_secs(60), "no new client is served");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        fill(&client, 1).await;
+        assert_eq!(faults(&client).await, Vec::<String>::new(), "{}", node.log());
+    });
+    assert!(node.stop().success());
+}
