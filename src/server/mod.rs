@@ -70,6 +70,8 @@ impl Node {
     /// In one sentence: what happened, to what, and what to do. Nothing is left running then.
     pub fn start(mut config: Config) -> Result<Node, String> {
         config.check().map_err(|(key, what)| format!("{key}: {what}"))?;
+        // Before the first handle: what is counted through one that was made earlier goes nowhere.
+        observe::metrics();
         let data = DataDir::take(&config.data)?;
         config.data.clone_from(&data.path);
         let cores = thread::available_cores();

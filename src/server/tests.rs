@@ -196,6 +196,17 @@ fn health_and_metrics() {
     node.shutdown().unwrap();
 }
 
+/// What is counted through a handle that is made as soon as a node begins to start is on the page, not lost.
+#[test]
+fn metrics_come_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a file");
+    fs::write(&file, b"x").unwrap();
+    Node::start(config(&file)).unwrap_err();
+    metrics::counter!("ringlog_counted_by_a_test").increment(7);
+    assert!(observe::metrics().render().contains("ringlog_counted_by_a_test 7"));
+}
+
 /// Topics and records are there after a restart, and the cluster is the same one.
 #[test]
 fn restart_keeps_everything() {
