@@ -425,6 +425,10 @@ impl<E: Env> Inner<E> {
     async fn fill(&self, file: &FileOf<E>, start: u64, end: u64) -> io::Result<()> {
         let (mut at, mut unsynced) = (start, 0);
         while at < end {
+            if self.state.borrow().closed {
+                // Nobody needs it any more; `run` knows.
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             let step = self.step(at - start, end - start);
             let bytes = (end - at).min(step.chunk_bytes);
             file.write_at(at, vec![zeros(bytes as usize)]).await?;
@@ -486,6 +490,8 @@ async fn run<E: Env>(weak: Weak<Inner<E>>) {
     loop {
         let Some(inner) = weak.upgrade() else { return };
         let outcome = inner.supply_one().await;
+        // What ends because the log closes is no failure.
+        let outcome = outcome.filter(|outcome| outcome.is_ok() || !inner.state.borrow().closed);
         let retry = {
             let supply = &mut inner.state.borrow_mut().supply;
             match &outcome {

@@ -412,3 +412,34 @@ fn no_descriptors_for_a_while() {
         assert_eq!(read_all(&log, 1 << 20).await.unwrap().len(), 12);
     });
 }
+
+/// A log that closes while zeros are written ahead does not wait for all of them, and is closed cleanly.
+#[test]
+fn close_ends_the_making_of_a_file() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let (log, _) = open_with(&disk, 64 << 20, 0).await.unwrap();
+        let begun = || names(&disk).iter().any(|name| name.ends_with(".tmp"));
+        // Segments grow while they fill fast.
+        while !begun() || disk.count(Operation::Write) < 8 {
+            append_one(&log, 1, 200_000).await;
+            settle().await;
+        }
+        while !begun() {
+            append_one(&log, 1, 200_000).await;
+            crate::env::yield_now().await;
+        }
+        let before = disk.count(Operation::Write);
+        log.close().await.unwrap();
+        let during = disk.count(Operation::Write) - before;
+        // One that was under way, and an index.
+        assert!(during <= 3, "{during} writes while it closed");
+        assert!(
+            !names(&disk).iter().any(|name| name.ends_with(".tmp") || name.ends_with(".spare")),
+            "{:?}",
+            names(&disk)
+        );
+        let (log, recovered) = open_with(&disk, 64 << 20, 0).await.unwrap();
+        assert!(log.fault().is_none(), "{recovered:?}");
+    });
+}
