@@ -6,6 +6,8 @@
 //! and need no alignment: hardly any is, and each shard keeps several open. The kernel drops cached pages that a direct
 //! write changed.
 //!
+//! Without O_DIRECT, writes go through the storage thread, also beside a ring, which reads and syncs then.
+//!
 //! What the machine refuses (io_uring, O_DIRECT) is replaced, never silently: `storage_report` words it.
 
 use std::{
@@ -316,7 +318,8 @@ impl RealFile {
         check_length(buffers.iter().map(Bytes::len).sum())?;
         let buffers = if buffers.len() > BUFFERS_MAX { vec![together(&buffers)] } else { buffers };
         let fd = self.writer()?;
-        let written = match &self.disk().ring {
+        // The page cache's writes are the thread's: see `uring`.
+        let written = match self.disk().ring.as_ref().filter(|_| self.disk().direct) {
             Some(ring) => ring.write(fd, position, buffers, durability).await,
             None => {
                 let fd = fd.clone();

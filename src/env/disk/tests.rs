@@ -413,3 +413,22 @@ proptest! {
         }
     }
 }
+
+/// Without O_DIRECT a ring writes nothing: io-wq takes such writes to one file one after the other, and has lost some.
+#[test]
+fn no_buffered_write_through_the_ring() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = DiskOptions { direct_io: false, durable_form: DurableForm::Linked, ..DiskOptions::default() };
+    on_reactor(async {
+        let (disk, report) = RealDisk::open(dir.path(), options).unwrap();
+        assert!(report.io_uring && !report.direct_io);
+        let file = disk.open(Path::new("file"), OpenMode::Create).await.unwrap();
+        let ring = disk.shared.ring.clone().unwrap();
+        for number in 0..8_u64 {
+            let mut write = Box::pin(file.append_durable(number * 4_096, vec![blocks(1, 1)]));
+            assert!(futures_util::poll!(write.as_mut()).is_pending());
+            assert_eq!(ring.in_flight(), 0);
+            write.await.unwrap();
+        }
+    });
+}

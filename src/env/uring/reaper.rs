@@ -33,6 +33,11 @@ pub(super) async fn reap(shared: Weak<Shared>, eventfd: AsyncFd<OwnedFd>, spin: 
                 retry_pause().await;
                 continue;
             }
+            if turn.more {
+                // Nobody would wake us for it.
+                crate::env::yield_now().await;
+                continue;
+            }
             if !turn.urgent {
                 if spinning.take().is_some() {
                     patience.hit();
