@@ -25,7 +25,7 @@
 //!               repair: a damaged replica; left: what one that was moved away leaves for the next
 //! 2  log        append, read, truncate, roll, retain; segment; index; recovery; hard state
 //! 2  peer       connections to other nodes: dialled once, frames, liveness, clocks
-//! 1  env        Env, Disk, File, Net (the seams); quic; uring and mmap (unsafe code)
+//! 1  env        Env, Disk, File, Net (the seams); domain: what a panic ends; quic; uring (unsafe code)
 //! 1  format     pure bytes: entries, records, file headers, gRPC framing, envelopes between nodes
 //! 1  tls        certificates of the cluster, and how they are checked; join tokens
 //! 1  budget     one reactor's memory for what is on its way, in bytes
@@ -91,6 +91,9 @@
 //! - *Durable form.* Neither RWF_DSYNC nor write + fdatasync is faster everywhere: see
 //!   `env/durable_form.rs`, which measures both while it runs.
 //! - *Index.* One slot per entry instead of one per batch, so that an entry is found by its Raft index, too.
+//! - *Index files are read, not mapped.* A page of a map that the device cannot read, or that was cut off, is a SIGBUS, which ends
+//!   the process with all of its shards; and one that was evicted is a page fault, which blocks the reactor. Of each sealed
+//!   segment that is read now there are 8 bytes per entry in memory instead, 32 MiB in one reactor at most.
 //! - *Segment header.* Goes in the same write as a segment's first entry: a roll costs no write of its own.
 //! - *Heartbeats.* One a second and time-outs of 2.5 to 3 s instead of 250 ms and 1 to 2 s: a dead node is noticed once for
 //!   all of its groups, by pings (above). Far timers come on a grid of 100 ms (`env/runtime.rs`), so that the ticks and

@@ -85,6 +85,10 @@ pub const TRANSIENT_PAUSE_MIN: Duration = Duration::from_millis(1);
 /// See `TRANSIENT_PAUSE_MIN`.
 pub const TRANSIENT_PAUSE_MAX: Duration = Duration::from_millis(200);
 
+/// Bytes of index files that one reactor keeps in memory (512 KiB for a segment of 256 MiB with entries of one block); above it
+/// a log forgets its own, and reads them again when they are needed.
+pub const INDEX_BYTES_MAX: usize = 32 << 20;
+
 /// Smallest segment file, and size of a new shard's first one.
 pub const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 

@@ -26,10 +26,10 @@ use bytes::{Buf, Bytes};
 use rustix::fs::{Advice, Mode, OFlags};
 
 use super::{
-    DirEntry, Disk, Env, File, Map, OpenMode, Reserve,
+    DirEntry, Disk, Env, File, OpenMode, Reserve,
     buffer::Buffer,
     durable_form::FormChooser,
-    is_transient, lacks_descriptors, mmap, namespace,
+    is_transient, lacks_descriptors, namespace,
     real::RealEnv,
     storage_report,
     storage_thread::{StorageThread, read_blocking, write_blocking},
@@ -207,10 +207,6 @@ impl Disk for RealDisk {
     async fn sync_dir(&self, path: &Path) -> io::Result<()> {
         // Of a sync that has begun this is never true.
         self.patiently(path, lacks_descriptors, namespace::sync_dir).await
-    }
-
-    async fn map(&self, path: &Path) -> io::Result<Map> {
-        self.on_thread(path, mmap::map).await
     }
 
     async fn free_bytes(&self, path: &Path) -> io::Result<u64> {

@@ -10,7 +10,6 @@ pub mod disk;
 pub mod domain;
 mod durable_form;
 pub mod floor;
-pub mod mmap;
 mod namespace;
 pub mod net;
 pub(crate) mod patience;
@@ -26,7 +25,6 @@ use std::{
     fmt::Debug,
     future::Future,
     io,
-    ops::Deref,
     path::{Path, PathBuf},
 };
 
@@ -146,10 +144,6 @@ pub trait Disk: Clone + 'static {
     /// Makes renames, creations and removals in this directory durable.
     fn sync_dir(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
 
-    /// Maps a whole file for reading, with its pages already in memory, so that access does not block.
-    /// The file must be complete and must not be shortened while it is mapped (SIGBUS).
-    fn map(&self, path: &Path) -> impl Future<Output = io::Result<Map>>;
-
     /// Bytes still free for us on the file system of `path`.
     fn free_bytes(&self, path: &Path) -> impl Future<Output = io::Result<u64>>;
 
@@ -204,29 +198,4 @@ pub trait File: Clone + 'static {
 
     /// Present size.
     fn bytes(&self) -> impl Future<Output = io::Result<u64>>;
-}
-
-/// A file's bytes in memory, read-only.
-#[derive(Clone)]
-pub struct Map(pub(crate) Bytes);
-
-impl Deref for Map {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl Debug for Map {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Map({} bytes)", self.0.len())
-    }
-}
-
-impl Map {
-    /// A map over bytes that are already in memory (simulated disks).
-    pub fn from_bytes(bytes: Bytes) -> Map {
-        Map(bytes)
-    }
 }

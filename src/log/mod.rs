@@ -233,7 +233,7 @@ struct Inner<E: Env> {
     changed: Notify,
     /// Background tasks under way.
     background: Cell<usize>,
-    /// Segments with a mapped index or a file open for reading, least recently used first.
+    /// Segments with an index in memory or a file open for reading, least recently used first.
     hot: RefCell<VecDeque<SegmentOf<E>>>,
     streams: read::Streams,
 }

@@ -12,20 +12,20 @@ use bytes::Bytes;
 use super::{
     Inner, LogError, SegmentOf, io_error, point_after,
     scan::{Found, Scan, UNREADABLE, continues},
-    segment::{Slots, View},
+    segment::{CachedIndex, Slots, View},
     unreadable,
 };
 use crate::{
-    env::{Disk, Env, File, Map, OpenMode},
+    env::{Disk, Env, File, OpenMode},
     format::{
         entry::{ENTRY_HEADER_BYTES, EntryHeader, StoredEntry},
         segment::SLOT_BYTES,
     },
     ids::{Index, LogId, Offset},
-    limits::{BLOCK_BYTES, READ_BYTES},
+    limits::{BLOCK_BYTES, INDEX_BYTES_MAX, READ_BYTES},
 };
 
-/// Segments of a log that have a map or a file open for reading, at most.
+/// Segments of a log that have an index in memory or a file open for reading, at most.
 const HOT_SEGMENTS_MAX: usize = 8;
 
 /// How far the device is asked to fetch ahead of a sequential reader.
@@ -294,20 +294,35 @@ impl<E: Env> Inner<E> {
             return Ok(view);
         }
         let (entries, crc) = (segment.entries(), segment.now.borrow().index_crc);
-        let fits = |map: &Map| map.len() as u64 == entries * SLOT_BYTES as u64 && crc32c::crc32c(map) == crc;
-        let mapped = self.disk.map(&segment.index_path()).await.ok().filter(fits);
-        let map = match mapped {
-            Some(map) => map,
-            None => Map::from_bytes(self.rebuild_index(segment).await?),
+        let fits =
+            |content: &Bytes| content.len() as u64 == entries * SLOT_BYTES as u64 && crc32c::crc32c(content) == crc;
+        let read = self.disk.read_file(&segment.index_path()).await.ok().filter(fits);
+        let content = match read {
+            Some(content) => content,
+            None => self.rebuild_index(segment).await?,
         };
-        {
-            let now = &mut *segment.now.borrow_mut();
-            if matches!(now.slots, Slots::Cached(_)) {
-                now.slots = Slots::Cached(Some(map.clone()));
-            }
-        }
+        let index = CachedIndex::new(content);
+        self.keep_index(segment, &index);
         self.touch(segment);
-        Ok(View::Cached(map))
+        Ok(View::Cached(index))
+    }
+
+    /// Keeps an index in memory, if the reactor has room for it; else it is read again when it is asked for again.
+    fn keep_index(&self, segment: &SegmentOf<E>, index: &CachedIndex) {
+        if CachedIndex::cached_bytes() > INDEX_BYTES_MAX {
+            self.hot.borrow().iter().for_each(Self::forget_index);
+        }
+        let now = &mut *segment.now.borrow_mut();
+        if matches!(now.slots, Slots::Cached(_)) && CachedIndex::cached_bytes() <= INDEX_BYTES_MAX {
+            now.slots = Slots::Cached(Some(index.clone()));
+        }
+    }
+
+    fn forget_index(segment: &SegmentOf<E>) {
+        let now = &mut *segment.now.borrow_mut();
+        if matches!(now.slots, Slots::Cached(_)) {
+            now.slots = Slots::Cached(None);
+        }
     }
 
     /// Builds the index of a sealed segment from its entries, and writes its file.
@@ -351,16 +366,14 @@ impl<E: Env> Inner<E> {
             matches!(now.slots, Slots::Cached(_))
         };
         if cached && !segment.removed.get() {
-            let rebuilt = Map::from_bytes(self.rebuild_index(segment).await?);
-            let now = &mut *segment.now.borrow_mut();
-            if matches!(now.slots, Slots::Cached(_)) {
-                now.slots = Slots::Cached(Some(rebuilt));
-            }
+            let rebuilt = CachedIndex::new(self.rebuild_index(segment).await?);
+            Self::forget_index(segment);
+            self.keep_index(segment, &rebuilt);
         }
         Ok(())
     }
 
-    /// Notes that a segment has a file open or a map, and closes those of the one that was not used for longest.
+    /// Notes that a segment has a file open or an index in memory, and closes those of the one that was not used for longest.
     fn touch(&self, segment: &SegmentOf<E>) {
         let mut hot = self.hot.borrow_mut();
         hot.retain(|other| !Rc::ptr_eq(other, segment));
@@ -368,11 +381,8 @@ impl<E: Env> Inner<E> {
         if hot.len() > HOT_SEGMENTS_MAX
             && let Some(cold) = hot.pop_front()
         {
-            let now = &mut *cold.now.borrow_mut();
-            now.reader = None;
-            if matches!(now.slots, Slots::Cached(_)) {
-                now.slots = Slots::Cached(None);
-            }
+            cold.now.borrow_mut().reader = None;
+            Self::forget_index(&cold);
         }
     }
 

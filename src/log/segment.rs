@@ -6,6 +6,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    ops::Deref,
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -13,7 +14,6 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    env::Map,
     format::segment::{LogPoint, SLOT_BYTES, SegmentFooter, SegmentHeader, Slot},
     ids::{Index, LogId, Offset, Position, SegmentSequence, ShardUid, Term},
     limits::BLOCK_BYTES,
@@ -79,8 +79,8 @@ pub(super) struct Now<F> {
 pub(super) enum Slots {
     /// Growing.
     Live(Rc<RefCell<Vec<Slot>>>),
-    /// In its file, perhaps mapped.
-    Cached(Option<Map>),
+    /// In its file, perhaps in memory, too.
+    Cached(Option<CachedIndex>),
 }
 
 /// A look at an index that stays valid whatever happens to the segment.
@@ -89,7 +89,46 @@ pub(super) enum View {
     /// Growing.
     Live(Rc<RefCell<Vec<Slot>>>),
     /// Checked.
-    Cached(Map),
+    Cached(CachedIndex),
+}
+
+/// An index file's content in memory, read and not mapped: a page of a map that the device cannot read, or that lies behind
+/// the end of a file that was cut, ends the process (SIGBUS), and one that was evicted blocks the reactor. Counts among its
+/// reactor's (`cached_bytes`) until the last clone is dropped.
+#[derive(Clone)]
+pub(super) struct CachedIndex(Rc<Counted>);
+
+struct Counted(Bytes);
+
+thread_local! {
+    static CACHED_BYTES: Cell<usize> = const { Cell::new(0) };
+}
+
+impl CachedIndex {
+    pub fn new(content: Bytes) -> CachedIndex {
+        CACHED_BYTES.set(CACHED_BYTES.get() + content.len());
+        CachedIndex(Rc::new(Counted(content)))
+    }
+
+    /// Bytes of all that the reactor of this thread has in memory.
+    pub fn cached_bytes() -> usize {
+        CACHED_BYTES.get()
+    }
+}
+
+impl Deref for CachedIndex {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0.0
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        // Not while its thread ends.
+        let _ = CACHED_BYTES.try_with(|bytes| bytes.set(bytes.get() - self.0.len()));
+    }
 }
 
 impl<F: Clone> Segment<F> {

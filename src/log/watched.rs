@@ -23,7 +23,7 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::env::{DirEntry, Disk, Env, File, Map, OpenMode, Reserve};
+use crate::env::{DirEntry, Disk, Env, File, OpenMode, Reserve};
 
 /// A disk whose operations are watched. Clones watch together.
 pub(super) struct Watched<E: Env> {
@@ -220,10 +220,6 @@ impl<E: Env> Disk for Watched<E> {
 
     async fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.run("synced", path, self.disk.sync_dir(path)).await
-    }
-
-    async fn map(&self, path: &Path) -> io::Result<Map> {
-        self.run("mapped", path, self.disk.map(path)).await
     }
 
     async fn free_bytes(&self, path: &Path) -> io::Result<u64> {

@@ -48,7 +48,7 @@ use self::{
 };
 use super::random;
 use crate::{
-    env::{DirEntry, Disk, File, Map, OpenMode, Reserve, channel::Notify},
+    env::{DirEntry, Disk, File, OpenMode, Reserve, channel::Notify},
     limits::BLOCK_BYTES,
 };
 
@@ -63,7 +63,7 @@ const FAULT_SEED: u64 = 0x0064_6973_6b66_6c74;
 pub enum Operation {
     /// `open`, whatever the mode.
     Open,
-    /// `read_at`, `read_file` and `map`.
+    /// `read_at` and `read_file`.
     Read,
     /// `write_at`, and the writing in `write_file`.
     Write,
@@ -577,10 +577,6 @@ impl Disk for SimDisk {
 
     async fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.device.sync_dir(path).await
-    }
-
-    async fn map(&self, path: &Path) -> io::Result<Map> {
-        Ok(Map::from_bytes(self.read_file(path).await?))
     }
 
     async fn free_bytes(&self, path: &Path) -> io::Result<u64> {
