@@ -54,13 +54,11 @@ fn with_reactors<F: Future<Output = ()>>(reactors: usize, test: impl FnOnce(Sock
     node.shutdown().unwrap();
 }
 
-/// A connection; its windows are HTTP/2's smallest. The budget is for bursts of acknowledgements: this client's task reads
-/// all there is before the test looks at any of it.
+/// A connection with h2's defaults: windows are HTTP/2's smallest, and so is the budget for small frames that wait to be read.
 async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
     let stream = TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
-    let client = h2::client::Builder::new().data_frame_budget(16 << 20).handshake(stream);
-    let (requests, connection) = client.await.unwrap();
+    let (requests, connection) = h2::client::handshake(stream).await.unwrap();
     tokio::task::spawn_local(connection);
     requests
 }
@@ -318,6 +316,34 @@ fn a_burst_of_small_frames() {
         assert_eq!((answer.code(), acks.len()), ("0", 10_000));
         assert!(acks.iter().enumerate().all(|(i, ack)| ack.base_offset == i as u64));
         assert!(answer.data.len() < 5_000, "{} frames for 10,000 acks", answer.data.len());
+        check(requests).await;
+    });
+}
+
+/// Tiny messages, as many as windows allow, on several streams, by a client that looks at the answers late: it is as legal
+/// as it looks, and neither side closes.
+#[test]
+fn tiny_messages_on_many_streams() {
+    const STREAMS: usize = 8;
+    const MESSAGES: usize = 4_000;
+    with_node(async |address| {
+        let requests = &mut connect(address).await;
+        let one = message(&records(&[b"x"]));
+        let mut responses = Vec::new();
+        for _ in 0..STREAMS {
+            poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+            let (response, mut stream) = requests.send_request(post(PRODUCE_STREAM).body(()).unwrap(), false).unwrap();
+            for _ in 0..MESSAGES {
+                stream.send_data(one.clone().into(), false).unwrap();
+            }
+            stream.send_data(Bytes::new(), true).unwrap();
+            responses.push(response);
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let answers = futures_util::future::join_all(responses.into_iter().map(receive)).await;
+        for answer in answers {
+            assert_eq!((answer.code(), answer.messages::<v1::ProduceStreamResponse>().len()), ("0", MESSAGES));
+        }
         check(requests).await;
     });
 }

@@ -106,6 +106,35 @@ pub fn prefix(message_bytes: usize) -> [u8; PREFIX_BYTES] {
     [0, bytes[0], bytes[1], bytes[2], bytes[3]]
 }
 
+/// Key of the field that `fill_up` adds: number 2047 (reserved in every response of `ringlog.v1`), length-delimited.
+const FILL_KEY: [u8; 2] = [0xfa, 0x7f];
+
+/// Framed, uncompressed messages, the last of which has become longer by a field without a meaning, which protobuf's
+/// readers skip, so that all have at least `bytes` bytes (and at most four more).
+///
+/// # Panics
+/// When `framed` is not whole messages, at least one.
+pub fn fill_up(framed: &[u8], bytes: usize) -> Bytes {
+    let length = |at: usize| {
+        let length = framed[at + 1..at + PREFIX_BYTES].try_into().expect("the range has four bytes");
+        u32::from_be_bytes(length) as usize
+    };
+    let mut last = 0;
+    while last + PREFIX_BYTES + length(last) < framed.len() {
+        last += PREFIX_BYTES + length(last);
+    }
+    assert_eq!(last + PREFIX_BYTES + length(last), framed.len(), "messages are whole");
+    let fill = bytes.saturating_sub(framed.len() + FILL_KEY.len() + 1);
+    let mut out = BytesMut::with_capacity(bytes.max(framed.len()) + 4);
+    out.extend_from_slice(framed);
+    out.extend_from_slice(&FILL_KEY);
+    prost::encoding::encode_varint(fill as u64, &mut out);
+    out.resize(out.len() + fill, 0);
+    let longer = prefix(out.len() - last - PREFIX_BYTES);
+    out[last..last + PREFIX_BYTES].copy_from_slice(&longer);
+    out.freeze()
+}
+
 /// One message as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
@@ -308,6 +337,35 @@ mod tests {
         }
         assembler.finish()?;
         Ok(messages)
+    }
+
+    /// The last message gets longer by a field that is skipped, and is the same otherwise; the others stay as they are.
+    #[test]
+    fn filled_up() {
+        use crate::proto::ringlog::v1::ProduceResponse;
+        use prost::Message;
+
+        let responses = [1, 2, 300].map(|count| ProduceResponse { count, topic: "t".into(), ..Default::default() });
+        for count in 1..=responses.len() {
+            let mut framed = Vec::new();
+            for response in &responses[..count] {
+                framed.extend_from_slice(&prefix(response.encoded_len()));
+                response.encode(&mut framed).unwrap();
+            }
+            for bytes in framed.len() + 1..400 {
+                let filled = fill_up(&framed, bytes);
+                assert!((bytes..=bytes + 4).contains(&filled.len()), "{} instead of {bytes}", filled.len());
+                let mut assembler = Assembler::new(1_000);
+                assembler.push(filled);
+                for response in &responses[..count] {
+                    let message = assembler.next_message().unwrap().unwrap();
+                    assert_eq!(ProduceResponse::decode(message.bytes).unwrap(), *response);
+                }
+                assert!(assembler.next_message().unwrap().is_none());
+                assembler.finish().unwrap();
+            }
+        }
+        assert_eq!(fill_up(&[0, 0, 0, 0, 0], 10)[..], [0, 0, 0, 0, 5, 0xfa, 0x7f, 2, 0, 0]);
     }
 
     /// The drawing at the top of this file, byte for byte.

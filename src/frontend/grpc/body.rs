@@ -21,11 +21,14 @@ pub(super) struct Body {
     first: Bytes,
     rest: VecDeque<Bytes>,
     remaining: usize,
+    /// It does not begin with a message, or does not end with one.
+    is_cut: bool,
 }
 
+/// Whole messages, one after the other.
 impl From<Bytes> for Body {
     fn from(first: Bytes) -> Body {
-        Body { remaining: first.len(), first, rest: VecDeque::new() }
+        Body { remaining: first.len(), first, rest: VecDeque::new(), is_cut: false }
     }
 }
 
@@ -43,7 +46,7 @@ impl Body {
         }
         let mut rest = VecDeque::from(chunks);
         rest.retain(|chunk| !chunk.is_empty());
-        Body { first: first.freeze(), rest, remaining: grpc::PREFIX_BYTES + bytes }
+        Body { first: first.freeze(), rest, remaining: grpc::PREFIX_BYTES + bytes, is_cut: false }
     }
 
     /// One gRPC message.
@@ -55,13 +58,22 @@ impl Body {
         Body::from(out.freeze())
     }
 
+    /// Lengthens whole messages to at least `bytes`, without a change of what they say. Does nothing to parts of some,
+    /// or to what is longer.
+    pub(super) fn fill_up(&mut self, bytes: usize) {
+        if !self.is_cut && (1..bytes).contains(&self.remaining) && self.rest.is_empty() {
+            *self = Body::from(grpc::fill_up(&self.first, bytes));
+        }
+    }
+
     /// Takes the first `bytes` off.
     ///
     /// # Panics
     /// When there are fewer.
     pub(super) fn split_to(&mut self, bytes: usize) -> Body {
         assert!(bytes <= self.remaining, "cannot split {bytes} off {}", self.remaining);
-        let mut part = Body::default();
+        let mut part = Body { is_cut: true, ..Body::default() };
+        self.is_cut = true;
         while part.remaining < bytes {
             let take = (bytes - part.remaining).min(self.first.len());
             part.push(self.first.split_to(take));

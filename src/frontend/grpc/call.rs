@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
-use h2::server::SendResponse;
 use http::HeaderMap;
 use http::Request;
 use http::StatusCode;
@@ -55,9 +54,8 @@ pub(super) struct Call<E: Env> {
 }
 
 /// Answers one request. Dropping the future cancels the call.
-pub(super) async fn serve<E: Env>(frontend: Frontend<E>, request: Request<RecvStream>, respond: SendResponse<Body>) {
+pub(super) async fn serve<E: Env>(frontend: Frontend<E>, request: Request<RecvStream>, responses: Responses) {
     let (head, body) = request.into_parts();
-    let responses = Responses::new(respond);
     if head.method != http::Method::POST {
         return responses.finish_http(StatusCode::METHOD_NOT_ALLOWED, ALLOW, "POST");
     }
@@ -215,8 +213,10 @@ impl<E: Env> Call<E> {
     }
 
     /// Ready when there is no more reason to go on: the client is gone, or the deadline has passed. Not to be polled
-    /// again then.
+    /// again then. What waits for anything else asks here, too, each time; it is also what takes in the client's messages
+    /// meanwhile.
     pub(super) fn poll_stop(&mut self, cx: &mut Context<'_>) -> Poll<Stop> {
+        self.requests.hold(cx);
         if self.responses.poll_gone(cx).is_ready() {
             return Poll::Ready(Stop::Gone);
         }

@@ -2,7 +2,7 @@
 //! they answered; keeps the connection alive, and says goodbye when the node shuts down.
 //!
 //! Order of work in one round: accept until there is nothing to accept (which is when h2 has read
-//! all there is), run the calls, and again until nothing is left to do; then one write.
+//! all there is, or as much as a round may bring), run the calls, and again until nothing is left to do; then one write.
 
 use std::future::Future;
 use std::future::poll_fn;
@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use h2::server::SendResponse;
 use http::Request;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
@@ -30,7 +29,9 @@ use crate::format::grpc::STREAM_WINDOW_BYTES;
 use crate::frontend::Frontend;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::call;
+use crate::frontend::grpc::small_frames::SmallFrames;
 use crate::frontend::grpc::socket::Socket;
+use crate::frontend::grpc::stream::Responses;
 use crate::frontend::grpc::turn::Turn;
 use crate::limits;
 
@@ -43,9 +44,19 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Largest request header list.
 const HEADER_BYTES_MAX: u32 = 16 << 10;
 
-/// h2 charges every DATA frame below 256 bytes that waits to be read with what it lacks of 256, and
-/// closes the connection above this budget; a burst of pipelined small messages is legal.
+/// h2 charges every DATA frame below 256 bytes that waits to be read with what it lacks of 256, and closes the connection
+/// above this budget. Pipelined small messages are legal: they must fit, see `ROUND_BYTES`.
 const SMALL_FRAMES_BUDGET: usize = 16 << 20;
+
+/// Bytes that h2 is given in one round. All calls that have not read their client's last message look at what it has brought
+/// before the next one (`Requests::hold`), so not more than this can lie in h2.
+const ROUND_BYTES: usize = 256 << 10;
+
+/// A frame header and one byte.
+const SMALLEST_FRAME_BYTES: usize = 10;
+
+// Two rounds: a call that wakes itself may be looked at in the next one only.
+const _: () = assert!(2 * ROUND_BYTES / SMALLEST_FRAME_BYTES * 255 <= SMALL_FRAMES_BUDGET);
 
 /// Streams that a client reset, or that we ended early, and that h2 still remembers: enough for every
 /// call of a connection to be cancelled at once.
@@ -71,7 +82,7 @@ pub(super) async fn serve<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     reset_memory: Duration,
 ) {
     let shutdown = Box::pin(frontend.shutting_down());
-    let start = |request, respond| call::serve(frontend.clone(), request, respond);
+    let start = |request, responses| call::serve(frontend.clone(), request, responses);
     let times = Times { keepalive: KEEPALIVE, reset_memory };
     run::<E, _, _>(stream, shutdown, times, start).await;
 }
@@ -90,7 +101,7 @@ async fn run<E: Env, S: AsyncRead + AsyncWrite + Unpin, F: Future<Output = ()>>(
     stream: S,
     mut shutdown: Timer,
     times: Times,
-    start: impl Fn(Request<h2::RecvStream>, SendResponse<Body>) -> F,
+    start: impl Fn(Request<h2::RecvStream>, Responses) -> F,
 ) {
     let socket = Socket::new(stream);
     let Some(h2) = handshake::<E, S>(&socket, &mut shutdown, times.reset_memory).await else { return };
@@ -125,6 +136,7 @@ async fn handshake<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     let mut handshake = builder(reset_memory).handshake(socket.clone());
     let mut timeout = pin!(env::sleep::<E>(HANDSHAKE_TIMEOUT));
     poll_fn(|cx| {
+        socket.allow(ROUND_BYTES);
         let done = Pin::new(&mut handshake).poll(cx);
         // Our SETTINGS do not wait for the client's preface.
         if let Poll::Ready(Err(error)) = socket.poll_write_out(cx) {
@@ -151,6 +163,7 @@ struct Connection<S, F, P> {
     h2: H2<S>,
     socket: Socket<S>,
     calls: FuturesUnordered<F>,
+    small_frames: SmallFrames,
     turn: Arc<Turn>,
     waker: Waker,
     shutdown: Option<Timer>,
@@ -175,6 +188,7 @@ where
             h2,
             socket,
             calls: FuturesUnordered::new(),
+            small_frames: SmallFrames::default(),
             waker: Waker::from(turn.clone()),
             turn,
             shutdown: Some(shutdown),
@@ -186,11 +200,7 @@ where
     }
 
     /// Ready when the connection has ended. What is dropped then cancels the calls.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        start: &impl Fn(Request<h2::RecvStream>, SendResponse<Body>) -> F,
-    ) -> Poll<()> {
+    fn poll(&mut self, cx: &mut Context<'_>, start: &impl Fn(Request<h2::RecvStream>, Responses) -> F) -> Poll<()> {
         if !self.turn.is_for(cx.waker()) {
             self.turn = Turn::new(cx.waker().clone());
             self.waker = Waker::from(self.turn.clone());
@@ -214,11 +224,8 @@ where
     }
 
     /// Accepts, then runs calls. True when the connection has ended.
-    fn round(
-        &mut self,
-        cx: &mut Context<'_>,
-        start: &impl Fn(Request<h2::RecvStream>, SendResponse<Body>) -> F,
-    ) -> bool {
+    fn round(&mut self, cx: &mut Context<'_>, start: &impl Fn(Request<h2::RecvStream>, Responses) -> F) -> bool {
+        self.socket.allow(ROUND_BYTES);
         loop {
             if self.calls.len() >= CALLS_MAX {
                 if self.h2.poll_closed(cx).is_ready() {
@@ -227,7 +234,9 @@ where
                 break;
             }
             match self.h2.poll_accept(cx) {
-                Poll::Ready(Some(Ok((request, respond)))) => self.calls.push(start(request, respond)),
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    self.calls.push(start(request, Responses::new(respond, self.small_frames.clone())));
+                }
                 Poll::Ready(Some(Err(error))) => {
                     tracing::debug!(%error, "connection failed");
                     return true;
@@ -286,19 +295,20 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
+    use crate::budget::Budget;
     use crate::env::real::RealEnv;
     use crate::env::runtime::block_on;
+    use crate::format::grpc;
+    use crate::format::grpc::Encoding;
     use crate::frontend::grpc::RESET_MEMORY;
-    use crate::frontend::grpc::stream::Responses;
+    use crate::frontend::grpc::stream::Requests;
     use crate::frontend::grpc::tests::pair;
 
     const NEVER: Times = Times { keepalive: Duration::from_secs(3_600), reset_memory: RESET_MEMORY };
 
-    type Respond = SendResponse<Body>;
-
     /// Answers at once.
-    async fn answer(_: Request<h2::RecvStream>, respond: Respond) {
-        Responses::new(respond).finish(Ok(()));
+    async fn answer(_: Request<h2::RecvStream>, responses: Responses) {
+        responses.finish(Ok(()));
     }
 
     fn never() -> Timer {
@@ -318,6 +328,110 @@ mod tests {
         std::future::poll_fn(|cx| requests.poll_ready(cx)).await?;
         let (response, _) = requests.send_request(request, true)?;
         Ok(response.await?.status())
+    }
+
+    /// Tiny messages of a client that is far ahead of its calls are no attack, on however many streams they wait.
+    #[test]
+    fn tiny_frames_that_wait() {
+        const STREAMS: usize = 16;
+        const MESSAGES: usize = 1_250;
+        block_on(async {
+            let (stream, server) = pair().await;
+            let start = async |request: Request<h2::RecvStream>, responses: Responses| {
+                let mut requests = Requests::new(request.into_body(), Encoding::Identity, 1 << 20, &Budget::default());
+                // Busy with other things, until the client has sent all.
+                poll_fn(|cx| {
+                    requests.hold(cx);
+                    if requests.has_all() { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+                let mut messages = 0;
+                while poll_fn(|cx| requests.poll_next(cx)).await.unwrap().is_some() {
+                    messages += 1;
+                }
+                assert_eq!(messages, MESSAGES);
+                responses.finish(Ok(()));
+            };
+            let client = async {
+                let mut requests = client(stream).await;
+                let mut responses = Vec::new();
+                for _ in 0..STREAMS {
+                    poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+                    let request = Request::post("http://x/").body(()).unwrap();
+                    let (response, mut stream) = requests.send_request(request, false).unwrap();
+                    // Empty messages, a frame for each byte of their prefixes.
+                    for _ in 0..MESSAGES * grpc::PREFIX_BYTES {
+                        stream.send_data(Bytes::from_static(&[0]), false).unwrap();
+                    }
+                    stream.send_data(Bytes::new(), true).unwrap();
+                    responses.push(response);
+                }
+                for response in responses {
+                    assert_eq!(response.await.unwrap().status(), 200);
+                }
+            };
+            tokio::select! {
+                () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+                () = client => {}
+            }
+        });
+    }
+
+    /// A client of the h2 crate, with its own budget for small frames, that reads nothing for a while: neither one small
+    /// answer on each of many streams nor many on each make it close.
+    #[test]
+    fn small_answers_that_wait() {
+        const STREAMS: usize = 200;
+        const MESSAGES: usize = 10;
+        block_on(async {
+            let (stream, server) = pair().await;
+            let answered = Cell::new(0);
+            let start = |_, mut responses: Responses| {
+                let messages = if answered.replace(answered.get() + 1) % 2 == 0 { 1 } else { MESSAGES };
+                async move {
+                    for _ in 0..messages {
+                        let mut body = Body::message(b"", Vec::new());
+                        if messages > 1 || !responses.send_small(&mut body).unwrap() {
+                            poll_fn(|cx| responses.poll_send(cx, &mut body)).await.unwrap();
+                        }
+                        crate::env::yield_now().await;
+                    }
+                    responses.finish(Ok(()));
+                }
+            };
+            let client = async {
+                let mut requests = client(stream).await;
+                let mut responses = Vec::new();
+                for _ in 0..STREAMS {
+                    poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+                    let request = Request::post("http://x/").body(()).unwrap();
+                    responses.push(requests.send_request(request, true).unwrap().0);
+                }
+                // The server has had every chance to send too many.
+                for _ in 0..2_000 {
+                    crate::env::yield_now().await;
+                }
+                for (i, response) in responses.into_iter().enumerate() {
+                    let mut body = response.await.unwrap().into_body();
+                    let mut assembler = grpc::Assembler::new(1 << 20);
+                    let mut messages = 0;
+                    while let Some(data) = body.data().await {
+                        let data = data.unwrap();
+                        body.flow_control().release_capacity(data.len()).unwrap();
+                        assembler.push(data);
+                        while let Some(message) = assembler.next_message().unwrap() {
+                            assert!(message.bytes.starts_with(b""));
+                            messages += 1;
+                        }
+                    }
+                    assert_eq!(messages, if i % 2 == 0 { 1 } else { MESSAGES });
+                }
+            };
+            tokio::select! {
+                () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+                () = client => {}
+            }
+        });
     }
 
     /// What is no client is left alone: the connection ends, and nothing panics.
@@ -376,13 +490,13 @@ mod tests {
             let (shut, shutdown) = oneshot::channel::<()>();
             let (finish, finished) = oneshot::channel::<()>();
             let finished = Cell::new(Some(finished));
-            let start = |_, respond| {
+            let start = |_, responses: Responses| {
                 let finished = finished.take();
                 async move {
                     if let Some(finished) = finished {
                         finished.await.unwrap();
                     }
-                    Responses::new(respond).finish(Ok(()));
+                    responses.finish(Ok(()));
                 }
             };
             let shutdown: Timer = Box::pin(async {
@@ -449,10 +563,9 @@ mod tests {
         block_on(async {
             let (stream, server) = pair().await;
             let waiting = Rc::new(Cell::new(0));
-            let start = |_, respond| {
+            let start = |_, mut responses: Responses| {
                 let waiting = waiting.clone();
                 async move {
-                    let mut responses = Responses::new(respond);
                     waiting.set(waiting.get() + 1);
                     poll_fn(|cx| responses.poll_gone(cx)).await;
                     waiting.set(waiting.get() - 1);

@@ -5,6 +5,8 @@
 //! connection  one connection: accept, run calls, flush; keepalive, handshake, going away
 //! call        one request: its checks, its method, its deadline and cancellation
 //! stream      messages in (flow control, size limits, gzip) and out (few frames, back-pressure)
+//! unread      bytes of a stream before they are wanted
+//! small_frames  what our small frames cost the client
 //! status      errors to trailers
 //! timeout     the grpc-timeout header
 //! method      paths, and the counters of each
@@ -25,6 +27,7 @@ mod health;
 mod method;
 mod produce;
 mod reflection;
+mod small_frames;
 mod socket;
 mod status;
 mod stream;
@@ -32,6 +35,7 @@ mod stream;
 mod tests;
 mod timeout;
 mod turn;
+mod unread;
 mod watch;
 
 use std::time::Duration;

@@ -72,6 +72,8 @@ struct Inner<S> {
     output: Vec<u8>,
     output_start: usize,
     received: u64,
+    /// Bytes that h2 may still read.
+    allowed: usize,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
@@ -84,7 +86,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             output: Vec::new(),
             output_start: 0,
             received: 0,
+            allowed: 0,
         })))
+    }
+
+    /// The reader gets this many bytes; then its reads are pending, and it is woken at once: whoever polls it can do other
+    /// things first, and has to call this again.
+    pub(super) fn allow(&self, bytes: usize) {
+        self.0.borrow_mut().allowed = bytes;
     }
 
     /// Bytes that have ever been read.
@@ -99,19 +108,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
+    /// Pending, it is woken by the socket or, when no more is allowed, has woken already.
     fn poll_read(&mut self, cx: &mut Context<'_>, wanted: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.allowed == 0 {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         if self.input_start == self.input_end {
-            if wanted.remaining() >= DIRECT_BYTES {
+            if (DIRECT_BYTES..=self.allowed).contains(&wanted.remaining()) {
                 let before = wanted.filled().len();
                 let read = Pin::new(&mut self.stream).poll_read(cx, wanted);
-                self.received += (wanted.filled().len() - before) as u64;
+                let bytes = wanted.filled().len() - before;
+                self.received += bytes as u64;
+                self.allowed -= bytes;
                 return read;
             }
             ready!(self.poll_fill(cx))?;
         }
-        let take = wanted.remaining().min(self.input_end - self.input_start);
+        let take = wanted.remaining().min(self.input_end - self.input_start).min(self.allowed);
         wanted.put_slice(&self.input[self.input_start..self.input_start + take]);
         self.input_start += take;
+        self.allowed -= take;
         Poll::Ready(Ok(()))
     }
 
@@ -233,6 +250,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering;
+    use std::task::Wake;
+    use std::task::Waker;
 
     use tokio::io::AsyncReadExt;
     use tokio::io::AsyncWriteExt;
@@ -243,6 +265,14 @@ mod tests {
 
     /// Sizes around every threshold, and far above what the kernel takes at once.
     const SIZES: [usize; 11] = [1, 17, 1_000, DIRECT_BYTES - 1, DIRECT_BYTES, 3, 70_000, 300_000, 9, 2_000_000, 5];
+
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
 
     fn pattern(bytes: usize, seed: usize) -> Vec<u8> {
         (0..bytes).map(|i| ((i + seed) * 31 % 251) as u8).collect()
@@ -292,6 +322,36 @@ mod tests {
         });
     }
 
+    /// A reader gets what is allowed and not a byte more, whatever it asks for; it is woken to come again.
+    #[test]
+    fn reads_are_rationed() {
+        const ALLOWED: usize = 100_000;
+        block_on(async {
+            let (mut writer, stream) = pair().await;
+            let mut socket = Socket::new(stream);
+            let write = async {
+                writer.write_all(&pattern(10 * ALLOWED, 3)).await.unwrap();
+            };
+            let read = async {
+                for asked in [1 << 20, 50_000, 8_192, 1_000] {
+                    socket.allow(ALLOWED);
+                    let mut received = 0;
+                    while received < ALLOWED {
+                        received += socket.read(&mut vec![0; asked]).await.unwrap();
+                    }
+                    assert_eq!(received, ALLOWED);
+                    let woken = Arc::new(Woken(AtomicBool::new(false)));
+                    let waker = Waker::from(woken.clone());
+                    let mut piece = [0; 10];
+                    let mut piece = ReadBuf::new(&mut piece);
+                    let more = Pin::new(&mut socket).poll_read(&mut Context::from_waker(&waker), &mut piece);
+                    assert!(more.is_pending() && woken.0.load(Ordering::SeqCst));
+                }
+            };
+            tokio::join!(write, read);
+        });
+    }
+
     /// Bytes arrive in order, whatever is asked for; a socket that waits holds no buffer.
     #[test]
     fn reads_stay_in_order() {
@@ -307,6 +367,7 @@ mod tests {
             };
             let read = async {
                 let mut received = Vec::new();
+                socket.allow(usize::MAX);
                 for size in SIZES.iter().cycle() {
                     let mut piece = vec![0; *size];
                     let bytes = socket.read(&mut piece).await.unwrap();

@@ -26,7 +26,10 @@ use crate::format::grpc::Encoding;
 use crate::frontend::CallError;
 use crate::frontend::Code;
 use crate::frontend::grpc::body::Body;
+use crate::frontend::grpc::small_frames::FREE_BYTES;
+use crate::frontend::grpc::small_frames::SmallFrames;
 use crate::frontend::grpc::status;
+use crate::frontend::grpc::unread::Unread;
 
 /// A response up to this size is given to h2 at once; the number of streams bounds their sum.
 const DIRECT_BYTES_MAX: usize = 4 << 10;
@@ -61,9 +64,25 @@ impl From<h2::Error> for Stop {
     }
 }
 
+/// What is known of the end of a client's messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// There may be more.
+    Open,
+    /// What is held is all.
+    Last,
+    /// What is held is all, and the stream is broken.
+    Gone,
+}
+
 /// The client's messages.
 pub(super) struct Requests {
     stream: RecvStream,
+    /// Taken from h2, which charges for small frames that lie there ([`Requests::hold`]).
+    unread: Unread,
+    end: End,
+    /// `poll_data` was pending since the last `hold`: it has our waker.
+    asked: bool,
     assembler: Assembler,
     encoding: Encoding,
     bytes_max: usize,
@@ -74,11 +93,11 @@ pub(super) struct Requests {
 impl Requests {
     /// Messages of at most `bytes_max` bytes, before and after inflating.
     pub(super) fn new(stream: RecvStream, encoding: Encoding, bytes_max: usize, budget: &Budget) -> Requests {
-        let held = budget.none(Use::Received);
-        Requests { stream, assembler: Assembler::new(bytes_max), encoding, bytes_max, held }
+        let (unread, assembler, held) = (Unread::default(), Assembler::new(bytes_max), budget.none(Use::Received));
+        Requests { stream, unread, end: End::Open, asked: false, assembler, encoding, bytes_max, held }
     }
 
-    /// The next message; `None` when the client has sent its last.
+    /// The next message; `None` when the client has sent its last. Pending, it is woken when the stream goes on.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Stop>> {
         loop {
             let message = self.assembler.next_message();
@@ -86,24 +105,63 @@ impl Requests {
             if let Some(message) = message? {
                 return Poll::Ready(Ok(Some(message.decode(self.encoding, self.bytes_max)?)));
             }
-            match ready!(self.stream.poll_data(cx)) {
-                Some(data) => {
-                    let data = data?;
+            let piece = self.unread.pop();
+            match piece.or_else(|| self.take_frame(cx)) {
+                Some(piece) => {
                     // What is not read yet is bounded by the window, what is read by the limits.
-                    self.stream.flow_control().release_capacity(data.len())?;
-                    self.assembler.push(data);
+                    self.stream.flow_control().release_capacity(piece.len())?;
+                    self.assembler.push(piece);
                 }
-                None => {
-                    self.assembler.finish()?;
-                    return Poll::Ready(Ok(None));
-                }
+                None => match self.end {
+                    End::Open => return Poll::Pending,
+                    End::Gone => return Poll::Ready(Err(Stop::Gone)),
+                    End::Last => {
+                        self.assembler.finish()?;
+                        return Poll::Ready(Ok(None));
+                    }
+                },
             }
         }
     }
 
+    /// The next frame that h2 has. None while `end` is `Open`: the stream's next frame wakes.
+    fn take_frame(&mut self, cx: &mut Context<'_>) -> Option<Bytes> {
+        if self.end != End::Open {
+            return None;
+        }
+        match self.stream.poll_data(cx) {
+            Poll::Pending => self.asked = true,
+            Poll::Ready(Some(Ok(data))) => return Some(data),
+            Poll::Ready(Some(Err(_))) => self.end = End::Gone,
+            Poll::Ready(None) => self.end = End::Last,
+        }
+        None
+    }
+
+    /// Takes what h2 has, now and whenever it wakes, without giving its room back to the client. To be called when nothing
+    /// is wanted for the moment: frames that lie in h2 are charged there as an attack if they are small, and a client
+    /// that is far ahead of us is none.
+    pub(super) fn hold(&mut self, cx: &mut Context<'_>) {
+        if !std::mem::take(&mut self.asked) {
+            while let Some(frame) = self.take_frame(cx) {
+                self.unread.push(frame);
+            }
+            self.asked = false;
+        }
+    }
+
+    /// Whether all that the client sends is here, or as much as will ever come.
+    #[cfg(test)]
+    pub(super) fn has_all(&self) -> bool {
+        self.end != End::Open
+    }
+
     /// Whether it is already known that no message follows.
-    pub(super) fn is_ended(&self) -> bool {
-        self.assembler.is_drained() && self.stream.is_end_stream()
+    pub(super) fn is_ended(&mut self) -> bool {
+        if self.end == End::Open && self.stream.is_end_stream() {
+            self.end = End::Last;
+        }
+        self.end != End::Open && self.unread.is_empty() && self.assembler.is_drained()
     }
 
     /// Has the charge follow what the message holds that has come in part.
@@ -124,11 +182,13 @@ pub(super) struct Responses {
     respond: SendResponse<Body>,
     /// Once the headers are sent.
     stream: Option<SendStream<Body>>,
+    small_frames: SmallFrames,
 }
 
 impl Responses {
-    pub(super) fn new(respond: SendResponse<Body>) -> Responses {
-        Responses { respond, stream: None }
+    /// `small_frames` is the connection's.
+    pub(super) fn new(respond: SendResponse<Body>, small_frames: SmallFrames) -> Responses {
+        Responses { respond, stream: None, small_frames }
     }
 
     /// Sends the headers, if that has not happened. A streaming call does so at once, so that the client knows that
@@ -141,9 +201,11 @@ impl Responses {
         Ok(self.stream.insert(stream))
     }
 
-    /// Passes `body` to h2, as far as the client's windows allow; ready when all of it is passed.
+    /// Passes `body` to h2, as far as the client's windows allow; ready when all of it is passed. Pending, it is woken when
+    /// they allow more.
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>, body: &mut Body) -> Poll<Result<(), Stop>> {
         while body.has_remaining() {
+            self.fill_up(body);
             let wanted = body.remaining();
             let stream = self.open()?;
             stream.reserve_capacity(wanted);
@@ -155,7 +217,9 @@ impl Responses {
                 granted if granted >= wanted => std::mem::take(body),
                 granted => body.split_to(granted),
             };
+            let bytes = part.remaining();
             stream.send_data(part, false)?;
+            self.small_frames.sent(bytes);
         }
         Poll::Ready(Ok(()))
     }
@@ -165,8 +229,17 @@ impl Responses {
         if body.remaining() > DIRECT_BYTES_MAX {
             return Ok(false);
         }
+        self.fill_up(body);
+        self.small_frames.sent(body.remaining());
         self.open()?.send_data(std::mem::take(body), false)?;
         Ok(true)
+    }
+
+    /// Makes a frame of it that costs the client nothing, if it can afford no other.
+    fn fill_up(&self, body: &mut Body) {
+        if body.remaining() < FREE_BYTES && self.small_frames.is_high() {
+            body.fill_up(FREE_BYTES);
+        }
     }
 
     /// Ready when the client has cancelled the call or is gone.

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::env::runtime::block_on;
 use crate::frontend::grpc::body::Body;
+use crate::frontend::grpc::small_frames::SmallFrames;
 use crate::frontend::grpc::stream::Responses;
 
 /// Two ends of a TCP connection.
@@ -33,7 +34,7 @@ pub(super) fn answer(server: impl AsyncFnOnce(Responses), client: impl AsyncFnOn
             let mut connection: h2::server::Connection<_, Body> =
                 h2::server::Builder::new().max_send_buffer_size(1 << 20).handshake(far).await.unwrap();
             let (_, respond) = connection.accept().await.unwrap().unwrap();
-            let ((), ()) = tokio::join!(server(Responses::new(respond)), async {
+            let ((), ()) = tokio::join!(server(Responses::new(respond, SmallFrames::default())), async {
                 assert!(connection.accept().await.is_none());
             });
         };

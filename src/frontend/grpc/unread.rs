@@ -1,0 +1,85 @@
+//! Bytes of a stream that were taken from h2 before anybody wants them: in few pieces, so that what they hold is about what
+//! they are, however small the frames were in which they came.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use bytes::BytesMut;
+
+/// Frames below this are copied together into pieces of up to this size; larger ones are kept as they are.
+const PIECE_BYTES: usize = 16 << 10;
+
+/// The first piece.
+const PIECE_BYTES_MIN: usize = 512;
+
+/// A queue of bytes. How many there can be is the affair of the windows: their room is given back when they are popped.
+#[derive(Debug, Default)]
+pub(super) struct Unread {
+    whole: VecDeque<Bytes>,
+    /// Behind the others; never grown beyond its capacity.
+    last: BytesMut,
+}
+
+impl Unread {
+    /// Puts a frame behind the others.
+    pub(super) fn push(&mut self, frame: Bytes) {
+        if frame.len() >= PIECE_BYTES {
+            self.close_last();
+            return self.whole.push_back(frame);
+        }
+        if self.last.len() + frame.len() > self.last.capacity() {
+            let twice = 2 * self.last.capacity();
+            self.close_last();
+            self.last = BytesMut::with_capacity(twice.clamp(PIECE_BYTES_MIN, PIECE_BYTES).max(frame.len()));
+        }
+        self.last.extend_from_slice(&frame);
+    }
+
+    fn close_last(&mut self) {
+        let last = std::mem::take(&mut self.last);
+        if !last.is_empty() {
+            self.whole.push_back(last.freeze());
+        }
+    }
+
+    /// The next piece.
+    pub(super) fn pop(&mut self) -> Option<Bytes> {
+        if self.whole.is_empty() {
+            self.close_last();
+        }
+        self.whole.pop_front()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.whole.is_empty() && self.last.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes stay in order, whatever their frames are; many tiny ones are few pieces.
+    #[test]
+    fn bytes_stay_in_order() {
+        let mut unread = Unread::default();
+        let (mut sent, mut received) = (Vec::new(), Vec::new());
+        for i in 0..3_000_usize {
+            let size = [1, 7, 300, 0, 20_000, 16_383, 2][i * i % 7];
+            let frame = vec![(i % 251) as u8; size];
+            sent.extend_from_slice(&frame);
+            unread.push(frame.into());
+            if i % 5 == 0 {
+                received.extend_from_slice(&unread.pop().unwrap_or_default());
+            }
+        }
+        while let Some(piece) = unread.pop() {
+            received.extend_from_slice(&piece);
+        }
+        assert!(unread.is_empty() && received == sent);
+
+        (0..100_000).for_each(|_| unread.push(Bytes::from_static(b"x")));
+        let held = unread.whole.len() * PIECE_BYTES + unread.last.capacity();
+        assert!(unread.whole.len() < 15 && held < 160_000, "{held} bytes in {} pieces", unread.whole.len());
+    }
+}
