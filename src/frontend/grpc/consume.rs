@@ -114,15 +114,18 @@ pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
     .await
 }
 
-/// One response on its way to the client, and the next one on its way from the shard: not more, however slow the
-/// client is. While there are no records, the shard wakes us; nothing is polled.
+/// One response on its way to the client, and, once the client has taken half of it, the next one on its way from the
+/// shard: not more, however slow the client is, and none at all while the client's windows are closed. While there are
+/// no records, the shard wakes us; nothing is polled.
 struct Follow<F, S> {
     consume: ConsumeCall,
     start: S,
-    /// None once the stream is ending.
+    /// What the shard was asked for.
     next: Option<Pin<Box<F>>>,
     fetched: Option<Consumed>,
     sending: Body,
+    /// Of what is being sent: with fewer left, the client reads.
+    half: usize,
     /// What the stream ends with, after what is being sent.
     end: Option<Result<(), CallError>>,
 }
@@ -133,8 +136,7 @@ where
     S: Fn(ConsumeCall) -> F,
 {
     fn new(consume: ConsumeCall, start: S) -> Follow<F, S> {
-        let next = Some(Box::pin(start(consume.clone())));
-        Follow { consume, start, next, fetched: None, sending: Body::default(), end: None }
+        Follow { consume, start, next: None, fetched: None, sending: Body::default(), half: 0, end: None }
     }
 
     fn is_ending(&self) -> bool {
@@ -146,48 +148,60 @@ where
         self.end = Some(result);
     }
 
+    /// Who wakes it: h2, while something is to be sent or nothing could be; else the shard, which was asked.
     fn poll(&mut self, responses: &mut Responses, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         loop {
             let sent = responses.poll_send(cx, &mut self.sending)?.is_ready();
-            if self.fetched.is_none() {
-                self.poll_next(cx);
-            }
             if sent {
                 if let Some(consumed) = self.fetched.take() {
                     self.sending = body(consumed);
+                    self.half = self.sending.remaining() / 2;
                     continue;
                 }
                 if let Some(end) = self.end.take() {
                     return Poll::Ready(end.map_err(Stop::Error));
                 }
             }
-            return Poll::Pending;
+            if self.fetched.is_some() || self.is_ending() {
+                return Poll::Pending;
+            }
+            if self.next.is_none() {
+                let is_read = self.sending.remaining() <= self.half;
+                if !is_read || (sent && responses.poll_writable(cx)?.is_pending()) {
+                    return Poll::Pending;
+                }
+                self.next = Some(Box::pin((self.start)(self.consume.clone())));
+            }
+            if !self.poll_next(cx) {
+                return Poll::Pending;
+            }
         }
     }
 
-    /// Takes the shard's answer, and asks for what follows it.
-    fn poll_next(&mut self, cx: &mut Context<'_>) {
-        while let Some(next) = &mut self.next {
-            let Poll::Ready(result) = next.as_mut().poll(cx) else { return };
-            let consumed = match result {
-                Ok(consumed) => consumed,
-                Err(error) => return self.end(Err(error)),
-            };
-            let wanted = &mut self.consume.consume;
-            wanted.start = Start::Offset(consumed.next_offset);
-            // They were for the first answer; the later ones follow it.
-            (wanted.min_offset, wanted.linearizable) = (None, false);
-            wanted.records_max = wanted.records_max.saturating_sub(consumed.count);
-            if wanted.records_max == 0 {
-                self.end(Ok(()));
-            } else {
-                self.next = Some(Box::pin((self.start)(self.consume.clone())));
+    /// Takes the shard's answer. False if there is none yet.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(next) = &mut self.next else { return false };
+        let Poll::Ready(result) = next.as_mut().poll(cx) else { return false };
+        self.next = None;
+        let consumed = match result {
+            Ok(consumed) => consumed,
+            Err(error) => {
+                self.end(Err(error));
+                return true;
             }
-            if consumed.count > 0 {
-                self.fetched = Some(consumed);
-                return;
-            }
+        };
+        let wanted = &mut self.consume.consume;
+        wanted.start = Start::Offset(consumed.next_offset);
+        // They were for the first answer; the later ones follow it.
+        (wanted.min_offset, wanted.linearizable) = (None, false);
+        wanted.records_max = wanted.records_max.saturating_sub(consumed.count);
+        if wanted.records_max == 0 {
+            self.end(Ok(()));
         }
+        if consumed.count > 0 {
+            self.fetched = Some(consumed);
+        }
+        true
     }
 }
 
@@ -201,7 +215,21 @@ mod tests {
 
     use super::*;
     use crate::frontend::grpc::tests::answer;
+    use crate::frontend::grpc::tests::answer_within;
     use crate::ids::NodeId;
+
+    fn from_the_start(records_max: u64) -> ConsumeCall {
+        let consume = Consume {
+            start: Start::Earliest,
+            records_max,
+            bytes_max: 0,
+            wait: Duration::ZERO,
+            min_offset: None,
+            linearizable: false,
+            deadline_us: None,
+        };
+        ConsumeCall { topic: String::new(), shard: 0, consume }
+    }
 
     /// A client that does not read costs the response that waits for it and the next one, whatever
     /// there is to read; when it reads on, it gets everything in order.
@@ -218,19 +246,6 @@ mod tests {
         );
         let asked = Rc::new(Cell::new(0));
         let server = async |mut responses: Responses| {
-            let consume = ConsumeCall {
-                topic: String::new(),
-                shard: 0,
-                consume: Consume {
-                    start: Start::Earliest,
-                    records_max: RECORDS,
-                    bytes_max: 0,
-                    wait: Duration::ZERO,
-                    min_offset: None,
-                    linearizable: false,
-                    deadline_us: None,
-                },
-            };
             let start = |_: ConsumeCall| {
                 asked.set(asked.get() + 1);
                 let consumed = Consumed {
@@ -243,7 +258,7 @@ mod tests {
                 };
                 async { Ok(consumed) }
             };
-            let mut follow = Follow::new(consume, start);
+            let mut follow = Follow::new(from_the_start(RECORDS), start);
             poll_fn(|cx| follow.poll(&mut responses, cx)).await.unwrap();
             responses.finish(Ok(()));
         };
@@ -267,6 +282,31 @@ mod tests {
             assert!(received < (chunk.len() + 20) * RECORDS as usize);
         };
         answer(server, client);
+    }
+
+    /// Nothing is asked of a shard for a stream on which nothing can be sent.
+    #[test]
+    fn a_closed_window() {
+        let asked = Cell::new(0);
+        let server = async |mut responses: Responses| {
+            let mut follow = Follow::new(from_the_start(1), |_: ConsumeCall| {
+                asked.set(asked.get() + 1);
+                std::future::pending()
+            });
+            poll_fn(|cx| match follow.poll(&mut responses, cx) {
+                Poll::Ready(_) => unreachable!("there was no answer"),
+                Poll::Pending => responses.poll_gone(cx),
+            })
+            .await;
+        };
+        let client = async |body: h2::RecvStream| {
+            for _ in 0..1_000 {
+                crate::env::yield_now().await;
+            }
+            assert_eq!(asked.get(), 0);
+            drop(body);
+        };
+        answer_within(0, server, client);
     }
 
     /// Stored chunks and the other fields, put one after the other, are one `ConsumeResponse`.

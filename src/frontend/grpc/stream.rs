@@ -224,6 +224,19 @@ impl Responses {
         Poll::Ready(Ok(()))
     }
 
+    /// Ready when the client's windows let something through; pending, it is woken when they do. It keeps one byte of
+    /// them for this stream.
+    pub(super) fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
+        let stream = self.open()?;
+        if stream.capacity() == 0 {
+            stream.reserve_capacity(1);
+            if stream.capacity() == 0 {
+                ready!(stream.poll_capacity(cx)).ok_or(Stop::Gone)??;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Passes the only message of a call to h2 if it is small, whatever the windows are; else false.
     pub(super) fn send_small(&mut self, body: &mut Body) -> Result<bool, Stop> {
         if body.remaining() > DIRECT_BYTES_MAX {

@@ -4,6 +4,7 @@
 
 use std::future::poll_fn;
 
+use bytes::Bytes;
 use http::Request;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
@@ -28,6 +29,15 @@ pub(super) async fn pair() -> (TcpStream, TcpStream) {
 /// One request, answered by `server`; `client` gets the response's body. The client's windows are the
 /// smallest of HTTP/2.
 pub(super) fn answer(server: impl AsyncFnOnce(Responses), client: impl AsyncFnOnce(h2::RecvStream)) {
+    answer_within(65_535, server, client);
+}
+
+/// The same with another window of the stream.
+pub(super) fn answer_within(
+    window: u32,
+    server: impl AsyncFnOnce(Responses),
+    client: impl AsyncFnOnce(h2::RecvStream),
+) {
     block_on(async {
         let (near, far) = pair().await;
         let serve = async {
@@ -39,7 +49,9 @@ pub(super) fn answer(server: impl AsyncFnOnce(Responses), client: impl AsyncFnOn
             });
         };
         let ask = async {
-            let (mut requests, connection) = h2::client::handshake(near).await.unwrap();
+            let mut builder = h2::client::Builder::new();
+            let (mut requests, connection) =
+                builder.initial_window_size(window).handshake::<_, Bytes>(near).await.unwrap();
             let ask = async {
                 poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
                 let request = Request::post("http://x/").body(()).unwrap();
