@@ -190,8 +190,25 @@ pub const CONNECTIONS_MAX: usize = 4_096;
 /// Open HTTP connections; the same. Fewer of both where the process has too few descriptors (`reactor::descriptors`).
 pub const HTTP_CONNECTIONS_MAX: usize = 1_024;
 
+/// Bytes that a client may have sent on a connection before anything of it is read: as little as HTTP/2 knows.
+pub const CONNECTION_WINDOW_BYTES_MIN: u32 = 65_535;
+
+/// The same, once the connection has made use of it; the client waits above it. Batches of 100 KiB, 32 in flight, want 3.2 MB.
+pub const CONNECTION_WINDOW_BYTES_MAX: u32 = 8 << 20;
+
+/// What the windows of one reactor's connections may have above the first one together; the more is taken, the smaller they
+/// stay.
+pub const CONNECTION_WINDOW_BYTES_LENT: usize = 128 << 20;
+
 /// Requests of one connection at the same time (HTTP/2 SETTINGS_MAX_CONCURRENT_STREAMS).
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_024;
+
+/// Calls of one reactor's connections together; a connection may have an eighth of what is left of them, and more is
+/// refused (REFUSED_STREAM: the client may try again elsewhere) ...
+pub const CALLS_MAX: usize = 32 << 10;
+
+/// ... but always so many.
+pub const CALLS_PER_CONNECTION_MIN: usize = 8;
 
 /// Produce requests of one stream that are not acknowledged yet; the stream is not read above it.
 pub const STREAM_PRODUCES_IN_FLIGHT_MAX: usize = 1_024;
@@ -328,6 +345,10 @@ const _: () = assert!(MEMORY_RESERVE_BYTES - MEMORY_CONSENSUS_BYTES >= 2 * ENTRY
 const _: () = assert!(MAILBOX_BYTES_MAX >= 2 * MESSAGE_BYTES_MAX);
 const _: () = assert!(STORAGE_SLOW.as_millis() > 2_000 && STORAGE_SLOW.as_millis() < STORAGE_HUNG.as_millis());
 const _: () = assert!(FLUSH_SLOW_FOR.as_millis() + 2 * FLUSH_LOOK.as_millis() < 2_000);
+// What the clients of one reactor can have sent that nobody has read: 256 MiB of first windows and 128 MiB of others.
+const _: () =
+    assert!(CONNECTIONS_MAX * CONNECTION_WINDOW_BYTES_MIN as usize + CONNECTION_WINDOW_BYTES_LENT <= 384 << 20);
+const _: () = assert!(CONNECTION_WINDOW_BYTES_MAX as usize <= CONNECTION_WINDOW_BYTES_LENT / 4);
 const _: () = assert!(ENTRIES_IN_FLIGHT_MAX < RAFT_QUEUE_MAX);
 const _: () = assert!(NODE_SHARDS_MAX + RAFT_QUEUE_MAX <= PEER_STREAMS_MAX);
 const _: () = assert!(PEER_PING_INTERVAL.as_millis() * 3 <= PEER_SILENT_MAX.as_millis());

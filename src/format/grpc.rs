@@ -26,7 +26,7 @@ const GROWTH: usize = 4;
 /// round trips on uploads).
 pub const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 
-/// The same for all streams of a connection together.
+/// The same for all streams of a connection of our client together (a server's begin smaller: `limits`).
 pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
 /// Largest DATA frame that either side accepts.

@@ -16,23 +16,26 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use h2::Reason;
 use http::Request;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 
 use crate::env;
 use crate::env::Env;
-use crate::format::grpc::CONNECTION_WINDOW_BYTES;
 use crate::format::grpc::FRAME_BYTES_MAX;
 use crate::format::grpc::STREAM_SEND_BYTES_MAX;
 use crate::format::grpc::STREAM_WINDOW_BYTES;
 use crate::frontend::Frontend;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::call;
+use crate::frontend::grpc::share::Share;
 use crate::frontend::grpc::small_frames::SmallFrames;
 use crate::frontend::grpc::socket::Socket;
+use crate::frontend::grpc::stranger;
 use crate::frontend::grpc::stream::Responses;
 use crate::frontend::grpc::turn::Turn;
+use crate::frontend::grpc::window::Window;
 use crate::limits;
 
 /// A client that has not said its preface by then is not one.
@@ -51,6 +54,9 @@ const SMALL_FRAMES_BUDGET: usize = 16 << 20;
 /// Bytes that h2 is given in one round. All calls that have not read their client's last message look at what it has brought
 /// before the next one (`Requests::hold`), so not more than this can lie in h2.
 const ROUND_BYTES: usize = 256 << 10;
+
+/// Frames of them: with `ROUNDS_MAX`, a millisecond of work for a client that sends nothing but the cheapest ones.
+const ROUND_FRAMES: usize = 512;
 
 /// A frame header and one byte.
 const SMALLEST_FRAME_BYTES: usize = 10;
@@ -104,16 +110,22 @@ async fn run<E: Env, S: AsyncRead + AsyncWrite + Unpin, F: Future<Output = ()>>(
     start: impl Fn(Request<h2::RecvStream>, Responses) -> F,
 ) {
     let socket = Socket::new(stream);
-    let Some(h2) = handshake::<E, S>(&socket, &mut shutdown, times.reset_memory).await else { return };
+    let Some(h2) = handshake::<E, S>(&socket, &mut shutdown, times.reset_memory).await else {
+        let answer = stranger::answer(&socket.first_bytes());
+        if !answer.is_empty() {
+            socket.close_with(answer).await;
+        }
+        return;
+    };
     let pause = || -> Timer { Box::pin(env::sleep::<E>(times.keepalive)) };
-    let mut connection = Connection::new(h2, socket, shutdown, pause);
+    let mut connection = Connection::new(h2, socket, shutdown, pause, E::monotonic_us);
     poll_fn(|cx| connection.poll(cx, &start)).await;
 }
 
 fn builder(reset_memory: Duration) -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES_MIN)
         .initial_window_size(STREAM_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES_MAX)
         .max_header_list_size(HEADER_BYTES_MAX)
@@ -127,7 +139,8 @@ fn builder(reset_memory: Duration) -> h2::server::Builder {
     builder
 }
 
-/// `None`: no client, too slow, or the node shuts down.
+/// `None`: no client, too slow, or the node shuts down. Nothing is written before the client's preface has come: who speaks
+/// something else gets another answer.
 async fn handshake<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     socket: &Socket<S>,
     shutdown: &mut Timer,
@@ -136,14 +149,8 @@ async fn handshake<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     let mut handshake = builder(reset_memory).handshake(socket.clone());
     let mut timeout = pin!(env::sleep::<E>(HANDSHAKE_TIMEOUT));
     poll_fn(|cx| {
-        socket.allow(ROUND_BYTES);
-        let done = Pin::new(&mut handshake).poll(cx);
-        // Our SETTINGS do not wait for the client's preface.
-        if let Poll::Ready(Err(error)) = socket.poll_write_out(cx) {
-            tracing::debug!(%error, "client went away in the handshake");
-            return Poll::Ready(None);
-        }
-        match done {
+        socket.allow(ROUND_BYTES, ROUND_FRAMES);
+        match Pin::new(&mut handshake).poll(cx) {
             Poll::Ready(Ok(h2)) => return Poll::Ready(Some(h2)),
             Poll::Ready(Err(error)) => {
                 tracing::debug!(%error, "no HTTP/2 client");
@@ -173,6 +180,9 @@ struct Connection<S, F, P> {
     ping: h2::PingPong,
     pinged: bool,
     received: u64,
+    window: Window,
+    share: Share,
+    now_us: fn() -> u64,
 }
 
 impl<S, F, P> Connection<S, F, P>
@@ -181,7 +191,7 @@ where
     F: Future<Output = ()>,
     P: Fn() -> Timer,
 {
-    fn new(mut h2: H2<S>, socket: Socket<S>, shutdown: Timer, pause: P) -> Connection<S, F, P> {
+    fn new(mut h2: H2<S>, socket: Socket<S>, shutdown: Timer, pause: P, now_us: fn() -> u64) -> Connection<S, F, P> {
         let turn = Turn::new(Waker::noop().clone());
         Connection {
             ping: h2.ping_pong().expect("asked for once"),
@@ -196,6 +206,9 @@ where
             pause,
             pinged: false,
             received: 0,
+            window: Window::new(now_us()),
+            share: Share::default(),
+            now_us,
         }
     }
 
@@ -208,6 +221,9 @@ where
         let waker = self.waker.clone();
         let cx = &mut Context::from_waker(&waker);
         self.turn.begin();
+        if let Some(bytes) = self.window.grow(self.socket.received(), self.now_us) {
+            self.h2.set_target_window_size(bytes);
+        }
         let mut ended = self.poll_going_away(cx) || self.poll_dead(cx);
         let mut rounds = 0;
         loop {
@@ -218,6 +234,7 @@ where
                 break;
             }
         }
+        ended = ended || self.is_flooded(cx);
         let written = self.socket.poll_write_out(cx);
         self.turn.end();
         if ended || matches!(written, Poll::Ready(Err(_))) { Poll::Ready(()) } else { Poll::Pending }
@@ -225,7 +242,7 @@ where
 
     /// Accepts, then runs calls. True when the connection has ended.
     fn round(&mut self, cx: &mut Context<'_>, start: &impl Fn(Request<h2::RecvStream>, Responses) -> F) -> bool {
-        self.socket.allow(ROUND_BYTES);
+        self.socket.allow(ROUND_BYTES, ROUND_FRAMES);
         loop {
             if self.calls.len() >= CALLS_MAX {
                 if self.h2.poll_closed(cx).is_ready() {
@@ -234,6 +251,9 @@ where
                 break;
             }
             match self.h2.poll_accept(cx) {
+                Poll::Ready(Some(Ok((_, mut respond)))) if !self.share.allows(self.calls.len()) => {
+                    respond.send_reset(Reason::REFUSED_STREAM);
+                }
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     self.calls.push(start(request, Responses::new(respond, self.small_frames.clone())));
                 }
@@ -247,10 +267,22 @@ where
         }
         let full = self.calls.len() >= CALLS_MAX;
         while let Poll::Ready(Some(())) = self.calls.poll_next_unpin(cx) {}
+        self.share.set(self.calls.len());
         if full && self.calls.len() < CALLS_MAX {
             cx.waker().wake_by_ref();
         }
         false
+    }
+
+    /// True when the client has sent too many frames that bring nothing; it is told, if it reads.
+    fn is_flooded(&mut self, cx: &mut Context<'_>) -> bool {
+        let flooded = self.socket.is_flooded();
+        if flooded {
+            tracing::debug!("too many frames without a request or data: connection closed");
+            self.h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            let _ = self.h2.poll_closed(cx);
+        }
+        flooded
     }
 
     /// Begins to say goodbye when the node shuts down: a GOAWAY, after which h2 ends the connection when its
@@ -267,6 +299,10 @@ where
     fn poll_dead(&mut self, cx: &mut Context<'_>) -> bool {
         while self.tick.as_mut().poll(cx).is_ready() {
             let received = self.socket.received();
+            self.socket.note_time();
+            if let Some(bytes) = self.window.shrink(received - self.received) {
+                self.h2.set_target_window_size(bytes);
+            }
             // Takes the answer to the last PING, or the next one could not be sent.
             let _ = self.ping.poll_pong(cx);
             if received != self.received {
@@ -330,6 +366,101 @@ mod tests {
         Ok(response.await?.status())
     }
 
+    /// A client may send as much as HTTP/2's first window before anything of it is read, and more once it has used that.
+    #[test]
+    fn windows_begin_small() {
+        block_on(async {
+            let (stream, server) = pair().await;
+            let read = Rc::new(Cell::new(false));
+            let start = |request: Request<h2::RecvStream>, responses: Responses| {
+                let read = read.clone();
+                async move {
+                    let mut requests =
+                        Requests::new(request.into_body(), Encoding::Identity, 1 << 20, &Budget::default());
+                    while !read.get() {
+                        crate::env::yield_now().await;
+                    }
+                    while poll_fn(|cx| requests.poll_next(cx)).await.unwrap().is_some() {}
+                    responses.finish(Ok(()));
+                }
+            };
+            let client = async {
+                let mut requests = client(stream).await;
+                poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+                let (_, mut stream) =
+                    requests.send_request(Request::post("http://x/").body(()).unwrap(), false).unwrap();
+                stream.reserve_capacity(1 << 20);
+                for _ in 0..1_000 {
+                    crate::env::yield_now().await;
+                }
+                assert_eq!(stream.capacity(), 65_535);
+                read.set(true);
+                let mut largest = 0;
+                for _ in 0..50 {
+                    stream.reserve_capacity(1 << 20);
+                    let granted = poll_fn(|cx| stream.poll_capacity(cx)).await.unwrap().unwrap();
+                    largest = largest.max(granted);
+                    stream.send_data(vec![0; granted / 5 * 5].into(), false).unwrap();
+                }
+                assert!(largest > 2 * 65_535, "the largest window was {largest}");
+            };
+            tokio::select! {
+                () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+                () = client => {}
+            }
+        });
+    }
+
+    /// Frames that bring nothing, without an end: the client is told, and its connection is closed.
+    #[test]
+    fn idle_frames() {
+        for frame in [
+            // WINDOW_UPDATE, PRIORITY, an unknown type, PING.
+            &b"\0\0\x04\x08\0\0\0\0\0\0\0\0\x01"[..],
+            b"\0\0\x05\x02\0\0\0\0\x03\0\0\0\0\x01",
+            b"\0\0\0\x77\0\0\0\0\0",
+            b"\0\0\x08\x06\0\0\0\0\0ringlog!",
+        ] {
+            block_on(async {
+                let (stream, server) = pair().await;
+                let (mut input, mut output) = stream.into_split();
+                let write = async {
+                    output.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+                    let many = frame.repeat(1_000);
+                    while output.write_all(&many).await.is_ok() {}
+                };
+                let read = async {
+                    let mut received = Vec::new();
+                    let _ = input.read_to_end(&mut received).await;
+                };
+                tokio::join!(run::<RealEnv, _, _>(server, never(), NEVER, answer), write, read);
+            });
+        }
+    }
+
+    /// A client that speaks something else is told what this port is, without a byte of HTTP/2 before it.
+    #[test]
+    fn other_languages() {
+        for (sent, answered) in [
+            (&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &b"HTTP/1.1 505 "[..]),
+            (b"POST /v1/x HTTP/1.1\r\n\r\n", b"HTTP/1.1 505 "),
+            (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", b"\x15\x03\x01\0\x02\x02\x46"),
+            (b"\0\0\0\0", b""),
+        ] {
+            block_on(async {
+                let (mut client, server) = pair().await;
+                let client = async {
+                    client.write_all(sent).await.unwrap();
+                    let mut received = Vec::new();
+                    client.read_to_end(&mut received).await.unwrap();
+                    assert!(received.starts_with(answered), "{received:?}");
+                    assert_eq!(received.is_empty(), answered.is_empty());
+                };
+                tokio::join!(run::<RealEnv, _, _>(server, never(), NEVER, answer), client);
+            });
+        }
+    }
+
     /// Tiny messages of a client that is far ahead of its calls are no attack, on however many streams they wait.
     #[test]
     fn tiny_frames_that_wait() {
@@ -338,26 +469,35 @@ mod tests {
         block_on(async {
             let (stream, server) = pair().await;
             let start = async |request: Request<h2::RecvStream>, responses: Responses| {
+                let request_is_tiny = request.uri().path() == "/tiny";
                 let mut requests = Requests::new(request.into_body(), Encoding::Identity, 1 << 20, &Budget::default());
-                // Busy with other things, until the client has sent all.
-                poll_fn(|cx| {
-                    requests.hold(cx);
-                    if requests.has_all() { Poll::Ready(()) } else { Poll::Pending }
-                })
-                .await;
+                if request_is_tiny {
+                    // Busy with other things, until the client has sent all.
+                    poll_fn(|cx| {
+                        requests.hold(cx);
+                        if requests.has_all() { Poll::Ready(()) } else { Poll::Pending }
+                    })
+                    .await;
+                }
                 let mut messages = 0;
                 while poll_fn(|cx| requests.poll_next(cx)).await.unwrap().is_some() {
                     messages += 1;
                 }
-                assert_eq!(messages, MESSAGES);
+                assert!(messages == MESSAGES || messages == 1);
                 responses.finish(Ok(()));
             };
             let client = async {
                 let mut requests = client(stream).await;
+                // A large message that is read at once makes the window larger than the tiny ones need.
+                poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+                let request = Request::post("http://x/").body(()).unwrap();
+                let (response, mut large) = requests.send_request(request, false).unwrap();
+                large.send_data([&grpc::prefix(1 << 20)[..], &vec![0; 1 << 20]].concat().into(), true).unwrap();
+                assert_eq!(response.await.unwrap().status(), 200);
                 let mut responses = Vec::new();
                 for _ in 0..STREAMS {
                     poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
-                    let request = Request::post("http://x/").body(()).unwrap();
+                    let request = Request::post("http://x/tiny").body(()).unwrap();
                     let (response, mut stream) = requests.send_request(request, false).unwrap();
                     // Empty messages, a frame for each byte of their prefixes.
                     for _ in 0..MESSAGES * grpc::PREFIX_BYTES {

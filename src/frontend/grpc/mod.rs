@@ -6,6 +6,10 @@
 //! call        one request: its checks, its method, its deadline and cancellation
 //! stream      messages in (flow control, size limits, gzip) and out (few frames, back-pressure)
 //! unread      bytes of a stream before they are wanted
+//! window      how much a client may send ahead
+//! share       how many calls a connection may have, as all of them take memory
+//! scan        frames that bring nothing
+//! stranger    clients that speak no HTTP/2
 //! small_frames  what our small frames cost the client
 //! status      errors to trailers
 //! timeout     the grpc-timeout header
@@ -27,9 +31,12 @@ mod health;
 mod method;
 mod produce;
 mod reflection;
+mod scan;
+mod share;
 mod small_frames;
 mod socket;
 mod status;
+mod stranger;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -37,6 +44,7 @@ mod timeout;
 mod turn;
 mod unread;
 mod watch;
+mod window;
 
 use std::time::Duration;
 

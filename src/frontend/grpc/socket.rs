@@ -6,6 +6,7 @@
 //! there is something in them: an idle connection has none.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::io::IoSlice;
 use std::pin::Pin;
@@ -17,6 +18,12 @@ use std::task::ready;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
+
+use crate::frontend::grpc::scan::Scan;
+use crate::frontend::grpc::stranger;
+
+/// The client's preface (RFC 9113, section 3.4), which is no frame.
+const PREFACE_BYTES: usize = 24;
 
 /// One read from the kernel.
 const READ_BYTES: usize = 64 << 10;
@@ -72,8 +79,11 @@ struct Inner<S> {
     output: Vec<u8>,
     output_start: usize,
     received: u64,
-    /// Bytes that h2 may still read.
+    sent: u64,
+    /// Bytes and frames that h2 may still read.
     allowed: usize,
+    frames: usize,
+    scan: Scan,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
@@ -86,14 +96,45 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             output: Vec::new(),
             output_start: 0,
             received: 0,
+            sent: 0,
             allowed: 0,
+            frames: 0,
+            scan: Scan::new(PREFACE_BYTES),
         })))
     }
 
-    /// The reader gets this many bytes; then its reads are pending, and it is woken at once: whoever polls it can do other
-    /// things first, and has to call this again.
-    pub(super) fn allow(&self, bytes: usize) {
-        self.0.borrow_mut().allowed = bytes;
+    /// The reader gets this many bytes and frames; then its reads are pending, and it is woken at once: whoever polls it
+    /// can do other things first, and has to call this again.
+    pub(super) fn allow(&self, bytes: usize, frames: usize) {
+        let inner = &mut *self.0.borrow_mut();
+        (inner.allowed, inner.frames) = (bytes, frames);
+    }
+
+    /// Whether the client has sent far more frames that bring nothing than it has had a cause for.
+    pub(super) fn is_flooded(&self) -> bool {
+        let inner = &mut *self.0.borrow_mut();
+        inner.scan.note_sent(inner.sent);
+        inner.scan.is_flood()
+    }
+
+    /// Some seconds have passed.
+    pub(super) fn note_time(&self) {
+        self.0.borrow_mut().scan.note_time();
+    }
+
+    /// The first bytes that came, if they have not all been taken by now in several pieces.
+    pub(super) fn first_bytes(&self) -> Vec<u8> {
+        let inner = self.0.borrow();
+        if inner.received == inner.input_end as u64 { inner.input[..inner.input_end].to_vec() } else { Vec::new() }
+    }
+
+    /// Closes the connection with an answer that is no HTTP/2. What was gathered is forgotten.
+    pub(super) async fn close_with(&self, answer: &[u8]) {
+        let mut at = 0;
+        let closed = poll_fn(|cx| stranger::poll_answer(&mut self.0.borrow_mut().stream, cx, answer, &mut at));
+        if let Err(error) = closed.await {
+            tracing::debug!(%error, "a client that speaks no HTTP/2 went away");
+        }
     }
 
     /// Bytes that have ever been read.
@@ -110,23 +151,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
     /// Pending, it is woken by the socket or, when no more is allowed, has woken already.
     fn poll_read(&mut self, cx: &mut Context<'_>, wanted: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.allowed == 0 {
+        if self.allowed == 0 || (self.frames == 0 && self.scan.rest() == 0) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         if self.input_start == self.input_end {
-            if (DIRECT_BYTES..=self.allowed).contains(&wanted.remaining()) {
+            // Only for what a large frame lacks.
+            if self.scan.rest() >= DIRECT_BYTES && (DIRECT_BYTES..=self.allowed).contains(&wanted.remaining()) {
                 let before = wanted.filled().len();
                 let read = Pin::new(&mut self.stream).poll_read(cx, wanted);
-                let bytes = wanted.filled().len() - before;
-                self.received += bytes as u64;
-                self.allowed -= bytes;
+                let bytes = &wanted.filled()[before..];
+                self.received += bytes.len() as u64;
+                self.allowed -= bytes.len();
+                let taken = self.scan.take(bytes, &mut self.frames);
+                // What a large frame does not fill may bring more small ones than are allowed.
+                let mut others = usize::MAX;
+                self.scan.take(&bytes[taken..], &mut others);
                 return read;
             }
             ready!(self.poll_fill(cx))?;
         }
         let take = wanted.remaining().min(self.input_end - self.input_start).min(self.allowed);
-        wanted.put_slice(&self.input[self.input_start..self.input_start + take]);
+        let input = &self.input[self.input_start..self.input_start + take];
+        let take = self.scan.take(input, &mut self.frames);
+        wanted.put_slice(&input[..take]);
         self.input_start += take;
         self.allowed -= take;
         Poll::Ready(Ok(()))
@@ -168,6 +216,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
     }
 
     fn wrote(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
         self.output_start += bytes;
         if self.output_start == self.output.len() {
             self.output.clear();
@@ -191,6 +240,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
                 Poll::Ready(wrote) => {
                     self.wrote(wrote.min(gathered));
                     if wrote > gathered {
+                        self.sent += (wrote - gathered) as u64;
                         return Poll::Ready(Ok(wrote - gathered));
                     }
                 }
@@ -249,7 +299,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
     use std::sync::atomic::Ordering;
@@ -334,7 +383,7 @@ mod tests {
             };
             let read = async {
                 for asked in [1 << 20, 50_000, 8_192, 1_000] {
-                    socket.allow(ALLOWED);
+                    socket.allow(ALLOWED, usize::MAX);
                     let mut received = 0;
                     while received < ALLOWED {
                         received += socket.read(&mut vec![0; asked]).await.unwrap();
@@ -367,7 +416,7 @@ mod tests {
             };
             let read = async {
                 let mut received = Vec::new();
-                socket.allow(usize::MAX);
+                socket.allow(usize::MAX, usize::MAX);
                 for size in SIZES.iter().cycle() {
                     let mut piece = vec![0; *size];
                     let bytes = socket.read(&mut piece).await.unwrap();
