@@ -8,6 +8,7 @@ use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Buf;
 use prost::Message;
 
 use crate::env::Env;
@@ -210,7 +211,6 @@ mod tests {
     use std::cell::Cell;
     use std::rc::Rc;
 
-    use bytes::Buf;
     use bytes::Bytes;
 
     use super::*;
@@ -294,7 +294,11 @@ mod tests {
                 std::future::pending()
             });
             poll_fn(|cx| match follow.poll(&mut responses, cx) {
-                Poll::Ready(_) => unreachable!("there was no answer"),
+                // The client goes while it is waited for.
+                Poll::Ready(result) => {
+                    assert!(matches!(result, Err(Stop::Gone)));
+                    Poll::Ready(())
+                }
                 Poll::Pending => responses.poll_gone(cx),
             })
             .await;

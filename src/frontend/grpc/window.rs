@@ -63,7 +63,7 @@ impl Window {
     }
 
     fn set(&mut self, bytes: u32) -> u32 {
-        LENT.set(LENT.get() - self.bytes as usize + bytes as usize);
+        LENT.set(LENT.get() + bytes as usize - self.bytes as usize);
         assert!(LENT.get() <= CONNECTION_WINDOW_BYTES_LENT);
         self.bytes = bytes;
         bytes

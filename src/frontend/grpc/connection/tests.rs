@@ -1,0 +1,414 @@
+//! A connection with a client that speaks HTTP/2 as the h2 crate does, or by hand.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::budget::Budget;
+use crate::env::real::RealEnv;
+use crate::env::runtime::block_on;
+use crate::format::grpc;
+use crate::format::grpc::Encoding;
+use crate::frontend::grpc::RESET_MEMORY;
+use crate::frontend::grpc::stream::Requests;
+use crate::frontend::grpc::tests::pair;
+
+const NEVER: Times = Times { keepalive: Duration::from_secs(3_600), reset_memory: RESET_MEMORY };
+
+/// Answers at once.
+async fn answer(_: Request<h2::RecvStream>, responses: Responses) {
+    responses.finish(Ok(()));
+}
+
+fn never() -> Timer {
+    Box::pin(std::future::pending())
+}
+
+async fn client(stream: TcpStream) -> h2::client::SendRequest<Bytes> {
+    let (requests, connection) = h2::client::handshake(stream).await.unwrap();
+    env::spawn::<RealEnv>(async {
+        let _ = connection.await;
+    });
+    requests
+}
+
+async fn status(requests: &mut h2::client::SendRequest<Bytes>) -> Result<http::StatusCode, h2::Error> {
+    let request = Request::post("http://x/").body(()).unwrap();
+    std::future::poll_fn(|cx| requests.poll_ready(cx)).await?;
+    let (response, _) = requests.send_request(request, true)?;
+    Ok(response.await?.status())
+}
+
+/// A client may send as much as HTTP/2's first window before anything of it is read, and more once it has used that.
+#[test]
+fn windows_begin_small() {
+    block_on(async {
+        let (stream, server) = pair().await;
+        let read = Rc::new(Cell::new(false));
+        let start = |request: Request<h2::RecvStream>, responses: Responses| {
+            let read = read.clone();
+            async move {
+                let mut requests = Requests::new(request.into_body(), Encoding::Identity, 1 << 20, &Budget::default());
+                while !read.get() {
+                    crate::env::yield_now().await;
+                }
+                while poll_fn(|cx| requests.poll_next(cx)).await.unwrap().is_some() {}
+                responses.finish(Ok(()));
+            }
+        };
+        let client = async {
+            let mut requests = client(stream).await;
+            poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+            let (_, mut stream) = requests.send_request(Request::post("http://x/").body(()).unwrap(), false).unwrap();
+            stream.reserve_capacity(1 << 20);
+            for _ in 0..1_000 {
+                crate::env::yield_now().await;
+            }
+            assert_eq!(stream.capacity(), 65_535);
+            read.set(true);
+            let mut largest = 0;
+            for _ in 0..50 {
+                stream.reserve_capacity(1 << 20);
+                let granted = poll_fn(|cx| stream.poll_capacity(cx)).await.unwrap().unwrap();
+                largest = largest.max(granted);
+                stream.send_data(vec![0; granted / 5 * 5].into(), false).unwrap();
+            }
+            assert!(largest > 2 * 65_535, "the largest window was {largest}");
+        };
+        tokio::select! {
+            () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+            () = client => {}
+        }
+    });
+}
+
+/// Frames that bring nothing, without an end: the client is told, and its connection is closed.
+#[test]
+fn idle_frames() {
+    for frame in [
+        // WINDOW_UPDATE, PRIORITY, an unknown type, PING.
+        &b"\0\0\x04\x08\0\0\0\0\0\0\0\0\x01"[..],
+        b"\0\0\x05\x02\0\0\0\0\x03\0\0\0\0\x01",
+        b"\0\0\0\x77\0\0\0\0\0",
+        b"\0\0\x08\x06\0\0\0\0\0ringlog!",
+    ] {
+        block_on(async {
+            let (stream, server) = pair().await;
+            let (mut input, mut output) = stream.into_split();
+            let write = async {
+                output.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+                let many = frame.repeat(1_000);
+                while output.write_all(&many).await.is_ok() {}
+            };
+            let read = async {
+                let mut received = Vec::new();
+                let _ = input.read_to_end(&mut received).await;
+            };
+            tokio::join!(run::<RealEnv, _, _>(server, never(), NEVER, answer), write, read);
+        });
+    }
+}
+
+/// A client that speaks something else is told what this port is, without a byte of HTTP/2 before it.
+#[test]
+fn other_languages() {
+    for (sent, answered) in [
+        (&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &b"HTTP/1.1 505 "[..]),
+        (b"POST /v1/x HTTP/1.1\r\n\r\n", b"HTTP/1.1 505 "),
+        (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", b"\x15\x03\x01\0\x02\x02\x46"),
+        (b"\0\0\0\0", b""),
+    ] {
+        block_on(async {
+            let (mut client, server) = pair().await;
+            let client = async {
+                client.write_all(sent).await.unwrap();
+                let mut received = Vec::new();
+                client.read_to_end(&mut received).await.unwrap();
+                assert!(received.starts_with(answered), "{received:?}");
+                assert_eq!(received.is_empty(), answered.is_empty());
+            };
+            tokio::join!(run::<RealEnv, _, _>(server, never(), NEVER, answer), client);
+        });
+    }
+}
+
+/// Tiny messages of a client that is far ahead of its calls are no attack, on however many streams they wait.
+#[test]
+fn tiny_frames_that_wait() {
+    const STREAMS: usize = 16;
+    const MESSAGES: usize = 1_250;
+    block_on(async {
+        let (stream, server) = pair().await;
+        let start = async |request: Request<h2::RecvStream>, responses: Responses| {
+            let request_is_tiny = request.uri().path() == "/tiny";
+            let mut requests = Requests::new(request.into_body(), Encoding::Identity, 1 << 20, &Budget::default());
+            if request_is_tiny {
+                // Busy with other things, until the client has sent all.
+                poll_fn(|cx| {
+                    requests.hold(cx);
+                    if requests.has_all() { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+            }
+            let mut messages = 0;
+            while poll_fn(|cx| requests.poll_next(cx)).await.unwrap().is_some() {
+                messages += 1;
+            }
+            assert!(messages == MESSAGES || messages == 1);
+            responses.finish(Ok(()));
+        };
+        let client = async {
+            let mut requests = client(stream).await;
+            // A large message that is read at once makes the window larger than the tiny ones need.
+            poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+            let request = Request::post("http://x/").body(()).unwrap();
+            let (response, mut large) = requests.send_request(request, false).unwrap();
+            large.send_data([&grpc::prefix(1 << 20)[..], &vec![0; 1 << 20]].concat().into(), true).unwrap();
+            assert_eq!(response.await.unwrap().status(), 200);
+            let mut responses = Vec::new();
+            for _ in 0..STREAMS {
+                poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+                let request = Request::post("http://x/tiny").body(()).unwrap();
+                let (response, mut stream) = requests.send_request(request, false).unwrap();
+                // Empty messages, a frame for each byte of their prefixes.
+                for _ in 0..MESSAGES * grpc::PREFIX_BYTES {
+                    stream.send_data(Bytes::from_static(&[0]), false).unwrap();
+                }
+                stream.send_data(Bytes::new(), true).unwrap();
+                responses.push(response);
+            }
+            for response in responses {
+                assert_eq!(response.await.unwrap().status(), 200);
+            }
+        };
+        tokio::select! {
+            () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+            () = client => {}
+        }
+    });
+}
+
+/// A client of the h2 crate, with its own budget for small frames, that reads nothing for a while: neither one small
+/// answer on each of many streams nor many on each make it close.
+#[test]
+fn small_answers_that_wait() {
+    const STREAMS: usize = 200;
+    const MESSAGES: usize = 10;
+    block_on(async {
+        let (stream, server) = pair().await;
+        let answered = Cell::new(0);
+        let start = |_, mut responses: Responses| {
+            let messages = if answered.replace(answered.get() + 1) % 2 == 0 { 1 } else { MESSAGES };
+            async move {
+                for _ in 0..messages {
+                    let mut body = Body::message(b"", Vec::new());
+                    if messages > 1 || !responses.send_small(&mut body).unwrap() {
+                        poll_fn(|cx| responses.poll_send(cx, &mut body)).await.unwrap();
+                    }
+                    crate::env::yield_now().await;
+                }
+                responses.finish(Ok(()));
+            }
+        };
+        let client = async {
+            let mut requests = client(stream).await;
+            let mut responses = Vec::new();
+            for _ in 0..STREAMS {
+                poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+                let request = Request::post("http://x/").body(()).unwrap();
+                responses.push(requests.send_request(request, true).unwrap().0);
+            }
+            // The server has had every chance to send too many.
+            for _ in 0..2_000 {
+                crate::env::yield_now().await;
+            }
+            for (i, response) in responses.into_iter().enumerate() {
+                let mut body = response.await.unwrap().into_body();
+                let mut assembler = grpc::Assembler::new(1 << 20);
+                let mut messages = 0;
+                while let Some(data) = body.data().await {
+                    let data = data.unwrap();
+                    body.flow_control().release_capacity(data.len()).unwrap();
+                    assembler.push(data);
+                    while let Some(message) = assembler.next_message().unwrap() {
+                        assert!(message.bytes.starts_with(b""));
+                        messages += 1;
+                    }
+                }
+                assert_eq!(messages, if i % 2 == 0 { 1 } else { MESSAGES });
+            }
+        };
+        tokio::select! {
+            () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+            () = client => {}
+        }
+    });
+}
+
+/// What is no client is left alone: the connection ends, and nothing panics.
+#[test]
+fn garbage_ends_the_connection() {
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    let settings = b"\0\0\0\x04\0\0\0\0\0";
+    for sent in [
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+        vec![0; 100],
+        preface[..20].to_vec(),
+        [&preface[..], b"\0\0\x04"].concat(),
+        [&preface[..], settings, b"\0\x40\0\0\0\0\0\0\x01half a frame"].concat(),
+        [&preface[..], settings, b"\xff\xff\xff\0\0\0\0\0\x01"].concat(),
+        [&preface[..], settings, b"\0\0\x05\x01\x04\0\0\0\x01\xff\xff\xff\xff\xff"].concat(),
+    ] {
+        block_on(async {
+            let (mut client, server) = pair().await;
+            let client = async {
+                client.write_all(&sent).await.unwrap();
+                client.shutdown().await.unwrap();
+                let _ = client.read_to_end(&mut Vec::new()).await;
+            };
+            tokio::join!(run::<RealEnv, _, _>(server, never(), NEVER, answer), client);
+        });
+    }
+}
+
+/// A client that does not answer a PING is dead, one that does may be silent for as long as it likes.
+#[test]
+fn keepalive() {
+    const KEEPALIVE: Duration = Duration::from_millis(200);
+    const TIMES: Times = Times { keepalive: KEEPALIVE, ..NEVER };
+    block_on(async {
+        let (mut dead, server) = pair().await;
+        dead.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        run::<RealEnv, _, _>(server, never(), TIMES, answer).await;
+        let mut received = Vec::new();
+        dead.read_to_end(&mut received).await.unwrap();
+        assert!(received.windows(4).any(|head| head == [0, 0, 8, 6]), "no PING in {received:?}");
+
+        let (alive, server) = pair().await;
+        env::spawn::<RealEnv>(run::<RealEnv, _, _>(server, never(), TIMES, answer));
+        let mut requests = client(alive).await;
+        assert_eq!(status(&mut requests).await.unwrap(), 200);
+        env::sleep::<RealEnv>(KEEPALIVE * 5).await;
+        assert_eq!(status(&mut requests).await.unwrap(), 200);
+    });
+}
+
+/// A shutdown lets calls in flight finish, takes no new ones, and then ends the connection.
+#[test]
+fn going_away() {
+    block_on(async {
+        let (stream, server) = pair().await;
+        let (shut, shutdown) = oneshot::channel::<()>();
+        let (finish, finished) = oneshot::channel::<()>();
+        let finished = Cell::new(Some(finished));
+        let start = |_, responses: Responses| {
+            let finished = finished.take();
+            async move {
+                if let Some(finished) = finished {
+                    finished.await.unwrap();
+                }
+                responses.finish(Ok(()));
+            }
+        };
+        let shutdown: Timer = Box::pin(async {
+            let _ = shutdown.await;
+        });
+        let client = async {
+            let mut requests = client(stream).await;
+            let request = Request::post("http://x/").body(()).unwrap();
+            let (response, _) = requests.send_request(request, true).unwrap();
+            // An answer to the second one says that the first one was accepted.
+            assert_eq!(status(&mut requests).await.unwrap(), 200);
+            shut.send(()).unwrap();
+            while status(&mut requests).await.is_ok() {}
+            finish.send(()).unwrap();
+            assert_eq!(response.await.unwrap().status(), 200);
+        };
+        tokio::join!(run::<RealEnv, _, _>(server, shutdown, NEVER, start), client);
+    });
+}
+
+/// Nobody holds up a shutdown by saying nothing.
+#[test]
+fn going_away_in_the_handshake() {
+    block_on(async {
+        let (_silent, server) = pair().await;
+        run::<RealEnv, _, _>(server, Box::pin(async {}), NEVER, answer).await;
+    });
+}
+
+/// A call that wakes itself in more rounds than one turn of the task has goes on in the next turn.
+#[test]
+fn many_rounds() {
+    block_on(async {
+        let (stream, server) = pair().await;
+        let start = |_, responses: Responses| async move {
+            let mut left = 5 * ROUNDS_MAX;
+            // At once, while its connection's turn lasts; `yield_now` wakes only behind it.
+            poll_fn(|cx| {
+                left -= 1;
+                cx.waker().wake_by_ref();
+                if left == 0 { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            responses.finish(Ok(()));
+        };
+        let client = async {
+            let mut requests = client(stream).await;
+            tokio::select! {
+                answer = status(&mut requests) => assert_eq!(answer.unwrap(), 200),
+                () = env::sleep::<RealEnv>(Duration::from_secs(20)) => panic!("it does not go on"),
+            }
+        };
+        tokio::select! {
+            () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+            () = client => {}
+        }
+    });
+}
+
+/// Calls that the client has cancelled end as soon as they look; cancelling all that a connection may have, again and
+/// again, does not end the connection.
+#[test]
+fn cancelled_calls_end() {
+    block_on(async {
+        let (stream, server) = pair().await;
+        let waiting = Rc::new(Cell::new(0));
+        let start = |_, mut responses: Responses| {
+            let waiting = waiting.clone();
+            async move {
+                waiting.set(waiting.get() + 1);
+                poll_fn(|cx| responses.poll_gone(cx)).await;
+                waiting.set(waiting.get() - 1);
+            }
+        };
+        let client = async {
+            let mut requests = client(stream).await;
+            for _ in 0..5 {
+                let mut calls = Vec::new();
+                for _ in 0..limits::STREAMS_PER_CONNECTION_MAX / 2 {
+                    std::future::poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+                    let request = Request::post("http://x/").body(()).unwrap();
+                    calls.push(requests.send_request(request, true).unwrap());
+                }
+                while waiting.get() < calls.len() {
+                    crate::env::yield_now().await;
+                }
+                drop(calls);
+                while waiting.get() > 0 {
+                    crate::env::yield_now().await;
+                }
+            }
+        };
+        tokio::select! {
+            () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+            () = client => {}
+        }
+    });
+}
