@@ -193,8 +193,9 @@ pub const HTTP_CONNECTIONS_MAX: usize = 1_024;
 /// Bytes that a client may have sent on a connection before anything of it is read: as little as HTTP/2 knows.
 pub const CONNECTION_WINDOW_BYTES_MIN: u32 = 65_535;
 
-/// The same, once the connection has made use of it; the client waits above it. Batches of 100 KiB, 32 in flight, want 3.2 MB.
-pub const CONNECTION_WINDOW_BYTES_MAX: u32 = 8 << 20;
+/// The same, once the connection has made use of it; the client waits above it. Batches of 100 KiB, 32 in flight, want 3.2 MB;
+/// 15 streams that wait leave room for another.
+pub const CONNECTION_WINDOW_BYTES_MAX: u32 = 16 << 20;
 
 /// What the windows of one reactor's connections may have above the first one together; the more is taken, the smaller they
 /// stay.

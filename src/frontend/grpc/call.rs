@@ -72,7 +72,8 @@ pub(super) async fn serve<E: Env>(frontend: Frontend<E>, request: Request<RecvSt
         }
     };
     let mut call = Call {
-        requests: Requests::new(body, encoding, frontend.limits().message_bytes_max, frontend.budget()),
+        requests: Requests::new(body, encoding, frontend.limits().message_bytes_max, frontend.budget())
+            .counted_in(responses.unread()),
         responses,
         deadline_us: timeout_us.map(|us| E::monotonic_us().saturating_add(us)),
         definite: true,

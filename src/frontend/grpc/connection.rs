@@ -35,6 +35,7 @@ use crate::frontend::grpc::socket::Socket;
 use crate::frontend::grpc::stranger;
 use crate::frontend::grpc::stream::Responses;
 use crate::frontend::grpc::turn::Turn;
+use crate::frontend::grpc::unread::UnreadBytes;
 use crate::frontend::grpc::window::Window;
 use crate::limits;
 
@@ -171,6 +172,7 @@ struct Connection<S, F, P> {
     socket: Socket<S>,
     calls: FuturesUnordered<F>,
     small_frames: SmallFrames,
+    unread: UnreadBytes,
     turn: Arc<Turn>,
     waker: Waker,
     shutdown: Option<Timer>,
@@ -199,6 +201,7 @@ where
             socket,
             calls: FuturesUnordered::new(),
             small_frames: SmallFrames::default(),
+            unread: UnreadBytes::default(),
             waker: Waker::from(turn.clone()),
             turn,
             shutdown: Some(shutdown),
@@ -221,9 +224,6 @@ where
         let waker = self.waker.clone();
         let cx = &mut Context::from_waker(&waker);
         self.turn.begin();
-        if let Some(bytes) = self.window.grow(self.socket.received(), self.now_us) {
-            self.h2.set_target_window_size(bytes);
-        }
         let mut ended = self.poll_going_away(cx) || self.poll_dead(cx);
         let mut rounds = 0;
         loop {
@@ -233,6 +233,10 @@ where
             if ended || rounds == ROUNDS_MAX || !self.turn.take_woken() {
                 break;
             }
+        }
+        // h2 wakes this task if the client has to be told.
+        if let Some(bytes) = self.window.grow(self.socket.received(), self.unread.get(), self.now_us) {
+            self.h2.set_target_window_size(bytes);
         }
         ended = ended || self.is_flooded(cx);
         let written = self.socket.poll_write_out(cx);
@@ -255,7 +259,8 @@ where
                     respond.send_reset(Reason::REFUSED_STREAM);
                 }
                 Poll::Ready(Some(Ok((request, respond)))) => {
-                    self.calls.push(start(request, Responses::new(respond, self.small_frames.clone())));
+                    self.calls
+                        .push(start(request, Responses::new(respond, self.small_frames.clone(), self.unread.clone())));
                 }
                 Poll::Ready(Some(Err(error))) => {
                     tracing::debug!(%error, "connection failed");
@@ -300,7 +305,7 @@ where
         while self.tick.as_mut().poll(cx).is_ready() {
             let received = self.socket.received();
             self.socket.note_time();
-            if let Some(bytes) = self.window.shrink(received - self.received) {
+            if let Some(bytes) = self.window.shrink(received - self.received, self.unread.get()) {
                 self.h2.set_target_window_size(bytes);
             }
             // Takes the answer to the last PING, or the next one could not be sent.

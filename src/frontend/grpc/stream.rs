@@ -30,6 +30,7 @@ use crate::frontend::grpc::small_frames::FREE_BYTES;
 use crate::frontend::grpc::small_frames::SmallFrames;
 use crate::frontend::grpc::status;
 use crate::frontend::grpc::unread::Unread;
+use crate::frontend::grpc::unread::UnreadBytes;
 
 /// A response up to this size is given to h2 at once; the number of streams bounds their sum.
 const DIRECT_BYTES_MAX: usize = 4 << 10;
@@ -95,6 +96,12 @@ impl Requests {
     pub(super) fn new(stream: RecvStream, encoding: Encoding, bytes_max: usize, budget: &Budget) -> Requests {
         let (unread, assembler, held) = (Unread::default(), Assembler::new(bytes_max), budget.none(Use::Received));
         Requests { stream, unread, end: End::Open, asked: false, assembler, encoding, bytes_max, held }
+    }
+
+    /// Counts what waits in `connection`.
+    pub(super) fn counted_in(mut self, connection: UnreadBytes) -> Requests {
+        self.unread = Unread::new(connection);
+        self
     }
 
     /// The next message; `None` when the client has sent its last. Pending, it is woken when the stream goes on.
@@ -183,12 +190,18 @@ pub(super) struct Responses {
     /// Once the headers are sent.
     stream: Option<SendStream<Body>>,
     small_frames: SmallFrames,
+    unread: UnreadBytes,
 }
 
 impl Responses {
-    /// `small_frames` is the connection's.
-    pub(super) fn new(respond: SendResponse<Body>, small_frames: SmallFrames) -> Responses {
-        Responses { respond, stream: None, small_frames }
+    /// `small_frames` and `unread` are the connection's.
+    pub(super) fn new(respond: SendResponse<Body>, small_frames: SmallFrames, unread: UnreadBytes) -> Responses {
+        Responses { respond, stream: None, small_frames, unread }
+    }
+
+    /// What counts the unread bytes of the connection.
+    pub(super) fn unread(&self) -> UnreadBytes {
+        self.unread.clone()
     }
 
     /// Sends the headers, if that has not happened. A streaming call does so at once, so that the client knows that

@@ -13,6 +13,7 @@ use crate::env::runtime::block_on;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::small_frames::SmallFrames;
 use crate::frontend::grpc::stream::Responses;
+use crate::frontend::grpc::unread::UnreadBytes;
 
 /// Two ends of a TCP connection.
 pub(super) async fn pair() -> (TcpStream, TcpStream) {
@@ -44,9 +45,10 @@ pub(super) fn answer_within(
             let mut connection: h2::server::Connection<_, Body> =
                 h2::server::Builder::new().max_send_buffer_size(1 << 20).handshake(far).await.unwrap();
             let (_, respond) = connection.accept().await.unwrap().unwrap();
-            let ((), ()) = tokio::join!(server(Responses::new(respond, SmallFrames::default())), async {
-                assert!(connection.accept().await.is_none());
-            });
+            let ((), ()) =
+                tokio::join!(server(Responses::new(respond, SmallFrames::default(), UnreadBytes::default())), async {
+                    assert!(connection.accept().await.is_none());
+                });
         };
         let ask = async {
             let mut builder = h2::client::Builder::new();

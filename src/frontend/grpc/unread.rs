@@ -1,7 +1,9 @@
 //! Bytes of a stream that were taken from h2 before anybody wants them: in few pieces, so that what they hold is about what
 //! they are, however small the frames were in which they came.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use bytes::BytesMut;
@@ -12,17 +14,42 @@ const PIECE_BYTES: usize = 16 << 10;
 /// The first piece.
 const PIECE_BYTES_MIN: usize = 512;
 
+/// Bytes in all queues of a connection; clones are the same count.
+#[derive(Clone, Debug, Default)]
+pub(super) struct UnreadBytes(Rc<Cell<usize>>);
+
+impl UnreadBytes {
+    pub(super) fn get(&self) -> usize {
+        self.0.get()
+    }
+}
+
 /// A queue of bytes. How many there can be is the affair of the windows: their room is given back when they are popped.
+///
+/// `bytes` is the sum of all pieces, and part of `connection`.
 #[derive(Debug, Default)]
 pub(super) struct Unread {
+    connection: UnreadBytes,
+    bytes: usize,
     whole: VecDeque<Bytes>,
     /// Behind the others; never grown beyond its capacity.
     last: BytesMut,
 }
 
 impl Unread {
+    /// Empty; counted in `connection`.
+    pub(super) fn new(connection: UnreadBytes) -> Unread {
+        Unread { connection, bytes: 0, whole: VecDeque::new(), last: BytesMut::new() }
+    }
+
+    fn set_bytes(&mut self, bytes: usize) {
+        self.connection.0.set(self.connection.0.get() - self.bytes + bytes);
+        self.bytes = bytes;
+    }
+
     /// Puts a frame behind the others.
     pub(super) fn push(&mut self, frame: Bytes) {
+        self.set_bytes(self.bytes + frame.len());
         if frame.len() >= PIECE_BYTES {
             self.close_last();
             return self.whole.push_back(frame);
@@ -47,11 +74,19 @@ impl Unread {
         if self.whole.is_empty() {
             self.close_last();
         }
-        self.whole.pop_front()
+        let piece = self.whole.pop_front()?;
+        self.set_bytes(self.bytes - piece.len());
+        Some(piece)
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.whole.is_empty() && self.last.is_empty()
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.set_bytes(0);
     }
 }
 
@@ -62,7 +97,8 @@ mod tests {
     /// Bytes stay in order, whatever their frames are; many tiny ones are few pieces.
     #[test]
     fn bytes_stay_in_order() {
-        let mut unread = Unread::default();
+        let count = UnreadBytes::default();
+        let mut unread = Unread::new(count.clone());
         let (mut sent, mut received) = (Vec::new(), Vec::new());
         for i in 0..3_000_usize {
             let size = [1, 7, 300, 0, 20_000, 16_383, 2][i * i % 7];
@@ -72,6 +108,7 @@ mod tests {
             if i % 5 == 0 {
                 received.extend_from_slice(&unread.pop().unwrap_or_default());
             }
+            assert_eq!(count.get(), sent.len() - received.len());
         }
         while let Some(piece) = unread.pop() {
             received.extend_from_slice(&piece);
@@ -81,5 +118,8 @@ mod tests {
         (0..100_000).for_each(|_| unread.push(Bytes::from_static(b"x")));
         let held = unread.whole.len() * PIECE_BYTES + unread.last.capacity();
         assert!(unread.whole.len() < 15 && held < 200_000, "{held} bytes in {} pieces", unread.whole.len());
+        assert_eq!(count.get(), 100_000);
+        drop(unread);
+        assert_eq!(count.get(), 0);
     }
 }

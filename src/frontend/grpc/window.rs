@@ -2,7 +2,7 @@
 //!
 //! A connection begins with HTTP/2's own window ([`limits::CONNECTION_WINDOW_BYTES_MIN`]: the protocol knows no smaller one)
 //! and doubles it when the client has used all of it within a second, for a longer round trip would make good use of
-//! more. What all connections of a reactor have beyond the first window comes out of
+//! more, or when what waits unread of some streams leaves too little for the others. What all connections of a reactor have beyond the first window comes out of
 //! [`limits::CONNECTION_WINDOW_BYTES_LENT`]; each may take up to a quarter of what is left of it, so that there is always
 //! some for the next. It goes back when the connection ends or has been quiet for a while.
 
@@ -14,6 +14,9 @@ use crate::limits::CONNECTION_WINDOW_BYTES_MIN;
 
 /// A window that lasted longer was large enough.
 const FULL_USE_US: u64 = 1_000_000;
+
+/// What streams that wait leave for the others of their connection, while there is something to lend.
+const ROOM_BYTES: usize = CONNECTION_WINDOW_BYTES_MIN as usize / 2;
 
 thread_local! {
     static LENT: Cell<usize> = const { Cell::new(0) };
@@ -36,8 +39,12 @@ impl Window {
         Window { bytes: CONNECTION_WINDOW_BYTES_MIN, received: 0, since_us: now_us }
     }
 
-    /// The new size, if it has become larger. `received`: bytes since the connection began.
-    pub(super) fn grow(&mut self, received: u64, now_us: impl FnOnce() -> u64) -> Option<u32> {
+    /// The new size, if it has become larger. `received`: bytes since the connection began; `unread`: those whose room is
+    /// not given back.
+    pub(super) fn grow(&mut self, received: u64, unread: usize, now_us: impl FnOnce() -> u64) -> Option<u32> {
+        if unread + ROOM_BYTES > self.bytes as usize {
+            return self.double();
+        }
         if received - self.received < u64::from(self.bytes) {
             return None;
         }
@@ -47,6 +54,10 @@ impl Window {
         if took_us > FULL_USE_US {
             return None;
         }
+        self.double()
+    }
+
+    fn double(&mut self) -> Option<u32> {
         let own = (self.bytes - CONNECTION_WINDOW_BYTES_MIN) as usize;
         let left = CONNECTION_WINDOW_BYTES_LENT - (LENT.get() - own);
         let most = left / 4 + CONNECTION_WINDOW_BYTES_MIN as usize;
@@ -57,8 +68,10 @@ impl Window {
 
     /// To be called now and then: the new size, if it has become smaller, as less than a window was received since the
     /// last call.
-    pub(super) fn shrink(&mut self, received_since: u64) -> Option<u32> {
-        let is_quiet = received_since < u64::from(self.bytes) && self.bytes > CONNECTION_WINDOW_BYTES_MIN;
+    pub(super) fn shrink(&mut self, received_since: u64, unread: usize) -> Option<u32> {
+        let is_needed =
+            received_since >= u64::from(self.bytes) || unread + ROOM_BYTES > CONNECTION_WINDOW_BYTES_MIN as usize;
+        let is_quiet = !is_needed && self.bytes > CONNECTION_WINDOW_BYTES_MIN;
         is_quiet.then(|| self.set(CONNECTION_WINDOW_BYTES_MIN))
     }
 
@@ -85,20 +98,32 @@ mod tests {
     fn follows_its_use() {
         let mut window = Window::new(0);
         let mut received = 0;
-        assert_eq!(window.grow(u64::from(CONNECTION_WINDOW_BYTES_MIN) - 1, || unreachable!()), None);
+        assert_eq!(window.grow(u64::from(CONNECTION_WINDOW_BYTES_MIN) - 1, 0, || unreachable!()), None);
         while window.bytes < CONNECTION_WINDOW_BYTES_MAX {
             let before = window.bytes;
             received += u64::from(before);
-            assert_eq!(window.grow(received, window_time), Some(window.bytes));
+            assert_eq!(window.grow(received, 0, window_time), Some(window.bytes));
             assert!(window.bytes > before && window.bytes <= 2 * before);
         }
         received += u64::from(window.bytes);
-        assert_eq!(window.grow(received, window_time), None);
-        assert_eq!(window.shrink(u64::from(window.bytes)), None);
-        assert_eq!(window.shrink(1_000), Some(CONNECTION_WINDOW_BYTES_MIN));
+        assert_eq!(window.grow(received, 0, window_time), None);
+        assert_eq!(window.shrink(u64::from(window.bytes), 0), None);
+        assert_eq!(window.shrink(1_000, 0), Some(CONNECTION_WINDOW_BYTES_MIN));
         assert_eq!(LENT.get(), 0);
         received += u64::from(window.bytes);
-        assert_eq!(window.grow(received, || window_time() + FULL_USE_US + 1), None);
+        assert_eq!(window.grow(received, 0, || window_time() + FULL_USE_US + 1), None);
+    }
+
+    /// However slowly a stream's bytes come that nobody reads, the others have room as long as there is some to lend.
+    #[test]
+    fn what_waits_leaves_room() {
+        let mut window = Window::new(0);
+        for unread in 0..CONNECTION_WINDOW_BYTES_MAX as usize - ROOM_BYTES {
+            window.grow(0, unread, || unreachable!());
+            assert!(window.bytes as usize >= unread + ROOM_BYTES);
+        }
+        assert_eq!(window.shrink(0, 1 << 20), None);
+        assert_eq!(window.shrink(0, 0), Some(CONNECTION_WINDOW_BYTES_MIN));
     }
 
     fn window_time() -> u64 {
@@ -111,7 +136,7 @@ mod tests {
         let mut windows: Vec<Window> = (0..1_000).map(|_| Window::new(0)).collect();
         for round in 1..20_u64 {
             for window in &mut windows {
-                window.grow(round * u64::from(CONNECTION_WINDOW_BYTES_MAX), || 1);
+                window.grow(round * u64::from(CONNECTION_WINDOW_BYTES_MAX), 0, || 1);
                 assert!(LENT.get() <= CONNECTION_WINDOW_BYTES_LENT);
             }
         }

@@ -88,6 +88,50 @@ fn windows_begin_small() {
     });
 }
 
+/// A stream that nobody reads takes its own window, not the room of the others.
+#[test]
+fn a_stream_that_waits() {
+    block_on(async {
+        let (stream, server) = pair().await;
+        let start = async |request: Request<h2::RecvStream>, responses: Responses| {
+            let waits = request.uri().path() == "/waits";
+            let requests = Requests::new(request.into_body(), Encoding::Identity, 1 << 20, &Budget::default());
+            let mut requests = requests.counted_in(responses.unread());
+            if waits {
+                poll_fn(|cx| {
+                    requests.hold(cx);
+                    Poll::<()>::Pending
+                })
+                .await;
+            }
+            while poll_fn(|cx| requests.poll_next(cx)).await.unwrap().is_some() {}
+            responses.finish(Ok(()));
+        };
+        let client = async {
+            let mut requests = client(stream).await;
+            poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+            let request = Request::post("http://x/waits").body(()).unwrap();
+            let (_waits, mut waits) = requests.send_request(request, false).unwrap();
+            let mut left = STREAM_WINDOW_BYTES as usize;
+            while left > 0 {
+                waits.reserve_capacity(left);
+                let granted = poll_fn(|cx| waits.poll_capacity(cx)).await.unwrap().unwrap();
+                waits.send_data(vec![0; granted].into(), false).unwrap();
+                left -= granted;
+            }
+            poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+            let request = Request::post("http://x/").body(()).unwrap();
+            let (response, mut other) = requests.send_request(request, false).unwrap();
+            other.send_data([&grpc::prefix(20_000)[..], &vec![0; 20_000]].concat().into(), true).unwrap();
+            assert_eq!(response.await.unwrap().status(), 200);
+        };
+        tokio::select! {
+            () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+            () = client => {}
+        }
+    });
+}
+
 /// Frames that bring nothing, without an end: the client is told, and its connection is closed.
 #[test]
 fn idle_frames() {
@@ -228,7 +272,8 @@ fn small_answers_that_wait() {
             for _ in 0..2_000 {
                 crate::env::yield_now().await;
             }
-            for (i, response) in responses.into_iter().enumerate() {
+            // All at once: what waits on one stream takes from the windows of all.
+            let read = responses.into_iter().enumerate().map(async |(i, response)| {
                 let mut body = response.await.unwrap().into_body();
                 let mut assembler = grpc::Assembler::new(1 << 20);
                 let mut messages = 0;
@@ -242,7 +287,8 @@ fn small_answers_that_wait() {
                     }
                 }
                 assert_eq!(messages, if i % 2 == 0 { 1 } else { MESSAGES });
-            }
+            });
+            futures_util::future::join_all(read).await;
         };
         tokio::select! {
             () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
