@@ -63,13 +63,16 @@ pub struct Domain {
     inner: Rc<Inner>,
 }
 
+/// Is told the words of the panic.
+type Observer = Box<dyn FnOnce(&str)>;
+
 struct Inner {
     name: String,
     panic: RefCell<Option<String>>,
     /// Of its tasks, by number; each is woken once when the domain stops, and ends then.
     tasks: RefCell<Vec<Option<Waker>>>,
     free: RefCell<Vec<usize>>,
-    observers: RefCell<Vec<Box<dyn FnOnce(&str)>>>,
+    observers: RefCell<Vec<Observer>>,
 }
 
 /// What a task of a domain ends with, after a panic of its own or of another task; never printed, as it was told already.

@@ -106,7 +106,7 @@ mod tests {
             disk.set_capacity(Some(64 << 10));
             let small = path.with_file_name("small");
             write_file(&disk, &small, vec![1; 4096].into()).await.unwrap();
-            assert_eq!(disk.paths(), [small.clone()]);
+            assert_eq!(disk.paths(), std::slice::from_ref(&small));
             assert!(!release(&disk).await);
             assert_eq!(keep(&disk).await.unwrap_err().kind(), io::ErrorKind::StorageFull);
             let more = write_file(&disk, &small, vec![1; 128 << 10].into()).await;

@@ -90,17 +90,22 @@ fn one_of_two_domains_simulated() {
     assert!(panics[0].text.contains("planted"), "{panics:?}");
 }
 
+/// Panics, where a type is wanted that it would have returned.
+fn planted(number: u32) {
+    panic!("planted {number}");
+}
+
 /// A panic of a call that is made in a domain stops the domain, and is an error to the caller, who goes on.
 #[test]
 fn calls_into_a_domain() {
     let domain = Domain::new("a domain".to_owned());
     assert_eq!(domain.catch(|| 7), Ok(7));
-    let text = domain.catch(|| panic!("planted {}", 1)).map(|()| ()).unwrap_err();
+    let text = domain.catch::<()>(|| panic!("planted {}", 1)).unwrap_err();
     assert!(text.starts_with("planted 1 at src/env/domain/tests.rs"), "{text}");
     assert_eq!(domain.panic(), Some(text));
 
     let domain = Domain::new("another".to_owned());
-    let error = block_on(domain.contain(async { panic!("planted 2") })).map(|()| ()).unwrap_err();
+    let error = block_on(domain.contain(async { planted(2) })).unwrap_err();
     assert!(error.starts_with("planted 2 at "), "{error}");
     assert!(domain.has_stopped());
 }
@@ -113,7 +118,7 @@ fn calls_alone() {
         let error = call("a call", || LocalRuntime::spawn(async { panic!("planted") })).await.unwrap_err();
         assert!(error.is_panic());
         assert_eq!(other.await.unwrap(), 7);
-        let error = contain_call("a call", async { panic!("planted 3") }).await.map(|()| ()).unwrap_err();
+        let error = contain_call("a call", async { planted(3) }).await.unwrap_err();
         assert!(error.starts_with("planted 3 at "), "{error}");
     });
 }
@@ -124,7 +129,7 @@ fn the_core_is_nobodys() {
     block_on(async {
         let domain = Domain::new("a domain".to_owned());
         let shared = domain.catch(|| core(|| LocalRuntime::spawn(async { 7 }))).unwrap();
-        domain.catch(|| panic!("planted")).map(|()| ()).unwrap_err();
+        domain.catch::<()>(|| panic!("planted")).unwrap_err();
         assert_eq!(shared.await.unwrap(), 7);
         let own = domain.catch(|| LocalRuntime::spawn(async { 7 }));
         assert!(own.is_err(), "nothing is begun in a domain that has stopped");
