@@ -71,6 +71,8 @@ pub(super) async fn serve<E: Env>(frontend: Frontend<E>, request: Request<RecvSt
             return responses.finish(Err(&error));
         }
     };
+    // Up to 16 KiB as sent, and several times that as kept; a call may wait for long.
+    drop(head);
     let mut call = Call {
         requests: Requests::new(body, encoding, frontend.limits().message_bytes_max, frontend.budget())
             .counted_in(responses.unread()),
