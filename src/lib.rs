@@ -12,7 +12,8 @@
 //! ```text
 //! 9  cli        the binary's commands: serve, produce, consume, topic, cluster, ca, dev-cluster, verify, bench, config
 //! 8  sim        a cluster on one thread in virtual time, from one seed: the second implementations of the seams (executor, disk,
-//!               network); clusters, clients and scenarios for `ringlog sim`; the checker of histories
+//!               network); client connections as byte streams; clusters, clients (some stock gRPC ones) and scenarios for
+//!               `ringlog sim`; the checker of histories
 //! 7  server     assembles a node for an Env (assemble): who it is (membership), start and stop order
 //! 7  client     Rust client: one connection; cluster client, producer, consumer (CLI, bench and tests use them)
 //! 6  frontend   mod: route, error → status; grpc: h2 → calls; http: JSON, health, metrics; topology

@@ -16,6 +16,7 @@ pub mod executor;
 pub mod net;
 pub mod runtime;
 pub mod scenario;
+pub mod socket;
 mod until;
 
 use std::cell::Cell;

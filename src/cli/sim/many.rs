@@ -275,7 +275,7 @@ fn summary(args: &SimArgs, sum: &Sum, started: Instant) -> Result<(), Failure> {
     )?;
     let mut missing = Vec::new();
     if args.coverage {
-        missing = sum.coverage.missing(scenario::EXPECTED);
+        missing = sum.coverage.missing(scenario::expected(args.scenario));
         for (fault, path) in &missing {
             writeln!(out, "never hit: {fault} of {path}")?;
         }

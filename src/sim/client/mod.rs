@@ -1,13 +1,17 @@
 //! Clients of a simulated cluster: they produce and read through the nodes' front doors, and write down what they sent and
 //! what they were told, for the checker.
 //!
+//! Most call the front doors' functions; `stock` clients speak gRPC over simulated byte streams.
+//!
 //! A client's connection is to one process. When that process is killed, what was not answered is of unknown fate; when it
 //! does not answer in time, too.
 
 mod consume;
 mod produce;
+mod stock;
 
 pub(super) use self::consume::records as records_of;
+pub use self::stock::StockLoad;
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,6 +24,7 @@ use super::{
     SimEnv, World,
     checker::{History, history::Event},
     cluster::{Cluster, Process},
+    coverage::Coverage,
     random,
 };
 use crate::{
@@ -56,11 +61,14 @@ pub struct Load {
     pub burst_max: u64,
     /// Most bytes of a value.
     pub value_bytes_max: u64,
+    /// Stock gRPC clients beside them.
+    pub stock: Option<StockLoad>,
 }
 
 impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} producers, {} consumers", self.producers, self.consumers)
+        write!(f, "{} producers, {} consumers", self.producers, self.consumers)?;
+        self.stock.map_or(Ok(()), |stock| write!(f, ", {stock}"))
     }
 }
 
@@ -77,6 +85,9 @@ pub struct Clients {
     failed: Cell<u64>,
     indefinite: Cell<u64>,
     reads: Cell<u64>,
+    /// What stock clients have found wrong, and what met what there.
+    problems: RefCell<Vec<String>>,
+    met: RefCell<Coverage>,
 }
 
 impl Clients {
@@ -94,6 +105,8 @@ impl Clients {
             failed: Cell::new(0),
             indefinite: Cell::new(0),
             reads: Cell::new(0),
+            problems: RefCell::default(),
+            met: RefCell::default(),
         });
         for number in 0..load.producers {
             let (clients, dice) = (Rc::clone(&clients), Cell::new(seed ^ (number << 32) ^ 0x70));
@@ -102,6 +115,12 @@ impl Clients {
         for number in 0..load.consumers {
             let (clients, dice) = (Rc::clone(&clients), Cell::new(seed ^ (number << 32) ^ 0xc0));
             clients.clone().run(async move { consume::run(&clients, number, &dice).await });
+        }
+        if let Some(stock) = load.stock {
+            for number in 0..stock.clients {
+                let (clients, dice) = (Rc::clone(&clients), Cell::new(seed ^ (number << 32) ^ 0x57));
+                clients.clone().run(async move { stock::run(&clients, number, stock, &dice).await });
+            }
         }
         clients
     }
@@ -130,6 +149,11 @@ impl Clients {
     /// Gives back what `take_history` gave.
     pub fn put_history(&self, history: History) {
         self.history.replace(history);
+    }
+
+    /// What stock clients have found wrong, beside what the history shows, and what has met what there.
+    pub fn take_findings(&self) -> (Vec<String>, Coverage) {
+        (self.problems.take(), self.met.take())
     }
 
     /// Whether one more batch is acknowledged by a shard.

@@ -155,7 +155,7 @@ fn acked(ack: &ProduceAck) -> Outcome {
 }
 
 impl Clients {
-    fn count(&self, outcome: &Outcome) {
+    pub(super) fn count(&self, outcome: &Outcome) {
         let counter = match outcome {
             Outcome::Acked(_) => &self.acked,
             Outcome::Failed => &self.failed,

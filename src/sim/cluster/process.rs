@@ -1,19 +1,21 @@
 //! One node's process in a simulated world: the same parts as `server::life` puts together, without threads and sockets. Its
-//! front doors are called directly, as the code behind a gRPC connection calls them.
+//! front doors are called directly, as the code behind a gRPC connection calls them, or through one (`accept`).
 
 use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use crate::{
     budget::Use,
     config::Config,
-    env::Env,
-    frontend::Frontend,
+    env::{self, Env},
+    frontend::{Frontend, grpc},
     ids::{NodeId, ReactorNumber, ShardUid},
+    limits,
     proto::ringlog::state::v1::ClusterNode,
     reactor::{
         Reactor,
@@ -24,7 +26,7 @@ use crate::{
         node::{Advertised, Identity, Node, Phase},
     },
     server::assemble,
-    sim::{SimDisk, SimEnv, World, net::SimNetwork},
+    sim::{SimDisk, SimEnv, World, net::SimNetwork, socket::SimSocket},
     tls::JoinToken,
 };
 
@@ -42,6 +44,9 @@ const MEMORY_BYTES: usize = 8 << 20;
 
 /// What a node keeps for what frees space: less than a real one, in the proportion of its disks.
 const RESERVE_BYTES: u64 = 1 << 20;
+
+/// How often connections that finish are looked at.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
 /// What a process begins with.
 #[derive(Clone, Debug)]
@@ -104,9 +109,9 @@ impl Process {
             stopping: Cell::new(false),
         });
         for reactor in &process.reactors {
-            crate::env::spawn::<SimEnv>(Rc::clone(reactor).serve_mailbox());
+            env::spawn::<SimEnv>(Rc::clone(reactor).serve_mailbox());
         }
-        crate::env::spawn::<SimEnv>(Rc::clone(&process).live(members));
+        env::spawn::<SimEnv>(Rc::clone(&process).live(members));
         process
     }
 
@@ -142,6 +147,31 @@ impl Process {
     /// The front doors of the reactor that a connection happens to come to.
     pub fn frontend(&self, turn: u64) -> Frontend<SimEnv> {
         self.frontends[(turn % self.frontends.len() as u64) as usize].clone()
+    }
+
+    /// Serves a client's connection by the reactor that it happens to come to, as `reactor::listen` has a node do. One
+    /// that comes when none is accepted is closed.
+    pub fn accept(&self, turn: u64, socket: SimSocket) {
+        let number = (turn % self.frontends.len() as u64) as usize;
+        let accepts = matches!(self.node.phase(), Phase::Serving | Phase::Leaving);
+        let entered = self.node.reactors[number].connections.enter(limits::CONNECTIONS_MAX);
+        let Some(counted) = entered.filter(|_| accepts) else { return };
+        let connection = grpc::serve_connection(socket, self.frontends[number].clone(), Duration::MAX);
+        let served = World::current().spawn_on(self.me(), async move {
+            connection.await;
+            drop(counted);
+        });
+        drop(served);
+    }
+
+    /// Waits until all connections have finished, but not longer than the grace.
+    async fn drain(&self) {
+        let grace_us = self.node.config.shutdown_grace_ms * 1_000;
+        let began_us = World::current().now_us();
+        let open = || self.node.reactors.iter().any(|reactor| reactor.connections.open() > 0);
+        while open() && World::current().now_us() - began_us < grace_us {
+            env::sleep::<SimEnv>(DRAIN_LOOK).await;
+        }
     }
 
     /// Its part in the catalog, once it has recovered.
@@ -182,6 +212,7 @@ impl Process {
             assemble::hand_over(reactor, control.as_ref().filter(|_| number == 0)).await;
         }
         self.node.enter(Phase::Draining);
+        self.drain().await;
         self.node.enter(Phase::Closing);
         for (number, reactor) in self.reactors.iter().enumerate().rev() {
             let control = if number == 0 { control.clone() } else { None };

@@ -2,13 +2,15 @@
 //! live again, and what the clients saw is judged.
 //!
 //! - `plan`: what is to happen, from the seed
+//! - `front`: what stock gRPC clients do, and what happens to them
 //! - `steps`, `damage`: do it
 //! - `judge`: live again, replicas alike, the history checked
 //!
 //! Besides the checker's anomalies these are problems: a panic in any task (the product's assertions are on), two leaders
-//! in one term, a cluster that is not live again.
+//! in one term, a cluster that is not live again, and what stock gRPC clients find (`client`).
 
 mod damage;
+mod front;
 mod judge;
 pub mod plan;
 #[cfg(test)]
@@ -45,8 +47,13 @@ const RUN_MAX: Duration = Duration::from_secs(1_800);
 /// How often leaders are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What a set of runs over all scenarios must have hit, or it has proven too little: faults, and what they met.
-pub const EXPECTED: &[(&str, &str)] = &[
+/// What a set of runs of one scenario, or of all in turn, must have hit, or it has proven too little: faults, and what
+/// they met.
+pub fn expected(only: Option<plan::Scenario>) -> &'static [(&'static str, &'static str)] {
+    if only == Some(plan::Scenario::Front) { front::EXPECTED } else { EXPECTED }
+}
+
+const EXPECTED: &[(&str, &str)] = &[
     ("EIO on append", "catalog leader"),
     ("EIO on append", "follower"),
     ("EIO on append", "leader"),
@@ -285,6 +292,9 @@ async fn live(plan: &Plan, coverage: Rc<RefCell<Coverage>>) -> (Vec<String>, His
     run.judge().await;
     run.note_fired();
     let counts = run.clients.counts();
+    let (problems, met) = run.clients.take_findings();
+    run.problems.borrow_mut().extend(problems);
+    run.coverage.borrow_mut().merge(&met);
     (run.problems.take(), run.clients.take_history(), counts)
 }
 
@@ -305,7 +315,7 @@ async fn begin(plan: &Plan) -> Result<(Cluster, Vec<Target>), String> {
             return Err(format!("node {node} did not start: {failure}"));
         }
     }
-    let targets = make_topic(&cluster, "t", plan).await?;
+    let targets = make_topic(&cluster, &"t".repeat(plan.topic_bytes), plan).await?;
     Ok((cluster, targets))
 }
 

@@ -3,6 +3,7 @@
 
 use std::{cell::Cell, fmt};
 
+use super::front;
 use crate::sim::{DiskFault, client::Load, net::Path, random};
 
 /// A family of runs.
@@ -22,11 +23,13 @@ pub enum Scenario {
     Disks,
     /// One node's disk loses or changes what it had, or never had what it said; power failures of all beside it.
     Damage,
+    /// Stock gRPC clients with all their habits, while nodes stop, die, stand still and leaders move.
+    Front,
 }
 
 impl Scenario {
-    /// All of them, in the order in which seeds go through them.
-    pub const ALL: [Scenario; 7] = [
+    /// All of them; seeds go through them in this order.
+    pub const ALL: [Scenario; 8] = [
         Scenario::Calm,
         Scenario::Crashes,
         Scenario::Partitions,
@@ -34,11 +37,14 @@ impl Scenario {
         Scenario::Members,
         Scenario::Disks,
         Scenario::Damage,
+        Scenario::Front,
     ];
 
-    /// The scenario of a seed, unless one is asked for.
+    /// The scenario of a seed, unless one is asked for. `Front` has to be asked for until the small frames that a node
+    /// sends no longer make a stock client that reads slowly close its connection, which it finds.
     pub fn of(seed: u64) -> Scenario {
-        Scenario::ALL[(seed % Scenario::ALL.len() as u64) as usize]
+        let in_turn = Scenario::ALL.len() as u64 - 1;
+        Scenario::ALL[(seed % in_turn) as usize]
     }
 
     /// Its name on the command line.
@@ -51,6 +57,7 @@ impl Scenario {
             Scenario::Members => "members",
             Scenario::Disks => "disks",
             Scenario::Damage => "damage",
+            Scenario::Front => "front",
         }
     }
 
@@ -165,6 +172,8 @@ pub struct Plan {
     pub shards: u32,
     /// Age at which its records go; 0: they stay.
     pub retention_age_ms: u64,
+    /// Length of its name: it is part of each request and acknowledgement.
+    pub topic_bytes: usize,
     /// What clients do.
     pub load: Load,
     /// How long clients are at it, ms.
@@ -178,6 +187,11 @@ pub struct Plan {
 impl Plan {
     /// The plan of a seed.
     pub fn of(seed: u64, scenario: Scenario) -> Plan {
+        let plan = Plan::without_stock_clients(seed, scenario);
+        if scenario == Scenario::Front { front::plan(plan) } else { plan }
+    }
+
+    fn without_stock_clients(seed: u64, scenario: Scenario) -> Plan {
         let dice = &Cell::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ scenario as u64);
         let nodes = if random(dice).is_multiple_of(4) { 5 } else { 3 };
         let light = scenario == Scenario::Calm;
@@ -188,6 +202,7 @@ impl Plan {
             batch_max: [1, 3, 20][(random(dice) % 3) as usize],
             burst_max: [1, 4, 8][(random(dice) % 3) as usize],
             value_bytes_max: [50, 1_000, 20_000][(random(dice) % 3) as usize],
+            stock: None,
         };
         let load_ms = 4_000 + random(dice) % 8_000;
         let count = if light { 0 } else { 1 + random(dice) % 6 };
@@ -205,6 +220,7 @@ impl Plan {
                 Scenario::Clocks => [0, 1_000, 3_000, 3_600_000][(random(dice) % 4) as usize],
                 _ => 0,
             },
+            topic_bytes: 1,
             load,
             load_ms,
             path: if scenario == Scenario::Partitions { bad_path(dice) } else { Path::default() },
@@ -237,7 +253,7 @@ fn bad_path(dice: &Cell<u64>) -> Path {
     }
 }
 
-fn who(dice: &Cell<u64>) -> Who {
+pub(super) fn who(dice: &Cell<u64>) -> Who {
     let number = random(dice) % 64;
     match random(dice) % 6 {
         0..=2 => Who::Leader(number),
@@ -248,7 +264,7 @@ fn who(dice: &Cell<u64>) -> Who {
 }
 
 /// A time between the two, more often a short one, in ms.
-fn between(dice: &Cell<u64>, least: u64, most: u64) -> u64 {
+pub(super) fn between(dice: &Cell<u64>, least: u64, most: u64) -> u64 {
     let range = most - least + 1;
     least + (random(dice) % range).min(random(dice) % range)
 }
@@ -268,6 +284,7 @@ fn action(scenario: Scenario, dice: &Cell<u64>) -> Action {
         },
         Scenario::Disks => disk(dice),
         Scenario::Damage => damage(dice),
+        Scenario::Front => front::action(dice),
         Scenario::Members => match random(dice) % 14 {
             0..=2 => {
                 Action::Transfer { shard: random(dice) % 64, to: random(dice).is_multiple_of(2).then(|| who(dice)) }

@@ -1,0 +1,138 @@
+//! `ConsumeStream`: follows a shard for a while; when the clients are stopped, until all that is committed has come.
+
+use std::{cell::Cell, pin::pin, rc::Rc};
+
+use bytes::Bytes;
+use futures_util::future::{Either, select};
+use h2::client::SendRequest;
+use prost::Message;
+
+use super::{
+    CallState, LOOK, Session,
+    call::{self, Answers, End},
+};
+use crate::{
+    env,
+    proto::ringlog::v1::{ConsumeResponse, ConsumeStreamRequest, Position, consume_stream_request::Start},
+    sim::{
+        SimEnv, World,
+        checker::history::{Event, Fingerprint, Read},
+        client::Target,
+        random,
+    },
+};
+
+/// Follows a shard, from its start or its end.
+pub(super) async fn stream(
+    session: &Rc<Session>,
+    mut requests: SendRequest<Bytes>,
+    state: &CallState,
+    name: &str,
+    dice: &Cell<u64>,
+) {
+    let target = session.clients.target(dice);
+    let position = if random(dice).is_multiple_of(4) { Position::Latest } else { Position::Earliest };
+    let request = ConsumeStreamRequest {
+        topic: target.topic.to_string(),
+        shard: target.shard,
+        start: Some(Start::Position(position.into())),
+        max_bytes: [100, 2_000, 0][(random(dice) % 3) as usize],
+        max_records: [0, 0, 50][(random(dice) % 3) as usize],
+        ..ConsumeStreamRequest::default()
+    };
+    let timeout_ms = random(dice).is_multiple_of(6).then(|| 1 + random(dice) % 3_000);
+    let follows_ms = 1 + random(dice) % 4_000;
+    let Some((mut answers, mut stream)) = call::open(session, &mut requests, state.method, timeout_ms).await else {
+        return;
+    };
+    drop(requests);
+    if !call::send(&mut stream, &request, true).await {
+        return;
+    }
+    state.half_closed.set(true);
+    let followed = Followed { session, state, name, target, next: Cell::new(None) };
+    let read = pin!(followed.read(&mut answers));
+    match select(read, pin!(followed.until_enough(follows_ms))).await {
+        Either::Left((End::Status(status), _)) if status.code == crate::frontend::Code::DeadlineExceeded => {
+            session.met("deadline", "consume stream");
+        }
+        Either::Left((End::Status(status), _)) if status.reason == "SHUTTING_DOWN" => {
+            session.met("stopping node", "consume stream");
+        }
+        Either::Left(_) => {}
+        // What is dropped now cancels the call.
+        Either::Right(_) => session.met("cancel", "consume stream"),
+    }
+}
+
+struct Followed<'a> {
+    session: &'a Session,
+    state: &'a CallState,
+    name: &'a str,
+    target: Target,
+    /// Where the last answer ended.
+    next: Cell<Option<u64>>,
+}
+
+impl Followed<'_> {
+    async fn read(&self, answers: &mut Answers) -> End {
+        let mut begin_us = World::current().now_us();
+        loop {
+            let message = match answers.next().await {
+                Ok(message) => message,
+                Err(end) => return end,
+            };
+            match ConsumeResponse::decode(message) {
+                Ok(response) => self.note(begin_us, response),
+                Err(error) => self.session.problem(&format!("{}: no answer to a consumer: {error}", self.name)),
+            }
+            begin_us = World::current().now_us();
+        }
+    }
+
+    fn note(&self, begin_us: u64, response: ConsumeResponse) {
+        let clients = &self.session.clients;
+        let records = response.records.iter().map(|record| (record.offset, Fingerprint::of(&record.value))).collect();
+        clients.reads.set(clients.reads.get() + 1);
+        clients.note(Event::Read(Read {
+            client: self.name.to_owned(),
+            begin_us,
+            end_us: World::current().now_us(),
+            topic: self.target.topic.to_string(),
+            shard: self.target.shard,
+            node: None,
+            from_offset: self.next.replace(Some(response.next_offset)),
+            records,
+            next_offset: response.next_offset,
+            high_watermark: response.high_watermark,
+            min_offset: None,
+            linearizable: false,
+            log_start: Some(response.log_start),
+        }));
+        self.state.answered.set(response.next_offset as usize);
+    }
+
+    /// A while; then, once the clients are stopped, until this one has all that was committed at that time.
+    async fn until_enough(&self, follows_ms: u64) {
+        let end_us = World::current().now_us() + follows_ms * 1_000;
+        while !self.session.clients.stopped.get() {
+            if World::current().now_us() >= end_us {
+                return;
+            }
+            env::sleep::<SimEnv>(LOOK).await;
+        }
+        let end = loop {
+            let cluster = &self.session.clients.cluster;
+            let leader = cluster.leader(self.target.uid).and_then(|node| cluster.process(node)?.shard(self.target.uid));
+            match leader {
+                Some(shard) => break shard.high_watermark().0,
+                None => env::sleep::<SimEnv>(LOOK).await,
+            }
+        };
+        self.state.sent.set(end as usize);
+        // One that began at the end may have had nothing to read.
+        while self.next.get().is_some_and(|next| next < end) {
+            env::sleep::<SimEnv>(LOOK).await;
+        }
+    }
+}
