@@ -87,6 +87,11 @@ impl<E: Env> Admission<E> {
         })
     }
 
+    /// Waits for room no more.
+    pub fn leave(&mut self) {
+        self.place.leave();
+    }
+
     /// The same for a topic that is known; the permit is to be kept until there is an answer.
     #[allow(clippy::type_complexity, reason = "an answer to come and what it holds; a name would not say more")]
     fn poll_to(

@@ -131,7 +131,8 @@ impl Place {
         Poll::Pending
     }
 
-    fn leave(&mut self) {
+    /// Waits no more, if it does.
+    pub fn leave(&mut self) {
         let Some((room, mine)) = self.waits.take() else { return };
         room.waiting.borrow_mut().retain(|(ticket, _)| *ticket != mine);
         if room.has(0) {

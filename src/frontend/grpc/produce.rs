@@ -30,8 +30,8 @@ use crate::limits;
 use crate::proto::ringlog::v1;
 use crate::shard::Durability;
 
-/// Acknowledgements waiting to be sent; above it no more are taken from the shard, and so, in the end, no more
-/// requests from the client.
+/// Acknowledgements waiting to be sent; above it no more requests are read. Those in flight are taken all the same, since they
+/// have room that others wait for.
 const ACK_BYTES_MAX: usize = 64 << 10;
 
 /// `Log.Produce`.
@@ -58,12 +58,16 @@ pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
     let mut shutdown = Box::pin(frontend.shutting_down());
     let mut pipeline = Pipeline::new();
     let mut admission = Admission::new(frontend);
-    let mut pass = |waiting: &mut Option<ProduceCall>, alone, cx: &mut Context<'_>| admission.poll(waiting, alone, cx);
     poll_fn(|cx| {
         if !pipeline.ended && shutdown.as_mut().poll(cx).is_ready() {
             pipeline.end(Some(CallError::stopping(false)));
         }
-        pipeline.poll(call, &mut pass, cx)
+        let polled = pipeline.poll(call, &mut |waiting, alone, cx| admission.poll(waiting, alone, cx), cx);
+        if pipeline.waiting.is_none() {
+            // One that has ended has nothing to pass on: others do not wait behind it.
+            admission.leave();
+        }
+        polled
     })
     .await
 }
@@ -132,9 +136,8 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
     /// is Pending:
     ///
     /// - a request is not passed on: who has room (`Admission`), or an answer to the first in flight;
-    /// - requests are not read (limits of what is in flight): the first in flight, which is polled unless ...
-    /// - acknowledgements are not taken (`ACK_BYTES_MAX`): then there are some, and h2 wakes when the client's windows
-    ///   let more of them go;
+    /// - requests are not read (limits of what is in flight): the first in flight, which is always polled;
+    /// - requests are not read (`ACK_BYTES_MAX`): h2, when the client's windows let acknowledgements go;
     /// - nothing is in flight and nothing to be sent: the client's next message, or the end of its stream.
     fn poll<E: Env>(
         &mut self,
@@ -172,6 +175,9 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
             && self.in_flight_bytes < limits::STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX
         {
             if self.waiting.is_none() {
+                if self.acks.len() >= ACK_BYTES_MAX {
+                    break;
+                }
                 match call.requests.poll_next(cx) {
                     Poll::Pending => break,
                     Poll::Ready(Ok(None)) => self.end(None),
@@ -201,8 +207,7 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
     /// Takes what has been answered, in order. True if there was something.
     fn acknowledge(&mut self, cx: &mut Context<'_>) -> bool {
         let mut any = false;
-        while self.acks.len() < ACK_BYTES_MAX {
-            let Some((bytes, first)) = self.in_flight.front_mut() else { break };
+        while let Some((bytes, first)) = self.in_flight.front_mut() {
             let Poll::Ready(result) = first.as_mut().poll(cx) else { break };
             any = true;
             self.in_flight_bytes -= *bytes;
