@@ -119,6 +119,20 @@ pub enum CatalogError {
     /// Nobody would be left to take its replicas.
     #[error("node {0} is the last active one: add another node first")]
     LastActive(NodeId),
+    /// A topic would have fewer replicas than it wants.
+    #[error(
+        "without node {node} the cluster has too few nodes for the replicas of topic {topic:?}: want {wanted}, have {left}; add a node first, or drain it all the same with --force"
+    )]
+    TooFewNodes {
+        /// Which is to be drained.
+        node: NodeId,
+        /// One such topic.
+        topic: Arc<str>,
+        /// Its replication factor.
+        wanted: u32,
+        /// Active nodes without this one.
+        left: usize,
+    },
     /// It cannot go yet.
     #[error("node {node} still holds {replicas} replicas: drain it and wait until they have moved")]
     HoldsReplicas {

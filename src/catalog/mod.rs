@@ -34,7 +34,7 @@ use prost::Message;
 
 pub use self::{
     answer::{CatalogAnswer, CatalogError},
-    nodes::{NodeState, NodeView, Short},
+    nodes::{NodeState, NodeView},
     tokens::TOKEN_USES_UNLIMITED,
     topics::{Replicas, TopicNameError, TopicView, reactor_of, slot_of, validate_topic_name},
 };

@@ -133,17 +133,6 @@ enum Joining {
     Again(NodeView),
 }
 
-/// A topic that is to have fewer replicas than it wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Short {
-    /// Its name.
-    pub topic: Arc<str>,
-    /// Its replication factor.
-    pub wanted: u32,
-    /// Nodes that could still hold one.
-    pub left: usize,
-}
-
 impl Catalog {
     /// All nodes by id, removed ones too.
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<NodeView>> {
@@ -185,19 +174,22 @@ impl Catalog {
         self.topics.values().flat_map(|topic| &topic.replicas).filter(|replicas| replicas.has(node)).count()
     }
 
-    /// A topic that would have fewer replicas than it wants, and than it has, if this node took none any more; `None`: none
-    /// would, or the node takes none as it is.
-    pub fn short_without(&self, node: NodeId) -> Option<Short> {
-        if !self.is_active(node) {
-            return None;
-        }
+    /// Refuses when a topic would have fewer replicas than it wants, and than it has, if this node took none any more.
+    fn check_replicas_without(&self, node: NodeId) -> Result<(), CatalogError> {
         let left = self.active_nodes().filter(|active| active.id != node).count();
         let loses = |topic: &&Arc<TopicView>| {
             let wanted = topic.replication_factor as usize;
             topic.replicas.iter().any(|replicas| replicas.has(node) && left < wanted.min(replicas.nodes.len()))
         };
-        let topic = self.topics.values().find(loses)?;
-        Some(Short { topic: Arc::clone(&topic.name), wanted: topic.replication_factor, left })
+        match self.topics.values().find(loses) {
+            Some(topic) => Err(CatalogError::TooFewNodes {
+                node,
+                topic: Arc::clone(&topic.name),
+                wanted: topic.replication_factor,
+                left,
+            }),
+            None => Ok(()),
+        }
     }
 
     /// The first node of a new cluster; `None` if the cluster has its id already.
@@ -309,6 +301,9 @@ impl Catalog {
         }
         if node.state == NodeState::Active && self.active_nodes().count() == 1 {
             return Err(CatalogError::LastActive(id));
+        }
+        if state == NodeState::Draining && set.keep_replicas {
+            self.check_replicas_without(id)?;
         }
         if state == NodeState::Removed {
             let replicas = self.replicas_on(id);

@@ -48,7 +48,7 @@ fn claim(node_id: u64, incarnation: u64) -> Command {
 }
 
 fn set_state(node_id: u64, state: NodeState) -> Command {
-    Command::SetNodeState(SetNodeState { node_id, state: state::NodeState::from(state).into() })
+    Command::SetNodeState(SetNodeState { node_id, state: state::NodeState::from(state).into(), keep_replicas: false })
 }
 
 fn move_shard(shard_uid: u64, target: &[u64]) -> Command {

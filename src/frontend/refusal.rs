@@ -68,6 +68,7 @@ const REASONS: &[&str] = &[
     "SHARD_NOT_OPEN",
     "SHUTTING_DOWN",
     "STARTING",
+    "TOO_FEW_NODES",
     "TOO_MANY_JOIN_TOKENS",
     "TOO_MANY_NODES",
     "TOO_MANY_SHARDS",

@@ -366,6 +366,7 @@ impl From<CatalogError> for CallError {
             CatalogError::HoldsReplicas { node: _, replicas: _ } => {
                 CallError::new(Code::FailedPrecondition, "NODE_HOLDS_REPLICAS", message)
             }
+            CatalogError::TooFewNodes { .. } => CallError::new(Code::FailedPrecondition, "TOO_FEW_NODES", message),
             CatalogError::NodeNotActive(_) => CallError::new(Code::FailedPrecondition, "NODE_NOT_ACTIVE", message),
             CatalogError::NodeFull(_) => CallError::new(Code::ResourceExhausted, "NODE_FULL", message),
             CatalogError::ShardUnknown(_) => CallError::new(Code::NotFound, "SHARD_NOT_FOUND", message),

@@ -24,7 +24,9 @@ fn any_command() -> impl Strategy<Value = Command> {
             let node = state::ClusterNode { reactors, ..entry(id, incarnation) };
             Command::UpdateNode(UpdateNode { node: Some(node) })
         }),
-        3 => (node.clone(), states).prop_map(|(node_id, state)| Command::SetNodeState(SetNodeState { node_id, state })),
+        3 => (node.clone(), states, any::<bool>()).prop_map(|(node_id, state, keep_replicas)| {
+            Command::SetNodeState(SetNodeState { node_id, state, keep_replicas })
+        }),
         1 => (0..4u8, 0..20i64, 0..3u32, 0..20i64).prop_map(move |(secret, expires_us, uses_left, now_us)| {
             let token = Some(state::JoinToken { secret_hash: hash(secret), expires_us, uses_left });
             Command::AddJoinToken(AddJoinToken { token, now_us })

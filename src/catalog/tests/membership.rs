@@ -52,17 +52,32 @@ fn a_cluster_begins_once() {
     assert_eq!(catalog.node(NodeId(1)).unwrap().incarnation, 1_001);
 }
 
-/// Whether the nodes that would be left are enough for what topics want: only those count that have replicas to lose.
+/// A drain is refused where the nodes that are left are too few for what topics want: only those topics count that have
+/// replicas to lose. It is decided when the command is applied: of two drains at a time the second one sees the first.
 #[test]
 fn too_few_left() {
     let mut catalog = cluster(4);
     catalog.run(create_with("three", 1, 3)).unwrap();
-    let short = |catalog: &Catalog, node| catalog.short_without(NodeId(node)).map(|short| (short.wanted, short.left));
+    let drain = |node_id| {
+        let state = state::NodeState::Draining.into();
+        Command::SetNodeState(SetNodeState { node_id, state, keep_replicas: true })
+    };
+    let short = |catalog: &Catalog, node| match catalog.check(&drain(node)) {
+        Err(CatalogError::TooFewNodes { node: of, topic, wanted, left }) => {
+            assert_eq!((of.0, &*topic), (node, "three"));
+            Some((wanted, left))
+        }
+        other => {
+            other.unwrap();
+            None
+        }
+    };
     let [first, second, third] = nodes(&replicas(&catalog, "three", 0))[..] else { panic!("three replicas") };
     assert_eq!(short(&catalog, first), None, "the fourth node takes it");
     let fourth = (1..=4).find(|node| ![first, second, third].contains(node)).unwrap();
-    catalog.run(set_state(fourth, NodeState::Draining)).unwrap();
+    catalog.run(drain(fourth)).unwrap();
     assert_eq!(short(&catalog, first), Some((3, 2)));
+    assert!(catalog.run(drain(first)).is_err(), "it was possible when it was asked for");
     assert_eq!(short(&catalog, fourth), None, "it drains already, and has nothing to lose");
     catalog.run(set_state(first, NodeState::Draining)).unwrap();
     assert_eq!(short(&catalog, first), None, "somebody wanted that");
@@ -202,7 +217,7 @@ fn removal() {
     catalog.run(token(1, 100, 5)).unwrap();
     assert_eq!(catalog.run(join(1, 1_001, 0)), Err(CatalogError::NodeRemoved(NodeId(1))));
     assert_eq!(catalog.run(set_state(9, NodeState::Removed)), Err(CatalogError::NodeUnknown(NodeId(9))));
-    let no_state = SetNodeState { node_id: 2, state: 0 };
+    let no_state = SetNodeState { node_id: 2, state: 0, keep_replicas: false };
     assert_eq!(catalog.run(Command::SetNodeState(no_state)), Err(CatalogError::UnknownCommand));
     assert_eq!(ids(catalog.members()), [2]);
     assert_eq!(catalog.nodes().count(), 2, "its id stays taken");

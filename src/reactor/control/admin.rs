@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::{Control, ControlError, NOT_LEADER, join::NewToken, propose::control_frame, propose::reply_of};
 use crate::{
-    catalog::{AddJoinToken, Catalog, NodeState, SetNodeState, Short},
+    catalog::{AddJoinToken, Catalog, NodeState, SetNodeState},
     env::{self, Env, net::Priority},
     ids::{NodeId, ShardNumber, ShardUid, is_most},
     limits,
@@ -44,8 +44,8 @@ impl<E: Env> Control<E> {
     pub(super) async fn admin(&self, call: AdminCall) -> Result<AdminAnswer, ControlError> {
         match call {
             AdminCall::CreateJoinToken { valid_s, uses } => self.create_token(valid_s, uses).await,
-            AdminCall::DrainNode { node, undo: true, force: _ } => self.set_drain(node, NodeState::Active).await,
-            AdminCall::DrainNode { node, undo: false, force } => self.drain(node, force).await,
+            AdminCall::DrainNode { node, undo: true, force: _ } => self.end_drain(node).await,
+            AdminCall::DrainNode { node, undo: false, force } => self.drain(node, !force).await,
             AdminCall::RemoveNode { node, dead } => self.remove_node(node, dead).await,
             AdminCall::Rebalance { dry_run } => self.rebalance(dry_run).await,
             AdminCall::TransferLeader { topic, shard, to } => {
@@ -85,21 +85,16 @@ impl<E: Env> Control<E> {
         Ok(AdminAnswer::JoinToken { token: shown, expires_us })
     }
 
-    async fn drain(&self, node: NodeId, force: bool) -> Result<AdminAnswer, ControlError> {
-        self.catch_up().await?;
-        let short = self.inner.catalog.with_machine(|catalog| catalog.short_without(node));
-        if let Some(Short { topic, wanted, left }) = short.filter(|_| !force) {
-            return Err(ControlError::Precondition(format!(
-                "without node {node} the cluster has too few nodes for the replicas of topic {topic:?}: want {wanted}, have \
-                 {left}; add a node first, or drain it all the same with --force"
-            )));
-        }
-        self.set_drain(node, NodeState::Draining).await
+    async fn drain(&self, node: NodeId, keep_replicas: bool) -> Result<AdminAnswer, ControlError> {
+        let state = state::NodeState::Draining.into();
+        self.propose(Command::SetNodeState(SetNodeState { node_id: node.0, state, keep_replicas })).await?;
+        tracing::info!(node = node.0, "an operator has a node drained");
+        Ok(AdminAnswer::Draining { replicas: self.replicas_on(node) })
     }
 
-    async fn set_drain(&self, node: NodeId, state: NodeState) -> Result<AdminAnswer, ControlError> {
-        self.set_state(node, state).await?;
-        tracing::info!(node = node.0, ?state, "an operator has a node drained, or takes that back");
+    async fn end_drain(&self, node: NodeId) -> Result<AdminAnswer, ControlError> {
+        self.set_state(node, NodeState::Active).await?;
+        tracing::info!(node = node.0, "an operator takes a drain back");
         Ok(AdminAnswer::Draining { replicas: self.replicas_on(node) })
     }
 
@@ -152,7 +147,7 @@ impl<E: Env> Control<E> {
 
     async fn set_state(&self, node: NodeId, state: NodeState) -> Result<(), ControlError> {
         let state = state::NodeState::from(state) as i32;
-        self.propose(Command::SetNodeState(SetNodeState { node_id: node.0, state })).await?;
+        self.propose(Command::SetNodeState(SetNodeState { node_id: node.0, state, keep_replicas: false })).await?;
         Ok(())
     }
 
