@@ -17,7 +17,8 @@
 //! those of its entries without another question. `Budget::force` is for what cannot be refused any more, and is small
 //! (padding, Raft's own entries).
 //!
-//! Not here: recent entries that could be read back from the disk (`log::TailBudget`, which has a limit of its own), and what
+//! Not here: recent entries that could be read back from the disk (`log::TailBudget`, which has a limit of its own), answers
+//! that wait for clients (`frontend::grpc::answers`, the same: who does not read must not keep others from writing), and what
 //! other threads have put into the mailbox (`reactor::mailbox`, the same).
 
 use std::{
@@ -49,15 +50,13 @@ pub enum Use {
     Unflushed,
     /// Frames of peers, from the announcement of their length until they are dealt with.
     Frames,
-    /// Answers that the other side does not take yet.
-    Responses,
     /// Entries that a log which has stopped did not flush, and still gives to readers.
     Stopped,
 }
 
 impl Use {
     /// All of them, in the order of `Budget::by_use`.
-    pub const ALL: [Use; 6] = [Use::Received, Use::Queued, Use::Unflushed, Use::Frames, Use::Responses, Use::Stopped];
+    pub const ALL: [Use; 5] = [Use::Received, Use::Queued, Use::Unflushed, Use::Frames, Use::Stopped];
 
     /// As in metrics.
     pub fn name(self) -> &'static str {
@@ -66,7 +65,6 @@ impl Use {
             Use::Queued => "queued",
             Use::Unflushed => "unflushed",
             Use::Frames => "frames",
-            Use::Responses => "responses",
             Use::Stopped => "stopped",
         }
     }
@@ -102,6 +100,8 @@ pub struct Usage {
     peak: AtomicUsize,
     /// Recent entries, which are not in `used`: see `log::TailBudget`.
     tail: AtomicUsize,
+    /// Answers that wait for clients, the same: see `frontend::grpc::answers`.
+    answers: AtomicUsize,
 }
 
 impl Usage {
@@ -123,6 +123,11 @@ impl Usage {
     /// Recent entries in memory, beside all that.
     pub fn tail(&self) -> usize {
         self.tail.load(Relaxed)
+    }
+
+    /// Answers that wait for clients, beside all that.
+    pub fn answers(&self) -> usize {
+        self.answers.load(Relaxed)
     }
 
     /// All there are; 0 before the budget is made.
@@ -207,6 +212,11 @@ impl Budget {
     /// Has other threads see how much recent entries take.
     pub fn note_tail(&self, bytes: usize) {
         self.shared.usage.tail.store(bytes, Relaxed);
+    }
+
+    /// Has other threads see how much answers take that wait for clients.
+    pub fn note_answers(&self, bytes: usize) {
+        self.shared.usage.answers.store(bytes, Relaxed);
     }
 
     /// Bytes in use.

@@ -105,6 +105,17 @@ pub const READ_BYTES: usize = 256 << 10;
 /// Bytes of records in one consume response unless the request says less.
 pub const CONSUME_BYTES_DEFAULT: usize = 1 << 20;
 
+/// Bytes of answers that wait for the clients of one reactor, of which each connection may have an eighth of what the others
+/// leave: four full answers under way on a single connection.
+pub const ANSWER_BYTES_MAX: usize = 32 << 20;
+
+/// What a connection may have of them, however much the others have.
+pub const ANSWER_BYTES_MIN: usize = 16 << 10;
+
+/// Above it no more is read for clients: `ANSWER_BYTES_MAX`, and the least share of each of `CONNECTIONS_MAX`. Answers with large
+/// records are let go there, and connections that do not move are closed.
+pub const ANSWER_BYTES_LIMIT: usize = ANSWER_BYTES_MAX + CONNECTIONS_MAX * ANSWER_BYTES_MIN;
+
 /// Longest `wait_ms` of a consume; longer ones are `INVALID_ARGUMENT`.
 pub const CONSUME_WAIT_MAX: Duration = Duration::from_secs(60);
 

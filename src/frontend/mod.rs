@@ -34,6 +34,7 @@ use crate::{
     env::{self, Env},
     format::records::{ProduceHead, Records},
     frontend::{
+        grpc::answers::Pool,
         refusal::explained,
         remote::{checked_consume, durability, stopped},
         room::Room,
@@ -106,6 +107,7 @@ struct Local<E: Env> {
     topics: TopicReader,
     turn: Cell<u32>,
     near: Near,
+    answers: Rc<Pool>,
     /// For what producing streams have under way to the shards of each reactor, by its number.
     rooms: Vec<Rc<Room>>,
     /// Calls that wait for a topic that is looked up, or made, for the first of them; in order.
@@ -162,7 +164,8 @@ impl<E: Env> Frontend<E> {
         let (here, reactors) = (reactor.number().0 as usize, node.reactors.len());
         let room = |number| if number == here { Room::here() } else { Room::elsewhere(reactors - 1) };
         let rooms = (0..reactors).map(room).collect();
-        let local = Local { reactor, remote, topics, turn, near, rooms, sought };
+        let answers = Rc::new(Pool::new(reactor.budget().clone()));
+        let local = Local { reactor, remote, topics, turn, near, answers, rooms, sought };
         Frontend { local: Rc::new(local) }
     }
 
@@ -273,6 +276,11 @@ impl<E: Env> Frontend<E> {
     /// The reactor's memory, from which what its connections keep is taken.
     pub fn budget(&self) -> &Budget {
         self.local.reactor.budget()
+    }
+
+    /// The reactor's memory for answers that wait for clients.
+    pub fn answers(&self) -> &Rc<Pool> {
+        &self.local.answers
     }
 
     /// Whether the node serves: recovered, not shutting down, at least one shard well. For health checks.

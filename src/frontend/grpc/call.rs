@@ -26,6 +26,7 @@ use crate::frontend::CallError;
 use crate::frontend::Code;
 use crate::frontend::Frontend;
 use crate::frontend::grpc::admin;
+use crate::frontend::grpc::answers::Held;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::cluster;
 use crate::frontend::grpc::consume;
@@ -189,8 +190,9 @@ impl<E: Env> Call<E> {
         .await
     }
 
-    /// Sends a message, as fast as the client takes it.
-    pub(super) async fn send(&mut self, mut body: Body) -> Result<(), Stop> {
+    /// Sends a message, as fast as the client takes it; memory is held for it meanwhile.
+    pub(super) async fn send(&mut self, body: Body) -> Result<(), Stop> {
+        let mut body = self.responses.hold(body)?;
         poll_fn(|cx| match self.responses.poll_send(cx, &mut body) {
             Poll::Pending => self.poll_stop(cx).map(Err),
             ready => ready,
@@ -201,6 +203,15 @@ impl<E: Env> Call<E> {
     /// Sends the only message of a call.
     pub(super) async fn reply(&mut self, mut body: Body) -> Result<(), Stop> {
         if self.responses.send_small(&mut body)? { Ok(()) } else { self.send(body).await }
+    }
+
+    /// Waits for room for an answer of up to `wanted` bytes.
+    pub(super) async fn room(&mut self, wanted: usize) -> Result<Held, Stop> {
+        let answers = self.responses.answers().clone();
+        match answers.take(wanted) {
+            Some(held) => Ok(held),
+            None => self.wait(async { Ok(answers.room(wanted).await) }).await,
+        }
     }
 
     /// A call with one request and one response.

@@ -27,6 +27,7 @@ use crate::format::grpc::FRAME_BYTES_MAX;
 use crate::format::grpc::STREAM_SEND_BYTES_MAX;
 use crate::format::grpc::STREAM_WINDOW_BYTES;
 use crate::frontend::Frontend;
+use crate::frontend::grpc::answers::Answers;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::call;
 use crate::frontend::grpc::share::Share;
@@ -91,7 +92,8 @@ pub(super) async fn serve<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     let shutdown = Box::pin(frontend.shutting_down());
     let start = |request, responses| call::serve(frontend.clone(), request, responses);
     let times = Times { keepalive: KEEPALIVE, reset_memory };
-    run::<E, _, _>(stream, shutdown, times, start).await;
+    let answers = Answers::new::<E>(frontend.answers());
+    run::<E, _, _>(stream, answers, shutdown, times, start).await;
 }
 
 /// How long a connection waits for what.
@@ -106,6 +108,7 @@ struct Times {
 /// Answers each request by the future that `start` makes for it.
 async fn run<E: Env, S: AsyncRead + AsyncWrite + Unpin, F: Future<Output = ()>>(
     stream: S,
+    answers: Answers,
     mut shutdown: Timer,
     times: Times,
     start: impl Fn(Request<h2::RecvStream>, Responses) -> F,
@@ -119,7 +122,7 @@ async fn run<E: Env, S: AsyncRead + AsyncWrite + Unpin, F: Future<Output = ()>>(
         return;
     };
     let pause = || -> Timer { Box::pin(env::sleep::<E>(times.keepalive)) };
-    let mut connection = Connection::new(h2, socket, shutdown, pause, E::monotonic_us);
+    let mut connection = Connection::new(h2, socket, answers, shutdown, pause, E::monotonic_us);
     poll_fn(|cx| connection.poll(cx, &start)).await;
 }
 
@@ -173,6 +176,7 @@ struct Connection<S, F, P> {
     calls: FuturesUnordered<F>,
     small_frames: SmallFrames,
     unread: UnreadBytes,
+    answers: Answers,
     turn: Arc<Turn>,
     waker: Waker,
     shutdown: Option<Timer>,
@@ -193,7 +197,14 @@ where
     F: Future<Output = ()>,
     P: Fn() -> Timer,
 {
-    fn new(mut h2: H2<S>, socket: Socket<S>, shutdown: Timer, pause: P, now_us: fn() -> u64) -> Connection<S, F, P> {
+    fn new(
+        mut h2: H2<S>,
+        socket: Socket<S>,
+        answers: Answers,
+        shutdown: Timer,
+        pause: P,
+        now_us: fn() -> u64,
+    ) -> Connection<S, F, P> {
         let turn = Turn::new(Waker::noop().clone());
         Connection {
             ping: h2.ping_pong().expect("asked for once"),
@@ -202,6 +213,7 @@ where
             calls: FuturesUnordered::new(),
             small_frames: SmallFrames::default(),
             unread: UnreadBytes::default(),
+            answers,
             waker: Waker::from(turn.clone()),
             turn,
             shutdown: Some(shutdown),
@@ -224,7 +236,7 @@ where
         let waker = self.waker.clone();
         let cx = &mut Context::from_waker(&waker);
         self.turn.begin();
-        let mut ended = self.poll_going_away(cx) || self.poll_dead(cx);
+        let mut ended = self.poll_going_away(cx) || self.poll_dead(cx) || self.is_evicted(cx);
         let mut rounds = 0;
         loop {
             ended = ended || self.round(cx, start);
@@ -259,8 +271,9 @@ where
                     respond.send_reset(Reason::REFUSED_STREAM);
                 }
                 Poll::Ready(Some(Ok((request, respond)))) => {
+                    let (small_frames, unread) = (self.small_frames.clone(), self.unread.clone());
                     self.calls
-                        .push(start(request, Responses::new(respond, self.small_frames.clone(), self.unread.clone())));
+                        .push(start(request, Responses::new(respond, small_frames, unread, self.answers.of_call())));
                 }
                 Poll::Ready(Some(Err(error))) => {
                     tracing::debug!(%error, "connection failed");
@@ -288,6 +301,17 @@ where
             let _ = self.h2.poll_closed(cx);
         }
         flooded
+    }
+
+    /// True when the memory is wanted that this connection's answers hold, of which nothing goes out.
+    fn is_evicted(&mut self, cx: &mut Context<'_>) -> bool {
+        let evicted = self.answers.is_evicted(cx.waker());
+        if evicted {
+            tracing::debug!("the client leaves its answers unread while memory is short: connection closed");
+            self.h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            let _ = self.h2.poll_closed(cx);
+        }
+        evicted
     }
 
     /// Begins to say goodbye when the node shuts down: a GOAWAY, after which h2 ends the connection when its

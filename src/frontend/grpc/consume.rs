@@ -14,6 +14,8 @@ use prost::Message;
 use crate::env::Env;
 use crate::frontend::CallError;
 use crate::frontend::ConsumeCall;
+use crate::frontend::grpc::answers::Answers;
+use crate::frontend::grpc::answers::Held;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::call;
 use crate::frontend::grpc::call::Call;
@@ -50,9 +52,45 @@ pub(super) async fn unary<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
             deadline_us: call.deadline_us,
         },
     };
-    let consumed = call.frontend.consume(consume);
-    let consumed = call.wait(consumed).await?;
-    call.reply(body(consumed)).await
+    let (consumed, held) = consume_held(call, consume).await?;
+    call.reply(body(consumed).with(held)).await
+}
+
+/// An answer, and the memory for it. Room is taken for what is there to be read; while a call waits for records it has none, and
+/// they are read again if there is none when they have come.
+async fn consume_held<E: Env>(call: &mut Call<E>, mut consume: ConsumeCall) -> Result<(Consumed, Held), Stop> {
+    let waits = !consume.consume.wait.is_zero();
+    loop {
+        let room = call.room(wanted_bytes(&consume)).await?;
+        let consumed = call.frontend.consume(at_once(&consume, &room));
+        let consumed = call.wait(consumed).await?;
+        if consumed.count > 0 || !waits {
+            let held = room.fit(consumed.bytes())?;
+            return Ok((consumed, held));
+        }
+        drop(room);
+        // A time or a named position means what it meant first.
+        consume.consume.start = Start::Offset(consumed.next_offset);
+        let consumed = call.frontend.consume(consume.clone());
+        let consumed = call.wait(consumed).await?;
+        if let Ok(held) = call.responses.answers().unforeseen(consumed.bytes()) {
+            return Ok((consumed, held));
+        }
+    }
+}
+
+/// What is there already of what a call wants, as far as there is room for it.
+fn at_once(call: &ConsumeCall, room: &Held) -> ConsumeCall {
+    let consume = Consume { wait: Duration::ZERO, bytes_max: room.bytes(), ..call.consume };
+    ConsumeCall { topic: call.topic.clone(), shard: call.shard, consume }
+}
+
+/// How much a call has read for it at most. (No answer is as large as a message may be.)
+fn wanted_bytes(call: &ConsumeCall) -> usize {
+    match call.consume.bytes_max {
+        0 => limits::CONSUME_BYTES_DEFAULT,
+        bytes => bytes.min(limits::MESSAGE_BYTES_MAX),
+    }
 }
 
 fn at_position(position: i32) -> Result<Start, CallError> {
@@ -115,15 +153,19 @@ pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
     .await
 }
 
-/// One response on its way to the client, and, once the client has taken half of it, the next one on its way from the
+/// One response on its way to the client for which memory is held, and, once the client has taken half of it, the next one on its way from the
 /// shard: not more, however slow the client is, and none at all while the client's windows are closed. While there are
 /// no records, the shard wakes us; nothing is polled.
 struct Follow<F, S> {
     consume: ConsumeCall,
     start: S,
-    /// What the shard was asked for.
-    next: Option<Pin<Box<F>>>,
-    fetched: Option<Consumed>,
+    /// There was no record beyond the last answer: the next one may be long in coming, and no room is kept for it.
+    caught_up: bool,
+    /// Waits until there is memory for an answer.
+    waits: Option<Pin<Box<dyn Future<Output = Held>>>>,
+    /// What the shard was asked for, and the memory for it unless the stream has caught up.
+    next: Option<(Pin<Box<F>>, Option<Held>)>,
+    fetched: Option<Body>,
     sending: Body,
     /// Of what is being sent: with fewer left, the client reads.
     half: usize,
@@ -137,7 +179,17 @@ where
     S: Fn(ConsumeCall) -> F,
 {
     fn new(consume: ConsumeCall, start: S) -> Follow<F, S> {
-        Follow { consume, start, next: None, fetched: None, sending: Body::default(), half: 0, end: None }
+        Follow {
+            consume,
+            start,
+            caught_up: false,
+            waits: None,
+            next: None,
+            fetched: None,
+            sending: Body::default(),
+            half: 0,
+            end: None,
+        }
     }
 
     fn is_ending(&self) -> bool {
@@ -145,17 +197,18 @@ where
     }
 
     fn end(&mut self, result: Result<(), CallError>) {
-        self.next = None;
+        (self.next, self.waits) = (None, None);
         self.end = Some(result);
     }
 
-    /// Who wakes it: h2, while something is to be sent or nothing could be; else the shard, which was asked.
+    /// Who wakes it: h2, while something is to be sent or nothing could be; else whoever gives memory back, or the shard,
+    /// which was asked.
     fn poll(&mut self, responses: &mut Responses, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         loop {
             let sent = responses.poll_send(cx, &mut self.sending)?.is_ready();
             if sent {
-                if let Some(consumed) = self.fetched.take() {
-                    self.sending = body(consumed);
+                if let Some(fetched) = self.fetched.take() {
+                    self.sending = fetched;
                     self.half = self.sending.remaining() / 2;
                     continue;
                 }
@@ -171,19 +224,43 @@ where
                 if !is_read || (sent && responses.poll_writable(cx)?.is_pending()) {
                     return Poll::Pending;
                 }
-                self.next = Some(Box::pin((self.start)(self.consume.clone())));
+                if !self.poll_ask(responses.answers(), cx) {
+                    return Poll::Pending;
+                }
             }
-            if !self.poll_next(cx) {
+            if !self.poll_next(responses.answers(), cx) {
                 return Poll::Pending;
             }
         }
     }
 
+    /// Asks the shard for as much as there is memory for. False while there is none.
+    fn poll_ask(&mut self, answers: &Answers, cx: &mut Context<'_>) -> bool {
+        let (mut consume, mut held) = (self.consume.clone(), None);
+        if !self.caught_up {
+            let wanted = wanted_bytes(&consume);
+            let taken = if self.waits.is_none() { answers.take(wanted) } else { None };
+            let room = match taken {
+                Some(room) => room,
+                None => {
+                    let waits = self.waits.get_or_insert_with(|| Box::pin(answers.clone().room(wanted)));
+                    let Poll::Ready(room) = waits.as_mut().poll(cx) else { return false };
+                    self.waits = None;
+                    room
+                }
+            };
+            consume = at_once(&consume, &room);
+            held = Some(room);
+        }
+        self.next = Some((Box::pin((self.start)(consume)), held));
+        true
+    }
+
     /// Takes the shard's answer. False if there is none yet.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(next) = &mut self.next else { return false };
+    fn poll_next(&mut self, answers: &Answers, cx: &mut Context<'_>) -> bool {
+        let Some((next, _)) = &mut self.next else { return false };
         let Poll::Ready(result) = next.as_mut().poll(cx) else { return false };
-        self.next = None;
+        let held = self.next.take().and_then(|(_, held)| held);
         let consumed = match result {
             Ok(consumed) => consumed,
             Err(error) => {
@@ -191,16 +268,26 @@ where
                 return true;
             }
         };
+        let held = match held {
+            Some(room) => room.fit(consumed.bytes()),
+            None => answers.unforeseen(consumed.bytes()),
+        };
         let wanted = &mut self.consume.consume;
+        let Ok(held) = held else {
+            // It is read again from where it begins, once there is room.
+            (wanted.start, self.caught_up) = (Start::Offset(consumed.start_offset()), false);
+            return true;
+        };
         wanted.start = Start::Offset(consumed.next_offset);
         // They were for the first answer; the later ones follow it.
         (wanted.min_offset, wanted.linearizable) = (None, false);
         wanted.records_max = wanted.records_max.saturating_sub(consumed.count);
+        self.caught_up = consumed.next_offset >= consumed.high_watermark;
         if wanted.records_max == 0 {
             self.end(Ok(()));
         }
         if consumed.count > 0 {
-            self.fetched = Some(consumed);
+            self.fetched = Some(body(consumed).with(held));
         }
         true
     }

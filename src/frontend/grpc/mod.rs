@@ -8,6 +8,7 @@
 //! unread      bytes of a stream before they are wanted
 //! window      how much a client may send ahead
 //! share       how many calls a connection may have, as all of them take memory
+//! answers     how many bytes of answers may wait for clients
 //! scan        frames that bring nothing
 //! stranger    clients that speak no HTTP/2
 //! small_frames  what our small frames cost the client
@@ -22,6 +23,7 @@
 //! decide what a call may do: that is `frontend`'s.
 
 mod admin;
+pub mod answers;
 mod body;
 mod call;
 mod cluster;

@@ -17,12 +17,15 @@ use prost::encoding::encode_varint;
 use prost::encoding::encoded_len_varint;
 
 use crate::env::Env;
+use crate::env::channel::Notified;
 use crate::format::grpc;
 use crate::format::records::Records;
 use crate::frontend::CallError;
 use crate::frontend::ProduceAck;
 use crate::frontend::ProduceCall;
 use crate::frontend::admission::Admission;
+use crate::frontend::grpc::answers::Answers;
+use crate::frontend::grpc::answers::Held;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::call::Call;
 use crate::frontend::grpc::stream::Stop;
@@ -84,6 +87,10 @@ struct Pipeline<F> {
     in_flight_bytes: usize,
     /// Encoded and not passed on: several of them leave in one DATA frame.
     acks: BytesMut,
+    /// Their memory.
+    held: Option<Held>,
+    /// Waits until some that were passed on have gone out.
+    freed: Option<Notified>,
     sending: Body,
     /// No more requests are read.
     ended: bool,
@@ -102,6 +109,8 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             acks: BytesMut::new(),
+            held: None,
+            freed: None,
             sending: Body::default(),
             ended: false,
             failure: None,
@@ -138,6 +147,7 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
     /// - a request is not passed on: who has room (`Admission`), or an answer to the first in flight;
     /// - requests are not read (limits of what is in flight): the first in flight, which is always polled;
     /// - requests are not read (`ACK_BYTES_MAX`): h2, when the client's windows let acknowledgements go;
+    /// - requests are not read (`is_crowded`): `Answers::freed`, when the client takes something;
     /// - nothing is in flight and nothing to be sent: the client's next message, or the end of its stream.
     fn poll<E: Env>(
         &mut self,
@@ -147,7 +157,7 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
     ) -> Poll<Result<(), Stop>> {
         loop {
             let read = self.read(call, pass, cx)?;
-            let acknowledged = self.acknowledge(cx);
+            let acknowledged = self.acknowledge(call.responses.answers(), cx);
             let sent = self.send(call, cx)?;
             if self.ended && self.in_flight.is_empty() && self.is_all_sent() {
                 return Poll::Ready(self.failure.take().map_or(Ok(()), |error| Err(Stop::Error(error))));
@@ -175,7 +185,7 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
             && self.in_flight_bytes < limits::STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX
         {
             if self.waiting.is_none() {
-                if self.acks.len() >= ACK_BYTES_MAX {
+                if self.acks.len() >= ACK_BYTES_MAX || self.is_crowded(call.responses.answers(), cx) {
                     break;
                 }
                 match call.requests.poll_next(cx) {
@@ -204,8 +214,21 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
         Ok(read)
     }
 
+    /// Whether the client leaves too many acknowledgements unread, of which h2 and the socket may have most. True, it is woken
+    /// when some go out.
+    fn is_crowded(&mut self, answers: &Answers, cx: &mut Context<'_>) -> bool {
+        while answers.is_crowded() {
+            let freed = self.freed.get_or_insert_with(|| answers.freed());
+            if Pin::new(freed).poll(cx).is_pending() {
+                return true;
+            }
+            self.freed = None;
+        }
+        false
+    }
+
     /// Takes what has been answered, in order. True if there was something.
-    fn acknowledge(&mut self, cx: &mut Context<'_>) -> bool {
+    fn acknowledge(&mut self, answers: &Answers, cx: &mut Context<'_>) -> bool {
         let mut any = false;
         while let Some((bytes, first)) = self.in_flight.front_mut() {
             let Poll::Ready(result) = first.as_mut().poll(cx) else { break };
@@ -220,6 +243,9 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
                 Err(_) => self.give_up(),
             }
         }
+        if any {
+            self.held.get_or_insert_with(|| answers.hold(0)).set(self.acks.len());
+        }
         any
     }
 
@@ -229,6 +255,9 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
         while !self.is_all_sent() {
             if !self.sending.has_remaining() {
                 self.sending = Body::from(self.acks.split().freeze());
+                if let Some(held) = self.held.take() {
+                    self.sending = std::mem::take(&mut self.sending).with(held);
+                }
                 any = true;
             }
             match call.responses.poll_send(cx, &mut self.sending) {

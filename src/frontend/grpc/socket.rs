@@ -31,6 +31,10 @@ const READ_BYTES: usize = 64 << 10;
 /// Bytes gathered before the socket must take some; above it h2 has to wait.
 const WRITE_BYTES_MAX: usize = 256 << 10;
 
+/// The same once the socket has taken less than there was: what a client leaves unread stays with its calls, where it is
+/// counted.
+const BLOCKED_BYTES_MAX: usize = 16 << 10;
+
 /// A write or read of this size is not copied through a buffer.
 const DIRECT_BYTES: usize = 32 << 10;
 
@@ -78,6 +82,8 @@ struct Inner<S> {
     input_end: usize,
     output: Vec<u8>,
     output_start: usize,
+    /// The socket did not take all that it was given last.
+    blocked: bool,
     received: u64,
     sent: u64,
     /// Bytes and frames that h2 may still read.
@@ -95,6 +101,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             input_end: 0,
             output: Vec::new(),
             output_start: 0,
+            blocked: false,
             received: 0,
             sent: 0,
             allowed: 0,
@@ -198,7 +205,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
         self.output.len() - self.output_start
     }
 
-    /// Gathers from `slices` as much as there is room for.
+    /// Whether so many bytes more may be gathered.
+    fn has_room(&self, bytes: usize) -> bool {
+        let most = if self.blocked { BLOCKED_BYTES_MAX } else { WRITE_BYTES_MAX };
+        self.gathered() + bytes <= most
+    }
+
+    /// Gathers `slices`, for which there is room.
     fn gather(&mut self, slices: &[IoSlice<'_>]) -> usize {
         if self.output.capacity() == 0 {
             self.output = borrow(&WRITE_SPARES).unwrap_or_default();
@@ -209,13 +222,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
         }
         let before = self.output.len();
         for slice in slices {
-            let room = WRITE_BYTES_MAX - self.gathered();
-            self.output.extend_from_slice(&slice[..slice.len().min(room)]);
+            self.output.extend_from_slice(slice);
         }
         self.output.len() - before
     }
 
     fn wrote(&mut self, bytes: usize) {
+        self.blocked = false;
         self.sent += bytes as u64;
         self.output_start += bytes;
         if self.output_start == self.output.len() {
@@ -227,7 +240,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
     fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let slices = &slices[..slices.len().min(SLICES_MAX - 1)];
         let bytes = slices.iter().map(|slice| slice.len()).sum::<usize>();
-        if bytes < DIRECT_BYTES && self.gathered() + bytes <= WRITE_BYTES_MAX {
+        if bytes < DIRECT_BYTES && self.has_room(bytes) {
             return Poll::Ready(Ok(self.gather(slices)));
         }
         loop {
@@ -244,15 +257,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
                         return Poll::Ready(Ok(wrote - gathered));
                     }
                 }
-                Poll::Pending if gathered < WRITE_BYTES_MAX => return Poll::Ready(Ok(self.gather(slices))),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    self.blocked = true;
+                    return if self.has_room(bytes) { Poll::Ready(Ok(self.gather(slices))) } else { Poll::Pending };
+                }
             }
         }
     }
 
     fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.gathered() > 0 {
-            let wrote = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.output[self.output_start..]))?;
+            let written = Pin::new(&mut self.stream).poll_write(cx, &self.output[self.output_start..]);
+            self.blocked = written.is_pending();
+            let wrote = ready!(written)?;
             if wrote == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -368,6 +385,41 @@ mod tests {
             let ((), received) = tokio::join!(write, read);
             assert_eq!(received.len(), sent.len());
             assert!(received == sent);
+        });
+    }
+
+    /// For a client that reads nothing little is gathered, of small frames, and nothing of large ones.
+    #[test]
+    fn little_waits_for_who_does_not_read() {
+        block_on(async {
+            let (mut reader, stream) = pair().await;
+            let mut socket = Socket::new(stream);
+            for size in [1_000, 70_000] {
+                let frame = pattern(size, 5);
+                let mut turn = 0;
+                loop {
+                    let wrote = poll_fn(|cx| Poll::Ready(Pin::new(&mut socket).poll_write(cx, &frame))).await;
+                    turn += 1;
+                    // Each turn ends with a write.
+                    if turn % 4 == 0 {
+                        let _ = poll_fn(|cx| Poll::Ready(socket.poll_write_out(cx))).await;
+                    }
+                    if wrote.is_pending() {
+                        break;
+                    }
+                }
+                assert!(socket.0.borrow().gathered() <= BLOCKED_BYTES_MAX + 4 * 1_000);
+            }
+            // It goes on when the client reads.
+            let mut piece = vec![0; 1 << 20];
+            let read = async { while reader.read(&mut piece).await.unwrap() > 0 {} };
+            let write = async {
+                poll_fn(|cx| socket.poll_write_out(cx)).await.unwrap();
+                socket.write_all(&pattern(300_000, 1)).await.unwrap();
+                socket.shutdown().await.unwrap();
+            };
+            tokio::join!(read, write);
+            assert_eq!(socket.0.borrow().gathered(), 0);
         });
     }
 

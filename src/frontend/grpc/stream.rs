@@ -25,6 +25,8 @@ use crate::format::grpc::Assembler;
 use crate::format::grpc::Encoding;
 use crate::frontend::CallError;
 use crate::frontend::Code;
+use crate::frontend::grpc::answers::Answers;
+use crate::frontend::grpc::answers::NoRoom;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::small_frames::FREE_BYTES;
 use crate::frontend::grpc::small_frames::SmallFrames;
@@ -56,6 +58,13 @@ impl From<CallError> for Stop {
 impl From<grpc::FrameError> for Stop {
     fn from(error: grpc::FrameError) -> Stop {
         Stop::Error(status::frame_error(error))
+    }
+}
+
+impl From<NoRoom> for Stop {
+    fn from(_: NoRoom) -> Stop {
+        let message = "too much waits for the client on this connection; read it, and retry";
+        CallError::retry(Code::ResourceExhausted, "ANSWERS_UNREAD", message).into()
     }
 }
 
@@ -191,12 +200,23 @@ pub(super) struct Responses {
     stream: Option<SendStream<Body>>,
     small_frames: SmallFrames,
     unread: UnreadBytes,
+    answers: Answers,
 }
 
 impl Responses {
-    /// `small_frames` and `unread` are the connection's.
-    pub(super) fn new(respond: SendResponse<Body>, small_frames: SmallFrames, unread: UnreadBytes) -> Responses {
-        Responses { respond, stream: None, small_frames, unread }
+    /// `small_frames` and `unread` are the connection's, `answers` the call's.
+    pub(super) fn new(
+        respond: SendResponse<Body>,
+        small_frames: SmallFrames,
+        unread: UnreadBytes,
+        answers: Answers,
+    ) -> Responses {
+        Responses { respond, stream: None, small_frames, unread, answers }
+    }
+
+    /// Memory for what is to be sent.
+    pub(super) fn answers(&self) -> &Answers {
+        &self.answers
     }
 
     /// What counts the unread bytes of the connection.
@@ -248,6 +268,16 @@ impl Responses {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Takes memory for `body` if none is held for it, and it is not small.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` when the client leaves too much unread.
+    pub(super) fn hold(&self, body: Body) -> Result<Body, Stop> {
+        let bytes = body.remaining();
+        let is_free = body.is_held() || bytes <= DIRECT_BYTES_MAX;
+        if is_free { Ok(body) } else { Ok(body.with(self.answers.unforeseen(bytes)?)) }
     }
 
     /// Passes the only message of a call to h2 if it is small, whatever the windows are; else false.

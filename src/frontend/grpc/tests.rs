@@ -3,13 +3,16 @@
 #![allow(clippy::disallowed_methods, reason = "tests listen and connect")]
 
 use std::future::poll_fn;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use http::Request;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 
+use crate::env::real::RealEnv;
 use crate::env::runtime::block_on;
+use crate::frontend::grpc::answers::Answers;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::small_frames::SmallFrames;
 use crate::frontend::grpc::stream::Responses;
@@ -25,6 +28,11 @@ pub(super) async fn pair() -> (TcpStream, TcpStream) {
     client.set_nodelay(true).unwrap();
     server.set_nodelay(true).unwrap();
     (client, server)
+}
+
+/// A connection's answers, alone on its reactor.
+pub(super) fn answers() -> Answers {
+    Answers::new::<RealEnv>(&Rc::default())
 }
 
 /// One request, answered by `server`; `client` gets the response's body. The client's windows are the
@@ -45,10 +53,10 @@ pub(super) fn answer_within(
             let mut connection: h2::server::Connection<_, Body> =
                 h2::server::Builder::new().max_send_buffer_size(1 << 20).handshake(far).await.unwrap();
             let (_, respond) = connection.accept().await.unwrap().unwrap();
-            let ((), ()) =
-                tokio::join!(server(Responses::new(respond, SmallFrames::default(), UnreadBytes::default())), async {
-                    assert!(connection.accept().await.is_none());
-                });
+            let responses = Responses::new(respond, SmallFrames::default(), UnreadBytes::default(), answers());
+            let ((), ()) = tokio::join!(server(responses), async {
+                assert!(connection.accept().await.is_none());
+            });
         };
         let ask = async {
             let mut builder = h2::client::Builder::new();

@@ -182,9 +182,12 @@ impl Process {
     /// What of its memory is used in a way that no node may: more than there is, at any time so far.
     pub fn memory_exceeded(&self) -> Option<String> {
         self.node.reactors.iter().map(|reactor| &reactor.memory).enumerate().find_map(|(number, memory)| {
-            let (peak, tail) = (memory.peak(), memory.tail());
-            let exceeded = peak > memory.bytes_max() || tail > TAIL_BYTES;
-            exceeded.then(|| format!("reactor {number} had {peak} bytes in use, and {tail} of recent entries"))
+            let (peak, tail, answers) = (memory.peak(), memory.tail(), memory.answers());
+            let exceeded = peak > memory.bytes_max() || tail > TAIL_BYTES || answers > limits::ANSWER_BYTES_LIMIT;
+            let text = || {
+                format!("reactor {number} had {peak} bytes in use, {tail} of recent entries, and {answers} of answers")
+            };
+            exceeded.then(text)
         })
     }
 
@@ -193,7 +196,8 @@ impl Process {
         let memories = self.node.reactors.iter().map(|reactor| &reactor.memory);
         let uses = memories.flat_map(|memory| Use::ALL.map(|usage| (usage.name(), memory.used_for(usage))));
         let mailboxes = self.node.reactors.iter().map(|reactor| ("mailbox", reactor.mailbox.bytes()));
-        uses.chain(mailboxes).filter(|(_, bytes)| *bytes > 0).collect()
+        let answers = self.node.reactors.iter().map(|reactor| ("answers", reactor.memory.answers()));
+        uses.chain(mailboxes).chain(answers).filter(|(_, bytes)| *bytes > 0).collect()
     }
 
     /// The replica of a shard here, if it serves.

@@ -17,6 +17,7 @@ use crate::format::grpc;
 use crate::format::grpc::Encoding;
 use crate::frontend::grpc::RESET_MEMORY;
 use crate::frontend::grpc::stream::Requests;
+use crate::frontend::grpc::tests::answers;
 use crate::frontend::grpc::tests::pair;
 
 const NEVER: Times = Times { keepalive: Duration::from_secs(3_600), reset_memory: RESET_MEMORY };
@@ -82,7 +83,7 @@ fn windows_begin_small() {
             assert!(largest > 2 * 65_535, "the largest window was {largest}");
         };
         tokio::select! {
-            () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+            () = run::<RealEnv, _, _>(server, answers(), never(), NEVER, start) => panic!("the connection ended"),
             () = client => {}
         }
     });
@@ -126,7 +127,7 @@ fn a_stream_that_waits() {
             assert_eq!(response.await.unwrap().status(), 200);
         };
         tokio::select! {
-            () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+            () = run::<RealEnv, _, _>(server, answers(), never(), NEVER, start) => panic!("the connection ended"),
             () = client => {}
         }
     });
@@ -154,7 +155,7 @@ fn idle_frames() {
                 let mut received = Vec::new();
                 let _ = input.read_to_end(&mut received).await;
             };
-            tokio::join!(run::<RealEnv, _, _>(server, never(), NEVER, answer), write, read);
+            tokio::join!(run::<RealEnv, _, _>(server, answers(), never(), NEVER, answer), write, read);
         });
     }
 }
@@ -177,7 +178,7 @@ fn other_languages() {
                 assert!(received.starts_with(answered), "{received:?}");
                 assert_eq!(received.is_empty(), answered.is_empty());
             };
-            tokio::join!(run::<RealEnv, _, _>(server, never(), NEVER, answer), client);
+            tokio::join!(run::<RealEnv, _, _>(server, answers(), never(), NEVER, answer), client);
         });
     }
 }
@@ -232,7 +233,7 @@ fn tiny_frames_that_wait() {
             }
         };
         tokio::select! {
-            () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+            () = run::<RealEnv, _, _>(server, answers(), never(), NEVER, start) => panic!("the connection ended"),
             () = client => {}
         }
     });
@@ -291,7 +292,7 @@ fn small_answers_that_wait() {
             futures_util::future::join_all(read).await;
         };
         tokio::select! {
-            () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+            () = run::<RealEnv, _, _>(server, answers(), never(), NEVER, start) => panic!("the connection ended"),
             () = client => {}
         }
     });
@@ -318,7 +319,7 @@ fn garbage_ends_the_connection() {
                 client.shutdown().await.unwrap();
                 let _ = client.read_to_end(&mut Vec::new()).await;
             };
-            tokio::join!(run::<RealEnv, _, _>(server, never(), NEVER, answer), client);
+            tokio::join!(run::<RealEnv, _, _>(server, answers(), never(), NEVER, answer), client);
         });
     }
 }
@@ -331,13 +332,13 @@ fn keepalive() {
     block_on(async {
         let (mut dead, server) = pair().await;
         dead.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
-        run::<RealEnv, _, _>(server, never(), TIMES, answer).await;
+        run::<RealEnv, _, _>(server, answers(), never(), TIMES, answer).await;
         let mut received = Vec::new();
         dead.read_to_end(&mut received).await.unwrap();
         assert!(received.windows(4).any(|head| head == [0, 0, 8, 6]), "no PING in {received:?}");
 
         let (alive, server) = pair().await;
-        env::spawn::<RealEnv>(run::<RealEnv, _, _>(server, never(), TIMES, answer));
+        env::spawn::<RealEnv>(run::<RealEnv, _, _>(server, answers(), never(), TIMES, answer));
         let mut requests = client(alive).await;
         assert_eq!(status(&mut requests).await.unwrap(), 200);
         env::sleep::<RealEnv>(KEEPALIVE * 5).await;
@@ -376,7 +377,7 @@ fn going_away() {
             finish.send(()).unwrap();
             assert_eq!(response.await.unwrap().status(), 200);
         };
-        tokio::join!(run::<RealEnv, _, _>(server, shutdown, NEVER, start), client);
+        tokio::join!(run::<RealEnv, _, _>(server, answers(), shutdown, NEVER, start), client);
     });
 }
 
@@ -385,7 +386,7 @@ fn going_away() {
 fn going_away_in_the_handshake() {
     block_on(async {
         let (_silent, server) = pair().await;
-        run::<RealEnv, _, _>(server, Box::pin(async {}), NEVER, answer).await;
+        run::<RealEnv, _, _>(server, answers(), Box::pin(async {}), NEVER, answer).await;
     });
 }
 
@@ -413,7 +414,7 @@ fn many_rounds() {
             }
         };
         tokio::select! {
-            () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+            () = run::<RealEnv, _, _>(server, answers(), never(), NEVER, start) => panic!("the connection ended"),
             () = client => {}
         }
     });
@@ -453,7 +454,7 @@ fn cancelled_calls_end() {
             }
         };
         tokio::select! {
-            () = run::<RealEnv, _, _>(server, never(), NEVER, start) => panic!("the connection ended"),
+            () = run::<RealEnv, _, _>(server, answers(), never(), NEVER, start) => panic!("the connection ended"),
             () = client => {}
         }
     });
