@@ -130,9 +130,13 @@ fn unreadable_blocks() {
 }
 
 async fn until_marked(log: &TestLog) {
-    while log.inner.state.borrow().hard.flushed != log.last() {
+    for _ in 0..2_000 {
+        if log.inner.state.borrow().hard.flushed == log.last() {
+            return;
+        }
         crate::env::sleep::<TestEnv>(Duration::from_millis(5)).await;
     }
+    panic!("the last write is never said to be durable");
 }
 
 /// The last write before an idle time is said to be durable, once: damage to it is no torn write then. What is cut afterwards is

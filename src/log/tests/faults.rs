@@ -74,10 +74,10 @@ fn hung_append_stops_the_log() {
         let writes = disk.count(Operation::AppendDurable);
         TestEnv::advance_us(STORAGE_HUNG.as_micros() as u64);
         log.look_at_storage().unwrap();
+        let fault = log.fault().unwrap().to_string();
         for waiting in [first, second] {
             assert!(matches!(waiting.await.unwrap(), Err(LogError::Stopped { action: "written", .. })));
         }
-        let fault = log.fault().unwrap().to_string();
         assert!(
             fault.contains(&*stalled.path.to_string_lossy()) && fault.contains("has not answered for 65 s"),
             "{fault}"

@@ -218,6 +218,31 @@ fn wild_clock() {
     });
 }
 
+/// A node whose clock is not where most others' are trims nothing by age, until it is: not even what it has seen written.
+#[test]
+fn odd_clock() {
+    with_shard(|shard, _disk| async move {
+        let retention = by_age_of(60_000);
+        let tell = |ahead_us: i64| {
+            for (node, ahead_us) in [(1, 0), (2, ahead_us), (3, ahead_us)] {
+                let wall_us = TestEnv::wall_us() + ahead_us;
+                shard.inner.peers.liveness().clocks().note(NodeId(node), TestEnv::monotonic_us(), wall_us);
+            }
+        };
+        shard.produce(value("old")).await.unwrap();
+        shard.inner.retain(retention).await.unwrap();
+        TestEnv::advance_us(61_000_000);
+        for ahead_us in [YEAR_US, -YEAR_US, 61_000_000] {
+            tell(ahead_us);
+            shard.inner.retain(retention).await.unwrap();
+            assert_eq!(shard.status().log_start, Offset(0), "the others are {ahead_us} us ahead");
+        }
+        tell(59_000_000);
+        shard.inner.retain(retention).await.unwrap();
+        assert_eq!(shard.status().log_start, Offset(1));
+    });
+}
+
 /// What was written while the clock was a year ahead goes in its time all the same; so does a record that its producer has
 /// given a time far away.
 #[test]
