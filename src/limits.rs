@@ -110,7 +110,7 @@ pub const CONSUME_BYTES_DEFAULT: usize = 1 << 20;
 pub const ANSWER_BYTES_MAX: usize = 32 << 20;
 
 /// What a connection may have of them, however much the others have.
-pub const ANSWER_BYTES_MIN: usize = 16 << 10;
+pub const ANSWER_BYTES_MIN: usize = 8 << 10;
 
 /// Above it no more is read for clients: `ANSWER_BYTES_MAX`, and the least share of each of `CONNECTIONS_MAX`. Answers with large
 /// records are let go there, and connections that do not move are closed.

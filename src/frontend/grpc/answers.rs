@@ -54,6 +54,8 @@ pub struct Pool {
     read: Notify,
     connections: RefCell<BTreeMap<u64, Weak<Connection>>>,
     next_number: Cell<u64>,
+    /// When it was last looked for a connection to close.
+    looked_us: Cell<u64>,
 }
 
 struct Connection {
@@ -281,6 +283,11 @@ impl Pool {
 
     /// Has the connection closed of which nothing went out for longest, if that is long.
     fn evict(&self, now_us: u64) {
+        // Thousands may ask.
+        if now_us.saturating_sub(self.looked_us.get()) < LOOK.as_micros() as u64 / 4 {
+            return;
+        }
+        self.looked_us.set(now_us);
         let connections = self.connections.borrow();
         let holding = connections.values().filter_map(Weak::upgrade).filter(|connection| connection.held.get() > 0);
         let Some(longest) = holding.min_by_key(|connection| (connection.is_evicted.get(), connection.moved_us.get()))

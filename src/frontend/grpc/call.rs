@@ -254,6 +254,29 @@ pub(super) fn decode<Q: Message + Default>(message: Bytes) -> Result<Q, CallErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sim::SimEnv;
+
+    /// A call that waits takes a few KiB, as there may be 32,768 of them on a reactor.
+    #[test]
+    fn calls_are_small() {
+        fn bytes<F: Future>(_: impl FnOnce(&'static mut Call<SimEnv>) -> F) -> usize {
+            size_of::<F>()
+        }
+        fn bytes_served<F: Future>(_: impl FnOnce(Frontend<SimEnv>, Request<RecvStream>, Responses) -> F) -> usize {
+            size_of::<F>()
+        }
+        let sizes = [
+            ("serve", bytes_served(serve)),
+            ("consume", bytes(|call| consume::unary(call))),
+            ("consume stream", bytes(|call| consume::stream(call))),
+            ("produce", bytes(|call| produce::unary(call))),
+            ("produce stream", bytes(|call| produce::stream(call))),
+            ("health", bytes(|call| health::watch(call))),
+            ("reflection", bytes(|call| reflection::stream(call))),
+            ("watch", bytes(|call| watch::stream(call))),
+        ];
+        assert!(sizes.iter().all(|(_, bytes)| *bytes <= 4 << 10), "{sizes:?}");
+    }
 
     /// What counts as gRPC over protobuf, and what does not.
     #[test]

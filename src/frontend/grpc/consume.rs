@@ -62,7 +62,8 @@ async fn consume_held<E: Env>(call: &mut Call<E>, mut consume: ConsumeCall) -> R
     let waits = !consume.consume.wait.is_zero();
     loop {
         let room = call.room(wanted_bytes(&consume)).await?;
-        let consumed = call.frontend.consume(at_once(&consume, &room));
+        // Boxed: a call that waits for room must not have the place of an answer's future.
+        let consumed = Box::pin(call.frontend.consume(at_once(&consume, &room)));
         let consumed = call.wait(consumed).await?;
         if consumed.count > 0 || !waits {
             let held = room.fit(consumed.bytes())?;
@@ -71,7 +72,7 @@ async fn consume_held<E: Env>(call: &mut Call<E>, mut consume: ConsumeCall) -> R
         drop(room);
         // A time or a named position means what it meant first.
         consume.consume.start = Start::Offset(consumed.next_offset);
-        let consumed = call.frontend.consume(consume.clone());
+        let consumed = Box::pin(call.frontend.consume(consume.clone()));
         let consumed = call.wait(consumed).await?;
         if let Ok(held) = call.responses.answers().unforeseen(consumed.bytes()) {
             return Ok((consumed, held));
