@@ -435,6 +435,53 @@ fn fast_streams_wait_for_room() {
     });
 }
 
+/// Streams whose client reads no acknowledgement hold no room: what they have under way is taken all the same, so that another
+/// client's stream to the same shard goes on. Without that about two dozen of them have all the room of a reactor.
+#[test]
+fn acks_that_nobody_reads() {
+    const STREAMS: usize = 40;
+    const GOOD_MESSAGES: usize = 3_000;
+    with_node(async |address| {
+        // Long names: few acknowledgements are as many bytes as may wait, and behind them go as many requests as may be in flight.
+        let topic = "t".repeat(249);
+        let one = message(&v1::ProduceRequest { topic: topic.clone(), ..records(&[b"x"]) });
+        let good = &mut connect(address).await;
+        assert_eq!(call(good, post(PRODUCE), [one.clone()], true).await.code(), "0");
+
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (mut requests, connection) =
+            h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(stream).await.unwrap();
+        tokio::task::spawn_local(connection);
+        let mut held = Vec::new();
+        for _ in 0..STREAMS {
+            poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+            let (response, mut stream) = requests.send_request(post(PRODUCE_STREAM).body(()).unwrap(), false).unwrap();
+            for _ in 0..1_300 {
+                stream.send_data(one.clone().into(), false).unwrap();
+            }
+            held.push((response.await.unwrap(), stream));
+        }
+        let mut written = 0;
+        loop {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let start = Some(v1::consume_request::Start::Position(2));
+            let at_end = v1::ConsumeRequest { topic: topic.clone(), start, ..Default::default() };
+            let answer = call(good, post(CONSUME), [message(&at_end)], true).await;
+            let now = answer.messages::<v1::ConsumeResponse>()[0].high_watermark;
+            if now == written {
+                break;
+            }
+            written = now;
+        }
+        let stream = call(good, post(PRODUCE_STREAM), vec![one; GOOD_MESSAGES], true);
+        let answer = tokio::time::timeout(Duration::from_secs(30), stream).await.expect("it goes on beside them");
+        assert_eq!((answer.code(), answer.messages::<v1::ProduceStreamResponse>().len()), ("0", GOOD_MESSAGES));
+        for (response, _stream) in held {
+            assert_eq!(response.status(), 200);
+        }
+    });
+}
+
 /// gzip: whole, cut, not gzip at all, and a bomb.
 #[test]
 fn compressed_requests() {
