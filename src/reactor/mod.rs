@@ -567,18 +567,8 @@ impl<E: Env> Reactor<E> {
 
     fn handle(self: &Rc<Self>, request: Request) {
         match request {
-            Request::Produce { uid, produce, reply } => answer::<E, _>(reply, self.produce(uid, produce)),
-            Request::Consume { uid, consume, mut reply } => {
-                let consumed = self.consume(uid, consume);
-                env::spawn_call::<E>(CALL, async move {
-                    tokio::select! {
-                        biased;
-                        // Nobody waits any more: neither does the shard.
-                        () = reply.closed() => {}
-                        result = consumed => drop(reply.send(result)),
-                    }
-                });
-            }
+            Request::Produce { uid, produce, reply } => answer_if_waited_for::<E, _>(reply, self.produce(uid, produce)),
+            Request::Consume { uid, consume, reply } => answer_if_waited_for::<E, _>(reply, self.consume(uid, consume)),
             Request::Trim { uid, before, reply } => {
                 let reactor = Rc::clone(self);
                 answer::<E, _>(reply, async move { reactor.trim(uid, before).await });
@@ -685,6 +675,20 @@ impl<E: Env> Reactor<E> {
         let count = self.shards.borrow().len();
         self.node.reactors[self.number.0 as usize].shards.store(count, Relaxed);
     }
+}
+
+/// Runs `work` and sends what it says, but not longer than somebody waits for it: then the shard knows that, too.
+fn answer_if_waited_for<E: Env, T: 'static>(
+    mut reply: Reply<T>,
+    work: impl Future<Output = Result<T, ReactorError>> + 'static,
+) {
+    env::spawn_call::<E>(CALL, async move {
+        tokio::select! {
+            biased;
+            () = reply.closed() => {}
+            result = work => drop(reply.send(result)),
+        }
+    });
 }
 
 /// Runs `work` and sends what it says.

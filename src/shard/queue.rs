@@ -105,6 +105,11 @@ impl Waiting {
         Some(Owed { produce, queued_us, reply: reply?, charge })
     }
 
+    /// Whether its client is gone. (One that is answered already has to be written all the same.)
+    fn is_forsaken(&self) -> bool {
+        self.reply.as_ref().is_some_and(Reply::is_closed)
+    }
+
     /// Answers it, if it is not answered yet. Nobody may be listening any more.
     pub(super) fn answer(self, answer: Result<Produced, ShardError>) {
         if let Some(reply) = self.reply {
@@ -136,13 +141,16 @@ pub(super) struct Gathered {
     pub(super) expired: Vec<Waiting>,
 }
 
-/// Requests that wait, in order.
+/// Requests that wait, in order. Those whose clients are gone make room for others, and are never proposed: else clients that
+/// come and go could fill it, and streams, which wait for room of their own, would be refused here.
 ///
 /// Invariants: `bytes` is the sum of the requests' bytes; both bounds hold after `push`.
 #[derive(Default)]
 pub(super) struct Queue {
     waiting: VecDeque<Waiting>,
     bytes: usize,
+    /// Requests that came since it was last looked for forsaken ones.
+    unseen: usize,
 }
 
 impl Queue {
@@ -150,7 +158,12 @@ impl Queue {
     ///
     /// # Errors
     /// `Busy`, naming the bound.
-    pub(super) fn admit(&self, bytes: usize) -> Result<(), ShardError> {
+    pub(super) fn admit(&mut self, bytes: usize) -> Result<(), ShardError> {
+        let is_full = self.waiting.len() >= PRODUCE_QUEUE_REQUESTS_MAX || self.bytes + bytes > PRODUCE_QUEUE_BYTES_MAX;
+        // It is gone through once for so many that came, so that a refusal stays cheap.
+        if is_full && self.unseen >= self.waiting.len() / 16 {
+            self.leave_forsaken();
+        }
         if self.waiting.len() >= PRODUCE_QUEUE_REQUESTS_MAX {
             return Err(ShardError::Busy { what: "too many requests wait" });
         }
@@ -160,8 +173,15 @@ impl Queue {
         Ok(())
     }
 
+    fn leave_forsaken(&mut self) {
+        self.waiting.retain(|waiting| !waiting.is_forsaken());
+        self.bytes = self.waiting.iter().map(Waiting::bytes).sum();
+        self.unseen = 0;
+    }
+
     /// Adds an admitted request at the end.
     pub(super) fn push(&mut self, waiting: Waiting) {
+        self.unseen += 1;
         self.bytes += waiting.bytes();
         self.waiting.push_back(waiting);
     }
@@ -202,11 +222,18 @@ impl Queue {
             let bytes = waiting.bytes();
             let (expected, count) = (waiting.produce.expected_offset, waiting.produce.records.count());
             let expired = waiting.reply.is_some() && !estimate.can_meet(waiting.produce.deadline_us, now_us);
-            if !expired && !gathered.requests.is_empty() && taken_bytes + bytes > ENTRY_BYTES_TARGET {
+            if !expired
+                && !waiting.is_forsaken()
+                && !gathered.requests.is_empty()
+                && taken_bytes + bytes > ENTRY_BYTES_TARGET
+            {
                 break;
             }
             let Some(waiting) = self.waiting.pop_front() else { break };
             self.bytes -= bytes;
+            if waiting.is_forsaken() {
+                continue;
+            }
             if expired {
                 gathered.expired.push(waiting);
                 continue;
@@ -260,6 +287,38 @@ mod tests {
         answer
     }
 
+    /// Its client waits for it to the end.
+    fn keep(answer: Answer) {
+        std::mem::forget(answer);
+    }
+
+    /// Requests whose clients are gone are not proposed, take no room in an entry, and give theirs in the queue to others.
+    #[test]
+    fn forsaken() {
+        let mut queue = Queue::default();
+        let mut answers: Vec<_> = (0..4).map(|_| push(&mut queue, request(1, ENTRY_BYTES_TARGET / 3))).collect();
+        answers.drain(1..3);
+        let gathered = queue.gather(Offset(7), 0, &AppendEstimate::default());
+        assert_eq!((places(&gathered), gathered.records), (vec![(7, false), (8, false)], 2));
+        assert_eq!((queue.is_empty(), queue.bytes()), (true, 0));
+        // One that is answered from memory has nobody who waits, and is written.
+        let (owed, _answer) = Owed::new(request(1, 1), 0, &Budget::default()).unwrap();
+        queue.push(Waiting { reply: None, ..owed.into() });
+        assert_eq!(queue.gather(Offset(9), 0, &AppendEstimate::default()).records, 1);
+
+        let small = request(1, 1);
+        for number in 0..PRODUCE_QUEUE_REQUESTS_MAX {
+            queue.admit(1).unwrap();
+            let answer = push(&mut queue, small.clone());
+            if number % 2 == 0 {
+                keep(answer);
+            }
+        }
+        assert!(queue.admit(1).is_ok());
+        assert_eq!(queue.waiting.len(), PRODUCE_QUEUE_REQUESTS_MAX / 2);
+        assert_eq!(queue.bytes(), queue.waiting.iter().map(Waiting::bytes).sum::<usize>());
+    }
+
     /// A request is charged for its message and its part of an entry, until it is in one; and for both again when that entry is
     /// void. Where there is no memory it is given back.
     #[test]
@@ -294,7 +353,7 @@ mod tests {
     fn gathers_in_order() {
         let mut queue = Queue::default();
         for count in [1, 3, 2] {
-            drop(push(&mut queue, request(count, 10)));
+            keep(push(&mut queue, request(count, 10)));
         }
         let gathered = queue.gather(Offset(100), 0, &AppendEstimate::default());
         assert_eq!(places(&gathered), [(100, false), (101, false), (104, false)]);
@@ -309,10 +368,10 @@ mod tests {
         let mut queue = Queue::default();
         let large = ENTRY_BYTES_TARGET / 2 - 100;
         for _ in 0..3 {
-            drop(push(&mut queue, request(1, large)));
+            keep(push(&mut queue, request(1, large)));
         }
-        drop(push(&mut queue, request(3, ENTRY_BYTES_TARGET - 100)));
-        drop(push(&mut queue, request(1, 1)));
+        keep(push(&mut queue, request(3, ENTRY_BYTES_TARGET - 100)));
+        keep(push(&mut queue, request(1, 1)));
         let mut sizes = vec![];
         while !queue.is_empty() {
             sizes.push(queue.gather(Offset(0), 0, &AppendEstimate::default()).requests.len());
@@ -326,7 +385,7 @@ mod tests {
         let mut queue = Queue::default();
         for expected in [None, Some(10), Some(12), Some(14), Some(13)] {
             let produce = Produce { expected_offset: expected.map(Offset), ..request(2, 1) };
-            drop(push(&mut queue, produce));
+            keep(push(&mut queue, produce));
         }
         let gathered = queue.gather(Offset(10), 0, &AppendEstimate::default());
         assert_eq!(places(&gathered), [(10, false), (12, true), (12, false), (14, false), (16, true)]);
@@ -338,7 +397,7 @@ mod tests {
     fn deadlines() {
         let mut queue = Queue::default();
         for deadline_us in [None, Some(1_050), Some(1_300), Some(900)] {
-            drop(push(&mut queue, Produce { deadline_us, ..request(1, 1) }));
+            keep(push(&mut queue, Produce { deadline_us, ..request(1, 1) }));
         }
         let mut estimate = AppendEstimate::default();
         estimate.sample(1_000, 100);
@@ -353,7 +412,7 @@ mod tests {
         let mut queue = Queue::default();
         let bytes = request(3, RECORD_BYTES_MAX - 10).records.encoded_bytes_max();
         while queue.admit(bytes).is_ok() {
-            drop(push(&mut queue, request(3, RECORD_BYTES_MAX - 10)));
+            keep(push(&mut queue, request(3, RECORD_BYTES_MAX - 10)));
         }
         assert!(queue.bytes() <= PRODUCE_QUEUE_BYTES_MAX);
         assert!(queue.bytes() + MESSAGE_BYTES_MAX > PRODUCE_QUEUE_BYTES_MAX);
@@ -366,7 +425,7 @@ mod tests {
         let small = request(1, 1);
         for _ in 0..PRODUCE_QUEUE_REQUESTS_MAX {
             queue.admit(1).unwrap();
-            drop(push(&mut queue, small.clone()));
+            keep(push(&mut queue, small.clone()));
         }
         assert!(queue.admit(1).unwrap_err().to_string().contains("too many requests wait"));
     }
@@ -376,10 +435,10 @@ mod tests {
     fn put_back() {
         let mut queue = Queue::default();
         for count in [1, 2] {
-            drop(push(&mut queue, request(count, 1)));
+            keep(push(&mut queue, request(count, 1)));
         }
         let gathered = queue.gather(Offset(0), 0, &AppendEstimate::default());
-        drop(push(&mut queue, request(4, 1)));
+        keep(push(&mut queue, request(4, 1)));
         queue.put_back(gathered.requests.into_iter().map(|placed| placed.waiting).collect());
         let gathered = queue.gather(Offset(5), 0, &AppendEstimate::default());
         assert_eq!(places(&gathered), [(5, false), (6, false), (8, false)]);

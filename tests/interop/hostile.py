@@ -338,18 +338,63 @@ def fill(log, log_pb2, mib=32):
 
 
 def good_calls(log, log_pb2, seconds=0.0, until=None):
-    """What produce calls one after the other take, in ms, and how many of them failed."""
+    """What produce calls one after the other take, in ms, and how many of them failed. At least one is made."""
     import grpc
 
     end, taken, refused = time.monotonic() + seconds, [], 0
-    while (time.monotonic() < end) if until is None else not until.is_set():
+    while True:
         begin = time.monotonic()
         try:
             log.Produce(log_pb2.ProduceRequest(topic="t", shard=0, records=[log_pb2.Record(value=b"good")]), timeout=30)
             taken.append(1000 * (time.monotonic() - begin))
         except grpc.RpcError:
             refused += 1
-    return taken, refused
+        if (time.monotonic() >= end) if until is None else until.is_set():
+            return taken, refused
+
+
+class GoodStream:
+    """A stock ProduceStream with 16 requests in flight, in a thread of its own, from `with` to its end."""
+
+    IN_FLIGHT = 16
+
+    def __init__(self, log, log_pb2):
+        self.log, self.log_pb2 = log, log_pb2
+        self.sent = self.acknowledged = 0
+        self.error = None
+        self._room, self._end = threading.Semaphore(self.IN_FLIGHT), threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _requests(self):
+        while not self._end.is_set():
+            # Room comes with each acknowledgement; the end is looked for meanwhile.
+            if self._room.acquire(timeout=0.1):
+                self.sent += 1
+                record = self.log_pb2.Record(value=b"good %d" % self.sent)
+                yield self.log_pb2.ProduceStreamRequest(topic="t", shard=0, records=[record])
+
+    def _run(self):
+        try:
+            for _ in self.log.ProduceStream(self._requests()):
+                self.acknowledged += 1
+                self._room.release()
+        except Exception as error:  # whatever it is, the test says it
+            self.error = error
+
+    def goes_on(self, seconds=5.0):
+        """Whether more than what is in flight is acknowledged in that time."""
+        until, wanted = time.monotonic() + seconds, self.acknowledged + self.IN_FLIGHT
+        while self.acknowledged <= wanted and self.error is None and time.monotonic() < until:
+            time.sleep(0.01)
+        return self.acknowledged > wanted
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._end.set()
+        self._thread.join(30)
 
 
 def at(values, percent):

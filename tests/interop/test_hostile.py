@@ -19,10 +19,12 @@ RSS_MORE_MAX_MIB = 512
 @pytest.mark.parametrize("attack", hostile.ATTACKS, ids=lambda attack: attack.__name__)
 def test_attack(own_node, attack):
     connections = hostile.connections_possible(CONNECTIONS)
-    with own_node.channel() as channel:
+    with own_node.channel() as channel, own_node.channel() as other_channel:
         log = log_pb2_grpc.LogStub(channel)
         hostile.fill(log, log_pb2)
-        with hostile.Watch(own_node.process.pid) as watch:
+        stream = hostile.GoodStream(log_pb2_grpc.LogStub(other_channel), log_pb2)
+        with stream, hostile.Watch(own_node.process.pid) as watch:
+            assert stream.goes_on(), stream.error
             held, done = [], threading.Event()
 
             def run():
@@ -32,14 +34,21 @@ def test_attack(own_node, attack):
                     done.set()
 
             thread = threading.Thread(target=run)
+            before = stream.acknowledged
             thread.start()
             taken, refused = hostile.good_calls(log, log_pb2, until=done)
+            goes_on_during = stream.acknowledged > before or stream.goes_on()
             thread.join()
             # While all of it is still held.
             after, refused_after = hostile.good_calls(log, log_pb2, seconds=0.5)
-    for connection in held:
-        connection.close()
+            goes_on_held = stream.goes_on()
+            for connection in held:
+                connection.close()
+            goes_on_after = stream.goes_on()
     assert own_node.process.poll() is None, own_node.log.read_text()[-2000:]
     assert refused == refused_after == 0, "a good client's calls fail"
     assert taken and after
+    assert (goes_on_during, goes_on_held, goes_on_after) == (True, True, True), f"a good client's stream: {stream.error}"
+    assert stream.error is None
+    assert stream.acknowledged == stream.sent, "each request has its acknowledgement"
     assert watch.more_mib <= RSS_MORE_MAX_MIB, f"{watch.more_mib:.0f} MiB more"

@@ -84,11 +84,12 @@ fn busy() {
         let bytes = RECORD_BYTES_MAX - 100;
         let limit = PRODUCE_QUEUE_BYTES_MAX / bytes + ENTRIES_IN_FLIGHT_MAX + 1;
         let mut accepted = 0;
-        let mut last = None;
+        // Each of them is waited for.
+        let mut acks = Vec::new();
         for _ in 0..=limit {
             let mut ack = Box::pin(shard.produce(large(bytes)));
             match futures_util::FutureExt::now_or_never(&mut ack) {
-                None => last = Some(ack),
+                None => acks.push(ack),
                 Some(answer) => {
                     assert!(matches!(answer, Err(ShardError::Busy { what: "too many bytes wait" })));
                     break;
@@ -98,7 +99,7 @@ fn busy() {
         }
         assert!(accepted > PRODUCE_QUEUE_BYTES_MAX / bytes - 1 && accepted < limit);
         disk.release();
-        assert_eq!(last.unwrap().await.unwrap().base_offset, Offset(accepted as u64 - 1));
+        assert_eq!(acks.pop().unwrap().await.unwrap().base_offset, Offset(accepted as u64 - 1));
         assert_eq!(shard.status().log_end, Offset(accepted as u64));
         shard.produce(value("fits again")).await.unwrap();
     });
