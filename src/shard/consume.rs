@@ -127,15 +127,33 @@ fn first_not_before(entry: &StoredEntry, from: Offset, timestamp_us: i64) -> Opt
         .map(|(offset, _)| offset)
 }
 
+/// Where an answer is to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// With the record at this offset, also if it is still to come.
+    At(Offset),
+    /// With a record that is not there yet: there is none below this offset, and the one that comes there may be another.
+    NotBelow(Offset),
+}
+
 /// See `Shard::consume`.
 pub(super) async fn consume<E: Env>(inner: Rc<Inner<E>>, consume: Consume) -> Result<Consumed, ShardError> {
     let wait_us = u64::try_from(consume.wait.as_micros()).unwrap_or(u64::MAX);
     let deadline_us = E::monotonic_us().saturating_add(wait_us);
     inner.check_readable()?;
     inner.wait_for_view(&consume).await?;
-    let start = inner.resolve(consume.start).await?;
+    let mut place = inner.resolve(consume.start).await?;
     loop {
         inner.check_readable()?;
+        let start = match place {
+            Place::At(start) => start,
+            Place::NotBelow(end) if end < inner.group.high_watermark().max(inner.log_start()) => {
+                // What has come since may be older than what is asked for.
+                place = inner.resolve(consume.start).await?;
+                continue;
+            }
+            Place::NotBelow(end) => end,
+        };
         inner.check_range(start)?;
         if start < inner.group.high_watermark() && consume.records_max > 0 {
             let mut taking = Taking::new(start, consume.records_max, consume.bytes_max.min(BYTES_MAX));
@@ -228,26 +246,26 @@ impl<E: Env> Inner<E> {
         Ok(())
     }
 
-    /// The offset that a start means now.
-    async fn resolve(&self, start: Start) -> Result<Offset, ShardError> {
+    /// What a start means now.
+    async fn resolve(&self, start: Start) -> Result<Place, ShardError> {
         match start {
-            Start::Offset(offset) => Ok(offset),
-            Start::Earliest => Ok(self.log_start()),
-            Start::Latest => Ok(self.group.high_watermark()),
+            Start::Offset(offset) => Ok(Place::At(offset)),
+            Start::Earliest => Ok(Place::At(self.log_start())),
+            Start::Latest => Ok(Place::At(self.group.high_watermark())),
             Start::Timestamp(timestamp_us) => self.resolve_timestamp(timestamp_us).await,
         }
     }
 
-    /// The first committed record with a timestamp not before this one, or the high watermark.
+    /// The first committed record with a timestamp not before this one; without one, not below the high watermark.
     ///
     /// The log's index knows the largest timestamp up to each entry, records below the log start included: where
     /// those were newer than what follows, the batches are walked until one holds such a record.
-    async fn resolve_timestamp(&self, timestamp_us: i64) -> Result<Offset, ShardError> {
+    async fn resolve_timestamp(&self, timestamp_us: i64) -> Result<Place, ShardError> {
         let end = self.group.applied_end();
         let high_watermark = self.group.high_watermark();
         let log_start = self.log_start();
         let found = self.group.log().find_timestamp(timestamp_us).await.map_err(|error| self.read_failed(error))?;
-        let Some(found) = found else { return Ok(high_watermark) };
+        let Some(found) = found else { return Ok(Place::NotBelow(high_watermark)) };
         let kept = self.group.log().find_offset(log_start).await.map_err(|error| self.read_failed(error))?;
         let kept = kept.unwrap_or(end);
         let mut index = found.max(kept);
@@ -264,12 +282,12 @@ impl<E: Env> Inner<E> {
             for entry in &entries {
                 if let Some(offset) = first_not_before(entry, log_start, timestamp_us) {
                     self.cursors.borrow_mut().put(offset, entry.header.id.index);
-                    return Ok(offset.max(self.log_start()));
+                    return Ok(Place::At(offset.max(self.log_start())));
                 }
             }
             index = next_index(&entries, index)?;
         }
-        Ok(high_watermark)
+        Ok(Place::NotBelow(high_watermark))
     }
 
     /// Reads from `taking.next` on until something is taken or the committed end is reached. Nothing taken: the

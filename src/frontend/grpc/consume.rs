@@ -279,7 +279,9 @@ where
             (wanted.start, self.caught_up) = (Start::Offset(consumed.start_offset()), false);
             return true;
         };
-        wanted.start = Start::Offset(consumed.next_offset);
+        if consumed.count > 0 || !matches!(wanted.start, Start::Timestamp(_)) {
+            wanted.start = Start::Offset(consumed.next_offset);
+        }
         // They were for the first answer; the later ones follow it.
         (wanted.min_offset, wanted.linearizable) = (None, false);
         wanted.records_max = wanted.records_max.saturating_sub(consumed.count);

@@ -94,7 +94,7 @@ fn limits() {
 fn waits() {
     with_shard(|shard, _disk| async move {
         shard.produce(value("a")).await.unwrap();
-        for start in [Start::Latest, Start::Offset(Offset(1)), Start::Timestamp(i64::MAX)] {
+        for start in [Start::Latest, Start::Offset(Offset(1))] {
             let end = shard.status().high_watermark;
             let start = if start == Start::Offset(Offset(1)) { Start::Offset(end) } else { start };
             let mut consumer = pin!(shard.consume(waiting(start)));
@@ -106,6 +106,29 @@ fn waits() {
         let end = shard.status().high_watermark;
         let consumed = shard.consume(Consume { wait: Duration::from_millis(2), ..from(Start::Latest) }).await.unwrap();
         assert_eq!((consumed.count, consumed.next_offset), (0, end));
+    });
+}
+
+/// A consumer from a time on that is still to come gets nothing that is older, however it comes.
+#[test]
+fn waits_for_a_time() {
+    with_shard(|shard, _disk| async move {
+        shard.produce(stamped(10)).await.unwrap();
+        let mut consumer = pin!(shard.consume(waiting(Start::Timestamp(30))));
+        assert!(settled(&mut consumer).await.is_none());
+        for older in [20, 29] {
+            shard.produce(stamped(older)).await.unwrap();
+            assert!(settled(&mut consumer).await.is_none(), "{older} is not asked for");
+        }
+        shard.produce(stamped(30)).await.unwrap();
+        let consumed = consumer.await.unwrap();
+        assert_eq!((consumed.count, consumed.next_offset), (1, Offset(4)));
+        let brief = Consume { wait: Duration::from_millis(2), ..from(Start::Timestamp(31)) };
+        let mut consumer = pin!(shard.consume(brief));
+        assert!(settled(&mut consumer).await.is_none());
+        shard.produce(stamped(11)).await.unwrap();
+        let consumed = consumer.await.unwrap();
+        assert_eq!((consumed.count, consumed.next_offset), (0, Offset(5)));
     });
 }
 
