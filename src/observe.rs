@@ -114,6 +114,10 @@ fn describe_process() {
     metrics::describe_gauge!("ringlog_memory_peak_bytes", "As much of it as there was at any time.");
     metrics::describe_gauge!("ringlog_open_files", "File descriptors that the process has open.");
     metrics::describe_counter!("ringlog_log_lines_dropped_total", "Log lines dropped because stderr was too slow.");
+    metrics::describe_counter!(
+        "ringlog_replicas_mended_total",
+        "Damaged replicas, and catalogs, that were mended from other nodes' copies."
+    );
     metrics::describe_counter!("ringlog_panics_total", "Panics that ended one replica or one call, by their place.");
     metrics::gauge!("ringlog_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }

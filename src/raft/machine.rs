@@ -81,6 +81,8 @@ pub struct Shared<M> {
     pending: RefCell<VecDeque<Checkpoint>>,
     /// Whether a task writes them.
     pub saving: Cell<bool>,
+    /// Snapshots that a leader has sent, and that the state was replaced by.
+    pub installed: Cell<u64>,
 }
 
 /// How far the machine is.
@@ -126,6 +128,7 @@ impl<M: Machine> Shared<M> {
             applying: Cell::new(false),
             pending: RefCell::default(),
             saving: Cell::new(false),
+            installed: Cell::new(0),
         })
     }
 
@@ -561,6 +564,7 @@ impl<E: Env, M: Machine> RaftStateMachine<TypeConfig<E, M>> for StateMachine<E, 
         self.log.save_checkpoint(id.index, checkpoint.bytes.clone()).await.map_err(to_io)?;
         self.shared.install(&self.log, &checkpoint).map_err(io::Error::other)?;
         *self.shared.snapshot.borrow_mut() = Some(checkpoint);
+        self.shared.installed.set(self.shared.installed.get() + 1);
         self.shared.changed.notify_all();
         Ok(())
     }

@@ -518,8 +518,7 @@ impl<E: Env, M: Machine> Group<E, M> {
         begun && state.leading.get() && !state.transferring.get()
     }
 
-    /// Suspends until leader, term, membership or `leads` may have changed since this was called, or the group stops or
-    /// closes.
+    /// Suspends until leader, term, membership or `leads` may have changed since this was called, or the group ends.
     pub fn wait_changed(&self) -> impl Future<Output = ()> + 'static {
         self.inner.shared.turned.notified()
     }
@@ -527,6 +526,11 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// Chain hash at the last applied entry: equal on replicas that have applied the same.
     pub fn applied_chain(&self) -> u64 {
         self.inner.shared.chain()
+    }
+
+    /// How often its state was replaced by a snapshot that a leader has sent, since it was opened.
+    pub fn snapshots_installed(&self) -> u64 {
+        self.inner.shared.installed.get()
     }
 
     /// Retention: lets the log forget everything up to the largest checkpoint at or below `index`; returns when it has.

@@ -70,6 +70,8 @@ pub struct ReactorView {
     pub shards: AtomicUsize,
     /// Those of them that are open and have no leader that is heard and hears most voters, at the last look.
     pub unled: AtomicUsize,
+    /// How often a damaged replica, or the catalog, was mended from other nodes' copies.
+    pub mended: AtomicUsize,
 }
 
 /// Shared by all threads of a node.

@@ -7,7 +7,7 @@
 //! - Without other replicas, and where nothing can help (`RepairError::Hopeless`), the reason says what would be lost, and the
 //!   command that a person may choose.
 
-use std::{path::Path, rc::Rc, time::Duration};
+use std::{path::Path, rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use super::{Reactor, Slot, control, inbound};
 use crate::{
@@ -83,6 +83,7 @@ impl<E: Env> Reactor<E> {
             match attempt {
                 Ok(mended) => {
                     tracing::warn!(shard_uid = uid.0, ?mended, "what is damaged of a replica was mended");
+                    self.count_mended(&mended);
                     if self.open_again(&options).await || mended == Mended::default() {
                         // Or there was nothing to mend, and it does not open all the same: its reason is noted.
                         return;
@@ -102,6 +103,13 @@ impl<E: Env> Reactor<E> {
             }
             env::sleep::<E>(pause).await;
             pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// One in which nothing was found to be mended does not count.
+    fn count_mended(&self, mended: &Mended) {
+        if *mended != Mended::default() {
+            self.node.reactors[self.number.0 as usize].mended.fetch_add(1, Relaxed);
         }
     }
 
@@ -208,6 +216,7 @@ pub(super) async fn mend_catalog<E: Env>(
             Ok(mended) if mended == Mended::default() => return Err(unmended(error.to_string(), &options.dir)),
             Ok(mended) => {
                 tracing::warn!(?mended, "the catalog was mended");
+                reactor.count_mended(&mended);
                 return Ok(());
             }
             Err(RepairError::Unfilled { gap, reasons }) if !others.is_empty() => {

@@ -470,6 +470,11 @@ impl<E: Env> Shard<E> {
         Some(end - progress.matched.map_or(0, |matched| matched.index.0 + 1).min(end))
     }
 
+    /// How often it went on from a leader's snapshot, since it was opened.
+    pub fn snapshots_installed(&self) -> u64 {
+        self.inner.group.snapshots_installed()
+    }
+
     /// Refuses new requests, finishes those in flight, closes the log cleanly. A second call waits for the first.
     ///
     /// # Errors

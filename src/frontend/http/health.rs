@@ -198,6 +198,7 @@ fn record_node(node: &Node) {
         metrics::counter!("ringlog_connections_refused_total", &labels).absolute(connections.refused() as u64);
         metrics::gauge!("ringlog_mailbox_requests", &labels).set(reactor.mailbox.len() as f64);
         metrics::gauge!("ringlog_shards", &labels).set(reactor.shards.load(Relaxed) as f64);
+        metrics::counter!("ringlog_replicas_mended_total", &labels).absolute(reactor.mended.load(Relaxed) as u64);
         record_memory(number, &reactor.memory, reactor.mailbox.bytes());
     }
 }
