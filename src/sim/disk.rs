@@ -18,6 +18,7 @@
 //! who has them open, as on Unix, but their space is free at once).
 
 mod blocks;
+mod by_hand;
 mod damage;
 mod faults;
 mod flight;
@@ -43,6 +44,7 @@ pub use self::{
 };
 use self::{
     damage::Piece,
+    faults::Broken,
     node::{Node, NodeRef},
     timing::Timing,
 };
@@ -118,6 +120,8 @@ struct Device {
     dice: Cell<u64>,
     planted: RefCell<Vec<PlantedFault>>,
     planted_panics: RefCell<Vec<PlantedPanic>>,
+    /// What does not work for now, whatever the process and the power do.
+    broken: RefCell<Vec<Broken>>,
     /// Shared with the disks that a crash leaves.
     fired: Rc<RefCell<BTreeMap<(DiskFault, Met), u64>>>,
     /// Directories of logs that were appended to.
@@ -196,7 +200,7 @@ impl SimDisk {
     }
 
     /// What is found when the power fails now and comes back: another disk. This one goes on; end it with `power_off`.
-    /// Planted faults and the capacity are not taken over; times are, but not turns.
+    /// Planted faults and the capacity are not taken over; what is broken is, and times are, but not turns.
     pub fn crash(&self, seed: u64) -> SimDisk {
         let dice = Cell::new(seed);
         let mut names = self.device.names_durable.borrow().clone();
@@ -224,6 +228,7 @@ impl SimDisk {
         *device.timing.borrow_mut() = self.device.timing.borrow().reseeded(random(&dice));
         device.dice.set(random(&dice));
         device.reserve.set(self.device.reserve.get());
+        device.broken.borrow_mut().clone_from(&self.device.broken.borrow());
         *device.names_durable.borrow_mut() = names.clone();
         *device.names.borrow_mut() = names;
         SimDisk { device: Rc::new(device) }
@@ -240,10 +245,12 @@ impl SimDisk {
         self.device.faults.borrow_mut().push(fault);
     }
 
-    /// Takes all planted errors and faults away.
+    /// Takes all planted errors, faults and panics away, and mends what is broken.
     pub fn heal(&self) {
         self.device.faults.borrow_mut().clear();
         self.device.planted.borrow_mut().clear();
+        self.device.planted_panics.borrow_mut().clear();
+        self.device.broken.borrow_mut().clear();
     }
 
     /// How many operations of this kind were begun.
@@ -261,58 +268,6 @@ impl SimDisk {
         if let Some(held) = self.device.held.borrow_mut().take() {
             held.notify_all();
         }
-    }
-
-    /// Paths of all files, sorted.
-    pub fn paths(&self) -> Vec<PathBuf> {
-        let names = self.device.names.borrow();
-        names.iter().filter(|(_, entry)| matches!(entry, Entry::File(_))).map(|(path, _)| path.clone()).collect()
-    }
-
-    /// A file's present content.
-    ///
-    /// # Panics
-    /// When it is not there.
-    pub fn content(&self, path: impl AsRef<Path>) -> Vec<u8> {
-        self.device.node(path.as_ref()).expect("the test knows its files").borrow().current.all().into()
-    }
-
-    /// Replaces or makes a file, durably, as if by magic.
-    pub fn set_content(&self, path: impl AsRef<Path>, bytes: Vec<u8>) {
-        let node = Node::with_content(path.as_ref().into(), bytes);
-        let entry = Entry::File(Rc::new(RefCell::new(node)));
-        self.device.names_durable.borrow_mut().insert(path.as_ref().into(), entry.clone());
-        self.device.names.borrow_mut().insert(path.as_ref().into(), entry);
-    }
-
-    /// Removes a file, durably, as if by magic.
-    pub fn delete(&self, path: impl AsRef<Path>) {
-        self.device.names_durable.borrow_mut().remove(path.as_ref());
-        self.device.names.borrow_mut().remove(path.as_ref());
-    }
-
-    /// The block with this byte of a file cannot be read any more, whatever is written there.
-    ///
-    /// # Panics
-    /// When the file is not there.
-    pub fn lose_block(&self, path: impl AsRef<Path>, position: u64) {
-        let node = self.device.node(path.as_ref()).expect("the test knows its files");
-        node.borrow_mut().lose_block(position / BLOCK_BYTES as u64);
-    }
-
-    /// Flips one bit of a file, as a dying device does.
-    ///
-    /// # Panics
-    /// When the file or the byte is not there.
-    pub fn flip_bit(&self, path: impl AsRef<Path>, position: u64, bit: u32) {
-        let node = self.device.node(path.as_ref()).expect("the test knows its files");
-        let node = &mut *node.borrow_mut();
-        let number = position / BLOCK_BYTES as u64;
-        assert!(position < node.current.len(), "the test knows its bytes");
-        let old = node.current.block(number).map_or_else(|| vec![0; BLOCK_BYTES], |block| block.to_vec());
-        let mut block = old;
-        block[(position % BLOCK_BYTES as u64) as usize] ^= 1 << bit;
-        node.replace_block(number, &block.into());
     }
 }
 
@@ -451,6 +406,13 @@ impl Device {
         self.names_pending.borrow_mut().push(change);
     }
 
+    /// At once for good: nothing brings back what was there.
+    fn forget_dir(&self, path: &Path) {
+        self.names.borrow_mut().retain(|name, _| !name.starts_with(path));
+        self.names_durable.borrow_mut().retain(|name, _| !name.starts_with(path));
+        self.names_pending.borrow_mut().retain(|change| !change.dir().is_some_and(|dir| dir.starts_with(path)));
+    }
+
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.begin(Operation::SyncDir, dir).await?;
         let mut durable = self.names_durable.borrow_mut();
@@ -569,9 +531,7 @@ impl Disk for SimDisk {
         if !self.device.names.borrow().contains_key(path) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        self.device.names.borrow_mut().retain(|name, _| !name.starts_with(path));
-        self.device.names_durable.borrow_mut().retain(|name, _| !name.starts_with(path));
-        self.device.names_pending.borrow_mut().retain(|change| !change.dir().is_some_and(|dir| dir.starts_with(path)));
+        self.device.forget_dir(path);
         Ok(())
     }
 

@@ -296,6 +296,11 @@ impl World {
         self.inner.parked.borrow_mut().extend(stopped);
     }
 
+    /// Whether it stands still.
+    pub fn is_paused(&self, node: NodeId) -> bool {
+        self.inner.with_node(node, |node| node.paused)
+    }
+
     /// Ends `pause`: what has come due meanwhile runs now.
     pub fn resume(&self, node: NodeId) {
         self.note(&format!("node {node} is resumed"));

@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 
-pub use self::process::Process;
-use self::process::{Birth, DATA, secret_of};
+use self::process::{Birth, secret_of};
+pub use self::process::{DATA, Process};
 use super::{SimDisk, SimEnv, SimNetwork, World};
 use crate::{
     env::{self, Env},

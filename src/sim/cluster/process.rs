@@ -34,7 +34,7 @@ use crate::{
 const PEER_PORT: u16 = 7_500;
 
 /// Where a node keeps everything.
-pub(super) const DATA: &str = "/data";
+pub const DATA: &str = "/data";
 
 /// Recent entries in memory: little, so that followers and consumers read from the disk, too.
 const TAIL_BYTES: usize = 256 << 10;

@@ -327,3 +327,41 @@ fn zero_written_segments_are_cheap() {
         assert_eq!(block(&disk).unwrap().as_ptr(), block(&crashed).unwrap().as_ptr(), "shared");
     });
 }
+
+/// A broken disk fails each time, also after a crash, on the files and for the time that were said; another one goes on.
+#[test]
+fn broken_for_a_while() {
+    let runtime = SimRuntime::seeded(1);
+    runtime.block_on(async {
+        let disk = SimDisk::new().timed(&World::current(), 1, DiskTimes::default());
+        let file = segment(&disk).await;
+        disk.break_for(DiskFault::ErrorAppend, ".store".into(), 1_000_000);
+        for _ in 0..3 {
+            assert!(file.append_durable(4096, vec![filled(2, 1)]).await.is_err());
+        }
+        file.sync().await.unwrap();
+        let left = disk.crash(3);
+        disk.power_off();
+        let file = left.open(Path::new(STORE), OpenMode::Append).await.unwrap();
+        assert!(file.append_durable(4096, vec![filled(3, 1)]).await.is_err());
+        crate::env::sleep::<crate::sim::SimEnv>(std::time::Duration::from_secs(1)).await;
+        file.append_durable(4096, vec![filled(4, 1)]).await.unwrap();
+        assert_eq!((shown(&left)[1], fired(&left, DiskFault::ErrorAppend, Met::StoreAppend)), (4, 4));
+        left.break_for(DiskFault::ErrorAppend, String::new(), 1_000_000);
+        left.heal();
+        file.append_durable(8192, vec![filled(5, 1)]).await.unwrap();
+    });
+}
+
+/// A directory that is gone is gone with all that is in it, and no crash brings it back.
+#[test]
+fn directories_go() {
+    block_on(async {
+        let disk = SimDisk::new();
+        segment(&disk).await;
+        assert!(disk.delete_dir("/d") && !disk.delete_dir("/d"));
+        assert_eq!(disk.paths(), [""; 0].map(PathBuf::from));
+        assert!(disk.list(Path::new("/d")).await.is_err());
+        assert!((0..20).all(|seed| disk.crash(seed).paths().is_empty()));
+    });
+}

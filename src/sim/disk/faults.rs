@@ -201,6 +201,15 @@ pub struct PlantedPanic {
     pub path_contains: String,
 }
 
+/// What a device cannot do for a while.
+#[derive(Clone, Debug)]
+pub(super) struct Broken {
+    fault: DiskFault,
+    path_contains: String,
+    /// In microseconds of the world.
+    until_us: u64,
+}
+
 impl SimDisk {
     /// Has the next such operation panic: a bug in the code that asks for it.
     pub fn plant_panic(&self, panic: PlantedPanic) {
@@ -215,6 +224,31 @@ impl SimDisk {
         let can_be = DiskFault::PLANTABLE.contains(&fault.fault) || fault.fault == DiskFault::NoDescriptor;
         assert!(can_be, "{} cannot be planted", fault.fault.name());
         self.device.planted.borrow_mut().push(fault);
+    }
+
+    /// A device that is broken: for `for_us` microseconds from now on all operations on such files that this error can meet fail
+    /// with it, also after a crash, until `heal`. No-op unless the disk is `timed`.
+    ///
+    /// # Panics
+    /// When it is no EIO.
+    pub fn break_for(&self, fault: DiskFault, path_contains: String, for_us: u64) {
+        let is_error = matches!(
+            fault,
+            DiskFault::ErrorWrite | DiskFault::ErrorAppend | DiskFault::ErrorSync | DiskFault::ErrorRead
+        );
+        assert!(is_error, "{} is nothing that lasts", fault.name());
+        let until_us = self.device.now_us().saturating_add(for_us);
+        self.device.broken.borrow_mut().push(Broken { fault, path_contains, until_us });
+    }
+
+    /// Whether a panic is still to come on such files.
+    pub fn awaits_panic(&self, path_contains: &str) -> bool {
+        self.device.planted_panics.borrow().iter().any(|panic| panic.path_contains == path_contains)
+    }
+
+    /// No panic is to come on such files any more.
+    pub fn forget_panics(&self, path_contains: &str) {
+        self.device.planted_panics.borrow_mut().retain(|panic| panic.path_contains != path_contains);
     }
 
     /// How often each fault was met, and by what, by their names: an operation that was struck, or a read of a block that
@@ -234,6 +268,9 @@ impl Device {
     /// Whether a planted fault strikes: draws only where one could. Counts it.
     pub(super) fn strike(&self, operation: Operation, path: &Path) -> Option<DiskFault> {
         self.strike_panic(operation, path);
+        if let Some(fault) = self.broken_at(operation, path) {
+            return Some(fault);
+        }
         let mut planted = self.planted.borrow_mut();
         if planted.is_empty() {
             return None;
@@ -249,6 +286,25 @@ impl Device {
         self.count_fault(fault, operation, path);
         self.note(&format!("{} at {operation:?} of {}", fault.name(), path.display()));
         Some(fault)
+    }
+
+    fn broken_at(&self, operation: Operation, path: &Path) -> Option<DiskFault> {
+        let mut broken = self.broken.borrow_mut();
+        if broken.is_empty() {
+            return None;
+        }
+        let now_us = self.now_us();
+        broken.retain(|broken| now_us < broken.until_us);
+        let name = path.to_string_lossy();
+        let meets = |broken: &&Broken| broken.fault.meets(operation) && name.contains(&broken.path_contains);
+        let fault = broken.iter().find(meets)?.fault;
+        drop(broken);
+        self.count_fault(fault, operation, path);
+        Some(fault)
+    }
+
+    fn now_us(&self) -> u64 {
+        self.timing.borrow().world().map_or(0, |world| world.now_us())
     }
 
     fn strike_panic(&self, operation: Operation, path: &Path) {
