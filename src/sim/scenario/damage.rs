@@ -14,12 +14,13 @@ use super::{
 use crate::{
     env,
     ids::{LogId, NodeId, ShardUid, Term},
+    raft::Members,
     sim::{DiskFault, PlantedFault, SimEnv, World},
 };
 
 /// How long a step waits for all replicas to have everything before it is given up, and how often it looks.
 const WHOLE_MAX_MS: u64 = 20_000;
-const LOOK_MS: u64 = 5;
+pub(super) const LOOK_MS: u64 = 5;
 
 impl Run {
     pub(super) async fn damage(&self, action: Action) {
@@ -103,7 +104,7 @@ impl Run {
 
     /// The one node of this run whose disk does such things; `who`, if this is the first time.
     fn victim(&self, fault: &str, who: Who) -> Option<NodeId> {
-        let node = self.victim.get().or_else(|| self.find(who))?;
+        let node = self.victim.get().or_else(|| self.find(who)).filter(|node| self.can_damage(*node))?;
         self.victim.set(Some(node));
         self.note_paths(fault, node);
         Some(node)
@@ -128,24 +129,41 @@ impl Run {
     }
 
     fn is_whole_without(&self, node: NodeId) -> bool {
+        self.all_have(node, |own, _| own)
+    }
+
+    /// As `until_whole` asks it; of a node that does not say itself what it has, it is enough that all others have what was
+    /// committed, which the leader has.
+    pub(super) fn others_have_all(&self, node: NodeId) -> bool {
+        self.all_have(node, |own, led| own.or(Some(led)))
+    }
+
+    /// Whether all other members of a node's groups have what `needed` says of what it has itself, and what the leader has.
+    fn all_have(
+        &self,
+        node: NodeId,
+        needed: impl Fn(Option<Option<LogId>>, Option<LogId>) -> Option<Option<LogId>>,
+    ) -> bool {
         self.groups().into_iter().all(|uid| {
             let Some(leader) = self.cluster.leader(uid) else { return false };
             let Some(led) = self.standing(leader, uid) else { return false };
-            if led.changing {
+            if led.members.changing {
                 return false;
             }
-            if !led.nodes.contains(&node) {
+            let mut nodes = led.members.voters.iter().chain(&led.members.learners);
+            if !nodes.clone().any(|member| *member == node) {
                 return true;
             }
-            let Some(own) = self.standing(node, uid) else { return false };
+            let own = self.standing(node, uid).map(|own| own.flushed);
+            let Some(needed) = needed(own, led.flushed) else { return false };
             let has_it = |other: &NodeId| {
-                self.standing(*other, uid).is_some_and(|other| other.flushed >= own.flushed && other.term == led.term)
+                self.standing(*other, uid).is_some_and(|other| other.flushed >= needed && other.term == led.term)
             };
-            led.nodes.iter().all(has_it)
+            nodes.all(|other| *other == node && own.is_none() || has_it(other))
         })
     }
 
-    fn standing(&self, node: NodeId, uid: ShardUid) -> Option<Standing> {
+    pub(super) fn standing(&self, node: NodeId, uid: ShardUid) -> Option<Standing> {
         let process = self.cluster.process(node)?;
         World::current().on(node, || {
             let (flushed, (_, term), members) = match uid {
@@ -159,16 +177,14 @@ impl Run {
                     (shard.flushed(), shard.leader(), shard.members())
                 }
             };
-            let nodes = members.voters.iter().chain(&members.learners).copied().collect();
-            Some(Standing { flushed, term, nodes, changing: members.changing })
+            Some(Standing { flushed, term, members })
         })
     }
 }
 
 /// How far a replica is.
-struct Standing {
+pub(super) struct Standing {
     flushed: Option<LogId>,
     term: Term,
-    nodes: Vec<NodeId>,
-    changing: bool,
+    pub(super) members: Members,
 }

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, rc::Rc, time::Duration};
 use super::Run;
 use crate::{
     env::{self, Env},
-    ids::{NodeId, Offset},
+    ids::{NodeId, Offset, ShardUid},
     proto::ringlog::state::v1::NodeState,
     reactor::mailbox::{AdminAnswer, AdminCall},
     shard::{Consume, ShardStatus, Start},
@@ -22,6 +22,9 @@ use crate::{
 
 /// How long a cluster has to be live again once everything is lifted.
 const LIVE_MAX: Duration = Duration::from_secs(240);
+
+/// How long a damaged replica has to be mended where what it lacks may be nowhere any more.
+const MEND_MAX: Duration = Duration::from_secs(60);
 
 /// Until whatever a fault has begun has shown itself.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -77,18 +80,41 @@ impl Run {
         env::sleep::<SimEnv>(SETTLE).await;
         self.restart_stopped();
         self.undrain().await;
+        self.make_all_anew().await;
+        self.undrain().await;
     }
 
     fn restart_stopped(&self) {
         for node in self.cluster.nodes() {
-            let stopped = |process: &Rc<Process>| process.failure().is_some() || process.node.fault_count() > 0;
-            // The one whose disk was damaged mends itself.
-            let is_victim = self.victim.get() == Some(node);
-            if !is_victim && self.cluster.process(node).as_ref().is_some_and(stopped) {
-                // The whole machine: what a failed sync has left in the page cache looks durable and is not.
-                self.cluster.crash(node, World::current().random_u64());
+            // The one whose disk was damaged, and nothing else, mends itself.
+            if self.victim.get() != Some(node) || self.stopped.borrow().contains(&node) {
+                self.restart(node);
             }
             self.cluster.start(node);
+        }
+    }
+
+    /// What an operator does about replicas that do not come back by themselves: whose directory was lost, or which lack what
+    /// others have let go.
+    async fn make_all_anew(&self) {
+        let lost = self.lost.borrow().clone();
+        for (node, uid) in lost {
+            if self.cluster.nodes().contains(&node) {
+                self.make_anew(node, uid).await;
+            }
+        }
+        let Some(victim) = self.victim.get().filter(|_| self.purged.get()) else { return };
+        let faults = || self.cluster.process(victim).map(|process| process.node.faults()).unwrap_or_default();
+        for _ in 0..MEND_MAX.as_secs() {
+            if faults().is_empty() {
+                return;
+            }
+            env::sleep::<SimEnv>(Duration::from_secs(1)).await;
+        }
+        for uid in faults().into_keys().filter(|uid| *uid != ShardUid::CATALOG) {
+            World::current().note(&format!("shard {uid} of node {victim} is not mended"));
+            self.coverage.borrow_mut().hit("repair", "impossible after a purge");
+            self.make_anew(victim, uid).await;
         }
     }
 
@@ -108,7 +134,7 @@ impl Run {
         }
     }
 
-    async fn draining(&self) -> Option<Vec<NodeId>> {
+    pub(super) async fn draining(&self) -> Option<Vec<NodeId>> {
         let (node, process) = self.any_process()?;
         let asked = World::current().spawn_on(node, async move { process.frontend(0).admin(AdminCall::Members).await });
         let Ok(Ok(AdminAnswer::Members(members))) = asked.await else { return None };

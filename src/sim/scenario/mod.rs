@@ -1,30 +1,38 @@
 //! One run: a cluster is made, clients use it, things go wrong as planned; then everything is lifted, the cluster has to be
 //! live again, and what the clients saw is judged.
 //!
-//! - `plan`: what is to happen, from the seed
+//! - `plan`, `shape`: what is to happen, from the seed; `expected`: what many runs must have hit
 //! - `front`: what stock gRPC clients do, and what happens to them
-//! - `steps`, `damage`: do it
+//! - `mixed`: faults of all families
+//! - `steps`, `damage`, `losses`, `broken`: do it
 //! - `judge`: live again, replicas alike, the history checked
 //!
 //! Besides the checker's anomalies these are problems: a panic in any task (the product's assertions are on), two leaders
 //! in one term, a cluster that is not live again, and what stock gRPC clients find (`client`).
 
+mod broken;
 mod damage;
+mod expected;
 mod front;
 mod judge;
+mod losses;
+mod mixed;
 pub mod plan;
+mod shape;
 #[cfg(test)]
 mod slow_leader;
 mod steps;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
+    sync::atomic::Ordering::Relaxed,
     time::Duration,
 };
 
+pub use self::expected::expected;
 use self::plan::Plan;
 use super::{
     DiskTimes, NetTimes, SimDisk, SimEnv, SimNetwork, SimRuntime, World,
@@ -46,156 +54,6 @@ const RUN_MAX: Duration = Duration::from_secs(1_800);
 
 /// How often leaders are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
-
-/// What a set of runs of one scenario, or of all in turn, must have hit, or it has proven too little: faults, and what
-/// they met.
-pub fn expected(only: Option<plan::Scenario>) -> &'static [(&'static str, &'static str)] {
-    if only == Some(plan::Scenario::Front) { front::EXPECTED } else { EXPECTED }
-}
-
-const EXPECTED: &[(&str, &str)] = &[
-    ("EIO on append", "catalog leader"),
-    ("EIO on append", "follower"),
-    ("EIO on append", "leader"),
-    ("EIO on append", "store append"),
-    ("EIO on read", "consume read"),
-    ("EIO on read", "follower"),
-    ("EIO on read", "leader"),
-    ("EIO on sync", "follower"),
-    ("EIO on sync", "leader"),
-    ("EIO on write", "catalog leader"),
-    ("EIO on write", "follower"),
-    ("EIO on write", "leader"),
-    ("bit flip", "catalog leader"),
-    ("bit flip", "consume read"),
-    ("bit flip", "file at rest"),
-    ("bit flip", "follower"),
-    ("bit flip", "leader"),
-    ("bit flip", "leader of several segments"),
-    ("bit flip", "node that leads nothing"),
-    ("bit flip", "recovery read"),
-    ("bridge", "catalog leader"),
-    ("bridge", "follower"),
-    ("bridge", "leader"),
-    ("clock drift", "catalog leader"),
-    ("clock drift", "follower"),
-    ("clock drift", "leader"),
-    ("clock drift", "leader of several segments"),
-    ("clock jump", "catalog leader"),
-    ("clock jump", "follower"),
-    ("clock jump", "leader"),
-    ("crash", "catalog leader"),
-    ("crash", "connection"),
-    ("crash", "follower"),
-    ("crash", "leader"),
-    ("crash", "leader with records in flight"),
-    ("crash", "leader of several segments"),
-    ("crash of all", "catalog leader"),
-    ("crash of all", "follower"),
-    ("crash of all", "leader"),
-    ("crash of all", "leader of several segments"),
-    ("drain", "catalog leader"),
-    ("drain", "follower"),
-    ("drain", "leader"),
-    ("drain", "leader of several segments"),
-    ("duplicate", "datagram"),
-    ("expiry", "connection"),
-    ("flapping", "catalog leader"),
-    ("flapping", "datagram"),
-    ("flapping", "dial"),
-    ("flapping", "follower"),
-    ("flapping", "leader"),
-    ("flapping", "stream"),
-    ("full disk", "catalog leader"),
-    ("full disk", "follower"),
-    ("full disk", "leader"),
-    ("full disk", "leader of several segments"),
-    ("isolation", "catalog leader"),
-    ("isolation", "follower"),
-    ("isolation", "leader"),
-    ("isolation", "leader with records in flight"),
-    ("join", "running cluster"),
-    ("kill", "follower"),
-    ("kill", "leader"),
-    ("kill", "leader with records in flight"),
-    ("loss", "datagram"),
-    ("loss", "dial"),
-    ("loss", "stream"),
-    ("lying sync", "catalog leader"),
-    ("lying sync", "follower"),
-    ("lying sync", "leader"),
-    ("lying sync", "leader of several segments"),
-    ("lying sync", "segment preparation"),
-    ("lying sync", "store append"),
-    ("misdirected write", "catalog leader"),
-    ("misdirected write", "consume read"),
-    ("misdirected write", "file at rest"),
-    ("misdirected write", "follower"),
-    ("misdirected write", "leader"),
-    ("misdirected write", "node that is down"),
-    ("misdirected write", "node that leads nothing"),
-    ("misdirected write", "recovery read"),
-    ("misordered completion", "consume read"),
-    ("misordered completion", "recovery read"),
-    ("misordered completion", "store append"),
-    ("old image put back", "catalog leader"),
-    ("old image put back", "follower"),
-    ("old image put back", "leader"),
-    ("old image put back", "node that leads nothing"),
-    ("one-way cut", "datagram"),
-    ("one-way cut", "dial"),
-    ("one-way cut", "stream"),
-    ("one-way cut (in)", "catalog leader"),
-    ("one-way cut (in)", "follower"),
-    ("one-way cut (in)", "leader"),
-    ("one-way cut (out)", "leader"),
-    ("pause", "catalog leader"),
-    ("pause", "datagram"),
-    ("pause", "dial"),
-    ("pause", "follower"),
-    ("pause", "leader"),
-    ("pause", "leader with records in flight"),
-    ("pause", "leader of several segments"),
-    ("pause", "stream"),
-    ("replacement", "catalog leader"),
-    ("replacement", "follower"),
-    ("slow device", "catalog leader"),
-    ("slow device", "consume read"),
-    ("slow device", "follower"),
-    ("slow device", "leader"),
-    ("slow device", "leader of several segments"),
-    ("slow device", "store append"),
-    ("slow flushes", "catalog leader"),
-    ("slow flushes", "follower"),
-    ("slow flushes", "leader"),
-    ("stale block", "catalog leader"),
-    ("stale block", "consume read"),
-    ("stale block", "file at rest"),
-    ("stale block", "follower"),
-    ("stale block", "leader"),
-    ("stale block", "leader of several segments"),
-    ("stale block", "node that leads nothing"),
-    ("stale block", "recovery read"),
-    ("stall", "consume read"),
-    ("stall", "store append"),
-    ("stop", "follower"),
-    ("stop", "leader"),
-    ("topic made and deleted", "running cluster"),
-    ("torn by a crash", "store append"),
-    ("transfer", "catalog leader"),
-    ("transfer", "follower"),
-    ("transfer", "leader"),
-    ("transfer", "leader of several segments"),
-    ("transfer to a cut-off node", "leader"),
-    ("transfer to a paused node", "leader"),
-    ("trim", "running cluster"),
-    ("zeroed block", "consume read"),
-    ("zeroed block", "file at rest"),
-    ("zeroed block", "follower"),
-    ("zeroed block", "leader"),
-    ("zeroed block", "node that leads nothing"),
-    ("zeroed block", "recovery read"),
-];
 
 /// What a run has come to.
 #[derive(Debug)]
@@ -224,16 +82,34 @@ struct Run {
     clients: Rc<Clients>,
     coverage: Rc<RefCell<Coverage>>,
     problems: RefCell<Vec<String>>,
-    /// A machine was destroyed.
-    replaced: Cell<bool>,
-    /// A node was drained.
-    drained: Cell<bool>,
+    /// A machine or a replica's directory is gone, and what was on it is not on as many others yet as it is to be.
+    losing: Cell<bool>,
+    /// Replicas whose directories were lost.
+    lost: RefCell<BTreeSet<(NodeId, ShardUid)>>,
+    /// Nodes that were told to take nothing any more, and not that they may again.
+    drained: RefCell<BTreeSet<NodeId>>,
+    /// Nodes whose replicas may have stopped for good until somebody starts them anew, beside damage.
+    stopped: RefCell<BTreeSet<NodeId>>,
+    /// Something was let go: what a damaged replica lacks may be nowhere any more.
+    purged: Cell<bool>,
     /// The node whose disk loses or changes what it had.
     victim: Cell<Option<NodeId>>,
     /// One of the copies of its votes was damaged.
     vote_struck: Cell<bool>,
     /// Who led each shard in each term.
     leaders: RefCell<BTreeMap<(ShardUid, u64), NodeId>>,
+    /// What replicas and nodes have said last that they have got from others.
+    got: RefCell<BTreeMap<(NodeId, ShardUid), Got>>,
+    /// How many damaged replicas each process has mended.
+    mended: RefCell<BTreeMap<u64, usize>>,
+    replication_factor: u32,
+}
+
+/// What a replica has got as a whole.
+#[derive(Clone, Copy)]
+struct Got {
+    process: u64,
+    snapshots: u64,
 }
 
 /// Runs a plan. `lines` of the trace are kept for a report.
@@ -275,11 +151,17 @@ async fn live(plan: &Plan, coverage: Rc<RefCell<Coverage>>) -> (Vec<String>, His
         clients,
         coverage,
         problems: RefCell::default(),
-        replaced: Cell::new(false),
-        drained: Cell::new(false),
+        losing: Cell::new(false),
+        lost: RefCell::default(),
+        drained: RefCell::default(),
+        stopped: RefCell::default(),
+        purged: Cell::new(plan.retention_age_ms > 0 || plan.retention_bytes > 0),
         victim: Cell::new(None),
         vote_struck: Cell::new(false),
         leaders: RefCell::default(),
+        got: RefCell::default(),
+        mended: RefCell::default(),
+        replication_factor: plan.replication_factor,
     });
     env::spawn::<SimEnv>(watch_leaders(Rc::downgrade(&run)));
     let steps = steps::begin(&run, &plan.steps);
@@ -322,11 +204,11 @@ async fn begin(plan: &Plan) -> Result<(Cluster, Vec<Target>), String> {
 /// What may go by age, for the checker.
 fn note_retention(clients: &Clients, plan: &Plan) {
     let now_us = World::current().now_us();
-    if plan.retention_age_ms == 0 {
+    if plan.retention_age_ms == 0 && plan.retention_bytes == 0 {
         return;
     }
     // A clock that runs faster by a fifth, the most that a plan asks for, takes records for that much older.
-    let age_us = Some(plan.retention_age_ms * 1_000 / 5 * 4);
+    let age_us = (plan.retention_age_ms > 0).then_some(plan.retention_age_ms * 1_000 / 5 * 4);
     for target in clients.targets() {
         let (topic, shard) = (target.topic.to_string(), target.shard);
         clients.note(Event::Retention(Retention {
@@ -335,7 +217,7 @@ fn note_retention(clients: &Clients, plan: &Plan) {
             topic,
             shard,
             age_us,
-            by_size: false,
+            by_size: plan.retention_bytes > 0,
         }));
     }
 }
@@ -343,11 +225,11 @@ fn note_retention(clients: &Clients, plan: &Plan) {
 async fn make_topic(cluster: &Cluster, name: &str, plan: &Plan) -> Result<Vec<Target>, String> {
     let (node, process) = any_process(cluster).ok_or("no node serves")?;
     let asked = name.to_owned();
-    let (shards, age_ms_max) = (plan.shards, plan.retention_age_ms);
+    let (shards, replication_factor) = (plan.shards, plan.replication_factor);
+    let retention = v1::Retention { bytes_max: plan.retention_bytes, age_ms_max: plan.retention_age_ms };
     let made = World::current().spawn_on(node, async move {
-        let retention = Some(v1::Retention { bytes_max: 0, age_ms_max });
-        let config = Some(v1::TopicConfig { retention, segment_bytes: 0 });
-        let request = CreateTopicRequest { name: asked, shards, config, ..CreateTopicRequest::default() };
+        let config = Some(v1::TopicConfig { retention: Some(retention), segment_bytes: 0 });
+        let request = CreateTopicRequest { name: asked, shards, config, replication_factor };
         process.frontend(0).create_topic(request).await
     });
     made.await.map_err(|error| error.to_string())?.map_err(|error| error.message)?;
@@ -379,6 +261,7 @@ async fn watch_leaders(run: std::rc::Weak<Run>) {
     while let Some(run) = run.upgrade() {
         run.look_at_leaders();
         run.look_at_memory();
+        run.look_at_transfers();
         drop(run);
         env::sleep::<SimEnv>(WATCH_INTERVAL).await;
     }
@@ -424,6 +307,36 @@ impl Run {
         for node in self.cluster.nodes() {
             if let Some(exceeded) = self.cluster.process(node).and_then(|process| process.memory_exceeded()) {
                 self.problem(format!("node {node}: {exceeded}"));
+            }
+        }
+    }
+
+    /// What replicas have got from others as a whole: snapshots, and what mends damage.
+    fn look_at_transfers(&self) {
+        let targets = self.clients.targets();
+        for node in self.cluster.nodes() {
+            let Some(process) = self.cluster.process(node) else { continue };
+            let mended = process.node.reactors.iter().map(|reactor| reactor.mended.load(Relaxed)).sum();
+            if self.mended.borrow_mut().insert(process.number, mended).unwrap_or(0) < mended {
+                self.coverage.borrow_mut().hit("repair", "damaged replica");
+            }
+            for target in &targets {
+                let key = (node, target.uid);
+                let Some(shard) = process.shard(target.uid) else {
+                    // One that comes there when none was to be there is a new one.
+                    if process.serves() && !process.node.faults().contains_key(&target.uid) {
+                        self.got.borrow_mut().remove(&key);
+                    }
+                    continue;
+                };
+                let snapshots = shard.snapshots_installed();
+                let before = self.got.borrow_mut().insert(key, Got { process: process.number, snapshots });
+                let known =
+                    before.filter(|before| before.process == process.number).map_or(0, |before| before.snapshots);
+                if known < snapshots {
+                    let met = if before.is_none() { "new replica" } else { "follower" };
+                    self.coverage.borrow_mut().hit("snapshot installed", met);
+                }
             }
         }
     }

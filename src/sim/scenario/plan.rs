@@ -3,8 +3,8 @@
 
 use std::{cell::Cell, fmt};
 
-use super::front;
-use crate::sim::{DiskFault, client::Load, net::Path, random};
+use super::{front, mixed, shape::Shape};
+use crate::sim::{DiskFault, Operation, client::Load, net::Path, random};
 
 /// A family of runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,11 +25,14 @@ pub enum Scenario {
     Damage,
     /// Stock gRPC clients with all their habits, while nodes stop, die, stand still and leaders move.
     Front,
+    /// All families of faults in one run, but for `Front`'s clients; replicas that lose their directories, disks that stay broken,
+    /// bugs that panic.
+    Mixed,
 }
 
 impl Scenario {
     /// All of them; seeds go through them in this order.
-    pub const ALL: [Scenario; 8] = [
+    pub const ALL: [Scenario; 9] = [
         Scenario::Calm,
         Scenario::Crashes,
         Scenario::Partitions,
@@ -38,12 +41,14 @@ impl Scenario {
         Scenario::Disks,
         Scenario::Damage,
         Scenario::Front,
+        Scenario::Mixed,
     ];
 
     /// The scenario of a seed, unless one is asked for. `Front` has to be asked for until the small frames that a node
-    /// sends no longer make a stock client that reads slowly close its connection, which it finds.
+    /// sends no longer make a stock client that reads slowly close its connection, which it finds; `Mixed` until it has run a
+    /// night.
     pub fn of(seed: u64) -> Scenario {
-        let in_turn = Scenario::ALL.len() as u64 - 1;
+        let in_turn = Scenario::ALL.len() as u64 - 2;
         Scenario::ALL[(seed % in_turn) as usize]
     }
 
@@ -58,6 +63,7 @@ impl Scenario {
             Scenario::Disks => "disks",
             Scenario::Damage => "damage",
             Scenario::Front => "front",
+            Scenario::Mixed => "mixed",
         }
     }
 
@@ -124,6 +130,12 @@ pub enum Action {
     Lie { who: Who, for_ms: u64, down_ms: u64, seed: u64 },
     /// A node's machine is put back to what its disk was so long before.
     Restore { who: Who, age_ms: u64, down_ms: u64, seed: u64 },
+    /// A replica's directory is gone from its node's disk while that is down.
+    LoseDirectory { shard: u64, replica: u64, down_ms: u64, seed: u64 },
+    /// A node's disk is broken: all such operations on files whose names contain `file` fail, also after a restart.
+    Break { who: Who, fault: DiskFault, file: &'static str, for_ms: u64 },
+    /// A bug shows in one replica: the task that asks for its next such operation panics.
+    Panic { shard: u64, replica: u64, operation: Operation, down_ms: u64 },
     /// A shard's leadership moves.
     Transfer { shard: u64, to: Option<Who> },
     /// The same, to a replica that stands still from then on, or that the leader does not reach, and nobody has noticed.
@@ -170,8 +182,12 @@ pub struct Plan {
     pub reactors: usize,
     /// Shards of the topic.
     pub shards: u32,
+    /// Replicas of each, as far as there are nodes.
+    pub replication_factor: u32,
     /// Age at which its records go; 0: they stay.
     pub retention_age_ms: u64,
+    /// Bytes of a shard above which its oldest records go; 0: they stay.
+    pub retention_bytes: u64,
     /// Length of its name: it is part of each request and acknowledgement.
     pub topic_bytes: usize,
     /// What clients do.
@@ -205,7 +221,13 @@ impl Plan {
             stock: None,
         };
         let load_ms = 4_000 + random(dice) % 8_000;
-        let count = if light { 0 } else { 1 + random(dice) % 6 };
+        let count = match scenario {
+            Scenario::Calm => 0,
+            Scenario::Mixed => 3 + random(dice) % 6,
+            _ => 1 + random(dice) % 6,
+        };
+        let shape = Shape::of(seed, scenario);
+        let is_bad = scenario == Scenario::Mixed && random(dice).is_multiple_of(4);
         let mut steps: Vec<Step> =
             (0..count).map(|_| Step { at_ms: random(dice) % load_ms, action: action(scenario, dice) }).collect();
         steps.sort_by_key(|step| step.at_ms);
@@ -215,15 +237,17 @@ impl Plan {
             nodes,
             reactors: 1 + (random(dice) % 2) as usize,
             shards: 1 + (random(dice) % 3) as u32,
+            replication_factor: shape.replication_factor,
             retention_age_ms: match scenario {
                 // The last: nothing is old enough in any run.
                 Scenario::Clocks => [0, 1_000, 3_000, 3_600_000][(random(dice) % 4) as usize],
-                _ => 0,
+                _ => shape.retention_age_ms,
             },
+            retention_bytes: shape.retention_bytes,
             topic_bytes: 1,
             load,
             load_ms,
-            path: if scenario == Scenario::Partitions { bad_path(dice) } else { Path::default() },
+            path: if scenario == Scenario::Partitions || is_bad { bad_path(dice) } else { Path::default() },
             steps,
         }
     }
@@ -274,42 +298,49 @@ fn action(scenario: Scenario, dice: &Cell<u64>) -> Action {
         Scenario::Calm => Action::DropConnections,
         Scenario::Crashes => crash(dice),
         Scenario::Partitions => cut(dice),
-        Scenario::Clocks => match random(dice) % 4 {
-            0 | 1 => Action::Pause { who: who(dice), for_ms: between(dice, 100, 8_000) },
-            2 => Action::Drift { who: who(dice), ppm: (random(dice) % 400_001) as i64 - 200_000 },
-            _ => {
-                let far = [1, 1, YEAR_US / 10_000_000, 1][(random(dice) % 4) as usize];
-                Action::Jump { who: who(dice), us: ((random(dice) % 20_000_001) as i64 - 10_000_000) * far }
-            }
-        },
+        Scenario::Clocks => clock(dice),
         Scenario::Disks => disk(dice),
         Scenario::Damage => damage(dice),
         Scenario::Front => front::action(dice),
-        Scenario::Members => match random(dice) % 14 {
-            0..=2 => {
-                Action::Transfer { shard: random(dice) % 64, to: random(dice).is_multiple_of(2).then(|| who(dice)) }
-            }
-            3 | 4 => Action::Drain {
-                who: who(dice),
-                undo_after_ms: random(dice).is_multiple_of(2).then(|| between(dice, 200, 4_000)),
-            },
-            5 => Action::Join,
-            6 => Action::Replace { who: who(dice) },
-            7 => Action::Rebalance,
-            8 => Action::Topic { life_ms: between(dice, 10, 3_000) },
-            9 => Action::Trim { shard: random(dice) % 64 },
-            10 => cut(dice),
-            11 | 12 => Action::FailTransfer {
-                shard: random(dice) % 64,
-                cut: random(dice).is_multiple_of(2),
-                for_ms: between(dice, 100, 6_000),
-            },
-            _ => crash(dice),
-        },
+        Scenario::Mixed => mixed::action(dice),
+        Scenario::Members => members(dice),
     }
 }
 
-fn crash(dice: &Cell<u64>) -> Action {
+pub(super) fn clock(dice: &Cell<u64>) -> Action {
+    match random(dice) % 4 {
+        0 | 1 => Action::Pause { who: who(dice), for_ms: between(dice, 100, 8_000) },
+        2 => Action::Drift { who: who(dice), ppm: (random(dice) % 400_001) as i64 - 200_000 },
+        _ => {
+            let far = [1, 1, YEAR_US / 10_000_000, 1][(random(dice) % 4) as usize];
+            Action::Jump { who: who(dice), us: ((random(dice) % 20_000_001) as i64 - 10_000_000) * far }
+        }
+    }
+}
+
+pub(super) fn members(dice: &Cell<u64>) -> Action {
+    match random(dice) % 14 {
+        0..=2 => Action::Transfer { shard: random(dice) % 64, to: random(dice).is_multiple_of(2).then(|| who(dice)) },
+        3 | 4 => Action::Drain {
+            who: who(dice),
+            undo_after_ms: random(dice).is_multiple_of(2).then(|| between(dice, 200, 4_000)),
+        },
+        5 => Action::Join,
+        6 => Action::Replace { who: who(dice) },
+        7 => Action::Rebalance,
+        8 => Action::Topic { life_ms: between(dice, 10, 3_000) },
+        9 => Action::Trim { shard: random(dice) % 64 },
+        10 => cut(dice),
+        11 | 12 => Action::FailTransfer {
+            shard: random(dice) % 64,
+            cut: random(dice).is_multiple_of(2),
+            for_ms: between(dice, 100, 6_000),
+        },
+        _ => crash(dice),
+    }
+}
+
+pub(super) fn crash(dice: &Cell<u64>) -> Action {
     let down_ms = between(dice, 5, 6_000);
     match random(dice) % 8 {
         0..=3 => Action::Crash { who: who(dice), down_ms, seed: random(dice) },
@@ -320,7 +351,7 @@ fn crash(dice: &Cell<u64>) -> Action {
     }
 }
 
-fn cut(dice: &Cell<u64>) -> Action {
+pub(super) fn cut(dice: &Cell<u64>) -> Action {
     let for_ms = between(dice, 50, 8_000);
     match random(dice) % 6 {
         0 | 1 => Action::Isolate { who: who(dice), for_ms },
@@ -331,7 +362,7 @@ fn cut(dice: &Cell<u64>) -> Action {
     }
 }
 
-fn disk(dice: &Cell<u64>) -> Action {
+pub(super) fn disk(dice: &Cell<u64>) -> Action {
     let who = who(dice);
     let fails = [DiskFault::ErrorWrite, DiskFault::ErrorAppend, DiskFault::ErrorSync, DiskFault::ErrorRead];
     match random(dice) % 10 {
@@ -354,7 +385,7 @@ fn disk(dice: &Cell<u64>) -> Action {
     }
 }
 
-fn damage(dice: &Cell<u64>) -> Action {
+pub(super) fn damage(dice: &Cell<u64>) -> Action {
     let (who, seed) = (who(dice), random(dice));
     let wrong = [DiskFault::BitFlip, DiskFault::ZeroedBlock, DiskFault::StaleBlock, DiskFault::Misdirected];
     let fault = wrong[(random(dice) % 4) as usize];
@@ -387,6 +418,35 @@ mod tests {
             assert_eq!(Plan::of(7, scenario), Plan::of(7, scenario));
             assert_ne!(Plan::of(7, scenario), Plan { seed: 7, ..Plan::of(8, scenario) });
         }
+    }
+
+    /// Faults of all families come in one scenario, with what only it has.
+    #[test]
+    fn mixes() {
+        let steps: Vec<Action> =
+            (0..200).flat_map(|seed| Plan::of(seed, Scenario::Mixed).steps).map(|step| step.action).collect();
+        let families: [fn(&Action) -> bool; 9] = [
+            |action| matches!(action, Action::Crash { .. }),
+            |action| matches!(action, Action::Isolate { .. }),
+            |action| matches!(action, Action::Drift { .. }),
+            |action| matches!(action, Action::Replace { .. }),
+            |action| matches!(action, Action::Full { .. }),
+            |action| matches!(action, Action::Rot { .. }),
+            |action| matches!(action, Action::LoseDirectory { .. }),
+            |action| matches!(action, Action::Break { .. }),
+            |action| matches!(action, Action::Panic { .. }),
+        ];
+        assert!(families.iter().all(|is_of| steps.iter().any(is_of)));
+    }
+
+    /// In one scenario topics have few replicas or many, and let records go.
+    #[test]
+    fn shapes() {
+        let plans = || (0..200).map(|seed| Plan::of(seed, Scenario::Mixed));
+        for replicas in [1, 2, 3, 5] {
+            assert!(plans().any(|plan| plan.replication_factor == replicas));
+        }
+        assert!(plans().any(|plan| plan.retention_bytes > 0) && plans().any(|plan| plan.retention_age_ms > 0));
     }
 
     /// Leaving steps out leaves everything else as it was.

@@ -62,7 +62,9 @@ impl Run {
                 World::current().jump_wall(node, us);
             }
             Action::Fail { who, fault, chance_ppm, times } => {
-                let Some(disk) = self.meet(fault.name(), who).and_then(|node| self.cluster.disk(node)) else { return };
+                let Some(node) = self.meet(fault.name(), who) else { return };
+                self.stopped.borrow_mut().insert(node);
+                let Some(disk) = self.cluster.disk(node) else { return };
                 disk.plant_fault(PlantedFault { fault, path_contains: String::new(), chance_ppm, times });
             }
             Action::Slow { who, factor, for_ms } => {
@@ -78,6 +80,13 @@ impl Run {
             Action::Full { who, for_ms } => self.fill(who, for_ms).await,
             Action::Rot { .. } | Action::Bend { .. } | Action::Lie { .. } | Action::Restore { .. } => {
                 self.damage(action).await;
+            }
+            Action::LoseDirectory { shard, replica, down_ms, seed } => {
+                self.lose_directory(shard, replica, down_ms, seed).await;
+            }
+            Action::Break { who, fault, file, for_ms } => self.break_disk(who, fault, file, for_ms).await,
+            Action::Panic { shard, replica, operation, down_ms } => {
+                self.panic(shard, replica, operation, down_ms).await;
             }
             Action::Transfer { shard, to } => self.transfer(shard, to).await,
             Action::FailTransfer { shard, cut, for_ms } => self.fail_transfer(shard, cut, for_ms).await,
@@ -128,13 +137,14 @@ impl Run {
 
     async fn fill(self: &Rc<Self>, who: Who, for_ms: u64) {
         let Some(node) = self.meet("full disk", who) else { return };
+        self.stopped.borrow_mut().insert(node);
         let Some(disk) = self.cluster.disk(node) else { return };
         disk.set_capacity(Some(disk.used_bytes()));
         sleep_ms(for_ms).await;
         disk.set_capacity(None);
     }
 
-    async fn back_after(&self, node: NodeId, down_ms: u64) {
+    pub(super) async fn back_after(&self, node: NodeId, down_ms: u64) {
         sleep_ms(down_ms).await;
         self.cluster.start(node);
     }
@@ -240,16 +250,27 @@ impl Run {
     }
 
     async fn drain(self: &Rc<Self>, who: Who, undo_after_ms: Option<u64>) {
-        if self.replaced.get() {
-            return;
-        }
-        self.drained.set(true);
-        let Some(node) = self.meet("drain", who) else { return };
-        self.admin(AdminCall::DrainNode { node, undo: false, force: true }).await;
+        let Some(node) = self.find(who).filter(|node| self.can_drain(*node)) else { return };
+        self.note_paths("drain", node);
+        self.drain_node(node).await;
         if let Some(ms) = undo_after_ms {
             sleep_ms(ms).await;
-            self.admin(AdminCall::DrainNode { node, undo: true, force: false }).await;
+            self.undrain_node(node).await;
         }
+    }
+
+    pub(super) async fn drain_node(&self, node: NodeId) {
+        self.drained.borrow_mut().insert(node);
+        self.admin(AdminCall::DrainNode { node, undo: false, force: true }).await;
+    }
+
+    /// Whether it is known to be taken back.
+    pub(super) async fn undrain_node(&self, node: NodeId) -> bool {
+        let done = self.admin(AdminCall::DrainNode { node, undo: true, force: false }).await;
+        if done {
+            self.drained.borrow_mut().remove(&node);
+        }
+        done
     }
 
     pub(super) async fn join(&self) {
@@ -257,43 +278,6 @@ impl Run {
         if let Err(error) = self.cluster.join().await {
             World::current().note(&format!("nobody could join: {error}"));
         }
-    }
-
-    /// One machine burns; it is removed, and another one comes. Once in a run: a second one might burn before the first
-    /// one's replicas are elsewhere, and no design survives that. And not where a node is drained: of three nodes the other two
-    /// are to hold everything then, and their majority is both of them.
-    async fn replace(self: &Rc<Self>, who: Who) {
-        let Some(node) = self.find(who).filter(|node| self.can_lose(*node)) else { return };
-        if self.drained.get() || self.replaced.replace(true) {
-            return;
-        }
-        self.note_paths("replacement", node);
-        self.cluster.scrap(node);
-        self.join().await;
-        for _ in 0..REMOVE_TRIES {
-            if self.admin(AdminCall::RemoveNode { node, dead: true }).await {
-                return;
-            }
-            sleep_ms(1_000).await;
-        }
-        self.problem(format!("node {node}, which is no more, could not be removed"));
-    }
-
-    /// Whether what was acknowledged outlives the disk of this node: each group has three voters at least, all of which
-    /// have everything (a drain may have left it with two).
-    fn can_lose(&self, node: NodeId) -> bool {
-        self.groups().into_iter().all(|uid| {
-            let Some(leader) = self.cluster.leader(uid) else { return false };
-            let Some(process) = self.cluster.process(leader) else { return false };
-            let members = match uid {
-                ShardUid::CATALOG => process.control().map(|control| control.group().members()),
-                uid => process.shard(uid).map(|shard| shard.members()),
-            };
-            members.is_some_and(|members| {
-                members.voters.len() >= 3 && !members.changing && members.learners.is_empty()
-                    || !members.voters.contains(&node)
-            })
-        })
     }
 
     async fn brief_topic(self: &Rc<Self>, life_ms: u64) {
@@ -321,6 +305,7 @@ impl Run {
         let target = self.target(shard);
         let Some((node, process)) = self.any_process() else { return };
         self.coverage.borrow_mut().hit("trim", "running cluster");
+        self.purged.set(true);
         let begin_us = World::current().now_us();
         let before_offset = process.shard(target.uid).map_or(0, |shard| shard.high_watermark().0) / 2;
         let (topic, shard) = (target.topic.to_string(), target.shard);
@@ -415,9 +400,6 @@ impl Run {
 /// How often a step looks whether records are in flight before it comes anyway, and when.
 const AIMS: u64 = 1_000;
 const AIM_INTERVAL: Duration = Duration::from_micros(50);
-
-/// Tries to remove a node that is no more, one a second.
-const REMOVE_TRIES: usize = 60;
 
 /// What a leader is in the middle of.
 fn leader_paths(shard: &Shard<SimEnv>) -> Vec<&'static str> {

@@ -75,6 +75,46 @@ fn begins_from_a_snapshot() {
     assert!(starts.len() == 3 && starts.iter().all(|(_, start)| *start > Some(0)), "{starts:?}");
 }
 
+/// What befalls one replica of three, and what is met in the run.
+fn strikes(action: Action, met: (&str, &str)) {
+    let plan = light(0, Scenario::Mixed);
+    let steps = vec![Step { at_ms: 1_000, action }];
+    let plan = Plan {
+        nodes: 3,
+        shards: 1,
+        replication_factor: 3,
+        retention_age_ms: 0,
+        retention_bytes: 0,
+        load_ms: 6_000,
+        steps,
+        ..plan
+    };
+    let outcome = run(plan, 0);
+    assert_eq!(outcome.problems, [""; 0]);
+    assert_eq!(outcome.coverage.missing(&[met]), [("", ""); 0]);
+}
+
+/// A replica whose directory is gone is named, and comes back from the others when its node is drained and taken back.
+#[test]
+fn a_lost_directory() {
+    let action = Action::LoseDirectory { shard: 0, replica: 0, down_ms: 500, seed: 7 };
+    strikes(action, ("lost directory", "follower"));
+}
+
+/// A disk of which no sync succeeds for seconds, whatever is restarted.
+#[test]
+fn a_broken_disk() {
+    let (who, fault) = (Who::Leader(0), crate::sim::DiskFault::ErrorSync);
+    strikes(Action::Break { who, fault, file: "", for_ms: 3_000 }, ("persistent EIO on sync", "leader"));
+}
+
+/// A bug that panics in one replica ends that one, which is named, and nothing else.
+#[test]
+fn a_planted_panic() {
+    let operation = crate::sim::Operation::AppendDurable;
+    strikes(Action::Panic { shard: 0, replica: 0, operation, down_ms: 500 }, ("panic", "replica"));
+}
+
 /// The final reads of a run prove something: with the last record of each taken away, the checker says what was lost.
 #[test]
 fn lost_records_are_found() {

@@ -1,0 +1,92 @@
+//! Steps that stop a replica or a node until somebody starts it anew: a disk that is broken for a while, a bug that panics.
+
+use std::rc::Rc;
+
+use super::{PLANTED_PANIC, Run, plan::Who, steps::sleep_ms};
+use crate::{
+    ids::{NodeId, ShardUid},
+    reactor::control::shard_dir,
+    sim::{DiskFault, Operation, World, cluster::DATA, disk::PlantedPanic},
+};
+
+/// How long a panic is waited for; then it does not come.
+const PANIC_MAX_MS: u64 = 5_000;
+
+/// How long a replica that has panicked may be called one that serves.
+const NAMED_MAX_MS: u64 = 1_000;
+
+const LOOK_MS: u64 = 10;
+
+impl Run {
+    /// Operations of one kind fail until the disk is mended; then an operator starts what has stopped.
+    pub(super) async fn break_disk(self: &Rc<Self>, who: Who, fault: DiskFault, file: &'static str, for_ms: u64) {
+        let Some(node) = self.find(who) else { return };
+        self.note_paths(&format!("persistent {}", fault.name()), node);
+        self.stopped.borrow_mut().insert(node);
+        let Some(disk) = self.cluster.disk(node) else { return };
+        disk.break_for(fault, file.to_owned(), for_ms * 1_000);
+        sleep_ms(for_ms).await;
+        self.restart(node);
+    }
+
+    /// A bug in what asks for a replica's next such operation: it is contained, the replica stops, and the node says so.
+    pub(super) async fn panic(self: &Rc<Self>, shard: u64, replica: u64, operation: Operation, down_ms: u64) {
+        let uid = self.target(shard).uid;
+        let Some(node) = self.member(uid, replica) else { return };
+        let (Some(disk), Some(process)) = (self.cluster.disk(node), self.cluster.process(node)) else { return };
+        let mut path_contains = shard_dir(DATA.as_ref(), uid).to_string_lossy().into_owned();
+        path_contains.push('/');
+        self.stopped.borrow_mut().insert(node);
+        self.note_paths("planted panic", node);
+        disk.plant_panic(PlantedPanic { operation, path_contains: path_contains.clone() });
+        let mut waited_ms = 0;
+        while disk.awaits_panic(&path_contains) {
+            sleep_ms(LOOK_MS).await;
+            waited_ms += LOOK_MS;
+            if waited_ms > PANIC_MAX_MS {
+                return disk.forget_panics(&path_contains);
+            }
+        }
+        let is_ours = |text: &str| text.starts_with(PLANTED_PANIC);
+        let panicked = World::current().panics().iter().any(|panic| panic.node == Some(node) && is_ours(&panic.text));
+        if !panicked {
+            // It was killed, and its disk with it.
+            return;
+        }
+        self.coverage.borrow_mut().hit("panic", "replica");
+        self.until_told(node, process.number, uid).await;
+        sleep_ms(down_ms).await;
+        self.restart(node);
+    }
+
+    /// The node names the replica that has panicked, unless its process has ended or it is not to be there any more.
+    async fn until_told(&self, node: NodeId, number: u64, uid: ShardUid) {
+        let mut waited_ms = 0;
+        while waited_ms < NAMED_MAX_MS {
+            let process = self.cluster.process(node).filter(|process| process.number == number);
+            let Some(process) = process else { return };
+            if process.node.faults().contains_key(&uid) || process.shard(uid).is_none() {
+                return;
+            }
+            sleep_ms(LOOK_MS).await;
+            waited_ms += if World::current().is_paused(node) { 0 } else { LOOK_MS };
+        }
+        self.problem(format!("node {node} does not name its replica of shard {uid}, which has panicked"));
+    }
+
+    /// Starts a node anew that did not start, or on which something has stopped.
+    pub(super) fn restart(&self, node: NodeId) {
+        let Some(process) = self.cluster.process(node) else { return };
+        if process.failure().is_none() && process.node.fault_count() == 0 {
+            return;
+        }
+        if self.victim.get() == Some(node) {
+            // Its disk may have less than it said.
+            self.cluster.kill(node);
+        } else {
+            // The whole machine: what a failed sync has left in the page cache looks durable and is not.
+            self.cluster.crash(node, World::current().random_u64());
+        }
+        self.cluster.start(node);
+    }
+}
