@@ -213,7 +213,9 @@ impl Node {
 
     /// Serving, and not all of its shards at fault, or without a majority.
     pub fn is_serving(&self) -> bool {
-        let (shards, faults) = (self.shard_count(), self.fault_count());
+        let shards = self.shard_count();
+        // Without the catalog replicas serve as they are.
+        let faults = self.faults().into_keys().filter(|uid| *uid != ShardUid::CATALOG).count();
         let unled: usize = self.reactors.iter().map(|reactor| reactor.unled.load(Relaxed)).sum();
         self.phase() == Phase::Serving && (shards == 0 || faults + unled < shards)
     }
@@ -261,6 +263,8 @@ mod tests {
         node.note_fault(ShardUid(8), "y");
         assert!(!node.is_serving());
         node.forget_fault(ShardUid(8));
+        node.note_fault(ShardUid::CATALOG, "z");
+        assert!(node.is_serving() && node.fault_count() == 2, "told, and no shard's");
         node.reactors[1].unled.store(1, Relaxed);
         assert!(!node.is_serving(), "no majority");
         node.reactors[1].unled.store(0, Relaxed);

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     catalog::Catalog,
     env::{self, Env},
-    ids::{NodeId, is_most},
+    ids::{NodeId, ShardUid, is_most},
 };
 
 /// How often the leader looks.
@@ -23,8 +23,11 @@ impl<E: Env> Control<E> {
     pub(super) async fn lead_for_ever(self) {
         loop {
             env::sleep::<E>(LEAD_INTERVAL).await;
-            if self.inner.closing.get() || self.fault().is_some() {
+            if self.inner.closing.get() {
                 return;
+            }
+            if let Some(cause) = self.fault() {
+                return self.note_stopped(&cause);
             }
             self.inner.catalog.log().look_at_storage();
             if self.inner.catalog.leads() {
@@ -33,6 +36,15 @@ impl<E: Env> Control<E> {
                 self.move_replicas().await;
             }
         }
+    }
+
+    /// Says that this node hears of no changes of topics and nodes any more. Replicas go on as they are; only a start mends a
+    /// catalog.
+    fn note_stopped(&self, cause: &str) {
+        let cause = format!(
+            "the catalog has stopped on this node: {cause}; restart the node, which gets what is damaged from the others"
+        );
+        self.inner.reactor.node().note_fault(ShardUid::CATALOG, &cause);
     }
 
     /// Gives the leadership away if this node's disk is slow beside the others'.

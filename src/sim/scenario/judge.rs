@@ -29,6 +29,9 @@ const MEND_MAX: Duration = Duration::from_secs(60);
 /// Until whatever a fault has begun has shown itself.
 const SETTLE: Duration = Duration::from_secs(3);
 
+/// How often it is looked whether a stopped catalog is named.
+const TOLD_LOOKS: usize = 100;
+
 const LOOK: Duration = Duration::from_millis(100);
 
 impl Run {
@@ -78,6 +81,7 @@ impl Run {
         self.restart_stopped();
         // What a disk did just before it was healed shows when the next record comes.
         env::sleep::<SimEnv>(SETTLE).await;
+        self.until_catalogs_told().await;
         self.restart_stopped();
         self.undrain().await;
         self.make_all_anew().await;
@@ -91,6 +95,35 @@ impl Run {
                 self.restart(node);
             }
             self.cluster.start(node);
+        }
+        self.restart_without_catalog();
+    }
+
+    /// A node whose catalog has stopped says so.
+    async fn until_catalogs_told(&self) {
+        let untold = |node: &NodeId| {
+            let process = self.cluster.process(*node)?;
+            let cause = process.control()?.fault()?;
+            (!process.node.faults().contains_key(&ShardUid::CATALOG)).then_some(cause)
+        };
+        for _ in 0..TOLD_LOOKS {
+            if self.cluster.nodes().iter().all(|node| untold(node).is_none()) {
+                return;
+            }
+            env::sleep::<SimEnv>(LOOK).await;
+        }
+        for (node, cause) in self.cluster.nodes().iter().filter_map(|node| Some((node, untold(node)?))) {
+            self.problem(format!("node {node} does not say that its catalog has stopped: {cause}"));
+        }
+    }
+
+    /// Starts nodes anew that say that their catalog has stopped: only that mends it.
+    fn restart_without_catalog(&self) {
+        for node in self.cluster.nodes() {
+            let process = self.cluster.process(node);
+            if process.is_some_and(|process| process.node.faults().contains_key(&ShardUid::CATALOG)) {
+                self.restart(node);
+            }
         }
     }
 
@@ -205,6 +238,8 @@ impl Run {
     async fn read_all(self: &Rc<Self>, target: &Target) {
         loop {
             while !self.agrees(target) {
+                // Damage of a catalog may show when somebody who was away asks for what it lacks.
+                self.restart_without_catalog();
                 env::sleep::<SimEnv>(LOOK).await;
             }
             // At one moment: the catalog may begin to move a replica in the next one.

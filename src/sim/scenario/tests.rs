@@ -108,6 +108,20 @@ fn a_broken_disk() {
     strikes(Action::Break { who, fault, file: "", for_ms: 3_000 }, ("persistent EIO on sync", "leader"));
 }
 
+/// A node whose catalog can write nothing any more says so, and is started anew.
+#[test]
+fn a_stopped_catalog() {
+    let fault = crate::sim::DiskFault::ErrorAppend;
+    let broken = Action::Break { who: Who::CatalogLeader, fault, file: "/shards/0/", for_ms: 3_000 };
+    let steps = [(1_000, broken), (1_200, Action::Topic { life_ms: 100 })];
+    let steps = steps.map(|(at_ms, action)| Step { at_ms, action });
+    let plan = Plan { nodes: 3, load_ms: 6_000, steps: steps.into(), ..light(0, Scenario::Calm) };
+    let outcome = run(plan, 0);
+    assert_eq!(outcome.problems, [""; 0]);
+    let met = ("EIO on append", "store append");
+    assert_eq!(outcome.coverage.missing(&[met]), [("", ""); 0]);
+}
+
 /// A bug that panics in one replica ends that one, which is named, and nothing else.
 #[test]
 fn a_planted_panic() {
