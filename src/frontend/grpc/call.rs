@@ -267,13 +267,13 @@ mod tests {
         }
         let sizes = [
             ("serve", bytes_served(serve)),
-            ("consume", bytes(|call| consume::unary(call))),
-            ("consume stream", bytes(|call| consume::stream(call))),
-            ("produce", bytes(|call| produce::unary(call))),
-            ("produce stream", bytes(|call| produce::stream(call))),
-            ("health", bytes(|call| health::watch(call))),
-            ("reflection", bytes(|call| reflection::stream(call))),
-            ("watch", bytes(|call| watch::stream(call))),
+            ("consume", bytes(consume::unary)),
+            ("consume stream", bytes(consume::stream)),
+            ("produce", bytes(produce::unary)),
+            ("produce stream", bytes(produce::stream)),
+            ("health", bytes(health::watch)),
+            ("reflection", bytes(reflection::stream)),
+            ("watch", bytes(watch::stream)),
         ];
         assert!(sizes.iter().all(|(_, bytes)| *bytes <= 4 << 10), "{sizes:?}");
     }
