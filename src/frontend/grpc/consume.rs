@@ -379,6 +379,7 @@ mod tests {
     fn a_closed_window() {
         let asked = Cell::new(0);
         let server = async |mut responses: Responses| {
+            assert!(responses.open().is_ok());
             let mut follow = Follow::new(from_the_start(1), |_: ConsumeCall| {
                 asked.set(asked.get() + 1);
                 std::future::pending()

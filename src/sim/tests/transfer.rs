@@ -120,3 +120,28 @@ fn failing_transfers() {
         }
     }
 }
+
+/// A leader that all have answered a moment ago, and that hears nobody now, gives no reader an index, not even within the lease
+/// of these answers: voters drop that early (`raft::elections`).
+#[test]
+fn no_lease_reads() {
+    for seed in seeds(0..5) {
+        let runtime = SimRuntime::seeded(seed);
+        runtime.block_on(async {
+            let (world, trio) = (World::current(), Trio::founded(seed).await);
+            let leader = until("a leader", || trio.leader()).await;
+            let ask = || {
+                let group = trio.groups.borrow()[&leader].clone();
+                world.spawn_on(leader, async move { group.linearize(Duration::from_millis(100)).await })
+            };
+            trio.propose(0).await;
+            guard("a read", ask()).await.unwrap().unwrap();
+            for other in Trio::nodes().into_iter().filter(|node| *node != leader) {
+                trio.network.cut_both(leader, other);
+            }
+            let refused = guard("a refusal", ask()).await.unwrap();
+            assert!(matches!(refused, Err(GroupError::NotLeader { .. })), "{refused:?}, seed {seed}");
+        });
+        assert_eq!(runtime.world().panics(), []);
+    }
+}
