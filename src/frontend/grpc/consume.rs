@@ -70,13 +70,21 @@ async fn consume_held<E: Env>(call: &mut Call<E>, mut consume: ConsumeCall) -> R
             return Ok((consumed, held));
         }
         drop(room);
-        // A time or a named position means what it meant first.
-        consume.consume.start = Start::Offset(consumed.next_offset);
+        consume.consume.start = after(consume.consume.start, &consumed);
         let consumed = Box::pin(call.frontend.consume(consume.clone()));
         let consumed = call.wait(consumed).await?;
         if let Ok(held) = call.responses.answers().unforeseen(consumed.bytes()) {
             return Ok((consumed, held));
         }
+    }
+}
+
+/// Where to go on after an answer. The latest record is the one that was meant first; a time without a record yet means the first
+/// that is not older.
+fn after(start: Start, consumed: &Consumed) -> Start {
+    match start {
+        Start::Timestamp(_) if consumed.count == 0 => start,
+        _ => Start::Offset(consumed.next_offset),
     }
 }
 
@@ -279,9 +287,7 @@ where
             (wanted.start, self.caught_up) = (Start::Offset(consumed.start_offset()), false);
             return true;
         };
-        if consumed.count > 0 || !matches!(wanted.start, Start::Timestamp(_)) {
-            wanted.start = Start::Offset(consumed.next_offset);
-        }
+        wanted.start = after(wanted.start, &consumed);
         // They were for the first answer; the later ones follow it.
         (wanted.min_offset, wanted.linearizable) = (None, false);
         wanted.records_max = wanted.records_max.saturating_sub(consumed.count);
@@ -429,6 +435,22 @@ mod tests {
             assert_eq!(response.records, (0..count).map(record).collect::<Vec<_>>());
             assert_eq!((response.next_offset, response.log_start, response.high_watermark), (count, 0, 99));
         }
+    }
+
+    /// A call that asks once more after an answer without records loses none that came in between, and still waits for its time.
+    #[test]
+    fn goes_on() {
+        let empty = Consumed {
+            chunks: vec![],
+            count: 0,
+            next_offset: Offset(7),
+            log_start: Offset(0),
+            high_watermark: Offset(7),
+            node: NodeId(1),
+        };
+        assert_eq!(after(Start::Latest, &empty), Start::Offset(Offset(7)));
+        assert_eq!(after(Start::Timestamp(3), &empty), Start::Timestamp(3));
+        assert_eq!(after(Start::Timestamp(3), &Consumed { count: 2, ..empty }), Start::Offset(Offset(7)));
     }
 
     /// Named positions; unknown ones are refused.
