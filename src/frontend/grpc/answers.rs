@@ -201,6 +201,11 @@ impl Answers {
         held
     }
 
+    /// Resolves after `duration`.
+    pub(super) fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()>>> {
+        (self.connection.sleep)(duration)
+    }
+
     /// What the connection holds.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {

@@ -1,8 +1,11 @@
 //! The two directions of one HTTP/2 stream as messages, with flow control in both.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
+use std::time::Duration;
 
 use bytes::Buf;
 use bytes::Bytes;
@@ -36,6 +39,10 @@ use crate::frontend::grpc::unread::UnreadBytes;
 
 /// A response up to this size is given to h2 at once; the number of streams bounds their sum.
 const DIRECT_BYTES_MAX: usize = 4 << 10;
+
+/// The rest of a window that makes a small frame is not used for so long. A client that reads gives more (libraries do so when
+/// half of the window is read, or less); one whose windows are smaller than a message does not.
+const HELD_BACK_MAX: Duration = Duration::from_secs(1);
 
 const CONTENT_TYPE_GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
@@ -201,6 +208,8 @@ pub(super) struct Responses {
     small_frames: SmallFrames,
     unread: UnreadBytes,
     answers: Answers,
+    /// Runs while the rest of a window is not used, as it makes only a small frame.
+    held_back: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
 
 impl Responses {
@@ -211,7 +220,7 @@ impl Responses {
         unread: UnreadBytes,
         answers: Answers,
     ) -> Responses {
-        Responses { respond, stream: None, small_frames, unread, answers }
+        Responses { respond, stream: None, small_frames, unread, answers, held_back: None }
     }
 
     /// Memory for what is to be sent.
@@ -240,21 +249,36 @@ impl Responses {
         while body.has_remaining() {
             self.fill_up(body);
             let wanted = body.remaining();
-            let stream = self.open()?;
-            stream.reserve_capacity(wanted);
-            // `poll_capacity` tells of changes only: what is there already has to be asked for.
-            if stream.capacity() == 0 {
-                ready!(stream.poll_capacity(cx)).ok_or(Stop::Gone)??;
-            }
-            let part = match stream.capacity() {
-                granted if granted >= wanted => std::mem::take(body),
-                granted => body.split_to(granted),
-            };
-            let bytes = part.remaining();
-            stream.send_data(part, false)?;
+            let bytes = ready!(self.poll_part(cx, wanted))?;
+            let part = if bytes == wanted { std::mem::take(body) } else { body.split_to(bytes) };
+            self.open()?.send_data(part, false)?;
             self.small_frames.sent(bytes);
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// How many of `wanted` bytes make the next frame: as many as the client's windows allow, unless that makes a small
+    /// frame which the client cannot afford.
+    fn poll_part(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<Result<usize, Stop>> {
+        loop {
+            let stream = self.open()?;
+            stream.reserve_capacity(wanted);
+            let granted = stream.capacity().min(wanted);
+            let part = self.small_frames.part(granted, wanted);
+            if part > 0 || (granted > 0 && self.is_window_small(cx)) {
+                self.held_back = None;
+                return Poll::Ready(Ok(if part > 0 { part } else { granted }));
+            }
+            // It tells of changes only: what is there already has to be asked for.
+            ready!(self.open()?.poll_capacity(cx)).ok_or(Stop::Gone)??;
+        }
+    }
+
+    /// Whether the window that is left has not grown for so long that it may be all that the client ever gives. False,
+    /// it wakes when it is.
+    fn is_window_small(&mut self, cx: &mut Context<'_>) -> bool {
+        let answers = &self.answers;
+        self.held_back.get_or_insert_with(|| answers.sleep(HELD_BACK_MAX)).as_mut().poll(cx).is_ready()
     }
 
     /// Ready when the client's windows let something through; pending, it is woken when they do. It keeps one byte of

@@ -298,6 +298,48 @@ fn small_answers_that_wait() {
     });
 }
 
+/// A client of the h2 crate that reads one small message after the other, far behind: what it gives back of a window that is used
+/// up has room for just one more, and none is cut in two.
+#[test]
+fn slow_readers_of_small_messages() {
+    const MESSAGES: usize = 1_500;
+    block_on(async {
+        let (stream, server) = pair().await;
+        let start = |_, mut responses: Responses| async move {
+            for _ in 0..MESSAGES {
+                let mut body = Body::message(b"", Vec::new());
+                poll_fn(|cx| responses.poll_send(cx, &mut body)).await.unwrap();
+            }
+            responses.finish(Ok(()));
+        };
+        let client = async {
+            let mut requests = client(stream).await;
+            let request = Request::post("http://x/").body(()).unwrap();
+            let mut body = requests.send_request(request, true).unwrap().0.await.unwrap().into_body();
+            let mut assembler = grpc::Assembler::new(1 << 20);
+            let mut messages = 0;
+            loop {
+                // The server fills the window again.
+                for _ in 0..20 {
+                    crate::env::yield_now().await;
+                }
+                let Some(data) = body.data().await else { break };
+                let data = data.unwrap();
+                body.flow_control().release_capacity(data.len()).unwrap();
+                assembler.push(data);
+                while assembler.next_message().unwrap().is_some() {
+                    messages += 1;
+                }
+            }
+            assert_eq!(messages, MESSAGES);
+        };
+        tokio::select! {
+            () = run::<RealEnv, _, _>(server, answers(), never(), NEVER, start) => panic!("the connection ended"),
+            () = client => {}
+        }
+    });
+}
+
 /// What is no client is left alone: the connection ends, and nothing panics.
 #[test]
 fn garbage_ends_the_connection() {
