@@ -1,20 +1,23 @@
 //! One reactor's memory for what is on its way, in bytes: requests, entries that are not flushed, frames of peers, answers.
 //!
 //! Whoever keeps bytes takes a `Charge` for them first, before there is room for them, and drops it with them. What clients
-//! cause is refused first, then entries and snapshots of peers; votes, heartbeats and control calls have the last part for
-//! themselves (`Class`):
+//! cause is refused first, then what peers pass on for theirs, then entries and snapshots of peers; votes, heartbeats and
+//! control calls have the last part for themselves (`Class`):
 //!
 //! ```text
-//! 0                              clients           replication    consensus = bytes_max
-//! ├─ what clients have sent, and ─┤                    │               │
-//! │  what became of it            │                    │               │
-//! ├─ entries and snapshots of peers ───────────────────┤               │
-//! ├─ votes, heartbeats, control calls, answers ────────────────────────┤
+//! 0                              clients   passed on   replication    consensus = bytes_max
+//! ├─ what clients have sent, and ─┤            │            │               │
+//! │  what became of it            │            │            │               │
+//! ├─ frames that peers pass on for clients ────┤            │               │
+//! ├─ entries and snapshots of peers ────────────────────────┤               │
+//! ├─ votes, heartbeats, control calls, answers ─────────────────────────────┤
 //! ```
 //!
 //! Nothing that waits for room here holds what would make room: a client's request is refused instead of waiting, and is
 //! charged at once for all that will become of it; a frame waits before any of its content has a place, and its bytes become
-//! those of its entries without another question. `Budget::force` is for what cannot be refused any more, and is small
+//! those of its entries without another question. What a client has sent here and another node has to answer keeps its room
+//! until it is answered there: so what peers pass on has room that clients do not fill, or nodes full of such requests would
+//! wait for each other for ever. `Budget::force` is for what cannot be refused any more, and is small
 //! (padding, Raft's own entries).
 //!
 //! Not here: recent entries that could be read back from the disk (`log::TailBudget`, which has a limit of its own), answers
@@ -36,7 +39,7 @@ use std::{
 
 use crate::{
     env::channel::{Notified, Notify},
-    limits::{MEMORY_BYTES_DEFAULT, MEMORY_CONSENSUS_BYTES, MEMORY_RESERVE_BYTES},
+    limits::{MEMORY_BYTES_DEFAULT, MEMORY_CONSENSUS_BYTES, MEMORY_PASSED_ON_BYTES, MEMORY_RESERVE_BYTES},
 };
 
 /// What bytes are kept for.
@@ -73,8 +76,10 @@ impl Use {
 /// On whose behalf: how much of the budget it may fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// A client's call, also one that another node forwards: not the last `MEMORY_RESERVE_BYTES`.
+    /// A client's call, also one that another node has passed on, once it is read: not the last `MEMORY_RESERVE_BYTES`.
     Client,
+    /// A client's call as another node passes it on, until it is read: of that, `MEMORY_PASSED_ON_BYTES` all the same.
+    PassedOn,
     /// Entries and snapshots of a leader: not the last `MEMORY_CONSENSUS_BYTES`.
     Replication,
     /// Votes, heartbeats, control calls and answers: all of it.
@@ -255,6 +260,7 @@ impl Shared {
     fn limit(&self, class: Class) -> usize {
         match class {
             Class::Client => self.bytes_max - MEMORY_RESERVE_BYTES.min(self.bytes_max / 2),
+            Class::PassedOn => self.limit(Class::Client) + MEMORY_PASSED_ON_BYTES.min(self.bytes_max / 4),
             Class::Replication => self.bytes_max - MEMORY_CONSENSUS_BYTES.min(self.bytes_max / 8),
             Class::Consensus => self.bytes_max,
         }
@@ -406,6 +412,9 @@ mod tests {
         let (client, replication) = (budget.limit(Class::Client), budget.limit(Class::Replication));
         let first = budget.take(Use::Queued, Class::Client, client).unwrap();
         assert_eq!(budget.take(Use::Queued, Class::Client, 1).unwrap_err(), NoRoom { wanted: 1 });
+        let passed_on = budget.take(Use::Frames, Class::PassedOn, MEMORY_PASSED_ON_BYTES).unwrap();
+        assert!(budget.take(Use::Frames, Class::PassedOn, 1).is_err());
+        drop(passed_on);
         let second = budget.take(Use::Frames, Class::Replication, replication - client).unwrap();
         assert!(budget.take(Use::Frames, Class::Replication, 1).is_err());
         let third = budget.take(Use::Frames, Class::Consensus, MEMORY_CONSENSUS_BYTES).unwrap();

@@ -57,6 +57,10 @@ pub const MEMORY_BYTES_MIN: usize = 160 << 20;
 /// what was admitted finishes.
 pub const MEMORY_RESERVE_BYTES: usize = 80 << 20;
 
+/// Part of the reserve that frames may use which peers pass on for clients: more than the largest of them. They are read and
+/// answered, or refused, at once.
+pub const MEMORY_PASSED_ON_BYTES: usize = 8 << 20;
+
 /// Part of the reserve that entries and snapshots cannot use either: votes, heartbeats and answers always come in.
 pub const MEMORY_CONSENSUS_BYTES: usize = 8 << 20;
 
@@ -353,7 +357,8 @@ const _: () = assert!(STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX >= MESSAGE_BYTES_MAX);
 const _: () = assert!(MEMORY_BYTES_DEFAULT >= MEMORY_BYTES_MIN);
 const _: () = assert!(MEMORY_BYTES_MIN >= 2 * MEMORY_RESERVE_BYTES && MEMORY_BYTES_MIN >= 8 * MEMORY_CONSENSUS_BYTES);
 const _: () = assert!(MEMORY_BYTES_MIN - MEMORY_RESERVE_BYTES >= 2 * (MESSAGE_BYTES_MAX + BATCH_RECORDS_MAX * 26));
-const _: () = assert!(MEMORY_RESERVE_BYTES - MEMORY_CONSENSUS_BYTES >= 2 * ENTRY_BYTES_MAX);
+const _: () = assert!(MEMORY_PASSED_ON_BYTES >= 2 * MESSAGE_BYTES_MAX);
+const _: () = assert!(MEMORY_RESERVE_BYTES - MEMORY_PASSED_ON_BYTES - MEMORY_CONSENSUS_BYTES >= 2 * ENTRY_BYTES_MAX);
 const _: () = assert!(MAILBOX_BYTES_MAX >= 2 * MESSAGE_BYTES_MAX);
 const _: () = assert!(STORAGE_SLOW.as_millis() > 2_000 && STORAGE_SLOW.as_millis() < STORAGE_HUNG.as_millis());
 const _: () = assert!(FLUSH_SLOW_FOR.as_millis() + 2 * FLUSH_LOOK.as_millis() < 2_000);

@@ -153,12 +153,12 @@ impl Assembler {
     }
 
     /// Takes all that the frame will need, before there is a place for any of it. What a peer asks for on behalf of a client
-    /// must not take what replication needs, nor replication what votes do. Answers free what was charged for the question:
-    /// they never wait behind questions.
+    /// must not take what replication needs, nor replication what votes do; and it must not wait for clients of this node, which
+    /// may wait for that peer. Answers free what was charged for the question: they never wait behind questions.
     fn charge_for(&mut self, bytes: usize) -> Result<(), FrameFault> {
         let class = match self.kind {
             FrameKind::Produce if !self.asks => Class::Consensus,
-            FrameKind::Produce | FrameKind::Consume => Class::Client,
+            FrameKind::Produce | FrameKind::Consume => Class::PassedOn,
             FrameKind::Append | FrameKind::Snapshot => Class::Replication,
             FrameKind::Appended | FrameKind::Raft | FrameKind::Control | FrameKind::Refused => Class::Consensus,
         };

@@ -144,12 +144,16 @@ fn charged_when_announced() {
     assert!(budget.used() >= ENVELOPE_BYTES_MAX, "of {} bytes of an announced envelope", budget.used());
     drop(envelopes);
 
-    // Clients' requests are refused first, then entries; votes, and answers to clients' requests, come in.
+    // Clients of this node, whose requests may wait for that peer, do not keep its clients' requests away. These are refused
+    // first, then entries; votes, and answers to clients' requests, come in.
     let refused = |kind, asks, part| begin(kind, asks, 1, part).err();
     let client = budget.force(Use::Queued, budget.limit(Class::Client));
+    assert_eq!(refused(FrameKind::Produce, true, crate::limits::MESSAGE_BYTES_MAX as u32), None);
+    let passed_on = budget.force(Use::Frames, budget.limit(Class::PassedOn) - budget.used());
     assert_eq!(refused(FrameKind::Produce, true, 1), Some(FrameFault::NoRoom));
     assert_eq!(refused(FrameKind::Consume, true, 1), Some(FrameFault::NoRoom));
     assert_eq!(refused(FrameKind::Consume, false, 1), Some(FrameFault::NoRoom));
+    drop(passed_on);
     assert_eq!(refused(FrameKind::Append, true, FRAME_BYTES_MAX as u32), None);
     let entries = budget.force(Use::Unflushed, budget.limit(Class::Replication) - budget.used());
     assert_eq!(refused(FrameKind::Append, true, 1), Some(FrameFault::NoRoom));
@@ -177,7 +181,7 @@ fn waits_for_room() {
         let (network, budget) = (SimNetwork::new(), Budget::default());
         let [mut mine, mut theirs] = stream_with(&network, &budget).await;
         drop(theirs.receiver.receive().await.unwrap().unwrap());
-        let full = budget.force(Use::Queued, budget.limit(Class::Client));
+        let full = budget.force(Use::Queued, budget.limit(Class::PassedOn));
         mine.sender.send(frame()).await.unwrap();
         let mut receiving = Box::pin(theirs.receiver.receive());
         assert!(is_stuck(&mut receiving).await, "there is no room");

@@ -283,7 +283,7 @@ impl Run {
                     None => format!("{:?}, faults {:?}", process.node.phase(), process.node.faults()),
                 },
             };
-            parts.push(format!("node {node}: {state}"));
+            parts.push(format!("node {node}: {state}, memory {:?}", self.used(node).unwrap_or_default()));
         }
         for target in self.clients.targets() {
             let leader = self.cluster.leader(target.uid);
