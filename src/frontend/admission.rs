@@ -72,7 +72,8 @@ impl<E: Env> Admission<E> {
         let passed = match placed {
             Some(placed) => Either::Left(ready!(self.poll_to(&placed, call, cx))),
             None if !alone => return Poll::Pending,
-            None => Either::Right(self.frontend.produce(call.take().expect("there is one, as above"))),
+            // Boxed, as it is rare, and larger than the other.
+            None => Either::Right(Box::pin(self.frontend.produce(call.take().expect("there is one, as above")))),
         };
         let frontend = self.frontend.clone();
         Poll::Ready(async move {

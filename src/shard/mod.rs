@@ -256,7 +256,11 @@ impl<E: Env> Shard<E> {
         if domain.has_stopped() {
             return Err((self.inner.stopped_by_panic(false), owed));
         }
-        domain.catch(|| self.inner.admit(owed, now_us)).unwrap_or(Ok(()))
+        let mut asked = Some(owed);
+        match domain.catch(|| self.inner.admit(&mut asked, now_us)) {
+            Ok(Err(error)) => Err((error, asked.expect("it is taken when it is admitted"))),
+            Ok(Ok(())) | Err(_) => Ok(()),
+        }
     }
 
     /// Requests that this replica cannot propose (it leads no more, or has stopped) go there from now on, in their order,

@@ -152,31 +152,29 @@ pub(super) async fn pump<E: Env>(inner: Rc<Inner<E>>) {
 }
 
 impl<E: Env> Inner<E> {
-    /// Queues a request, and proposes it if nothing is in flight.
-    #[allow(clippy::result_large_err, reason = "giving the request back is what this is for")]
-    pub(super) fn admit(&self, owed: Owed, now_us: u64) -> Result<(), (ShardError, Owed)> {
-        if let Err(error) = self.check_life() {
-            return Err((error, owed));
-        }
+    /// Queues what is asked for, and takes it; proposes it if nothing is in flight. An error leaves it where it is.
+    pub(super) fn admit(&self, asked: &mut Option<Owed>, now_us: u64) -> Result<(), ShardError> {
+        self.check_life()?;
+        let owed = asked.as_ref().expect("something is asked for");
         let mut state = self.state.borrow_mut();
         if !self.group.leads() && state.is_idle() {
             drop(state);
-            return Err((self.not_leading(), owed));
+            return Err(self.not_leading());
         }
         if let Err(busy) = state.queue.admit(owed.produce.records.encoded_bytes_max()) {
             self.metrics.refused_busy.increment(1);
-            return Err((busy, owed));
+            return Err(busy);
         }
         if !self.group.has_flush_room() {
             self.metrics.refused_unflushed.increment(1);
             let (node, unflushed_bytes) = (self.options.node, self.group.unflushed_bytes());
-            return Err((ShardError::DiskBehind { node, unflushed_bytes }, owed));
+            return Err(ShardError::DiskBehind { node, unflushed_bytes });
         }
         if !state.estimate.can_meet(owed.produce.deadline_us, now_us) {
             self.metrics.refused_deadline.increment(1);
-            return Err((ShardError::Deadline, owed));
+            return Err(ShardError::Deadline);
         }
-        state.queue.push(owed.into());
+        state.queue.push(asked.take().expect("as above").into());
         drop(state);
         self.propose_due();
         Ok(())
