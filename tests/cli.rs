@@ -484,9 +484,11 @@ fn bench() {
     ] {
         let result = node.run(&[&["bench", "produce"], args, &common].concat());
         let result: Value = serde_json::from_str(&result).unwrap();
-        for name in ["records", "records_per_s", "mb_per_s", "p50_us", "p99_us", "p999_us", "max_us"] {
+        for name in ["records", "records_per_s", "p50_us", "p99_us", "p999_us", "max_us"] {
             assert!(result[name].as_f64().unwrap() > 0.0, "{args:?}: {name} in {result}");
         }
+        // A disk that is slow enough makes it 0.0.
+        assert!(result["mb_per_s"].is_number(), "{args:?}: {result}");
         assert_eq!(result["errors"], 0, "{args:?}: {result}");
         if args.contains(&"--floor") {
             assert!(result["floor_p50_us"].as_f64().unwrap() > 0.0 && result["floor_p99_us"].is_number(), "{result}");
