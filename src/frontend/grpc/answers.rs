@@ -42,6 +42,9 @@ const LITTLE_BYTES: usize = 4 << 10;
 /// be far larger.
 const SHORT_READS_MAX: usize = 4;
 
+/// The least time from one of them to the next: a mebibyte each, 200 of them in a second take a tenth of a core.
+const SHORT_READ_PAUSE_US: u64 = 5_000;
+
 /// What all connections of a reactor hold.
 #[derive(Default)]
 pub struct Pool {
@@ -50,6 +53,8 @@ pub struct Pool {
     /// The sum over all connections.
     held: Cell<usize>,
     short_reads: Cell<usize>,
+    /// When the last of them began.
+    short_read_us: Cell<u64>,
     /// One of them is done.
     read: Notify,
     connections: RefCell<BTreeMap<u64, Weak<Connection>>>,
@@ -138,11 +143,13 @@ impl Answers {
 
     /// Room for less than was wanted, if few answers are read with that.
     fn short(&self, bytes: usize) -> Option<Held> {
-        let reads = &self.connection.pool.short_reads;
-        if reads.get() == SHORT_READS_MAX {
+        let Pool { short_reads, short_read_us, .. } = &*self.connection.pool;
+        let now_us = (self.connection.now_us)();
+        if short_reads.get() == SHORT_READS_MAX || now_us.saturating_sub(short_read_us.get()) < SHORT_READ_PAUSE_US {
             return None;
         }
-        reads.set(reads.get() + 1);
+        short_reads.set(short_reads.get() + 1);
+        short_read_us.set(now_us);
         let mut held = self.hold(bytes);
         held.is_short = true;
         Some(held)
