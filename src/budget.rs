@@ -1,4 +1,4 @@
-//! One reactor's memory for what is on its way, in bytes: requests, entries that are not flushed, frames of peers, answers.
+//! One reactor's memory for what is on its way, in bytes: requests, entries that are not flushed, frames of peers.
 //!
 //! Whoever keeps bytes takes a `Charge` for them first, before there is room for them, and drops it with them. What clients
 //! cause is refused first, then what peers pass on for theirs, then entries and snapshots of peers; votes, heartbeats and

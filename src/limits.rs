@@ -44,8 +44,8 @@ pub const MAILBOX_REQUESTS_MAX: usize = 4_096;
 pub const MAILBOX_BYTES_MAX: usize = 16 << 20;
 
 /// What one reactor keeps in memory for what is on its way (`budget`), unless configured: requests, entries that are not
-/// flushed, frames of peers, answers. Recent entries (`tail_bytes`) and the mailbox have their own limits beside it, so that
-/// a node needs this and 32 MiB for each reactor, and its connections. Large enough that 10 clients with 16 MiB in flight
+/// flushed, frames of peers. Recent entries (`tail_bytes`), the mailbox and answers that wait for clients (`ANSWER_BYTES_MAX`)
+/// have their own limits beside it, so that a node needs this and 64 MiB for each reactor, and its connections. Large enough that 10 clients with 16 MiB in flight
 /// each are not refused, and that a disk may hang for half a second under 100 MB/s; small enough that a node of two reactors
 /// stays within half a gigabyte whatever its clients do.
 pub const MEMORY_BYTES_DEFAULT: usize = 256 << 20;

@@ -220,20 +220,18 @@ impl Queue {
         let mut taken_bytes = 0;
         while let Some(waiting) = self.waiting.front() {
             let bytes = waiting.bytes();
+            if waiting.is_forsaken() {
+                self.waiting.pop_front();
+                self.bytes -= bytes;
+                continue;
+            }
             let (expected, count) = (waiting.produce.expected_offset, waiting.produce.records.count());
             let expired = waiting.reply.is_some() && !estimate.can_meet(waiting.produce.deadline_us, now_us);
-            if !expired
-                && !waiting.is_forsaken()
-                && !gathered.requests.is_empty()
-                && taken_bytes + bytes > ENTRY_BYTES_TARGET
-            {
+            if !expired && !gathered.requests.is_empty() && taken_bytes + bytes > ENTRY_BYTES_TARGET {
                 break;
             }
             let Some(waiting) = self.waiting.pop_front() else { break };
             self.bytes -= bytes;
-            if waiting.is_forsaken() {
-                continue;
-            }
             if expired {
                 gathered.expired.push(waiting);
                 continue;

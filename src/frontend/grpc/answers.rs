@@ -24,6 +24,7 @@ use crate::env;
 use crate::env::Env;
 use crate::env::channel::Notified;
 use crate::env::channel::Notify;
+use crate::frontend::grpc::share::part_of_rest;
 use crate::limits::ANSWER_BYTES_LIMIT;
 use crate::limits::ANSWER_BYTES_MAX;
 use crate::limits::ANSWER_BYTES_MIN;
@@ -277,7 +278,7 @@ impl Drop for Held {
 impl Connection {
     fn share(&self) -> usize {
         let others = self.pool.held.get() - self.held.get();
-        (ANSWER_BYTES_MAX.saturating_sub(others) / 8).max(ANSWER_BYTES_MIN)
+        part_of_rest(ANSWER_BYTES_MAX, others, ANSWER_BYTES_MIN)
     }
 }
 

@@ -254,10 +254,11 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
         let mut any = false;
         while !self.is_all_sent() {
             if !self.sending.has_remaining() {
-                self.sending = Body::from(self.acks.split().freeze());
-                if let Some(held) = self.held.take() {
-                    self.sending = std::mem::take(&mut self.sending).with(held);
-                }
+                let acks = Body::from(self.acks.split().freeze());
+                self.sending = match self.held.take() {
+                    Some(held) => acks.with(held),
+                    None => acks,
+                };
                 any = true;
             }
             match call.responses.poll_send(cx, &mut self.sending) {

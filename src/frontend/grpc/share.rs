@@ -10,6 +10,11 @@ thread_local! {
     static CALLS: Cell<usize> = const { Cell::new(0) };
 }
 
+/// What one connection may have of `most`, of which the others have `others`: an eighth of what is left, and `least` in any case.
+pub(super) fn part_of_rest(most: usize, others: usize, least: usize) -> usize {
+    (most.saturating_sub(others) / 8).max(least)
+}
+
 /// The calls of one connection. `CALLS` is the sum of all there are.
 #[derive(Debug, Default)]
 pub(super) struct Share {
@@ -19,8 +24,7 @@ pub(super) struct Share {
 impl Share {
     /// Whether a connection that has so many may have one more.
     pub(super) fn allows(&self, calls: usize) -> bool {
-        let left = limits::CALLS_MAX.saturating_sub(CALLS.get() - self.calls);
-        calls < (left / 8).max(limits::CALLS_PER_CONNECTION_MIN)
+        calls < part_of_rest(limits::CALLS_MAX, CALLS.get() - self.calls, limits::CALLS_PER_CONNECTION_MIN)
     }
 
     /// Counts the connection's calls.

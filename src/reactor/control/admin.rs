@@ -86,8 +86,7 @@ impl<E: Env> Control<E> {
     }
 
     async fn drain(&self, node: NodeId, keep_replicas: bool) -> Result<AdminAnswer, ControlError> {
-        let state = state::NodeState::Draining.into();
-        self.propose(Command::SetNodeState(SetNodeState { node_id: node.0, state, keep_replicas })).await?;
+        self.propose_state(node, NodeState::Draining, keep_replicas).await?;
         tracing::info!(node = node.0, "an operator has a node drained");
         Ok(AdminAnswer::Draining { replicas: self.replicas_on(node) })
     }
@@ -146,8 +145,12 @@ impl<E: Env> Control<E> {
     }
 
     async fn set_state(&self, node: NodeId, state: NodeState) -> Result<(), ControlError> {
+        self.propose_state(node, state, false).await
+    }
+
+    async fn propose_state(&self, node: NodeId, state: NodeState, keep_replicas: bool) -> Result<(), ControlError> {
         let state = state::NodeState::from(state) as i32;
-        self.propose(Command::SetNodeState(SetNodeState { node_id: node.0, state, keep_replicas: false })).await?;
+        self.propose(Command::SetNodeState(SetNodeState { node_id: node.0, state, keep_replicas })).await?;
         Ok(())
     }
 
