@@ -8,12 +8,16 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
 /// What a node is doing. It only moves down this list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
 pub enum Phase {
     /// Recovering; the front doors are shut.
     Starting,
@@ -27,50 +31,60 @@ pub enum Phase {
     Closing,
 }
 
-/// A node's phase. When it is dropped, every phase is reached.
-#[derive(Debug)]
-pub(super) struct Phases(Arc<Mutex<State>>);
+impl Phase {
+    /// By number.
+    const ALL: [Phase; 5] = [Phase::Starting, Phase::Serving, Phase::Leaving, Phase::Draining, Phase::Closing];
+}
 
-#[derive(Debug)]
-struct State {
-    now: Phase,
+/// A node's phase. When it is dropped, every phase is reached.
+#[derive(Debug, Default)]
+pub(super) struct Phases(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// A `Phase`; changed while `waiters` is locked. Calls that wait look at it whenever they run, on all reactors.
+    now: AtomicU8,
+    waiters: Mutex<Waiters>,
+}
+
+#[derive(Debug, Default)]
+struct Waiters {
     key_next: u64,
     /// One for each call that waits; woken and removed by every change.
-    waiters: BTreeMap<u64, Waker>,
+    wakers: BTreeMap<u64, Waker>,
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    // Nothing in here panics half-way.
-    state.lock().unwrap_or_else(PoisonError::into_inner)
-}
+impl Shared {
+    fn now(&self) -> u8 {
+        self.now.load(Ordering::Acquire)
+    }
 
-impl Default for Phases {
-    fn default() -> Phases {
-        let state = State { now: Phase::Starting, key_next: 0, waiters: BTreeMap::new() };
-        Phases(Arc::new(Mutex::new(state)))
+    fn lock(&self) -> MutexGuard<'_, Waiters> {
+        // Nothing in here panics half-way.
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Phases {
     pub(super) fn now(&self) -> Phase {
-        lock(&self.0).now
+        Phase::ALL[usize::from(self.0.now())]
     }
 
     /// Moves on to `phase`; never back.
     pub(super) fn enter(&self, phase: Phase) {
-        let mut state = lock(&self.0);
-        if phase <= state.now {
+        let mut waiters = self.0.lock();
+        if phase as u8 <= self.0.now() {
             return;
         }
-        state.now = phase;
-        let waiters = mem::take(&mut state.waiters);
-        drop(state);
-        waiters.into_values().for_each(Waker::wake);
+        self.0.now.store(phase as u8, Ordering::Release);
+        let woken = mem::take(&mut waiters.wakers);
+        drop(waiters);
+        woken.into_values().for_each(Waker::wake);
     }
 
     /// Resolves when `phase`, or one after it, is reached.
     pub(super) fn reached(&self, phase: Phase) -> Reached {
-        Reached { phases: Arc::clone(&self.0), phase, key: None }
+        Reached { shared: Arc::clone(&self.0), phase, key: None, registered: None }
     }
 }
 
@@ -82,26 +96,38 @@ impl Drop for Phases {
 
 /// See `Phases::reached`.
 pub(super) struct Reached {
-    phases: Arc<Mutex<State>>,
+    shared: Arc<Shared>,
     phase: Phase,
     /// Under which it waits.
     key: Option<u64>,
+    /// In which phase it has registered, and whom.
+    registered: Option<(u8, Waker)>,
 }
 
 impl Future for Reached {
     type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let phases = Arc::clone(&self.phases);
-        let mut state = lock(&phases);
-        if state.now >= self.phase {
+    // Woken by `enter`. Without a change since it has registered, no lock is taken.
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Reached { shared, phase, key, registered } = self.get_mut();
+        let now = shared.now();
+        if now >= *phase as u8 {
             return Poll::Ready(());
         }
-        let key = *self.key.get_or_insert_with(|| {
-            state.key_next += 1;
-            state.key_next
+        if registered.as_ref().is_some_and(|(seen, waker)| *seen == now && waker.will_wake(cx.waker())) {
+            return Poll::Pending;
+        }
+        let mut waiters = shared.lock();
+        let now = shared.now();
+        if now >= *phase as u8 {
+            return Poll::Ready(());
+        }
+        let key = *key.get_or_insert_with(|| {
+            waiters.key_next += 1;
+            waiters.key_next
         });
-        state.waiters.insert(key, cx.waker().clone());
+        waiters.wakers.insert(key, cx.waker().clone());
+        *registered = Some((now, cx.waker().clone()));
         Poll::Pending
     }
 }
@@ -109,7 +135,7 @@ impl Future for Reached {
 impl Drop for Reached {
     fn drop(&mut self) {
         if let Some(key) = self.key {
-            let waker = lock(&self.phases).waiters.remove(&key);
+            let waker = self.shared.lock().wakers.remove(&key);
             drop(waker);
         }
     }
@@ -145,6 +171,28 @@ mod tests {
         let expected: Vec<u64> = (0..20).filter(|number| *number != 7).collect();
         assert_eq!(*woken.lock().unwrap(), expected);
         assert!(waiting.iter_mut().enumerate().all(|reached| poll(reached).is_ready()));
+    }
+
+    /// A waiter that is polled again registers once for each phase and waker, and the last waker is the one that is woken.
+    #[test]
+    fn registers_again_when_needed() {
+        let (phases, woken) = (Phases::default(), Arc::default());
+        let mut reached = phases.reached(Phase::Draining);
+        let mut poll = |number| {
+            let waker = Waker::from(Arc::new(Noted(number, Arc::clone(&woken))));
+            let mut context = Context::from_waker(&waker);
+            (0..2).map(|_| Pin::new(&mut reached).poll(&mut context).is_ready()).collect::<Vec<_>>()
+        };
+        assert_eq!([poll(1), poll(2)], [[false, false], [false, false]]);
+        phases.enter(Phase::Serving);
+        assert_eq!(poll(3), [false, false]);
+        phases.enter(Phase::Leaving);
+        assert_eq!(poll(4), [false, false]);
+        phases.enter(Phase::Closing);
+        assert_eq!(poll(5), [true, true]);
+        assert_eq!(*woken.lock().unwrap(), [2, 3, 4]);
+        drop(reached);
+        assert!(phases.0.lock().wakers.is_empty());
     }
 
     /// Whoever waits when the node is gone waits no more.
