@@ -38,7 +38,7 @@
 //! From the socket to the disk to the ack, in six files, top to bottom:
 //!
 //! 1. `frontend/grpc/produce.rs`: messages of a stream, acks in order
-//! 2. `frontend/mod.rs`: topic and shard; a shard of this reactor is a function call away
+//! 2. `frontend/mod.rs`: topic and shard; a shard of this reactor is a function call away (`frontend/under_way.rs` is the way back)
 //! 3. `shard/produce.rs`: admit, gather while an append is in flight, encode, propose, ack
 //! 4. `raft/store.rs`: openraft's log storage, which is our log
 //! 5. `log/writer.rs`: header, checksum, chain; one durable write in flight

@@ -3,13 +3,11 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
 use std::time::Duration;
 
-use futures_util::future::Either;
 use tokio::sync::oneshot;
 
 use crate::env;
@@ -18,19 +16,23 @@ use crate::frontend::CallError;
 use crate::frontend::Frontend;
 use crate::frontend::ProduceAck;
 use crate::frontend::ProduceCall;
-use crate::frontend::Submitted;
 use crate::frontend::produce_of;
 use crate::frontend::room::Permit;
 use crate::frontend::room::Place;
 use crate::frontend::route;
+use crate::frontend::under_way::Answer;
+use crate::frontend::under_way::Passed;
+use crate::frontend::under_way::UnderWay;
 use crate::reactor::ReactorError;
 use crate::reactor::mailbox::Request;
 use crate::reactor::topics::PlacedTopic;
-use crate::shard::Produced;
+use crate::reactor::topics::ShardPlace;
 
 /// How long a stream waits before it tries a full mailbox again. Its room is a part of the mailbox, so this is for what others
 /// than streams have put in there, which is gone when the reactor has gone round once.
 const MAILBOX_PAUSE: Duration = Duration::from_millis(1);
+
+const THERE_IS_A_CALL: &str = "there is a call to be passed on";
 
 /// See the module's description.
 pub struct Admission<E: Env> {
@@ -55,37 +57,19 @@ impl<E: Env> Admission<E> {
     ///
     /// # Panics
     /// Without a call.
-    pub fn poll(
-        &mut self,
-        call: &mut Option<ProduceCall>,
-        alone: bool,
-        cx: &mut Context<'_>,
-    ) -> Poll<impl Future<Output = Result<ProduceAck, CallError>> + use<E> + 'static> {
+    pub fn poll(&mut self, call: &mut Option<ProduceCall>, alone: bool, cx: &mut Context<'_>) -> Poll<Admitted<E>> {
         if let Some(pause) = &mut self.pause {
             ready!(pause.as_mut().poll(cx));
             self.pause = None;
         }
-        let head = &call.as_ref().expect("there is a call to be passed on").head;
-        let name = route::topic_name(&head.topic);
+        let name = route::topic_name(&call.as_ref().expect(THERE_IS_A_CALL).head.topic);
         let local = &self.frontend.local;
-        let placed = if local.sought.borrow().contains_key(name) { None } else { local.topics.get(name) };
-        let passed = match placed {
-            Some(placed) => Either::Left(ready!(self.poll_to(&placed, call, cx))),
-            None if !alone => return Poll::Pending,
-            // Boxed, as it is rare, and larger than the other.
-            None => Either::Right(Box::pin(self.frontend.produce(call.take().expect("there is one, as above")))),
-        };
-        let frontend = self.frontend.clone();
-        Poll::Ready(async move {
-            match passed {
-                Either::Left((submitted, permit)) => {
-                    let ack = async { submitted?.ack(frontend.local.reactor.node()).await }.await;
-                    drop(permit);
-                    ack
-                }
-                Either::Right(ack) => ack.await,
-            }
-        })
+        let placed = if local.is_sought(name) { None } else { local.topics.get(name) };
+        match placed {
+            Some(placed) => self.poll_to(&placed, call, cx),
+            None if !alone => Poll::Pending,
+            None => Poll::Ready(Admitted::without_room(self.frontend.produce(call.take().expect(THERE_IS_A_CALL)))),
+        }
     }
 
     /// Waits for room no more.
@@ -93,53 +77,87 @@ impl<E: Env> Admission<E> {
         self.place.leave();
     }
 
-    /// The same for a topic that is known; the permit is to be kept until there is an answer.
-    #[allow(clippy::type_complexity, reason = "an answer to come and what it holds; a name would not say more")]
+    /// The same for a topic that is known.
     fn poll_to(
         &mut self,
         placed: &PlacedTopic,
         call: &mut Option<ProduceCall>,
         cx: &mut Context<'_>,
-    ) -> Poll<(
-        Result<Submitted<impl Future<Output = Result<Produced, ReactorError>> + use<E> + 'static>, CallError>,
-        Option<Permit>,
-    )> {
-        let waiting = call.as_ref().expect("there is a call to be passed on");
-        let local = &self.frontend.local;
-        let routed = self.frontend.route(placed, &waiting.head).and_then(|routed| Ok((routed, produce_of(waiting)?)));
-        let ((shard, place), produce) = match routed {
+    ) -> Poll<Admitted<E>> {
+        let waiting = call.as_ref().expect(THERE_IS_A_CALL);
+        let (shard, place) = match self.frontend.route(placed, &waiting.head) {
             Ok(routed) => routed,
             Err(error) => {
                 *call = None;
-                return Poll::Ready((Err(error), None));
+                return Poll::Ready(Admitted::without_room(UnderWay::refused(error)));
             }
         };
-        let room = &local.rooms[place.reactor.0 as usize];
-        let permit = ready!(self.place.poll_enter(room, produce.records.encoded_bytes_max(), cx));
-        let topic = Arc::clone(&placed.view.name);
-        if place.reactor == local.reactor.number() {
-            *call = None;
-            let produced = local.reactor.produce(place.uid, produce);
-            return Poll::Ready((Ok(Submitted::Here { topic, shard, produced }), Some(permit)));
-        }
-        let (reply, produced) = oneshot::channel();
-        match local.reactor.node().send(place.reactor, Request::Produce { uid: place.uid, produce, reply }) {
-            Ok(()) => {
+        let room = &self.frontend.local.rooms[place.reactor.0 as usize];
+        let permit = Some(ready!(self.place.poll_enter(room, waiting.records.encoded_bytes_max(), cx)));
+        let passed = if place.reactor == self.frontend.local.reactor.number() {
+            let produce = produce_of(call.take().expect(THERE_IS_A_CALL));
+            produce.and_then(|produce| self.frontend.submit_here(placed, shard, place, produce))
+        } else {
+            ready!(self.poll_send(placed, shard, place, call, cx))
+        };
+        Poll::Ready(Admitted { under_way: passed.unwrap_or_else(UnderWay::refused), permit })
+    }
+
+    /// Sends `call` to another reactor; Pending, its mailbox is full.
+    fn poll_send(
+        &mut self,
+        placed: &PlacedTopic,
+        shard: u32,
+        place: ShardPlace,
+        call: &mut Option<ProduceCall>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<UnderWay<E>, CallError>> {
+        let local = &self.frontend.local;
+        let (reply, answer) = oneshot::channel();
+        let produce = match produce_of(call.clone().expect(THERE_IS_A_CALL)) {
+            Ok(produce) => produce,
+            Err(error) => {
                 *call = None;
-                Poll::Ready((Ok(Submitted::There { topic, shard, produced }), Some(permit)))
+                return Poll::Ready(Err(error));
             }
+        };
+        let passed = match local.reactor.node().send(place.reactor, Request::Produce { uid: place.uid, produce, reply })
+        {
+            Ok(()) => Ok(UnderWay::Passed(Passed::new(local, placed, shard, place.uid, Answer::There(answer)))),
             Err(ReactorError::MailboxFull) => {
                 let mut pause = Box::pin(env::sleep::<E>(MAILBOX_PAUSE));
                 // Registers for its end, which is not yet.
                 let polled = pause.as_mut().poll(cx);
                 debug_assert!(polled.is_pending());
                 self.pause = Some(pause);
-                Poll::Pending
+                return Poll::Pending;
             }
-            Err(error) => {
-                *call = None;
-                Poll::Ready((Err(error.into()), None))
-            }
-        }
+            Err(error) => Err(error.into()),
+        };
+        *call = None;
+        Poll::Ready(passed)
+    }
+}
+
+/// A produce that was passed on, with the room that it has until it is answered.
+pub struct Admitted<E: Env> {
+    under_way: UnderWay<E>,
+    permit: Option<Permit>,
+}
+
+impl<E: Env> Admitted<E> {
+    fn without_room(under_way: UnderWay<E>) -> Admitted<E> {
+        Admitted { under_way, permit: None }
+    }
+}
+
+impl<E: Env> Future for Admitted<E> {
+    type Output = Result<ProduceAck, CallError>;
+
+    // Woken as `UnderWay` is.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let ack = ready!(Pin::new(&mut self.under_way).poll(cx));
+        self.permit = None;
+        Poll::Ready(ack)
     }
 }

@@ -14,6 +14,7 @@ pub mod room;
 pub mod route;
 pub mod status;
 pub mod topology;
+pub mod under_way;
 
 use std::{
     cell::{Cell, RefCell},
@@ -39,11 +40,13 @@ use crate::{
         remote::{checked_consume, durability, stopped},
         room::Room,
         route::Near,
+        under_way::{Answer, Passed, UnderWay},
     },
+    ids::Offset,
     limits,
     proto::ringlog::v1 as proto,
     reactor::{
-        Reactor, ReactorError,
+        Reactor,
         mailbox::{AdminAnswer, AdminCall, Request},
         node::{Node, Phase},
         topics::{PlacedTopic, ShardPlace, TopicReader},
@@ -119,34 +122,19 @@ struct Waiting {
     reply: oneshot::Sender<Result<ProduceAck, CallError>>,
 }
 
-/// What a shard is asked for by a call. The records are not copied.
-fn produce_of(call: &ProduceCall) -> Result<Produce, CallError> {
-    Ok(Produce {
-        records: call.records.clone(),
-        durability: durability(call.head.durability)?,
-        expected_offset: call.head.expected_offset.map(crate::ids::Offset),
-        deadline_us: call.deadline_us,
-        forwarded: false,
-    })
-}
-
-/// Where a produce went.
-enum Submitted<L> {
-    Here { topic: Arc<str>, shard: u32, produced: L },
-    There { topic: Arc<str>, shard: u32, produced: oneshot::Receiver<Result<Produced, ReactorError>> },
-    Waits(oneshot::Receiver<Result<ProduceAck, CallError>>),
-}
-
-impl<L: Future<Output = Result<Produced, ReactorError>>> Submitted<L> {
-    async fn ack(self, node: &Node) -> Result<ProduceAck, CallError> {
-        let (topic, shard, produced) = match self {
-            Submitted::Here { topic, shard, produced } => (topic, shard, produced.await),
-            Submitted::There { topic, shard, produced } => (topic, shard, produced.await.unwrap_or(Err(stopped(true)))),
-            Submitted::Waits(ack) => return ack.await.unwrap_or_else(|_| Err(CallError::stopping(true))),
-        };
-        let produced = produced.map_err(|error| explained(error, &node.book))?;
-        Ok(ProduceAck::new(node, topic, shard, produced))
+impl<E: Env> Local<E> {
+    /// Whether a topic is looked up, or made: then calls for it wait in their order.
+    fn is_sought(&self, name: &str) -> bool {
+        let sought = self.sought.borrow();
+        !sought.is_empty() && sought.contains_key(name)
     }
+}
+
+/// What a shard is asked for by a call. The records are not copied.
+fn produce_of(call: ProduceCall) -> Result<Produce, CallError> {
+    let ProduceCall { head, records, deadline_us } = call;
+    let (durability, expected_offset) = (durability(head.durability)?, head.expected_offset.map(Offset));
+    Ok(Produce { records, durability, expected_offset, deadline_us, forwarded: false })
 }
 
 impl<E: Env> Clone for Frontend<E> {
@@ -172,9 +160,8 @@ impl<E: Env> Frontend<E> {
     /// Routes and queues a produce at once: calls made one after the other that go to one shard get
     /// ascending offsets, also while they wait for a topic that the first of them creates. Dropping
     /// the future does not take the request back.
-    pub fn produce(&self, call: ProduceCall) -> impl Future<Output = Result<ProduceAck, CallError>> + use<E> + 'static {
-        let (submitted, frontend) = (self.submit(call), self.clone());
-        async move { submitted?.ack(frontend.local.reactor.node()).await }
+    pub fn produce(&self, call: ProduceCall) -> UnderWay<E> {
+        self.submit(call).unwrap_or_else(UnderWay::refused)
     }
 
     /// Reads committed records. A wait ends early, with an error, when the node shuts down.
@@ -294,36 +281,41 @@ impl<E: Env> Frontend<E> {
     }
 
     /// Routes a call and hands it to its shard, all at once.
-    fn submit(
-        &self,
-        call: ProduceCall,
-    ) -> Result<Submitted<impl Future<Output = Result<Produced, ReactorError>> + use<E> + 'static>, CallError> {
+    fn submit(&self, call: ProduceCall) -> Result<UnderWay<E>, CallError> {
         let local = &self.local;
         let name = route::topic_name(&call.head.topic);
-        if !local.sought.borrow().is_empty() && local.sought.borrow().contains_key(name) {
-            return self.wait_for_topic(call).map(Submitted::Waits);
+        if local.is_sought(name) {
+            return self.wait_for_topic(call).map(UnderWay::Waits);
         }
         match local.topics.get(name) {
             Some(view) => self.submit_to(&view, call),
-            None => self.look_up_for(call).map(Submitted::Waits),
+            None => self.look_up_for(call).map(UnderWay::Waits),
         }
     }
 
-    fn submit_to(
+    fn submit_to(&self, placed: &PlacedTopic, call: ProduceCall) -> Result<UnderWay<E>, CallError> {
+        let (shard, place) = self.route(placed, &call.head)?;
+        let produce = produce_of(call)?;
+        if place.reactor == self.local.reactor.number() {
+            return self.submit_here(placed, shard, place, produce);
+        }
+        let (reply, answer) = oneshot::channel();
+        self.local.reactor.node().send(place.reactor, Request::Produce { uid: place.uid, produce, reply })?;
+        let answer = Answer::There(answer);
+        Ok(UnderWay::Passed(Passed::new(&self.local, placed, shard, place.uid, answer)))
+    }
+
+    /// Hands a produce to a shard of this reactor.
+    fn submit_here(
         &self,
         placed: &PlacedTopic,
-        call: ProduceCall,
-    ) -> Result<Submitted<impl Future<Output = Result<Produced, ReactorError>> + use<E> + 'static>, CallError> {
-        let local = &self.local;
-        let (shard, place) = self.route(placed, &call.head)?;
-        let topic = Arc::clone(&placed.view.name);
-        let produce = produce_of(&call)?;
-        if place.reactor == local.reactor.number() {
-            return Ok(Submitted::Here { topic, shard, produced: local.reactor.produce(place.uid, produce) });
-        }
-        let (reply, produced) = oneshot::channel();
-        local.reactor.node().send(place.reactor, Request::Produce { uid: place.uid, produce, reply })?;
-        Ok(Submitted::There { topic, shard, produced })
+        shard: u32,
+        place: ShardPlace,
+        produce: Produce,
+    ) -> Result<UnderWay<E>, CallError> {
+        let reactor = &self.local.reactor;
+        let answer = reactor.submit(place.uid, produce).map_err(|error| explained(error, &reactor.node().book))?;
+        Ok(UnderWay::Passed(Passed::new(&self.local, placed, shard, place.uid, Answer::Here(answer))))
     }
 
     /// Number and place of the shard that a call goes to.
@@ -371,11 +363,8 @@ impl<E: Env> Frontend<E> {
         let waiting = self.local.sought.borrow_mut().remove(&name).expect("only this task removes it");
         for Waiting { call, reply } in waiting {
             let submitted = found.clone().and_then(|view| self.submit_to(&view, call));
-            let frontend = self.clone();
-            env::spawn::<E>(async move {
-                let ack = async { submitted?.ack(frontend.local.reactor.node()).await };
-                drop(reply.send(ack.await));
-            });
+            let under_way = submitted.unwrap_or_else(UnderWay::refused);
+            env::spawn::<E>(async move { drop(reply.send(under_way.await)) });
         }
     }
 

@@ -8,7 +8,7 @@
 //! - A shard that cannot be opened, or has stopped, is kept as such: its calls get the reason, the
 //!   other shards serve.
 //!
-//! `control` (topics are made and removed; on reactor 0), `forward` (what another node has to do), `inbound` (what other
+//! `produce`, `control` (topics are made and removed; on reactor 0), `forward` (what another node has to do), `inbound` (what other
 //! nodes ask), `repair` (of damaged replicas), `gossip` (who is there; on reactor 0), `listen` (sockets), `thread` (pinning).
 
 pub mod control;
@@ -20,6 +20,7 @@ pub mod listen;
 pub mod mailbox;
 pub mod node;
 mod phase;
+mod produce;
 pub mod repair;
 #[cfg(test)]
 mod tests;
@@ -40,11 +41,7 @@ use futures_util::{StreamExt, stream};
 
 use crate::{
     budget::Budget,
-    env::{
-        self, Disk, Env,
-        channel::{self, OneshotReceiver},
-        domain,
-    },
+    env::{self, Disk, Env, channel, domain},
     ids::{NodeId, Offset, ReactorNumber, ShardUid, is_most},
     limits,
     log::{LogOptions, TailBudget, repair::RepairError},
@@ -52,13 +49,13 @@ use crate::{
     raft::left::{UNKNOWN, leave, left_in},
     reactor::{
         control::{ControlError, ControlQueue},
-        forward::{Forwards, goes_elsewhere, leaders::Leader},
+        forward::{Forwards, leaders::Leader},
         gossip::Gossip,
         inbound::Hooks,
         mailbox::{Mailbox, Reply, Request},
         node::Node,
     },
-    shard::{Consume, Consumed, Owed, Produce, Produced, Shard, ShardError, ShardOptions, ShardStatus},
+    shard::{Consume, Consumed, Owed, Shard, ShardError, ShardOptions, ShardStatus},
 };
 
 /// Shards of one reactor that open or close at the same time. Each reads and writes its own files;
@@ -234,42 +231,6 @@ impl<E: Env> Reactor<E> {
             }
             // A flood of messages must not keep sockets and timers waiting.
             env::yield_now().await;
-        }
-    }
-
-    /// Queues a produce at once, for the shard's leader, wherever it is; calls for one shard made one after the other keep
-    /// their order. Dropping the future does not take the request back.
-    pub fn produce(
-        self: &Rc<Self>,
-        uid: ShardUid,
-        produce: Produce,
-    ) -> impl Future<Output = Result<Produced, ReactorError>> + use<E> + 'static {
-        let (answer, reactor) = (self.submit(uid, produce), Rc::clone(self));
-        async move {
-            // A reply that is dropped unanswered means that the reactor's tasks are gone.
-            let answer = answer?.await.unwrap_or(Err(ShardError::Closing { maybe_written: true }));
-            reactor.noted(uid, answer)
-        }
-    }
-
-    fn submit(
-        self: &Rc<Self>,
-        uid: ShardUid,
-        produce: Produce,
-    ) -> Result<OneshotReceiver<Result<Produced, ShardError>>, ReactorError> {
-        if !self.forwards.is_idle(uid) {
-            return self.forward(uid, produce, ReactorError::Gone);
-        }
-        match self.serving(uid) {
-            Ok(shard) => match shard.submit(produce) {
-                Ok(answer) => Ok(answer),
-                Err((error, produce)) => {
-                    let elsewhere = goes_elsewhere(&error);
-                    let error = self.noted::<()>(uid, Err(error)).expect_err("it was an error");
-                    if elsewhere { self.forward(uid, produce, error) } else { Err(error) }
-                }
-            },
-            Err(error) => self.forward(uid, produce, error),
         }
     }
 

@@ -43,10 +43,7 @@ use std::{
 };
 
 use crate::{
-    env::{
-        Env,
-        channel::{Notify, OneshotReceiver},
-    },
+    env::{Env, channel::Notify},
     ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
     log::{LogError, Recovered, Stalled, TailBudget},
     peer::{Peers, frame::FrameStream, frame::Received},
@@ -56,7 +53,7 @@ use crate::{
 pub use self::{
     call::{Consume, Consumed, Durability, Produce, Produced, ShardStatus, Start},
     error::ShardError,
-    queue::Owed,
+    queue::{Answer, Owed},
 };
 use self::{consume::Cursors, machine::ShardMachine, metrics::Metrics};
 
@@ -216,7 +213,7 @@ impl<E: Env> Shard<E> {
             match answer {
                 // A reply that is dropped unanswered means that the reactor's tasks are gone.
                 Ok(answer) => answer.await.unwrap_or(Err(ShardError::Closing { maybe_written: true })),
-                Err((error, _)) => Err(error),
+                Err(refused) => Err(refused.0),
             }
         }
     }
@@ -225,18 +222,14 @@ impl<E: Env> Shard<E> {
     ///
     /// # Errors
     /// As `produce`; nothing of it was written.
-    #[allow(clippy::result_large_err, reason = "giving the request back is what this is for")]
-    pub fn submit(
-        &self,
-        produce: Produce,
-    ) -> Result<OneshotReceiver<Result<Produced, ShardError>>, (ShardError, Produce)> {
+    pub fn submit(&self, produce: Produce) -> Result<Answer, Box<(ShardError, Produce)>> {
         let now_us = E::monotonic_us();
         let (owed, answer) = Owed::new(produce, now_us, self.inner.group.log().memory()).inspect_err(|_| {
             self.inner.metrics.refused_memory.increment(1);
         })?;
         match self.admit(owed, now_us) {
             Ok(()) => Ok(answer),
-            Err((error, owed)) => Err((error, owed.produce)),
+            Err((error, owed)) => Err(Box::new((error, owed.into_produce()))),
         }
     }
 

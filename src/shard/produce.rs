@@ -31,7 +31,7 @@ use super::{
     estimate::AppendEstimate,
     machine::ShardAnswer,
     metrics::Stations,
-    queue::{Gathered, Owed, Placed, Queue, Waiting},
+    queue::{Gathered, Owed, Placed, Queue},
 };
 use crate::{
     env::{Env, buffer::Buffer},
@@ -73,7 +73,7 @@ pub(super) struct State {
     /// what is kept in memory beside the queue is bounded.
     refused_held: bool,
     /// Requests to be proposed again after that.
-    void: Vec<Waiting>,
+    void: Vec<Owed>,
     /// Raft refuses entries, for this reason: all that wait are handed back after that.
     lost: Option<ShardError>,
     estimate: AppendEstimate,
@@ -174,7 +174,7 @@ impl<E: Env> Inner<E> {
             self.metrics.refused_deadline.increment(1);
             return Err(ShardError::Deadline);
         }
-        state.queue.push(asked.take().expect("as above").into());
+        state.queue.push(asked.take().expect("as above"));
         drop(state);
         self.propose_due();
         Ok(())
@@ -409,7 +409,7 @@ impl<E: Env> Inner<E> {
         self.losses.set(self.losses.get() + 1);
         let elsewhere = self.elsewhere.borrow().clone();
         let mut owed = Vec::with_capacity(waiting.len());
-        for request in waiting.into_iter().filter_map(Waiting::owed) {
+        for request in waiting.into_iter().filter(|waiting| waiting.reply.is_some()) {
             if request.produce.forwarded || elsewhere.is_none() {
                 request.answer(Err(error.clone()));
             } else {

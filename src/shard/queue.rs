@@ -1,6 +1,9 @@
 //! The queue in front of a shard, and how an entry is gathered from it. Pure: no clock, no I/O.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    ops::{Deref, DerefMut},
+};
 
 use super::{Produce, Produced, ShardError, estimate::AppendEstimate};
 use crate::{
@@ -13,17 +16,40 @@ use crate::{
 /// Room made at once for the requests of an entry; more grow as they come.
 const GATHER_RESERVE_MAX: usize = 256;
 
-/// Where a request's answer goes.
+/// Where a request's answer comes.
+pub type Answer = OneshotReceiver<Result<Produced, ShardError>>;
+
+/// Where it goes.
 type Reply = OneshotSender<Result<Produced, ShardError>>;
 
-/// A request, and where its answer is owed.
-pub struct Owed {
+/// A request, and where its answer is owed. It goes through many hands, and so is a pointer.
+pub struct Owed(Box<Request>);
+
+/// What an `Owed` points to.
+pub struct Request {
     /// What is asked for.
     pub produce: Produce,
     /// When it came, on the monotonic clock.
-    queued_us: u64,
-    reply: Reply,
+    pub queued_us: u64,
+    /// How often it was proposed in vain, because its batch became void.
+    pub(super) attempts: u32,
+    /// `None` once it is answered (`LeaderMemory` is, before its entry lands).
+    pub(super) reply: Option<Reply>,
     charge: Charge,
+}
+
+impl Deref for Owed {
+    type Target = Request;
+
+    fn deref(&self) -> &Request {
+        &self.0
+    }
+}
+
+impl DerefMut for Owed {
+    fn deref_mut(&mut self) -> &mut Request {
+        &mut self.0
+    }
 }
 
 impl Owed {
@@ -32,30 +58,27 @@ impl Owed {
     ///
     /// # Errors
     /// `NoMemory`, and the request.
-    #[allow(clippy::result_large_err, reason = "giving the request back is what this is for")]
-    #[allow(clippy::type_complexity, reason = "a request, and where its answer comes")]
-    pub fn new(
-        produce: Produce,
-        now_us: u64,
-        memory: &Budget,
-    ) -> Result<(Owed, OneshotReceiver<Result<Produced, ShardError>>), (ShardError, Produce)> {
+    pub fn new(produce: Produce, now_us: u64, memory: &Budget) -> Result<(Owed, Answer), Box<(ShardError, Produce)>> {
         match memory.take(Use::Queued, Class::Client, memory_of(&produce)) {
             Ok(charge) => {
                 let (reply, answer) = channel::oneshot();
-                Ok((Owed { produce, queued_us: now_us, reply, charge }, answer))
+                let request = Request { produce, queued_us: now_us, attempts: 0, reply: Some(reply), charge };
+                Ok((Owed(Box::new(request)), answer))
             }
-            Err(NoRoom { .. }) => Err((ShardError::NoMemory, produce)),
+            Err(NoRoom { .. }) => Err(Box::new((ShardError::NoMemory, produce))),
         }
     }
 
-    /// When it came, on the monotonic clock.
-    pub fn queued_us(&self) -> u64 {
-        self.queued_us
+    /// Answers it, if it is not answered yet. Nobody may be listening any more.
+    pub fn answer(mut self, answer: Result<Produced, ShardError>) {
+        if let Some(reply) = self.reply.take() {
+            drop(reply.send(answer));
+        }
     }
 
-    /// Answers it. Nobody may be listening any more.
-    pub fn answer(self, answer: Result<Produced, ShardError>) {
-        drop(self.reply.send(answer));
+    /// What was asked for. Whoever waits for the answer sees that none comes.
+    pub(super) fn into_produce(self) -> Produce {
+        self.0.produce
     }
 }
 
@@ -70,25 +93,7 @@ fn memory_of(produce: &Produce) -> usize {
     produce.records.message().len() + produce.records.encoded_bytes_max()
 }
 
-/// A request that is not proposed.
-pub(super) struct Waiting {
-    pub(super) produce: Produce,
-    /// When it came, on the monotonic clock.
-    pub(super) queued_us: u64,
-    /// How often it was proposed in vain, because its batch became void.
-    pub(super) attempts: u32,
-    /// `None` once it is answered (`LeaderMemory` is, before its entry lands).
-    pub(super) reply: Option<Reply>,
-    charge: Charge,
-}
-
-impl From<Owed> for Waiting {
-    fn from(Owed { produce, queued_us, reply, charge }: Owed) -> Waiting {
-        Waiting { produce, queued_us, attempts: 0, reply: Some(reply), charge }
-    }
-}
-
-impl Waiting {
+impl Request {
     /// Bound of its bytes in an entry.
     fn bytes(&self) -> usize {
         self.produce.records.encoded_bytes_max()
@@ -99,28 +104,15 @@ impl Waiting {
         self.charge.set(self.produce.records.message().len());
     }
 
-    /// The request, if it is not answered yet.
-    pub(super) fn owed(self) -> Option<Owed> {
-        let Waiting { produce, queued_us, attempts: _, reply, charge } = self;
-        Some(Owed { produce, queued_us, reply: reply?, charge })
-    }
-
     /// Whether its client is gone. (One that is answered already has to be written all the same.)
     fn is_forsaken(&self) -> bool {
         self.reply.as_ref().is_some_and(Reply::is_closed)
-    }
-
-    /// Answers it, if it is not answered yet. Nobody may be listening any more.
-    pub(super) fn answer(self, answer: Result<Produced, ShardError>) {
-        if let Some(reply) = self.reply {
-            drop(reply.send(answer));
-        }
     }
 }
 
 /// A request with its place.
 pub(super) struct Placed {
-    pub(super) waiting: Waiting,
+    pub(super) waiting: Owed,
     /// Offset of its first record; for a refused one the offset that it would have had.
     pub(super) base_offset: Offset,
     /// Its expected offset is another: it has no records in the entry, and is answered when what was before it is
@@ -138,7 +130,7 @@ pub(super) struct Gathered {
     /// Records in it; 0: all of `requests` are refused.
     pub(super) records: u32,
     /// Their deadlines cannot be met.
-    pub(super) expired: Vec<Waiting>,
+    pub(super) expired: Vec<Owed>,
 }
 
 /// Requests that wait, in order. Those whose clients are gone make room for others, and are never proposed: else clients that
@@ -147,7 +139,7 @@ pub(super) struct Gathered {
 /// Invariants: `bytes` is the sum of the requests' bytes; both bounds hold after `push`.
 #[derive(Default)]
 pub(super) struct Queue {
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<Owed>,
     bytes: usize,
     /// Requests that came since it was last looked for forsaken ones.
     unseen: usize,
@@ -175,12 +167,12 @@ impl Queue {
 
     fn leave_forsaken(&mut self) {
         self.waiting.retain(|waiting| !waiting.is_forsaken());
-        self.bytes = self.waiting.iter().map(Waiting::bytes).sum();
+        self.bytes = self.waiting.iter().map(|waiting| waiting.bytes()).sum();
         self.unseen = 0;
     }
 
     /// Adds an admitted request at the end.
-    pub(super) fn push(&mut self, waiting: Waiting) {
+    pub(super) fn push(&mut self, waiting: Owed) {
         self.unseen += 1;
         self.bytes += waiting.bytes();
         self.waiting.push_back(waiting);
@@ -188,16 +180,17 @@ impl Queue {
 
     /// Puts requests back in front of all others, in their order. They had been admitted before, so the bounds may be passed
     /// by what was in flight, which has bounds of its own.
-    pub(super) fn put_back(&mut self, requests: Vec<Waiting>) {
+    pub(super) fn put_back(&mut self, requests: Vec<Owed>) {
         for mut waiting in requests.into_iter().rev() {
-            waiting.charge.set(memory_of(&waiting.produce));
+            let bytes = memory_of(&waiting.produce);
+            waiting.charge.set(bytes);
             self.bytes += waiting.bytes();
             self.waiting.push_front(waiting);
         }
     }
 
     /// Takes everything out.
-    pub(super) fn drain(&mut self) -> VecDeque<Waiting> {
+    pub(super) fn drain(&mut self) -> VecDeque<Owed> {
         self.bytes = 0;
         std::mem::take(&mut self.waiting)
     }
@@ -261,8 +254,6 @@ mod tests {
         shard::Durability,
     };
 
-    type Answer = OneshotReceiver<Result<Produced, ShardError>>;
-
     /// A request of `count` records of `bytes` each.
     fn request(count: usize, bytes: usize) -> Produce {
         let mut record = vec![0x12];
@@ -281,7 +272,7 @@ mod tests {
 
     fn push(queue: &mut Queue, produce: Produce) -> Answer {
         let (owed, answer) = Owed::new(produce, 0, &Budget::default()).unwrap();
-        queue.push(owed.into());
+        queue.push(owed);
         answer
     }
 
@@ -300,8 +291,9 @@ mod tests {
         assert_eq!((places(&gathered), gathered.records), (vec![(7, false), (8, false)], 2));
         assert_eq!((queue.is_empty(), queue.bytes()), (true, 0));
         // One that is answered from memory has nobody who waits, and is written.
-        let (owed, _answer) = Owed::new(request(1, 1), 0, &Budget::default()).unwrap();
-        queue.push(Waiting { reply: None, ..owed.into() });
+        let (mut owed, _answer) = Owed::new(request(1, 1), 0, &Budget::default()).unwrap();
+        owed.reply = None;
+        queue.push(owed);
         assert_eq!(queue.gather(Offset(9), 0, &AppendEstimate::default()).records, 1);
 
         let small = request(1, 1);
@@ -314,7 +306,7 @@ mod tests {
         }
         assert!(queue.admit(1).is_ok());
         assert_eq!(queue.waiting.len(), PRODUCE_QUEUE_REQUESTS_MAX / 2);
-        assert_eq!(queue.bytes(), queue.waiting.iter().map(Waiting::bytes).sum::<usize>());
+        assert_eq!(queue.bytes(), queue.waiting.iter().map(|waiting| waiting.bytes()).sum::<usize>());
     }
 
     /// A request is charged for its message and its part of an entry, until it is in one; and for both again when that entry is
@@ -327,7 +319,7 @@ mod tests {
         assert!(whole > 2 * 100_000);
         let mut queue = Queue::default();
         let (owed, _answer) = Owed::new(produce.clone(), 0, &memory).unwrap();
-        queue.push(owed.into());
+        queue.push(owed);
         assert_eq!(memory.used_for(Use::Queued), whole);
         let mut waiting = queue.drain().pop_front().unwrap();
         waiting.in_entry();
@@ -335,7 +327,8 @@ mod tests {
         queue.put_back(vec![waiting]);
         assert_eq!(memory.used_for(Use::Queued), whole);
         let rest = memory.take(Use::Queued, Class::Client, memory.limit(Class::Client) - 2 * whole + 1).unwrap();
-        assert!(matches!(Owed::new(produce.clone(), 0, &memory), Err((ShardError::NoMemory, _))));
+        let refused = Owed::new(produce.clone(), 0, &memory).map(drop).unwrap_err();
+        assert!(matches!(refused.0, ShardError::NoMemory));
         drop(rest);
         assert!(Owed::new(produce, 0, &memory).is_ok());
         drop(queue);

@@ -83,7 +83,7 @@ struct Pipeline<F> {
     waiting: Option<ProduceCall>,
     waiting_bytes: usize,
     /// With the bytes of each request.
-    in_flight: VecDeque<(usize, Pin<Box<F>>)>,
+    in_flight: VecDeque<(usize, F)>,
     in_flight_bytes: usize,
     /// Encoded and not passed on: several of them leave in one DATA frame.
     acks: BytesMut,
@@ -101,7 +101,7 @@ struct Pipeline<F> {
     broken: bool,
 }
 
-impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
+impl<F: Future<Output = Result<ProduceAck, CallError>> + Unpin> Pipeline<F> {
     fn new() -> Pipeline<F> {
         Pipeline {
             waiting: None,
@@ -206,7 +206,7 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
             if self.waiting.is_some() {
                 let Poll::Ready(ack) = pass(&mut self.waiting, self.in_flight.is_empty(), cx) else { break };
                 call.definite = false;
-                self.in_flight.push_back((self.waiting_bytes, Box::pin(ack)));
+                self.in_flight.push_back((self.waiting_bytes, ack));
                 self.in_flight_bytes += self.waiting_bytes;
                 read = true;
             }
@@ -231,7 +231,7 @@ impl<F: Future<Output = Result<ProduceAck, CallError>>> Pipeline<F> {
     fn acknowledge(&mut self, answers: &Answers, cx: &mut Context<'_>) -> bool {
         let mut any = false;
         while let Some((bytes, first)) = self.in_flight.front_mut() {
-            let Poll::Ready(result) = first.as_mut().poll(cx) else { break };
+            let Poll::Ready(result) = Pin::new(first).poll(cx) else { break };
             any = true;
             self.in_flight_bytes -= *bytes;
             self.in_flight.pop_front();

@@ -180,7 +180,7 @@ impl<E: Env> Reactor<E> {
         }
         let now_us = E::monotonic_us();
         let bytes = produce.records.encoded_bytes_max();
-        let (owed, answer) = Owed::new(produce, now_us, self.budget()).map_err(|(error, _)| error)?;
+        let (owed, answer) = Owed::new(produce, now_us, self.budget()).map_err(|refused| refused.0)?;
         // Whoever asks, the queue is everybody's.
         domain::core(|| {
             let queue = self.queue(uid);
@@ -263,7 +263,7 @@ fn item(owed: Owed, now_us: u64) -> Item<Owed> {
     });
     let bytes = owed.produce.records.encoded_bytes_max();
     // Also for one that the own replica has kept for a while: what has become of its leadership is the same search.
-    Item { since_us: owed.queued_us(), request: owed, bytes, until_us }
+    Item { since_us: owed.queued_us, request: owed, bytes, until_us }
 }
 
 impl Queue {

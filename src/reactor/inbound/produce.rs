@@ -90,7 +90,7 @@ impl<E: Env> Stream<E> {
             }
             let bytes = produce.records.encoded_bytes_max();
             let result = if self.shard.losses() == self.losses {
-                self.shard.submit(produce).map_err(|(error, _)| error)
+                self.shard.submit(produce).map_err(|refused| refused.0)
             } else {
                 Err(ShardError::NotLeader { leader: self.shard.leader().0 })
             };

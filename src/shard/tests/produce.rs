@@ -345,7 +345,8 @@ fn no_memory() {
     with_shard(|shard, _disk| async move {
         let memory = shard.inner.group.log().memory().clone();
         let others = memory.force(Use::Received, memory.limit(Class::Client));
-        let Err((ShardError::NoMemory, produce)) = shard.submit(value("a")) else { panic!("there is no memory") };
+        let (error, produce) = *shard.submit(value("a")).map(drop).unwrap_err();
+        assert!(matches!(error, ShardError::NoMemory));
         drop(others);
         assert_eq!(shard.produce(produce).await.unwrap().base_offset, Offset(0));
         settle().await;
