@@ -35,7 +35,7 @@ use crate::{
     env::{self, Env},
     format::records::{ProduceHead, Records},
     frontend::{
-        grpc::answers::Pool,
+        grpc::{answers::Pool, lane::Lane},
         refusal::explained,
         remote::{checked_consume, durability, stopped},
         room::Room,
@@ -111,6 +111,7 @@ struct Local<E: Env> {
     turn: Cell<u32>,
     near: Near,
     answers: Rc<Pool>,
+    lane: Rc<Lane>,
     /// For what producing streams have under way to the shards of each reactor, by its number.
     rooms: Vec<Rc<Room>>,
     /// Calls that wait for a topic that is looked up, or made, for the first of them; in order.
@@ -153,7 +154,8 @@ impl<E: Env> Frontend<E> {
         let room = |number| if number == here { Room::here() } else { Room::elsewhere(reactors - 1) };
         let rooms = (0..reactors).map(room).collect();
         let answers = Rc::new(Pool::new(reactor.budget().clone()));
-        let local = Local { reactor, remote, topics, turn, near, answers, rooms, sought };
+        let lane = Rc::default();
+        let local = Local { reactor, remote, topics, turn, near, answers, lane, rooms, sought };
         Frontend { local: Rc::new(local) }
     }
 
@@ -268,6 +270,11 @@ impl<E: Env> Frontend<E> {
     /// The reactor's memory for answers that wait for clients.
     pub fn answers(&self) -> &Rc<Pool> {
         &self.local.answers
+    }
+
+    /// Where the reactor's busy connections wait for their turns to read.
+    pub fn lane(&self) -> &Rc<Lane> {
+        &self.local.lane
     }
 
     /// Whether the node serves: recovered, not shutting down, at least one shard well. For health checks.

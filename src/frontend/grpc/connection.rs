@@ -1,13 +1,14 @@
 //! One HTTP/2 connection: accepts requests, runs their calls inside its own task, and flushes what
 //! they answered; keeps the connection alive, and says goodbye when the node shuts down.
 //!
-//! Order of work in one round: accept until there is nothing to accept (which is when h2 has read
+//! Order of work in one round of a turn: accept until there is nothing to accept (which is when h2 has read
 //! all there is, or as much as a round may bring), run the calls, and again until nothing is left to do; then one write.
 
 use std::future::Future;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
@@ -30,9 +31,12 @@ use crate::frontend::Frontend;
 use crate::frontend::grpc::answers::Answers;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::call;
+use crate::frontend::grpc::lane::Lane;
+use crate::frontend::grpc::lane::Place;
 use crate::frontend::grpc::share::Share;
 use crate::frontend::grpc::small_frames::SmallFrames;
 use crate::frontend::grpc::socket::Socket;
+use crate::frontend::grpc::socket::Then;
 use crate::frontend::grpc::stranger;
 use crate::frontend::grpc::stream::Responses;
 use crate::frontend::grpc::turn::Turn;
@@ -57,8 +61,9 @@ const SMALL_FRAMES_BUDGET: usize = 16 << 20;
 /// before the next one (`Requests::hold`), so not more than this can lie in h2.
 const ROUND_BYTES: usize = 256 << 10;
 
-/// Frames of them: with `ROUNDS_MAX`, a millisecond of work for a client that sends nothing but the cheapest ones.
-const ROUND_FRAMES: usize = 512;
+/// Frames of them: with `ROUNDS_MAX`, a tenth of a millisecond of work for a client that sends nothing but the cheapest ones. h2
+/// keeps room for so many in each connection, some 200 bytes each.
+const ROUND_FRAMES: usize = 128;
 
 /// A frame header and one byte.
 const SMALLEST_FRAME_BYTES: usize = 10;
@@ -77,8 +82,14 @@ const ERROR_RESETS_MAX: usize = 16 << 10;
 /// Calls of one connection, those included that the client has given up: above it nothing is accepted.
 const CALLS_MAX: usize = 2 * limits::STREAMS_PER_CONNECTION_MAX as usize;
 
-/// Rounds before other tasks of the reactor get their turn.
-const ROUNDS_MAX: usize = 8;
+/// Rounds before other tasks of the reactor get their turn. Who has more to read then waits in the [`Lane`].
+const ROUNDS_MAX: usize = 4;
+
+/// Requests accepted in one turn: each begins its call there.
+const ACCEPTS_MAX: usize = 32;
+
+/// Who is sent so much in one turn has to wait in the [`Lane`], too: a hundredth of a millisecond's work.
+const BUSY_BYTES: u64 = 64 << 10;
 
 type H2<S> = h2::server::Connection<Socket<S>, Body>;
 type Timer = Pin<Box<dyn Future<Output = ()>>>;
@@ -92,8 +103,8 @@ pub(super) async fn serve<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     let shutdown = Box::pin(frontend.shutting_down());
     let start = |request, responses| call::serve(frontend.clone(), request, responses);
     let times = Times { keepalive: KEEPALIVE, reset_memory };
-    let answers = Answers::new::<E>(frontend.answers());
-    run::<E, _, _>(stream, answers, shutdown, times, start).await;
+    let shared = Shared { answers: Answers::new::<E>(frontend.answers()), lane: Rc::clone(frontend.lane()) };
+    run::<E, _, _>(stream, shared, shutdown, times, start).await;
 }
 
 /// How long a connection waits for what.
@@ -105,10 +116,16 @@ struct Times {
     reset_memory: Duration,
 }
 
+/// Of what the connections of a reactor share.
+struct Shared {
+    answers: Answers,
+    lane: Rc<Lane>,
+}
+
 /// Answers each request by the future that `start` makes for it.
 async fn run<E: Env, S: AsyncRead + AsyncWrite + Unpin, F: Future<Output = ()>>(
     stream: S,
-    answers: Answers,
+    shared: Shared,
     mut shutdown: Timer,
     times: Times,
     start: impl Fn(Request<h2::RecvStream>, Responses) -> F,
@@ -121,8 +138,10 @@ async fn run<E: Env, S: AsyncRead + AsyncWrite + Unpin, F: Future<Output = ()>>(
         }
         return;
     };
+    // It waits for its first turn now.
+    socket.end_turn(0);
     let pause = || -> Timer { Box::pin(env::sleep::<E>(times.keepalive)) };
-    let mut connection = Connection::new(h2, socket, answers, shutdown, pause, E::monotonic_us);
+    let mut connection = Connection::new(h2, socket, shared, shutdown, pause, E::monotonic_us);
     poll_fn(|cx| connection.poll(cx, &start)).await;
 }
 
@@ -153,7 +172,7 @@ async fn handshake<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     let mut handshake = builder(reset_memory).handshake(socket.clone());
     let mut timeout = pin!(env::sleep::<E>(HANDSHAKE_TIMEOUT));
     poll_fn(|cx| {
-        socket.allow(ROUND_BYTES, ROUND_FRAMES);
+        socket.allow(ROUND_BYTES, ROUND_FRAMES, Then::Wake);
         match Pin::new(&mut handshake).poll(cx) {
             Poll::Ready(Ok(h2)) => return Poll::Ready(Some(h2)),
             Poll::Ready(Err(error)) => {
@@ -174,9 +193,16 @@ struct Connection<S, F, P> {
     h2: H2<S>,
     socket: Socket<S>,
     calls: FuturesUnordered<F>,
+    /// Requests accepted in this turn.
+    accepted: usize,
+    /// There may be more that h2 has read.
+    backlog: bool,
+    /// What the reader waits for when this round has brought all that it may.
+    then: Then,
     small_frames: SmallFrames,
     unread: UnreadBytes,
     answers: Answers,
+    lane: Place,
     turn: Arc<Turn>,
     waker: Waker,
     shutdown: Option<Timer>,
@@ -200,7 +226,7 @@ where
     fn new(
         mut h2: H2<S>,
         socket: Socket<S>,
-        answers: Answers,
+        shared: Shared,
         shutdown: Timer,
         pause: P,
         now_us: fn() -> u64,
@@ -211,9 +237,13 @@ where
             h2,
             socket,
             calls: FuturesUnordered::new(),
+            accepted: 0,
+            backlog: false,
+            then: Then::Wait,
             small_frames: SmallFrames::default(),
             unread: UnreadBytes::default(),
-            answers,
+            answers: shared.answers,
+            lane: Place::new(shared.lane),
             waker: Waker::from(turn.clone()),
             turn,
             shutdown: Some(shutdown),
@@ -232,35 +262,63 @@ where
         if !self.turn.is_for(cx.waker()) {
             self.turn = Turn::new(cx.waker().clone());
             self.waker = Waker::from(self.turn.clone());
+            self.lane.set_waker(&self.waker);
         }
         let waker = self.waker.clone();
         let cx = &mut Context::from_waker(&waker);
         self.turn.begin();
-        let mut ended = self.poll_going_away(cx) || self.poll_dead(cx) || self.is_evicted(cx);
+        let ended = self.poll_going_away(cx) || self.poll_dead(cx) || self.is_evicted(cx);
+        let ended = ended || (self.lane.poll_turn(cx).is_ready() && self.take_turn(cx, start));
+        self.turn.end();
+        if ended { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Reads what has come, as far as a turn goes, runs the calls, and writes what they answer. True when the connection has
+    /// ended.
+    fn take_turn(&mut self, cx: &mut Context<'_>, start: &impl Fn(Request<h2::RecvStream>, Responses) -> F) -> bool {
+        let (received, sent) = (self.socket.received(), self.socket.sent());
+        self.accepted = 0;
         let mut rounds = 0;
-        loop {
-            ended = ended || self.round(cx, start);
+        let ended = loop {
             rounds += 1;
+            self.then = if rounds == ROUNDS_MAX { Then::Wait } else { Then::Wake };
+            let ended = self.round(cx, start);
             // A wake in the last round is not taken: the turn's end passes it on, and wakes this task.
             if ended || rounds == ROUNDS_MAX || !self.turn.take_woken() {
-                break;
+                break ended;
             }
-        }
+        };
         // h2 wakes this task if the client has to be told.
         if let Some(bytes) = self.window.grow(self.socket.received(), self.unread.get(), self.now_us) {
             self.h2.set_target_window_size(bytes);
         }
-        ended = ended || self.is_flooded(cx);
+        let ended = ended || self.is_flooded(cx);
         let written = self.socket.poll_write_out(cx);
-        self.turn.end();
-        if ended || matches!(written, Poll::Ready(Err(_))) { Poll::Ready(()) } else { Poll::Pending }
+        self.socket.end_turn(self.socket.received() - received);
+        let is_full = self.accepted == ACCEPTS_MAX;
+        let busy = is_full || self.socket.wants_more() || self.socket.sent() - sent >= BUSY_BYTES;
+        self.lane.end_turn(busy, cx.waker());
+        ended || matches!(written, Poll::Ready(Err(_)))
+    }
+
+    /// Allows h2 to read as much as a round may bring, or nothing while requests wait that it has read.
+    fn allow(&self) {
+        match self.backlog {
+            false => self.socket.allow(ROUND_BYTES, ROUND_FRAMES, self.then),
+            true => self.socket.allow(0, 0, Then::Wait),
+        }
     }
 
     /// Accepts, then runs calls. True when the connection has ended.
     fn round(&mut self, cx: &mut Context<'_>, start: &impl Fn(Request<h2::RecvStream>, Responses) -> F) -> bool {
-        self.socket.allow(ROUND_BYTES, ROUND_FRAMES);
+        self.allow();
         loop {
-            if self.calls.len() >= CALLS_MAX {
+            let (full, enough) = (self.calls.len() >= CALLS_MAX, self.accepted == ACCEPTS_MAX);
+            if full || enough {
+                // Above `ACCEPTS_MAX` the others are accepted in the next turn, which comes as the connection is busy. Calls that
+                // are too many may need what the client sends to end.
+                self.backlog = !full;
+                self.allow();
                 if self.h2.poll_closed(cx).is_ready() {
                     return true;
                 }
@@ -271,6 +329,7 @@ where
                     respond.send_reset(Reason::REFUSED_STREAM);
                 }
                 Poll::Ready(Some(Ok((request, respond)))) => {
+                    self.accepted += 1;
                     let (small_frames, unread) = (self.small_frames.clone(), self.unread.clone());
                     self.calls
                         .push(start(request, Responses::new(respond, small_frames, unread, self.answers.of_call())));
@@ -280,6 +339,10 @@ where
                     return true;
                 }
                 Poll::Ready(None) => return true,
+                Poll::Pending if self.backlog => {
+                    self.backlog = false;
+                    self.allow();
+                }
                 Poll::Pending => break,
             }
         }

@@ -30,6 +30,7 @@ mod cluster;
 mod connection;
 mod consume;
 mod health;
+pub mod lane;
 mod method;
 mod produce;
 mod reflection;

@@ -28,6 +28,9 @@ const PREFACE_BYTES: usize = 24;
 /// One read from the kernel.
 const READ_BYTES: usize = 64 << 10;
 
+/// The same for a client that brings less than that in a turn: what it lets wait for its next turn stays small.
+const SMALL_READ_BYTES: usize = 16 << 10;
+
 /// Bytes gathered before the socket must take some; above it h2 has to wait.
 const WRITE_BYTES_MAX: usize = 256 << 10;
 
@@ -75,6 +78,15 @@ impl<S> Clone for Socket<S> {
 
 /// `input_start <= input_end <= input.len()`, and `input` is empty or `READ_BYTES` long;
 /// `output_start <= output.len()`, and what lies between is not written yet, at most `WRITE_BYTES_MAX`.
+/// What a reader waits for that has read all it was allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// It is woken at once: whoever polls it allows more first.
+    Wake,
+    /// Whoever allows more wakes it.
+    Wait,
+}
+
 struct Inner<S> {
     stream: S,
     input: Vec<u8>,
@@ -86,9 +98,14 @@ struct Inner<S> {
     blocked: bool,
     received: u64,
     sent: u64,
-    /// Bytes and frames that h2 may still read.
+    /// Bytes of the next read.
+    read_bytes: usize,
+    /// Bytes and frames that h2 may still read, and what becomes of a reader who wants more.
     allowed: usize,
     frames: usize,
+    then: Then,
+    /// The reader wanted more.
+    wanted: bool,
     scan: Scan,
 }
 
@@ -104,17 +121,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             blocked: false,
             received: 0,
             sent: 0,
+            read_bytes: SMALL_READ_BYTES,
             allowed: 0,
             frames: 0,
+            then: Then::Wait,
+            wanted: false,
             scan: Scan::new(PREFACE_BYTES),
         })))
     }
 
-    /// The reader gets this many bytes and frames; then its reads are pending, and it is woken at once: whoever polls it
-    /// can do other things first, and has to call this again.
-    pub(super) fn allow(&self, bytes: usize, frames: usize) {
+    /// The reader gets this many bytes and frames; then its reads are pending. `then` says whether it is woken for more.
+    pub(super) fn allow(&self, bytes: usize, frames: usize, then: Then) {
         let inner = &mut *self.0.borrow_mut();
-        (inner.allowed, inner.frames) = (bytes, frames);
+        (inner.allowed, inner.frames, inner.then, inner.wanted) = (bytes, frames, then, false);
+    }
+
+    /// The connection's turn has ended, in which it has received so much: what was read and not used keeps no large buffer.
+    pub(super) fn end_turn(&self, received: u64) {
+        self.0.borrow_mut().end_turn(received);
+    }
+
+    /// Bytes that the kernel has taken so far.
+    pub(super) fn sent(&self) -> u64 {
+        self.0.borrow().sent
+    }
+
+    /// Whether the reader has wanted more than it was allowed.
+    pub(super) fn wants_more(&self) -> bool {
+        self.0.borrow().wanted
     }
 
     /// Whether the client has sent far more frames that bring nothing than it has had a cause for.
@@ -159,7 +193,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
     /// Pending, it is woken by the socket or, when no more is allowed, has woken already.
     fn poll_read(&mut self, cx: &mut Context<'_>, wanted: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.allowed == 0 || (self.frames == 0 && self.scan.rest() == 0) {
-            cx.waker().wake_by_ref();
+            self.wanted = true;
+            if self.then == Then::Wake {
+                cx.waker().wake_by_ref();
+            }
             return Poll::Pending;
         }
         if self.input_start == self.input_end {
@@ -188,10 +225,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.input.is_empty() {
+        if self.input.len() < READ_BYTES {
             self.input = borrow(&READ_SPARES).unwrap_or_else(|| vec![0; READ_BYTES]);
         }
-        let mut read = ReadBuf::new(&mut self.input);
+        let mut read = ReadBuf::new(&mut self.input[..self.read_bytes]);
         let result = Pin::new(&mut self.stream).poll_read(cx, &mut read);
         (self.input_start, self.input_end) = (0, read.filled().len());
         self.received += self.input_end as u64;
@@ -199,6 +236,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
             give_back(&READ_SPARES, std::mem::take(&mut self.input));
         }
         result
+    }
+
+    fn end_turn(&mut self, received: u64) {
+        self.read_bytes = if received >= READ_BYTES as u64 { READ_BYTES } else { SMALL_READ_BYTES };
+        let rest = self.input_end - self.input_start;
+        if self.input.len() == READ_BYTES && rest <= SMALL_READ_BYTES {
+            let rest = self.input[self.input_start..self.input_end].to_vec();
+            (self.input_start, self.input_end) = (0, rest.len());
+            give_back(&READ_SPARES, std::mem::replace(&mut self.input, rest));
+        }
     }
 
     fn gathered(&self) -> usize {
@@ -435,7 +482,7 @@ mod tests {
             };
             let read = async {
                 for asked in [1 << 20, 50_000, 8_192, 1_000] {
-                    socket.allow(ALLOWED, usize::MAX);
+                    socket.allow(ALLOWED, usize::MAX, Then::Wake);
                     let mut received = 0;
                     while received < ALLOWED {
                         received += socket.read(&mut vec![0; asked]).await.unwrap();
@@ -468,7 +515,7 @@ mod tests {
             };
             let read = async {
                 let mut received = Vec::new();
-                socket.allow(usize::MAX, usize::MAX);
+                socket.allow(usize::MAX, usize::MAX, Then::Wait);
                 for size in SIZES.iter().cycle() {
                     let mut piece = vec![0; *size];
                     let bytes = socket.read(&mut piece).await.unwrap();

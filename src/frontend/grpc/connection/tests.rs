@@ -27,6 +27,11 @@ async fn answer(_: Request<h2::RecvStream>, responses: Responses) {
     responses.finish(Ok(()));
 }
 
+/// Alone on its reactor.
+fn shared() -> Shared {
+    Shared { answers: answers(), lane: Rc::default() }
+}
+
 fn never() -> Timer {
     Box::pin(std::future::pending())
 }
@@ -83,7 +88,7 @@ fn windows_begin_small() {
             assert!(largest > 2 * 65_535, "the largest window was {largest}");
         };
         tokio::select! {
-            () = run::<RealEnv, _, _>(server, answers(), never(), NEVER, start) => panic!("the connection ended"),
+            () = run::<RealEnv, _, _>(server, shared(), never(), NEVER, start) => panic!("the connection ended"),
             () = client => {}
         }
     });
@@ -127,7 +132,7 @@ fn a_stream_that_waits() {
             assert_eq!(response.await.unwrap().status(), 200);
         };
         tokio::select! {
-            () = run::<RealEnv, _, _>(server, answers(), never(), NEVER, start) => panic!("the connection ended"),
+            () = run::<RealEnv, _, _>(server, shared(), never(), NEVER, start) => panic!("the connection ended"),
             () = client => {}
         }
     });
@@ -155,7 +160,7 @@ fn idle_frames() {
                 let mut received = Vec::new();
                 let _ = input.read_to_end(&mut received).await;
             };
-            tokio::join!(run::<RealEnv, _, _>(server, answers(), never(), NEVER, answer), write, read);
+            tokio::join!(run::<RealEnv, _, _>(server, shared(), never(), NEVER, answer), write, read);
         });
     }
 }
@@ -178,7 +183,7 @@ fn other_languages() {
                 assert!(received.starts_with(answered), "{received:?}");
                 assert_eq!(received.is_empty(), answered.is_empty());
             };
-            tokio::join!(run::<RealEnv, _, _>(server, answers(), never(), NEVER, answer), client);
+            tokio::join!(run::<RealEnv, _, _>(server, shared(), never(), NEVER, answer), client);
         });
     }
 }
@@ -233,7 +238,7 @@ fn tiny_frames_that_wait() {
             }
         };
         tokio::select! {
-            () = run::<RealEnv, _, _>(server, answers(), never(), NEVER, start) => panic!("the connection ended"),
+            () = run::<RealEnv, _, _>(server, shared(), never(), NEVER, start) => panic!("the connection ended"),
             () = client => {}
         }
     });
@@ -292,7 +297,7 @@ fn small_answers_that_wait() {
             futures_util::future::join_all(read).await;
         };
         tokio::select! {
-            () = run::<RealEnv, _, _>(server, answers(), never(), NEVER, start) => panic!("the connection ended"),
+            () = run::<RealEnv, _, _>(server, shared(), never(), NEVER, start) => panic!("the connection ended"),
             () = client => {}
         }
     });
@@ -334,7 +339,7 @@ fn slow_readers_of_small_messages() {
             assert_eq!(messages, MESSAGES);
         };
         tokio::select! {
-            () = run::<RealEnv, _, _>(server, answers(), never(), NEVER, start) => panic!("the connection ended"),
+            () = run::<RealEnv, _, _>(server, shared(), never(), NEVER, start) => panic!("the connection ended"),
             () = client => {}
         }
     });
@@ -361,7 +366,7 @@ fn garbage_ends_the_connection() {
                 client.shutdown().await.unwrap();
                 let _ = client.read_to_end(&mut Vec::new()).await;
             };
-            tokio::join!(run::<RealEnv, _, _>(server, answers(), never(), NEVER, answer), client);
+            tokio::join!(run::<RealEnv, _, _>(server, shared(), never(), NEVER, answer), client);
         });
     }
 }
@@ -374,13 +379,13 @@ fn keepalive() {
     block_on(async {
         let (mut dead, server) = pair().await;
         dead.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
-        run::<RealEnv, _, _>(server, answers(), never(), TIMES, answer).await;
+        run::<RealEnv, _, _>(server, shared(), never(), TIMES, answer).await;
         let mut received = Vec::new();
         dead.read_to_end(&mut received).await.unwrap();
         assert!(received.windows(4).any(|head| head == [0, 0, 8, 6]), "no PING in {received:?}");
 
         let (alive, server) = pair().await;
-        env::spawn::<RealEnv>(run::<RealEnv, _, _>(server, answers(), never(), TIMES, answer));
+        env::spawn::<RealEnv>(run::<RealEnv, _, _>(server, shared(), never(), TIMES, answer));
         let mut requests = client(alive).await;
         assert_eq!(status(&mut requests).await.unwrap(), 200);
         env::sleep::<RealEnv>(KEEPALIVE * 5).await;
@@ -419,7 +424,7 @@ fn going_away() {
             finish.send(()).unwrap();
             assert_eq!(response.await.unwrap().status(), 200);
         };
-        tokio::join!(run::<RealEnv, _, _>(server, answers(), shutdown, NEVER, start), client);
+        tokio::join!(run::<RealEnv, _, _>(server, shared(), shutdown, NEVER, start), client);
     });
 }
 
@@ -428,7 +433,7 @@ fn going_away() {
 fn going_away_in_the_handshake() {
     block_on(async {
         let (_silent, server) = pair().await;
-        run::<RealEnv, _, _>(server, answers(), Box::pin(async {}), NEVER, answer).await;
+        run::<RealEnv, _, _>(server, shared(), Box::pin(async {}), NEVER, answer).await;
     });
 }
 
@@ -456,7 +461,7 @@ fn many_rounds() {
             }
         };
         tokio::select! {
-            () = run::<RealEnv, _, _>(server, answers(), never(), NEVER, start) => panic!("the connection ended"),
+            () = run::<RealEnv, _, _>(server, shared(), never(), NEVER, start) => panic!("the connection ended"),
             () = client => {}
         }
     });
@@ -496,8 +501,97 @@ fn cancelled_calls_end() {
             }
         };
         tokio::select! {
-            () = run::<RealEnv, _, _>(server, answers(), never(), NEVER, start) => panic!("the connection ended"),
+            () = run::<RealEnv, _, _>(server, shared(), never(), NEVER, start) => panic!("the connection ended"),
             () = client => {}
+        }
+    });
+}
+
+/// Connections that bring more than their turns take keep a quiet one waiting for one of them, and not for each; and all that they
+/// bring is read in the end.
+#[test]
+fn busy_connections_take_turns() {
+    const BUSY: usize = 20;
+    const TURN: usize = ROUNDS_MAX * ROUND_FRAMES;
+    // As many as need no cause.
+    const PINGS: usize = 30 * TURN;
+    /// An HTTP/2 PING frame (RFC 9113, section 6.7).
+    const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    block_on(async {
+        let lane: Rc<Lane> = Rc::default();
+        let serve = |server| {
+            let shared = Shared { answers: answers(), lane: Rc::clone(&lane) };
+            env::spawn::<RealEnv>(run::<RealEnv, _, _>(server, shared, never(), NEVER, answer));
+        };
+        let (stream, server) = pair().await;
+        serve(server);
+        let mut quiet = client(stream).await;
+        assert_eq!(status(&mut quiet).await.unwrap(), 200);
+        let read = Rc::new(Cell::new(0));
+        let mut pairs = vec![];
+        for _ in 0..BUSY {
+            pairs.push(pair().await);
+        }
+        for (stream, server) in pairs {
+            serve(server);
+            let (mut reader, mut writer) = stream.into_split();
+            env::spawn::<RealEnv>(async move {
+                writer.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+                writer.write_all(&PING.repeat(PINGS)).await.unwrap();
+                std::future::pending::<()>().await;
+            });
+            let read = Rc::clone(&read);
+            env::spawn::<RealEnv>(async move {
+                let mut piece = vec![0; 1 << 16];
+                while let Ok(bytes @ 1..) = reader.read(&mut piece).await {
+                    read.set(read.get() + bytes);
+                }
+            });
+        }
+        while lane.waiting() < BUSY / 2 {
+            crate::env::yield_now().await;
+            assert!(read.get() < BUSY * PINGS * PING.len(), "all were read without a turn");
+        }
+        let before = read.get();
+        assert_eq!(status(&mut quiet).await.unwrap(), 200);
+        // Request, answer and their wakes take a few turns of the reactor.
+        let turns = (read.get() - before) / (PING.len() * TURN);
+        assert!(turns < 2 * BUSY, "{turns} turns of busy connections came first");
+        while read.get() < BUSY * PINGS * PING.len() {
+            crate::env::yield_now().await;
+        }
+    });
+}
+
+/// Of many requests that come together a part begins in each turn.
+#[test]
+fn many_requests_begin_in_parts() {
+    const REQUESTS: usize = 3 * ACCEPTS_MAX;
+    block_on(async {
+        let (stream, server) = pair().await;
+        let started = Rc::new(Cell::new(0));
+        let start = |_, responses: Responses| {
+            started.set(started.get() + 1);
+            async move { responses.finish(Ok(())) }
+        };
+        let mut requests = client(stream).await;
+        let sent: Vec<_> = (0..REQUESTS)
+            .map(|_| requests.send_request(Request::post("http://x/").body(()).unwrap(), true).unwrap().0)
+            .collect();
+        let mut serve = pin!(run::<RealEnv, _, _>(server, shared(), never(), NEVER, start));
+        let mut most = 0;
+        while started.get() < REQUESTS {
+            let before = started.get();
+            assert!(poll_fn(|cx| Poll::Ready(serve.as_mut().poll(cx).is_pending())).await);
+            most = most.max(started.get() - before);
+            crate::env::yield_now().await;
+        }
+        assert!((1..=ACCEPTS_MAX).contains(&most), "{most} began in one turn");
+        tokio::select! {
+            () = serve => panic!("the connection ended"),
+            answers = futures_util::future::join_all(sent) => {
+                assert!(answers.into_iter().all(|answer| answer.unwrap().status() == 200));
+            }
         }
     });
 }
