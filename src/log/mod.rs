@@ -390,6 +390,11 @@ impl<E: Env> Log<E> {
         self.inner.state.borrow().start.next
     }
 
+    /// Offset of the first record that is kept, or that would come next if there is none.
+    pub fn first_offset(&self) -> Offset {
+        self.inner.state.borrow().start.offset
+    }
+
     /// Last entry, durable or not; the purged one if there are no entries.
     pub fn last(&self) -> Option<LogId> {
         self.inner.state.borrow().end.last()

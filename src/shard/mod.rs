@@ -507,9 +507,11 @@ impl<E: Env> Shard<E> {
 }
 
 impl<E: Env> Inner<E> {
-    /// First offset kept.
+    /// First offset that is served: all below it is trimmed. What a replica has applied may be older than what its log holds:
+    /// it goes on from a checkpoint, its own or the leader's, which lacks the trim for which the log was purged up to there.
     fn log_start(&self) -> Offset {
-        self.group.with_machine(ShardMachine::log_start)
+        let held = self.group.log().first_offset().min(self.group.high_watermark());
+        self.group.with_machine(ShardMachine::log_start).max(held)
     }
 
     /// The inequalities of a shard.

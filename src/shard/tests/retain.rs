@@ -49,6 +49,25 @@ fn by_size() {
     });
 }
 
+/// A replica that goes on from a checkpoint has not applied yet the trim for which its log was purged up to there: it begins where
+/// its log does, whatever a read asks for.
+#[test]
+fn purged_before_the_trim_is_applied() {
+    with_shard(|shard, _disk| async move {
+        fill(&shard, 4).await;
+        let group = &shard.inner.group;
+        let last = group.log().segments()[1].last.index;
+        group.purge_to(last).await.unwrap();
+        let held = group.log().first_offset();
+        assert_eq!((group.with_machine(ShardMachine::log_start), held > Offset(0)), (Offset(0), true));
+        assert_eq!(shard.status().log_start, held);
+        check(&shard).await;
+        let all = Consume { start: Start::Timestamp(0), ..at(0) };
+        let read = shard.consume(all).await.unwrap();
+        assert_eq!((read.next_offset.0 - read.count, read.log_start), (held.0, held));
+    });
+}
+
 /// By age: records go when the newest of their segment is too old, in the last segment too.
 #[test]
 fn by_age() {
