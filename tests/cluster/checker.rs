@@ -77,10 +77,12 @@ fn sent(history: &History) -> Vec<Event> {
                 topic: history.topic.clone(),
                 shard: u32::try_from(shard).unwrap(),
                 records: vec![Fingerprint::of(&value(shard, number))],
+                expected_offset: None,
                 stream: Some(StreamPlace { id: shard as u64, sequence: number as u64 }),
                 outcome: match outcome {
                     Outcome::Acked(base_offset) => {
-                        checker::history::Outcome::Acked(Ack { base_offset: *base_offset, count: 1, durability })
+                        let ack = Ack { base_offset: *base_offset, count: 1, durability, timestamp_us: None };
+                        checker::history::Outcome::Acked(ack)
                     }
                     Outcome::Refused(_) => checker::history::Outcome::Failed,
                     Outcome::Maybe(_) => checker::history::Outcome::Indefinite,

@@ -10,7 +10,7 @@ use super::{
     contents::Contents,
     durable,
     findings::Anomaly,
-    history::{Event, FinalRead, Line, Outcome, Read},
+    history::{Event, FinalRead, Line, Outcome, Read, Start},
 };
 
 /// An end of the log that somebody was told of.
@@ -86,19 +86,32 @@ pub(super) fn check(shard: &Shard<'_>, contents: &Contents, add: &mut Add<'_>) {
     }
     for (line, event) in &shard.events {
         match event {
-            Event::Read(read) if read.linearizable => {
-                let before = higher(acked.before(read.begin_us), shown.before(read.begin_us));
-                let offset = read.high_watermark;
-                if let Some(before) = before.filter(|before| offset < before.end) {
-                    add(Anomaly::StaleTail { line: *line, offset, before: before.line, end: before.end });
-                }
-            }
+            Event::Read(read) => check_read(*line, read, (&acked, &shown), add),
             Event::FinalRead(read) => check_final(*line, read, contents, (&acked, &shown), add),
-            Event::Produce(_) | Event::Read(_) | Event::Status(_) | Event::Trim(_) | Event::Retention(_) => {}
+            Event::Produce(_) | Event::Status(_) | Event::Trim(_) | Event::Retention(_) => {}
         }
     }
     check_streams(shard, add);
     check_clients(shard, add);
+}
+
+/// What a read has to know of what was told before.
+fn check_read(line: Line, read: &Read, (acked, shown): (&Tail, &Tail), add: &mut Add<'_>) {
+    let begins_at = read.begins_at();
+    let is_latest = read.start == Some(Start::Latest);
+    if let Some(end) = read.min_offset.filter(|min_offset| is_latest && begins_at < *min_offset) {
+        add(Anomaly::StaleStart { read: line, offset: begins_at, before: line, end });
+    }
+    if !read.linearizable {
+        return;
+    }
+    let Some(before) = higher(acked.before(read.begin_us), shown.before(read.begin_us)) else { return };
+    let offset = read.high_watermark;
+    if offset < before.end {
+        add(Anomaly::StaleTail { line, offset, before: before.line, end: before.end });
+    } else if is_latest && begins_at < before.end {
+        add(Anomaly::StaleStart { read: line, offset: begins_at, before: before.line, end: before.end });
+    }
 }
 
 fn higher(a: Option<Told>, b: Option<Told>) -> Option<Told> {
@@ -216,7 +229,7 @@ fn check_streams(shard: &Shard<'_>, add: &mut Add<'_>) {
     }
 }
 
-/// High watermarks that one client gets from one node's replica do not go back.
+/// High watermarks that one client gets from one node's replica do not go back, nor does what is latest there.
 fn check_clients(shard: &Shard<'_>, add: &mut Add<'_>) {
     let reads = || {
         shard.events.iter().filter_map(|(line, event)| match event {
@@ -235,6 +248,11 @@ fn check_clients(shard: &Shard<'_>, add: &mut Add<'_>) {
         if let Some(before) = before.filter(|before| high_watermark < before.end) {
             let (before, high_watermark_before) = (before.line, before.end);
             add(Anomaly::WentBack { read: line, high_watermark, before, high_watermark_before });
+        } else if let Some(before) =
+            before.filter(|told| read.start == Some(Start::Latest) && read.begins_at() < told.end)
+        {
+            let (before, end) = (before.line, before.end);
+            add(Anomaly::StaleStart { read: line, offset: read.begins_at(), before, end });
         }
     }
 }

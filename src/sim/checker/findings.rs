@@ -208,6 +208,52 @@ pub enum Anomaly {
         /// The entries that both have applied.
         applied_end: u64,
     },
+    /// Promise 2, of a conditional append: it is written at the expected offset or not at all. It is somewhere else.
+    MisplacedBatch {
+        /// The batch.
+        sent: Line,
+        /// Where its first record was to be.
+        expected_offset: u64,
+        /// Where it is.
+        base_offset: u64,
+    },
+    /// What a start at the latest record promises: only what was not committed yet. The answer begins below the end that it,
+    /// as linearizable, must have known, or that the same node had told the same client, or below its `min_offset`.
+    StaleStart {
+        /// The read.
+        read: Line,
+        /// Where it begins.
+        offset: u64,
+        /// The event before it, or itself.
+        before: Line,
+        /// Where the log ended at least, by that event.
+        end: u64,
+    },
+    /// What a start at a time promises: the first record that is not older. This batch is older and the answer begins with it,
+    /// or it is not, is kept, and the answer begins behind it.
+    WrongStart {
+        /// The read.
+        read: Line,
+        /// Where it begins.
+        offset: u64,
+        /// The batch.
+        batch: Line,
+        /// Its timestamp.
+        timestamp_us: i64,
+        /// What was asked for.
+        asked_us: i64,
+    },
+    /// Timestamps that a shard gives never go back. The second batch is behind the first, and has an earlier one.
+    TimeWentBack {
+        /// A batch.
+        first: Line,
+        /// Its timestamp.
+        first_us: i64,
+        /// The next one whose timestamp is known.
+        second: Line,
+        /// Its timestamp.
+        second_us: i64,
+    },
     /// What `min_offset` promises: records below it are committed and visible at whichever replica answers. The answer's
     /// high watermark is lower.
     ReadYourWrites {
@@ -244,6 +290,10 @@ impl Anomaly {
             Anomaly::UncommittedRead { .. } => "uncommitted_read",
             Anomaly::Divergence { .. } => "divergence",
             Anomaly::ReadYourWrites { .. } => "read_your_writes",
+            Anomaly::MisplacedBatch { .. } => "misplaced_batch",
+            Anomaly::StaleStart { .. } => "stale_start",
+            Anomaly::WrongStart { .. } => "wrong_start",
+            Anomaly::TimeWentBack { .. } => "time_went_back",
         }
     }
 }
@@ -302,6 +352,10 @@ impl fmt::Display for Anomaly {
             | Anomaly::WentBack { .. }
             | Anomaly::LostPrefix { .. }
             | Anomaly::ReadYourWrites { .. } => self.fmt_in_time(f),
+            Anomaly::MisplacedBatch { .. }
+            | Anomaly::StaleStart { .. }
+            | Anomaly::WrongStart { .. }
+            | Anomaly::TimeWentBack { .. } => self.fmt_of_places(f),
         }
     }
 }
@@ -355,7 +409,11 @@ impl Anomaly {
                     "{read} asked for everything below offset {min_offset}, and has high watermark {high_watermark}"
                 )
             }
-            Anomaly::InconsistentOffset { .. }
+            Anomaly::MisplacedBatch { .. }
+            | Anomaly::StaleStart { .. }
+            | Anomaly::WrongStart { .. }
+            | Anomaly::TimeWentBack { .. }
+            | Anomaly::InconsistentOffset { .. }
             | Anomaly::Duplicate { .. }
             | Anomaly::AbortedRead { .. }
             | Anomaly::UnsentRecord { .. }
@@ -365,6 +423,54 @@ impl Anomaly {
             | Anomaly::SkippedPoll { .. }
             | Anomaly::UncommittedRead { .. }
             | Anomaly::Divergence { .. } => fmt::Display::fmt(self, f),
+        }
+    }
+}
+
+impl Anomaly {
+    /// The sentences about where something was to be.
+    fn fmt_of_places(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Anomaly::MisplacedBatch { sent, expected_offset, base_offset } => {
+                write!(
+                    f,
+                    "the batch in {sent} was to be at offset {expected_offset} or nowhere, and is at offset {base_offset}"
+                )
+            }
+            Anomaly::StaleStart { read, offset, before, end } => {
+                write!(
+                    f,
+                    "{read} asked for what comes next and begins at offset {offset}, where {before} has the log end at {end}"
+                )
+            }
+            Anomaly::WrongStart { read, offset, batch, timestamp_us, asked_us } => {
+                write!(
+                    f,
+                    "{read} asked for what is not older than {asked_us} µs and begins at offset {offset}, but {batch} is of {timestamp_us} µs"
+                )
+            }
+            Anomaly::TimeWentBack { first, first_us, second, second_us } => {
+                write!(f, "{second} has timestamp {second_us} µs behind {first}, which has {first_us} µs")
+            }
+            Anomaly::InconsistentOffset { .. }
+            | Anomaly::Duplicate { .. }
+            | Anomaly::AbortedRead { .. }
+            | Anomaly::UnsentRecord { .. }
+            | Anomaly::Gap { .. }
+            | Anomaly::TornBatch { .. }
+            | Anomaly::OutOfOrderPoll { .. }
+            | Anomaly::SkippedPoll { .. }
+            | Anomaly::UncommittedRead { .. }
+            | Anomaly::Divergence { .. }
+            | Anomaly::LostWrite { .. }
+            | Anomaly::VanishedRead { .. }
+            | Anomaly::NonMonotoneSend { .. }
+            | Anomaly::StaleTail { .. }
+            | Anomaly::FutureTail { .. }
+            | Anomaly::FutureRecord { .. }
+            | Anomaly::WentBack { .. }
+            | Anomaly::LostPrefix { .. }
+            | Anomaly::ReadYourWrites { .. } => fmt::Display::fmt(self, f),
         }
     }
 }

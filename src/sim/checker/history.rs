@@ -85,6 +85,9 @@ pub struct Produce {
     pub shard: u32,
     /// The records, in their order; one at least.
     pub records: Vec<Fingerprint>,
+    /// The only offset that its first record was to get; absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_offset: Option<u64>,
     /// Its place in a pipelined stream; absent for a call of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<StreamPlace>,
@@ -125,6 +128,9 @@ pub struct Ack {
     /// What the acknowledgement is worth, as the server echoed it.
     #[serde(default, skip_serializing_if = "Durability::is_default")]
     pub durability: Durability,
+    /// The timestamp that all of its records have; absent: not judged, as when the client gave them some of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestamp_us: Option<i64>,
 }
 
 /// The durability of an acknowledgement.
@@ -164,6 +170,9 @@ pub struct Read {
     /// The offset that was asked for; absent if a time or a named position was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_offset: Option<u64>,
+    /// What was asked for instead; absent: not judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Start>,
     /// Offset and value of each record, in the order of the answer.
     pub records: Vec<(u64, Fingerprint)>,
     /// Where the answer said to go on.
@@ -179,6 +188,24 @@ pub struct Read {
     /// The answer's first offset that is kept; absent: not judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_start: Option<u64>,
+}
+
+/// Where a read was to begin, if it is no offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// Behind all that the replica knew to be committed.
+    Latest,
+    /// With the first record, in log order, whose timestamp is not before this one; behind all records if there is none.
+    TimestampUs(i64),
+}
+
+impl Read {
+    /// Where the answer begins: with its first record, or where one would be.
+    #[must_use]
+    pub fn begins_at(&self) -> u64 {
+        self.records.first().map_or(self.next_offset, |(offset, _)| *offset)
+    }
 }
 
 /// The whole shard as one replica gives it, once it was waited for until it has everything (`min_offset`).

@@ -30,10 +30,11 @@ values should differ within a shard. The topics are new, and every batch that an
 
 produce: outcome is {"acked":{...}} (with "durability":"leader_memory" if that was asked for), "failed" (the error was a
 definite one) or "indefinite" (it may appear later; also for what nobody waited for). A batch of a pipelined stream has
-"stream":{"id":1,"sequence":7}.
+"stream":{"id":1,"sequence":7}. One that was to be written at a certain offset or not at all has "expected_offset":N. An ack
+may have "timestamp_us":N, the timestamp of all the records.
 
 read: one answer to one client. "min_offset":N and "linearizable":true if they were asked for. from_offset is left out if
-a time or a named position was asked for; node is the one whose replica answered, and is left out if that is not known.
+a time or a named position was asked for, then "start":"latest" or "start":{"timestamp_us":N} have it judged; node is the one whose replica answered, and is left out if that is not known.
 A client that connects again after its node was restarted has another name.
 
 final_read: all that one replica has, asked for with a min_offset behind everything ("from_offset":N if older records are

@@ -10,6 +10,7 @@
 //! json      the same as JSON lines, which programs in any language can write
 //! contents  which record is where: lost order, duplicates, records of nobody, torn batches, gaps
 //! answers   each read for itself: order, steps, high watermark
+//! places    conditional appends, and reads from a time on
 //! starts    log starts: nothing is gone that was not to go
 //! clock     what was over before something else began: stale and future tails, streams, final reads
 //! findings  each anomaly, the promise that it breaks, and its sentence
@@ -31,6 +32,7 @@ mod contents;
 pub mod findings;
 pub mod history;
 pub mod json;
+mod places;
 mod starts;
 
 #[cfg(test)]
@@ -67,6 +69,7 @@ pub fn check(history: &History) -> Report {
         answers::check(shard, &mut add);
         clock::check(shard, &contents, &mut add);
         starts::check(shard, &contents, &mut add);
+        places::check(shard, &contents, &mut add);
     }
     report
 }

@@ -14,7 +14,7 @@ use crate::{
     shard::{Consume, Consumed, Start},
     sim::{
         SimEnv, World,
-        checker::history::{Event, Fingerprint, Read},
+        checker::history::{self, Event, Fingerprint, Read},
         random,
     },
 };
@@ -26,12 +26,15 @@ const BYTES_MAX: usize = 64 << 10;
 pub(super) async fn run(clients: &Rc<Clients>, number: u64, dice: &Cell<u64>) {
     let mut target = clients.target(dice);
     let mut next = Start::Earliest;
+    // The timestamp of a record of the shard.
+    let mut seen_us = None;
     while !clients.stopped.get() {
         clients.pause(dice).await;
         if random(dice).is_multiple_of(16) {
             target = clients.target(dice);
-            next = Start::Earliest;
+            (next, seen_us) = (Start::Earliest, None);
         }
+        next = jump(next, seen_us, dice);
         let Some(connection) = clients.connect(dice) else { continue };
         let linearizable = random(dice).is_multiple_of(4);
         let wait_ms = if random(dice).is_multiple_of(4) { random(dice) % 500 } else { 0 };
@@ -66,6 +69,11 @@ pub(super) async fn run(clients: &Rc<Clients>, number: u64, dice: &Cell<u64>) {
                 let mut read = read(&client, (begin_us, end_us), &target, &consume, &consumed);
                 // Of a replica elsewhere nothing is known.
                 read.node = read.node.filter(|node| *node == connection.node.0 && opened_us.is_some());
+                if let Start::Latest | Start::Timestamp(_) = next {
+                    let name = if next == Start::Latest { "latest" } else { "a time" };
+                    clients.met.borrow_mut().hit("start", name);
+                }
+                seen_us = answer(&consumed).records.last().map(|record| record.timestamp_us).or(seen_us);
                 next = Start::Offset(consumed.next_offset);
                 clients.reads.set(clients.reads.get() + 1);
                 clients.note(Event::Read(read));
@@ -80,10 +88,25 @@ pub(super) async fn run(clients: &Rc<Clients>, number: u64, dice: &Cell<u64>) {
     }
 }
 
+/// Now and then from somewhere else: what comes next, or what is not older than some time at which something was, or that will
+/// come soon.
+fn jump(next: Start, seen_us: Option<i64>, dice: &Cell<u64>) -> Start {
+    match (random(dice) % 16, seen_us) {
+        (0, _) => Start::Latest,
+        (1 | 2, Some(seen_us)) => {
+            let shift_us = [-1_000_000, -1, 0, 0, 1, 200_000][(random(dice) % 6) as usize];
+            Start::Timestamp(seen_us + shift_us)
+        }
+        _ => next,
+    }
+}
+
 fn read(client: &str, span_us: (u64, u64), target: &Target, consume: &Consume, consumed: &Consumed) -> Read {
-    let from_offset = match consume.start {
-        Start::Offset(offset) => Some(offset.0),
-        Start::Timestamp(_) | Start::Earliest | Start::Latest => None,
+    let (from_offset, start) = match consume.start {
+        Start::Offset(offset) => (Some(offset.0), None),
+        Start::Timestamp(asked_us) => (None, Some(history::Start::TimestampUs(asked_us))),
+        Start::Latest => (None, Some(history::Start::Latest)),
+        Start::Earliest => (None, None),
     };
     Read {
         client: client.to_owned(),
@@ -93,6 +116,7 @@ fn read(client: &str, span_us: (u64, u64), target: &Target, consume: &Consume, c
         shard: target.shard,
         node: Some(consumed.node.0),
         from_offset,
+        start,
         records: records(consumed),
         next_offset: consumed.next_offset.0,
         high_watermark: consumed.high_watermark.0,
@@ -103,11 +127,16 @@ fn read(client: &str, span_us: (u64, u64), target: &Target, consume: &Consume, c
 }
 
 /// Offset and fingerprint of each record of an answer.
+pub(in crate::sim) fn records(consumed: &Consumed) -> Vec<(u64, Fingerprint)> {
+    answer(consumed).records.iter().map(|record| (record.offset, Fingerprint::of(&record.value))).collect()
+}
+
+/// What a client makes of an answer.
 ///
 /// # Panics
 /// When the answer is no `ConsumeResponse`, or has another number of records than it says: no client could read it.
-pub(in crate::sim) fn records(consumed: &Consumed) -> Vec<(u64, Fingerprint)> {
+fn answer(consumed: &Consumed) -> ConsumeResponse {
     let response = ConsumeResponse::decode(&*consumed.chunks.concat()).expect("an answer can be decoded");
     assert_eq!(response.records.len() as u64, consumed.count, "an answer has as many records as it says");
-    response.records.iter().map(|record| (record.offset, Fingerprint::of(&record.value))).collect()
+    response
 }

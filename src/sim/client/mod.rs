@@ -85,7 +85,7 @@ pub struct Clients {
     failed: Cell<u64>,
     indefinite: Cell<u64>,
     reads: Cell<u64>,
-    /// What stock clients have found wrong, and what met what there.
+    /// What clients have found wrong, and what met what there.
     problems: RefCell<Vec<String>>,
     met: RefCell<Coverage>,
 }
@@ -151,7 +151,7 @@ impl Clients {
         self.history.replace(history);
     }
 
-    /// What stock clients have found wrong, beside what the history shows, and what has met what there.
+    /// What clients have found wrong, beside what the history shows, and what has met what there.
     pub fn take_findings(&self) -> (Vec<String>, Coverage) {
         (self.problems.take(), self.met.take())
     }

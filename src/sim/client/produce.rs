@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     rc::Rc,
 };
 
@@ -12,7 +13,7 @@ use super::{Clients, Connection, Target, call};
 use crate::{
     env::Env,
     format::records::Records,
-    frontend::{CallError, ProduceAck, ProduceCall},
+    frontend::{CallError, Code, ProduceAck, ProduceCall},
     limits::RECORD_BYTES_MAX,
     proto::ringlog::v1::{self as proto, ProduceRequest, Record},
     sim::{
@@ -38,19 +39,25 @@ pub(super) async fn run(clients: &Rc<Clients>, number: u64, dice: &Cell<u64>) {
     let client = format!("p{number}");
     let mut sequence = 0;
     let mut stream = 0;
+    // Where this client believes the end of each shard to be.
+    let mut ends = BTreeMap::new();
     while !clients.stopped.get() {
         clients.pause(dice).await;
         let Some(connection) = clients.connect(dice) else { continue };
         let target = clients.target(dice);
         let count = 1 + random(dice) % clients.load.burst_max;
-        let batches: Vec<Batch> = (0..count)
+        let mut batches: Vec<Batch> = (0..count)
             .map(|_| {
                 sequence += 1;
                 batch(clients, &target, &format!("{client}-{sequence}"), dice)
             })
             .collect();
         stream += 1;
-        burst(clients, &client, stream, &connection, &target, batches).await;
+        if let Some(end) = ends.get(&target.uid).filter(|_| random(dice).is_multiple_of(3)) {
+            expect(&mut batches, *end, dice);
+        }
+        let burst = burst(clients, &client, stream, &connection, &target, batches).await;
+        ends.extend(burst.end.map(|end| (target.uid, end)));
     }
 }
 
@@ -61,7 +68,7 @@ pub(super) async fn probe(clients: &Rc<Clients>, target: &Target) -> bool {
     let dice = Cell::new(World::current().random_u64());
     let Some(connection) = clients.connect(&dice) else { return false };
     let one = Batch { patience_us: None, ..batch(clients, target, &format!("probe-{number}"), &dice) };
-    burst(clients, "probe", number, &connection, target, vec![one]).await == 1
+    burst(clients, "probe", number, &connection, target, vec![one]).await.acknowledged == 1
 }
 
 fn batch(clients: &Clients, target: &Target, name: &str, dice: &Cell<u64>) -> Batch {
@@ -91,8 +98,30 @@ fn batch(clients: &Clients, target: &Target, name: &str, dice: &Cell<u64>) -> Ba
     Batch { records: fingerprints, call: ProduceCall { head, records, deadline_us: None }, patience_us }
 }
 
-/// Sends all batches one after the other without waiting, as a pipelined stream does, and notes what became of each. How many
-/// were acknowledged.
+/// Makes most of them conditional: on where each one comes to be if nobody else writes, or on what cannot be any more.
+fn expect(batches: &mut [Batch], end: u64, dice: &Cell<u64>) {
+    let mut next = end;
+    for batch in batches {
+        let count = batch.records.len() as u64;
+        let expected = match random(dice) % 6 {
+            0 => None,
+            1 => Some(next.saturating_sub(1 + random(dice) % 3)),
+            _ => Some(next),
+        };
+        batch.call.head.expected_offset = expected;
+        next += if expected.is_none_or(|expected| expected == next) { count } else { 0 };
+    }
+}
+
+/// What a burst has come to.
+struct Burst {
+    /// Batches that were acknowledged.
+    acknowledged: u64,
+    /// Where the last of them ends.
+    end: Option<u64>,
+}
+
+/// Sends all batches one after the other without waiting, as a pipelined stream does, and notes what became of each.
 async fn burst(
     clients: &Rc<Clients>,
     client: &str,
@@ -100,11 +129,13 @@ async fn burst(
     connection: &Connection,
     target: &Target,
     batches: Vec<Batch>,
-) -> u64 {
+) -> Burst {
     let (world, frontend) = (World::current(), connection.process.frontend(connection.turn));
     let begin_us = world.now_us();
-    let (fingerprints, calls): (Vec<_>, Vec<_>) =
-        batches.into_iter().map(|batch| (batch.records, (batch.call, batch.patience_us))).unzip();
+    let (sent, calls): (Vec<_>, Vec<_>) = batches
+        .into_iter()
+        .map(|batch| ((batch.records, batch.call.head.expected_offset), (batch.call, batch.patience_us)))
+        .unzip();
     let answers: Answers = Rc::default();
     let told = Rc::clone(&answers);
     let work = async move {
@@ -123,15 +154,24 @@ async fn burst(
     call(connection, work).await;
     let end_us = world.now_us();
     let answers = answers.take();
-    let mut acknowledged = 0;
-    for (at, records) in fingerprints.into_iter().enumerate() {
+    let mut burst = Burst { acknowledged: 0, end: None };
+    for (at, (records, expected_offset)) in sent.into_iter().enumerate() {
         let (end_us, outcome) = match answers.get(at) {
             Some((at_us, Ok(ack))) => (*at_us, acked(ack)),
-            Some((at_us, Err(error))) => (*at_us, if error.definite { Outcome::Failed } else { Outcome::Indefinite }),
+            Some((at_us, Err(error))) => {
+                clients.judge_condition(client, expected_offset, error);
+                (*at_us, if error.definite { Outcome::Failed } else { Outcome::Indefinite })
+            }
             None => (end_us, Outcome::Indefinite),
         };
         clients.count(&outcome);
-        acknowledged += u64::from(matches!(outcome, Outcome::Acked(_)));
+        if let Outcome::Acked(ack) = &outcome {
+            burst.acknowledged += 1;
+            burst.end = Some(ack.base_offset + ack.count);
+            if expected_offset.is_some() {
+                clients.met.borrow_mut().hit("conditional append", "acknowledged");
+            }
+        }
         clients.note(Event::Produce(Produce {
             client: client.to_owned(),
             begin_us,
@@ -139,11 +179,12 @@ async fn burst(
             topic: target.topic.to_string(),
             shard: target.shard,
             records,
+            expected_offset,
             stream: Some(StreamPlace { id: stream, sequence: at as u64 }),
             outcome,
         }));
     }
-    acknowledged
+    burst
 }
 
 fn acked(ack: &ProduceAck) -> Outcome {
@@ -151,10 +192,25 @@ fn acked(ack: &ProduceAck) -> Outcome {
         crate::shard::Durability::QuorumFlushed => Durability::QuorumFlushed,
         crate::shard::Durability::LeaderMemory => Durability::LeaderMemory,
     };
-    Outcome::Acked(Ack { base_offset: ack.produced.base_offset.0, count: u64::from(ack.produced.count), durability })
+    let crate::shard::Produced { base_offset, count, timestamp_us, .. } = ack.produced;
+    let (count, timestamp_us) = (u64::from(count), Some(timestamp_us));
+    Outcome::Acked(Ack { base_offset: base_offset.0, count, durability, timestamp_us })
 }
 
 impl Clients {
+    /// A condition that does not hold is refused for certain, and nothing else is refused for one.
+    fn judge_condition(&self, client: &str, expected_offset: Option<u64>, error: &CallError) {
+        if error.reason != "OFFSET_MISMATCH" {
+            return;
+        }
+        self.met.borrow_mut().hit("conditional append", "refused");
+        if expected_offset.is_none() || !error.definite || error.code != Code::FailedPrecondition {
+            let text = format!("client {client} expects offset {expected_offset:?} and is told {error:?}");
+            World::current().note(&text);
+            self.problems.borrow_mut().push(text);
+        }
+    }
+
     pub(super) fn count(&self, outcome: &Outcome) {
         let counter = match outcome {
             Outcome::Acked(_) => &self.acked,

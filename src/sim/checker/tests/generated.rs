@@ -83,7 +83,7 @@ impl World {
             // Written, and its client never hears of it.
             2 => self.models[shard].queue.push_back(produce),
             _ => {
-                let ack = Ack { base_offset: 0, count, durability: Durability::QuorumFlushed };
+                let ack = Ack { base_offset: 0, count, durability: Durability::QuorumFlushed, timestamp_us: None };
                 produce.outcome = Outcome::Acked(ack);
                 self.models[shard].queue.push_back(produce);
             }

@@ -12,22 +12,24 @@ fn refused(text: &str) -> String {
 /// Every field of every event survives being written and read.
 #[test]
 fn there_and_back() {
-    let ack = Ack { base_offset: 3, count: 1, durability: Durability::LeaderMemory };
+    let ack = Ack { base_offset: 3, count: 1, durability: Durability::LeaderMemory, timestamp_us: Some(-4) };
     let stream = Some(StreamPlace { id: 4, sequence: 5 });
     let events = [
         acked((1, 2), 0, &["a"]),
-        Event::Produce(Produce { stream, ..produce((1, 2), &["b"], Outcome::Acked(ack)) }),
+        Event::Produce(Produce { stream, expected_offset: Some(3), ..produce((1, 2), &["b"], Outcome::Acked(ack)) }),
         failed((1, 2), &["c"]),
         indefinite((1, 2), &["d", "e"]),
         read((1, 2), 0, &["a"]),
         Event::Read(Read {
             node: None,
             from_offset: None,
+            start: Some(Start::Latest),
             min_offset: Some(1),
             linearizable: true,
             log_start: Some(2),
             ..reading((1, 2), 0, &[])
         }),
+        Event::Read(Read { start: Some(Start::TimestampUs(-7)), ..reading((1, 2), 0, &[]) }),
         Event::FinalRead(FinalRead { from_offset: 7, ..final_reading((1, 2), 3, &["a"]) }),
         status(1, 7, u64::MAX),
         trim(5, 6),

@@ -9,8 +9,8 @@ mod pairs_in_time;
 use super::{
     Report, check,
     history::{
-        Ack, Chain, Durability, Event, FinalRead, Fingerprint, History, Outcome, Produce, Read, Retention, Status,
-        StreamPlace, Trim,
+        Ack, Chain, Durability, Event, FinalRead, Fingerprint, History, Outcome, Produce, Read, Retention, Start,
+        Status, StreamPlace, Trim,
     },
 };
 
@@ -18,12 +18,13 @@ use super::{
 fn produce((begin_us, end_us): (u64, u64), values: &[&str], outcome: Outcome) -> Produce {
     let records = values.iter().map(|value| Fingerprint::of(value.as_bytes())).collect();
     let (client, topic) = ("w".to_owned(), "t".to_owned());
-    Produce { client, begin_us, end_us, topic, shard: 0, records, stream: None, outcome }
+    Produce { client, begin_us, end_us, topic, shard: 0, records, expected_offset: None, stream: None, outcome }
 }
 
 /// A batch that was acknowledged whole at an offset.
 fn acked(span: (u64, u64), base_offset: u64, values: &[&str]) -> Event {
-    let ack = Ack { base_offset, count: values.len() as u64, durability: Durability::QuorumFlushed };
+    let ack =
+        Ack { base_offset, count: values.len() as u64, durability: Durability::QuorumFlushed, timestamp_us: None };
     Event::Produce(produce(span, values, Outcome::Acked(ack)))
 }
 
@@ -47,6 +48,7 @@ fn reading((begin_us, end_us): (u64, u64), from: u64, values: &[&str]) -> Read {
         shard: 0,
         node: Some(1),
         from_offset: Some(from),
+        start: None,
         records,
         next_offset: end,
         high_watermark: end,

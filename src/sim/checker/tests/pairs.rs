@@ -38,7 +38,7 @@ fn acknowledged_records_stay() {
 /// An ack of the leader's memory promises nothing.
 #[test]
 fn acks_of_memory_may_be_lost() {
-    let ack = |durability| Outcome::Acked(Ack { base_offset: 0, count: 1, durability });
+    let ack = |durability| Outcome::Acked(Ack { base_offset: 0, count: 1, durability, timestamp_us: None });
     let weak = || Event::Produce(produce((0, 5), &["a"], ack(Durability::LeaderMemory)));
     assert_legal([weak(), final_read((10, 11), 1, &[])]);
     assert_legal([weak(), acked((6, 7), 0, &["b"]), final_read((10, 11), 1, &["b"])]);
@@ -178,7 +178,7 @@ fn batches_are_whole() {
         &["torn_batch: the batch of 2 records in line 1, at offset 0, is torn at offset 1 in line 2"],
     );
     // The ack is of another count.
-    let ack = Ack { base_offset: 0, count: 1, durability: Durability::QuorumFlushed };
+    let ack = Ack { base_offset: 0, count: 1, durability: Durability::QuorumFlushed, timestamp_us: None };
     assert_found(
         [Event::Produce(produce((0, 9), &["a", "b"], Outcome::Acked(ack)))],
         &["torn_batch: the batch of 2 records in line 1, at offset 0, is torn at offset 1 in line 1"],
@@ -263,4 +263,82 @@ fn replicas_are_alike() {
         [status(1, 7, 1), status(2, 8, 2), status(2, 7, 2)],
         &["divergence: after 7 entries the chain hash is 0000000000000001 in line 1 and 0000000000000002 in line 3"],
     );
+}
+
+/// A conditional append is at the expected offset or nowhere, whether it was acknowledged or seen.
+#[test]
+fn conditions_hold() {
+    let with = |produce, expected| Event::Produce(Produce { expected_offset: Some(expected), ..produce });
+    let at = |base_offset, durability| {
+        let ack = Ack { base_offset, count: 1, durability, timestamp_us: None };
+        produce((10, 19), &["b"], Outcome::Acked(ack))
+    };
+    let first = || acked((0, 9), 0, &["a"]);
+    let misplaced = |line| {
+        format!("misplaced_batch: the batch in line {line} was to be at offset 0 or nowhere, and is at offset 1")
+    };
+    for durability in [Durability::QuorumFlushed, Durability::LeaderMemory] {
+        assert_legal([first(), with(at(1, durability), 1)]);
+        assert_found([first(), with(at(1, durability), 0)], &[&misplaced(2)]);
+    }
+    let unknown = || produce((10, 19), &["b"], Outcome::Indefinite);
+    assert_legal([first(), with(unknown(), 0), read((20, 21), 0, &["a"])]);
+    assert_legal([first(), with(unknown(), 1), read((20, 21), 0, &["a", "b"])]);
+    assert_found([first(), with(unknown(), 0), read((20, 21), 0, &["a", "b"])], &[&misplaced(2)]);
+    // Of two with one expectation one has failed.
+    let [one, other] = ["b", "c"].map(|value| produce((10, 19), &[value], Outcome::Failed));
+    assert_legal([first(), with(one.clone(), 1), with(other.clone(), 1)]);
+    let ack =
+        Outcome::Acked(Ack { base_offset: 1, count: 1, durability: Durability::QuorumFlushed, timestamp_us: None });
+    let both = [first(), with(Produce { outcome: ack, ..one }, 1), with(Produce { outcome: ack, ..other }, 1)];
+    assert_eq!(judge(both).counts.into_iter().collect::<Vec<_>>(), [("inconsistent_offset", 1)]);
+}
+
+fn timed(begin_us: u64, base_offset: u64, values: &[&str], timestamp_us: i64) -> Event {
+    let count = values.len() as u64;
+    let ack = Ack { base_offset, count, durability: Durability::QuorumFlushed, timestamp_us: Some(timestamp_us) };
+    Event::Produce(produce((begin_us, begin_us + 1), values, Outcome::Acked(ack)))
+}
+
+/// Timestamps of a shard go up with its offsets.
+#[test]
+fn time_does_not_go_back() {
+    assert_legal([timed(0, 0, &["a"], 5), timed(2, 1, &["b"], 5), timed(4, 2, &["c"], 6)]);
+    assert_found(
+        [timed(0, 0, &["a"], 5), timed(2, 1, &["b"], 4)],
+        &["time_went_back: line 2 has timestamp 4 µs behind line 1, which has 5 µs"],
+    );
+}
+
+/// A read from a time on begins with the first record that is not older.
+#[test]
+fn starts_at_a_time() {
+    let from = |asked_us, from, values: &[&str], log_start| {
+        let start = Some(Start::TimestampUs(asked_us));
+        let read = Read { from_offset: None, start, log_start, ..reading((20, 21), from, values) };
+        [timed(0, 0, &["a", "b"], 5), timed(2, 2, &["c"], 7), timed(4, 3, &["d"], 7), Event::Read(read)]
+    };
+    let wrong = |asked_us, offset, line, of_us| {
+        format!(
+            "wrong_start: line 4 asked for what is not older than {asked_us} µs and begins at offset {offset}, but line {line} is of {of_us} µs"
+        )
+    };
+    for legal in [
+        from(5, 0, &["a", "b", "c", "d"], None),
+        from(6, 2, &["c", "d"], None),
+        from(7, 2, &["c"], None),
+        from(8, 4, &[], None),
+        // The first that is kept.
+        from(3, 1, &["b"], Some(1)),
+        from(3, 3, &["d"], Some(3)),
+    ] {
+        let [a, b, c, read] = legal;
+        let legal = found([a, b, c, read, trim(10, 3)]);
+        assert_eq!(legal, Vec::<String>::new());
+    }
+    assert_found(from(6, 3, &["d"], None), &[&wrong(6, 3, 2, 7)]);
+    assert_found(from(5, 1, &["b"], None), &[&wrong(5, 1, 1, 5)]);
+    assert_found(from(7, 4, &[], None), &[&wrong(7, 4, 3, 7)]);
+    assert_found(from(6, 1, &["b", "c"], None), &[&wrong(6, 1, 1, 5)]);
+    assert_found(from(8, 3, &["d"], None), &[&wrong(8, 3, 3, 7)]);
 }

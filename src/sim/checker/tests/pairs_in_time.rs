@@ -7,7 +7,7 @@ fn linearizable(span: (u64, u64), from: u64, values: &[&str]) -> Event {
 }
 
 fn streamed(span: (u64, u64), sequence: u64, base_offset: u64, value: &str) -> Event {
-    let ack = Ack { base_offset, count: 1, durability: Durability::QuorumFlushed };
+    let ack = Ack { base_offset, count: 1, durability: Durability::QuorumFlushed, timestamp_us: None };
     let stream = Some(StreamPlace { id: 1, sequence });
     Event::Produce(Produce { stream, ..produce(span, &[value], Outcome::Acked(ack)) })
 }
@@ -131,4 +131,30 @@ fn writers_read_their_writes() {
     );
     assert_legal([ack(), with(Some(1), &["a"])]);
     assert_legal([ack(), with(None, &[])]);
+}
+
+/// A read from the latest record on begins behind all that it must have known: by what was over before it if it is
+/// linearizable, by what the same node had said, by its own `min_offset`.
+#[test]
+fn latest_is_not_stale() {
+    let latest = |change: fn(&mut Read)| {
+        let read = Read { from_offset: None, start: Some(Start::Latest), ..reading((12, 13), 1, &["b"]) };
+        let mut read = Read { client: "another".to_owned(), ..read };
+        change(&mut read);
+        [acked((0, 5), 0, &["a"]), acked((0, 9), 1, &["b"]), self::read((10, 11), 0, &["a", "b"]), Event::Read(read)]
+    };
+    let stale = |line| {
+        format!(
+            "stale_start: line 4 asked for what comes next and begins at offset 1, where {line} has the log end at 2"
+        )
+    };
+    assert_legal(latest(|_| ()));
+    assert_found(latest(|read| read.linearizable = true), &[&stale("line 3")]);
+    assert_legal(latest(|read| (read.linearizable, read.begin_us) = (true, 9)));
+    assert_legal(latest(|read| (read.linearizable, read.start) = (true, None)));
+    assert_found(latest(|read| read.client = "r".to_owned()), &[&stale("line 3")]);
+    assert_found(latest(|read| read.min_offset = Some(2)), &[&stale("line 4")]);
+    // Nothing has come yet.
+    let none: fn(&mut Read) = |read| (read.linearizable, read.records, read.next_offset) = (true, vec![], 2);
+    assert_legal(latest(none));
 }

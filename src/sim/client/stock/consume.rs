@@ -16,7 +16,7 @@ use crate::{
     proto::ringlog::v1::{ConsumeResponse, ConsumeStreamRequest, Position, consume_stream_request::Start},
     sim::{
         SimEnv, World,
-        checker::history::{Event, Fingerprint, Read},
+        checker::history::{self, Event, Fingerprint, Read},
         client::Target,
         random,
     },
@@ -50,7 +50,8 @@ pub(super) async fn stream(
         return;
     }
     state.half_closed.set(true);
-    let followed = Followed { session, state, name, target, next: Cell::new(None) };
+    let is_latest = position == Position::Latest;
+    let followed = Followed { session, state, name, target, is_latest, next: Cell::new(None) };
     let read = pin!(followed.read(&mut answers));
     match select(read, pin!(followed.until_enough(follows_ms))).await {
         Either::Left((End::Status(status), _)) if status.code == crate::frontend::Code::DeadlineExceeded => {
@@ -70,6 +71,8 @@ struct Followed<'a> {
     state: &'a CallState,
     name: &'a str,
     target: Target,
+    /// It began at the latest record.
+    is_latest: bool,
     /// Where the last answer ended.
     next: Cell<Option<u64>>,
 }
@@ -94,6 +97,7 @@ impl Followed<'_> {
         let clients = &self.session.clients;
         let records = response.records.iter().map(|record| (record.offset, Fingerprint::of(&record.value))).collect();
         clients.reads.set(clients.reads.get() + 1);
+        let from_offset = self.next.replace(Some(response.next_offset));
         clients.note(Event::Read(Read {
             client: self.name.to_owned(),
             begin_us,
@@ -101,7 +105,8 @@ impl Followed<'_> {
             topic: self.target.topic.to_string(),
             shard: self.target.shard,
             node: None,
-            from_offset: self.next.replace(Some(response.next_offset)),
+            from_offset,
+            start: (self.is_latest && from_offset.is_none()).then_some(history::Start::Latest),
             records,
             next_offset: response.next_offset,
             high_watermark: response.high_watermark,

@@ -37,8 +37,8 @@ use crate::{
 const UNARY_MAX: u64 = 12;
 
 /// Messages of a call (or one of several) that have no answer yet.
-struct Sent<'a> {
-    session: &'a Session,
+pub(super) struct Sent<'a> {
+    pub(super) session: &'a Session,
     state: &'a CallState,
     name: &'a str,
     target: Target,
@@ -49,7 +49,7 @@ struct Sent<'a> {
 }
 
 impl<'a> Sent<'a> {
-    fn new(session: &'a Session, state: &'a CallState, name: &'a str, dice: &Cell<u64>) -> Sent<'a> {
+    pub(super) fn new(session: &'a Session, state: &'a CallState, name: &'a str, dice: &Cell<u64>) -> Sent<'a> {
         Sent {
             session,
             state,
@@ -70,11 +70,22 @@ impl<'a> Sent<'a> {
         Record { value: value.into(), ..Record::default() }
     }
 
-    fn acknowledged(&self, (topic, shard): (&str, u32), base_offset: u64, count: u32) {
+    /// The same as a message of a stream.
+    pub(super) fn request(&self, number: u64, dice: &Cell<u64>) -> ProduceStreamRequest {
+        ProduceStreamRequest {
+            topic: self.target.topic.to_string(),
+            shard: Some(self.target.shard),
+            records: vec![self.record(number, dice)],
+            ..ProduceStreamRequest::default()
+        }
+    }
+
+    pub(super) fn acknowledged(&self, (topic, shard): (&str, u32), base_offset: u64, count: u32, timestamp_us: i64) {
         if (topic, shard) != (&*self.target.topic, self.target.shard) || count != 1 {
             self.session.problem(&format!("{}: one record is acknowledged as {count} in {topic}/{shard}", self.name));
         }
-        let ack = Ack { base_offset, count: u64::from(count), durability: Durability::QuorumFlushed };
+        let (durability, timestamp_us) = (Durability::QuorumFlushed, Some(timestamp_us));
+        let ack = Ack { base_offset, count: u64::from(count), durability, timestamp_us };
         if !self.note_first(Outcome::Acked(ack)) {
             self.session.problem(&format!("{}: an acknowledgement for nothing", self.name));
         }
@@ -94,13 +105,14 @@ impl<'a> Sent<'a> {
             topic: self.target.topic.to_string(),
             shard: self.target.shard,
             records: vec![record],
+            expected_offset: None,
             stream: self.is_stream.then_some(StreamPlace { id: 0, sequence }),
             outcome,
         }));
         true
     }
 
-    fn ended(&self, end: End) {
+    pub(super) fn ended(&self, end: End) {
         let owed = self.unanswered.borrow().len();
         let (first, behind) = match end {
             End::Ok if owed > 0 => {
@@ -195,14 +207,14 @@ async fn receive_acks(sent: &Sent<'_>, answers: &mut Answers) -> End {
             Err(end) => return end,
         };
         match ProduceStreamResponse::decode(message) {
-            Ok(ack) => sent.acknowledged((&ack.topic, ack.shard), ack.base_offset, ack.count),
+            Ok(ack) => sent.acknowledged((&ack.topic, ack.shard), ack.base_offset, ack.count, ack.timestamp_us),
             Err(error) => sent.session.problem(&format!("{}: no acknowledgement: {error}", sent.name)),
         }
     }
 }
 
 async fn send_all(sent: &Sent<'_>, mut stream: SendStream<Bytes>, course: &Course, dice: &Cell<u64>) {
-    let (session, state, target) = (sent.session, sent.state, &sent.target);
+    let (session, state) = (sent.session, sent.state);
     for number in 0..course.messages {
         if session.clients.stopped.get() {
             break;
@@ -210,13 +222,7 @@ async fn send_all(sent: &Sent<'_>, mut stream: SendStream<Bytes>, course: &Cours
         if course.cancel_at == Some(number) {
             return cancel(sent, &mut stream, dice).await;
         }
-        let request = ProduceStreamRequest {
-            topic: target.topic.to_string(),
-            shard: Some(target.shard),
-            records: vec![sent.record(number, dice)],
-            ..ProduceStreamRequest::default()
-        };
-        if !call::send(&mut stream, &request, false).await {
+        if !call::send(&mut stream, &sent.request(number, dice), false).await {
             return;
         }
         state.sent.set(state.sent.get() + 1);
@@ -296,7 +302,7 @@ pub(super) async fn unary(
 async fn answer(sent: &Sent<'_>, answers: &mut Answers) -> End {
     match answers.next().await {
         Ok(message) => match ProduceResponse::decode(message) {
-            Ok(ack) => sent.acknowledged((&ack.topic, ack.shard), ack.base_offset, ack.count),
+            Ok(ack) => sent.acknowledged((&ack.topic, ack.shard), ack.base_offset, ack.count, ack.timestamp_us),
             Err(error) => sent.session.problem(&format!("{}: no acknowledgement: {error}", sent.name)),
         },
         Err(end) => return end,
