@@ -50,6 +50,7 @@ pub struct Cluster {
 struct Inner {
     network: SimNetwork,
     reactors: usize,
+    memory_bytes: usize,
     machines: RefCell<BTreeMap<NodeId, Machine>>,
     /// Makes a new machine's disk.
     make_disk: Box<dyn Fn() -> SimDisk>,
@@ -57,10 +58,16 @@ struct Inner {
 }
 
 impl Cluster {
-    /// A cluster without nodes. `reactors`: of each node. `make_disk`: for each new node.
-    pub fn new(network: SimNetwork, reactors: usize, make_disk: impl Fn() -> SimDisk + 'static) -> Cluster {
-        let (machines, processes) = (RefCell::default(), Cell::new(0));
-        Cluster { inner: Rc::new(Inner { network, reactors, machines, make_disk: Box::new(make_disk), processes }) }
+    /// A cluster without nodes. `reactors`: of each node, with `memory_bytes` each for what is on its way. `make_disk`: for each
+    /// new node.
+    pub fn new(
+        network: SimNetwork,
+        reactors: usize,
+        memory_bytes: usize,
+        make_disk: impl Fn() -> SimDisk + 'static,
+    ) -> Cluster {
+        let (machines, processes, make_disk) = (RefCell::default(), Cell::new(0), Box::new(make_disk));
+        Cluster { inner: Rc::new(Inner { network, reactors, memory_bytes, machines, make_disk, processes }) }
     }
 
     /// The network between the nodes.
@@ -146,7 +153,8 @@ impl Cluster {
         };
         let remembered = disk.paths().contains(&members_path()).then(|| disk.content(members_path()));
         let members = remembered.and_then(|content| remembered::decode(&content)).map_or(Vec::new(), |file| file.nodes);
-        let birth = Birth { identity, reactors: self.inner.reactors, members };
+        let Inner { reactors, memory_bytes, .. } = *self.inner;
+        let birth = Birth { identity, reactors, memory_bytes, members };
         let number = self.inner.processes.get() + 1;
         self.inner.processes.set(number);
         World::current().note(&format!("node {node} starts"));

@@ -39,9 +39,6 @@ pub const DATA: &str = "/data";
 /// Recent entries in memory: little, so that followers and consumers read from the disk, too.
 const TAIL_BYTES: usize = 256 << 10;
 
-/// Memory for what is on its way: little, so that what a slow disk or a partition makes wait meets the limits.
-const MEMORY_BYTES: usize = 8 << 20;
-
 /// What a node keeps for what frees space: less than a real one, in the proportion of its disks.
 const RESERVE_BYTES: u64 = 1 << 20;
 
@@ -53,6 +50,7 @@ const DRAIN_LOOK: Duration = Duration::from_millis(10);
 pub(super) struct Birth {
     pub(super) identity: Identity,
     pub(super) reactors: usize,
+    pub(super) memory_bytes: usize,
     /// As the node remembers them.
     pub(super) members: Vec<ClusterNode>,
 }
@@ -74,7 +72,7 @@ pub struct Process {
 impl Process {
     /// Makes the process, as a task of its node; it recovers and serves from then on.
     pub(super) fn start(number: u64, birth: Birth, disk: &SimDisk, network: &SimNetwork) -> Rc<Process> {
-        let Birth { identity, reactors, members } = birth;
+        let Birth { identity, reactors, memory_bytes, members } = birth;
         let me = identity.node;
         let anywhere: SocketAddr = ([127, 0, 0, 1], 0).into();
         let config = Config {
@@ -82,7 +80,7 @@ impl Process {
             auto_create: Some(false),
             segment_bytes: crate::limits::SEGMENT_BYTES_MIN,
             tail_bytes: TAIL_BYTES,
-            memory_bytes: MEMORY_BYTES,
+            memory_bytes,
             ..Config::default()
         };
         let ClusterNode { peer_host: host, grpc_address: grpc, http_address: http, .. } =

@@ -99,6 +99,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("misordered completion", "consume read"),
     ("misordered completion", "recovery read"),
     ("misordered completion", "store append"),
+    ("no memory", "produce"),
     ("old image put back", "catalog leader"),
     ("old image put back", "follower"),
     ("old image put back", "leader"),

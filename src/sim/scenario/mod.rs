@@ -185,7 +185,7 @@ async fn begin(plan: &Plan) -> Result<(Cluster, Vec<Target>), String> {
     let network = SimNetwork::timed(&World::current(), plan.seed, NetTimes::default());
     let disk_seed = Cell::new(plan.seed ^ 0xd15c);
     let make_disk = move || SimDisk::new().timed(&World::current(), super::random(&disk_seed), DiskTimes::default());
-    let cluster = Cluster::new(network, plan.reactors, make_disk);
+    let cluster = Cluster::new(network, plan.reactors, plan.memory_bytes, make_disk);
     cluster.found().await;
     for _ in 1..plan.nodes {
         let node = cluster.join().await?;

@@ -180,6 +180,8 @@ pub struct Plan {
     pub nodes: u64,
     /// Reactors of each.
     pub reactors: usize,
+    /// Memory of each of them for what is on its way.
+    pub memory_bytes: usize,
     /// Shards of the topic.
     pub shards: u32,
     /// Replicas of each, as far as there are nodes.
@@ -204,7 +206,29 @@ impl Plan {
     /// The plan of a seed.
     pub fn of(seed: u64, scenario: Scenario) -> Plan {
         let plan = Plan::without_stock_clients(seed, scenario);
-        if scenario == Scenario::Front { front::plan(plan) } else { plan }
+        match scenario {
+            Scenario::Front => front::plan(plan),
+            Scenario::Calm => plan,
+            Scenario::Crashes
+            | Scenario::Partitions
+            | Scenario::Clocks
+            | Scenario::Members
+            | Scenario::Disks
+            | Scenario::Damage
+            | Scenario::Mixed => plan.perhaps_crowded(),
+        }
+    }
+
+    /// One in eight: nodes with less memory than their clients would use, who are refused now and then.
+    fn perhaps_crowded(self) -> Plan {
+        let dice = &Cell::new(self.seed ^ 0xc40bd);
+        if !random(dice).is_multiple_of(8) {
+            return self;
+        }
+        // Large bursts, but few: each takes as long to simulate as hundreds of small ones.
+        let (pause_us, batch_max) = (400_000, 20);
+        let load = Load { producers: 3, pause_us, batch_max, burst_max: 8, value_bytes_max: 20_000, ..self.load };
+        Plan { memory_bytes: CROWDED_BYTES, load, ..self }
     }
 
     fn without_stock_clients(seed: u64, scenario: Scenario) -> Plan {
@@ -236,6 +260,7 @@ impl Plan {
             scenario,
             nodes,
             reactors: 1 + (random(dice) % 2) as usize,
+            memory_bytes: MEMORY_BYTES,
             shards: 1 + (random(dice) % 3) as u32,
             replication_factor: shape.replication_factor,
             retention_age_ms: match scenario {
@@ -259,6 +284,12 @@ impl Plan {
         Plan { steps: steps.map(|(_, step)| step).collect(), ..self }
     }
 }
+
+/// Memory of a reactor: little, so that what a slow disk or a partition makes wait meets the limits.
+const MEMORY_BYTES: usize = 8 << 20;
+
+/// Less than a burst of the largest batches takes, half of which clients may use; more than the largest frame between nodes.
+const CROWDED_BYTES: usize = 2 << 20;
 
 /// A year.
 const YEAR_US: i64 = 365 * 86_400_000_000;
