@@ -276,12 +276,10 @@ fn summary(args: &SimArgs, sum: &Sum, started: Instant) -> Result<(), Failure> {
             _ => format!(": {}", failed.join(", ")),
         }
     )?;
-    let mut missing = Vec::new();
-    if args.coverage {
-        missing = sum.coverage.missing(scenario::expected(args.scenario));
-        for (fault, path) in &missing {
-            writeln!(out, "never hit: {fault} of {path}")?;
-        }
+    let expected = if args.coverage { scenario::expected(args.scenario) } else { Vec::new() };
+    let missing = sum.coverage.missing(&expected);
+    for (fault, path) in &missing {
+        writeln!(out, "never hit: {fault} of {path}")?;
     }
     if failed.is_empty() && missing.is_empty() { Ok(()) } else { Err(Failure::Said) }
 }

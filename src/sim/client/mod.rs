@@ -1,12 +1,14 @@
 //! Clients of a simulated cluster: they produce and read through the nodes' front doors, and write down what they sent and
 //! what they were told, for the checker.
 //!
-//! Most call the front doors' functions; `stock` clients speak gRPC over simulated byte streams.
+//! Most call the front doors' functions; `stock` clients speak gRPC over simulated byte streams, and `hostile` ones send frames
+//! there that no library would.
 //!
 //! A client's connection is to one process. When that process is killed, what was not answered is of unknown fate; when it
 //! does not answer in time, too.
 
 mod consume;
+mod hostile;
 mod produce;
 mod stock;
 
@@ -63,11 +65,18 @@ pub struct Load {
     pub value_bytes_max: u64,
     /// Stock gRPC clients beside them.
     pub stock: Option<StockLoad>,
+    /// Clients that mean no good beside them.
+    pub hostile: u64,
+    /// Nothing else happens to the nodes: whoever asks for nothing special is answered soon.
+    pub undisturbed: bool,
 }
 
 impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} producers, {} consumers", self.producers, self.consumers)?;
+        if self.hostile > 0 {
+            write!(f, ", {} hostile", self.hostile)?;
+        }
         self.stock.map_or(Ok(()), |stock| write!(f, ", {stock}"))
     }
 }
@@ -121,6 +130,10 @@ impl Clients {
                 let (clients, dice) = (Rc::clone(&clients), Cell::new(seed ^ (number << 32) ^ 0x57));
                 clients.clone().run(async move { stock::run(&clients, number, stock, &dice).await });
             }
+        }
+        for number in 0..load.hostile {
+            let (clients, dice) = (Rc::clone(&clients), Cell::new(seed ^ (number << 32) ^ 0xba));
+            clients.clone().run(async move { hostile::run(&clients, number, &dice).await });
         }
         clients
     }

@@ -189,13 +189,15 @@ impl Process {
         })
     }
 
-    /// What it still keeps that is on its way.
+    /// What it still keeps that is on its way, in bytes, and how many connections of clients.
     pub fn memory_used(&self) -> Vec<(&'static str, usize)> {
         let memories = self.node.reactors.iter().map(|reactor| &reactor.memory);
         let uses = memories.flat_map(|memory| Use::ALL.map(|usage| (usage.name(), memory.used_for(usage))));
         let mailboxes = self.node.reactors.iter().map(|reactor| ("mailbox", reactor.mailbox.bytes()));
         let answers = self.node.reactors.iter().map(|reactor| ("answers", reactor.memory.answers()));
-        uses.chain(mailboxes).chain(answers).filter(|(_, bytes)| *bytes > 0).collect()
+        let connections = self.node.reactors.iter().map(|reactor| ("connections", reactor.connections.open()));
+        let rest = mailboxes.chain(answers).chain(connections);
+        uses.chain(rest).filter(|(_, bytes)| *bytes > 0).collect()
     }
 
     /// The replica of a shard here, if it serves.

@@ -1,4 +1,4 @@
-//! Stock gRPC clients: what they do in a run of their own, and what happens to the nodes that they are connected to.
+//! Stock and hostile gRPC clients: what they do in a run of their own, and what happens to the nodes that they are connected to.
 
 use std::cell::Cell;
 
@@ -7,6 +7,10 @@ use crate::sim::{
     client::{Load, StockLoad},
     random,
 };
+
+/// What many runs of this scenario must have hit; all scenarios in turn have too few of it.
+pub(super) const EXPECTED_OF_MANY: &[(&str, &str)] =
+    &[("hostile client", "GOAWAY in the middle"), ("window opened late", "more owed than may be in flight")];
 
 /// What runs of this scenario must have hit: what clients do or suffer, and what it met.
 pub(super) const EXPECTED: &[(&str, &str)] = &[
@@ -25,9 +29,12 @@ pub(super) const EXPECTED: &[(&str, &str)] = &[
     ("stopping node", "produce stream"),
     ("window opened late", "acks owed"),
     ("window opened late", "consume stream"),
-    ("window opened late", "more owed than may be in flight"),
     ("window opened late", "produce stream"),
 ];
+
+/// Memory of a reactor which hostile clients cannot fill, that send one message of the largest size each: it is enough for real
+/// ones (`limits::MEMORY_BYTES_MIN`), and with less the others would be refused.
+const ROOMY_BYTES: usize = 32 << 20;
 
 /// The plan of a seed with stock clients in it, and few others.
 pub(super) fn plan(plan: Plan) -> Plan {
@@ -43,15 +50,21 @@ pub(super) fn plan(plan: Plan) -> Plan {
         let streams_max = if messages_max > 1_000 { 2 } else { one_of([1, 4, 8, 40]) };
         StockLoad { clients: 1 + random(dice) % 2, streams_max, messages_max, messages_total: 6_000 }
     };
+    let hostile = if floods { 0 } else { [0, 1, 2][(random(dice) % 3) as usize] };
+    let undisturbed = hostile > 0 && random(dice).is_multiple_of(2);
     let load = Load {
         producers: random(dice) % 2,
         consumers: random(dice) % 2,
         pause_us: 200_000,
         stock: Some(stock),
+        hostile,
+        undisturbed,
         ..plan.load
     };
     let nodes = if random(dice).is_multiple_of(2) { 1 } else { 3 };
-    Plan { load, nodes, topic_bytes: if floods { 1 } else { topic_bytes }, ..plan }
+    let topic_bytes = if floods { 1 } else { topic_bytes };
+    let (memory_bytes, steps) = if undisturbed { (ROOMY_BYTES, Vec::new()) } else { (plan.memory_bytes, plan.steps) };
+    Plan { load, nodes, topic_bytes, memory_bytes, steps, ..plan }
 }
 
 /// What happens to a node that clients are connected to.
@@ -94,6 +107,18 @@ mod tests {
         assert_eq!(first.trace_hash, second.trace_hash);
         assert_eq!((first.virtual_us, first.counts), (second.virtual_us, second.counts));
         assert_eq!(first.history, second.history);
+    }
+
+    /// Hostile clients and nothing else: the clients beside them go on, and whatever they do is over when they are gone.
+    #[test]
+    fn hostile_clients() {
+        let plan = first(0, |plan, stock| plan.load.undisturbed && plan.load.hostile == 2 && stock.messages_max <= 30);
+        let outcome = run(plan, 0);
+        assert_kept(&outcome);
+        let met =
+            |fault: &str| outcome.coverage.iter().filter(|(name, ..)| *name == fault).map(|(.., times)| times).sum();
+        let (attacks, beside): (u64, u64) = (met("hostile client"), met("hostile client beside"));
+        assert!(attacks >= 4 && beside >= 4, "{attacks} attacks, {beside} streams beside them");
     }
 
     /// Acknowledgements that fill a window and all that is behind it, until the client opens it widely, once.

@@ -191,7 +191,8 @@ impl Run {
         }
     }
 
-    /// Nobody asks any more: each node has given back all memory for what was on its way, at some moment between two heartbeats.
+    /// Nobody asks any more: each node has given back all memory for what was on its way, at some moment between two heartbeats,
+    /// and has ended all connections of clients.
     async fn quiet(&self) {
         for node in self.cluster.nodes() {
             while self.used(node).is_some() {

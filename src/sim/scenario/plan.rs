@@ -23,7 +23,7 @@ pub enum Scenario {
     Disks,
     /// One node's disk loses or changes what it had, or never had what it said; power failures of all beside it.
     Damage,
-    /// Stock gRPC clients with all their habits, while nodes stop, die, stand still and leaders move.
+    /// Stock gRPC clients with all their habits, and hostile ones, while nodes stop, die, stand still and leaders move.
     Front,
     /// All families of faults in one run, but for `Front`'s clients; replicas that lose their directories, disks that stay broken,
     /// bugs that panic.
@@ -243,6 +243,8 @@ impl Plan {
             burst_max: [1, 4, 8][(random(dice) % 3) as usize],
             value_bytes_max: [50, 1_000, 20_000][(random(dice) % 3) as usize],
             stock: None,
+            hostile: 0,
+            undisturbed: false,
         };
         let load_ms = 4_000 + random(dice) % 8_000;
         let count = match scenario {

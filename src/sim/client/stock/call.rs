@@ -27,13 +27,7 @@ pub(super) async fn run(session: Rc<Session>, requests: SendRequest<Bytes>, numb
         5 | 6 => Method::ConsumeStream,
         _ => Method::Produce,
     };
-    let state = Rc::new(CallState {
-        method,
-        sent: Cell::new(0),
-        answered: Cell::new(0),
-        half_closed: Cell::new(false),
-        ended: Cell::new(false),
-    });
+    let state = Rc::new(CallState::new(method));
     session.calls.borrow_mut().push(Rc::clone(&state));
     let name = format!("{}.{number}", session.name);
     match method {

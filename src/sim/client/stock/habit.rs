@@ -104,6 +104,22 @@ impl Habit {
         .with_windows_that_open()
     }
 
+    /// Nothing odd, and no calls of its own.
+    pub(super) fn plain() -> Habit {
+        Habit {
+            wire: Wire { delay_us: 100, jitter_us: 50, buffer_bytes: 64 << 10 },
+            stream_window: None,
+            connection_window: None,
+            opens_after: None,
+            read_pause: None,
+            calls: 0,
+            messages: 0,
+            padding_max: 50,
+            ping_interval: None,
+            break_off: None,
+        }
+    }
+
     /// A window of 0 lets nothing through before it is opened.
     fn with_windows_that_open(self) -> Habit {
         let opens_after = match self.stream_window {

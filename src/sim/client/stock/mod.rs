@@ -9,6 +9,7 @@
 //!
 //! h2 forgets reset streams by the machine's clock: the clients have it never do that (their number is bounded).
 
+mod beside;
 mod call;
 mod consume;
 mod habit;
@@ -64,6 +65,25 @@ pub(super) async fn run(clients: &Rc<Clients>, number: u64, load: StockLoad, dic
     }
 }
 
+/// A client that means well beside one that does not, until `is_over`.
+pub(super) fn beside(
+    clients: &Rc<Clients>,
+    name: String,
+    door: &Connection,
+    is_over: Rc<Cell<bool>>,
+    seed: u64,
+) -> impl Future<Output = ()> + use<> {
+    let dice = Cell::new(seed);
+    let (session, near) = Session::begin(clients, name, door, Habit::plain(), &dice);
+    async move {
+        let Some((requests, driver)) = session.connect(near).await else { return };
+        beside::run(Rc::clone(&session), requests, is_over, dice).await;
+        // Also what is left of a call that was given up.
+        session.breaker.reset();
+        let _ended = driver.await;
+    }
+}
+
 /// One connection of a client, and its calls.
 struct Session {
     clients: Rc<Clients>,
@@ -88,6 +108,11 @@ struct CallState {
 }
 
 impl CallState {
+    fn new(method: Method) -> CallState {
+        let (sent, answered) = (Cell::new(0), Cell::new(0));
+        CallState { method, sent, answered, half_closed: Cell::new(false), ended: Cell::new(false) }
+    }
+
     /// Requests without an answer.
     fn owed(&self) -> usize {
         self.sent.get().saturating_sub(self.answered.get())
@@ -96,18 +121,7 @@ impl CallState {
 
 impl Session {
     async fn run(clients: &Rc<Clients>, name: String, door: &Connection, habit: Habit, dice: &Cell<u64>) {
-        let (near, far) = socket::pair(habit.wire, random(dice));
-        door.process.accept(door.turn, far);
-        let session = Rc::new(Session {
-            clients: Rc::clone(clients),
-            name,
-            habit,
-            opened: Cell::new(false),
-            opening: Notify::new(),
-            calls: RefCell::default(),
-            breaker: near.breaker(),
-            judged: Cell::new(false),
-        });
+        let (session, near) = Session::begin(clients, name, door, habit, dice);
         let world = World::current();
         let opener = world.spawn(Rc::clone(&session).open_in_time());
         if let Some((requests, driver)) = session.connect(near).await {
@@ -123,6 +137,29 @@ impl Session {
         session.open();
         // The opener has seen it, or does at its next look.
         let _ended = opener.await;
+    }
+
+    /// A connection, and the client's end of it.
+    fn begin(
+        clients: &Rc<Clients>,
+        name: String,
+        door: &Connection,
+        habit: Habit,
+        dice: &Cell<u64>,
+    ) -> (Rc<Session>, SimSocket) {
+        let (near, far) = socket::pair(habit.wire, random(dice));
+        door.process.accept(door.turn, far);
+        let session = Session {
+            clients: Rc::clone(clients),
+            name,
+            habit,
+            opened: Cell::new(false),
+            opening: Notify::new(),
+            calls: RefCell::default(),
+            breaker: near.breaker(),
+            judged: Cell::new(false),
+        };
+        (Rc::new(session), near)
     }
 
     /// The HTTP/2 connection, and the task that drives it.
