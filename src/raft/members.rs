@@ -20,6 +20,7 @@ use openraft::{
 use super::{
     Group, GroupError, Inner, Machine, Members, Progress,
     types::{self, Node, StoredMembership, TypeConfig},
+    watch::data_changed,
 };
 use crate::{
     env::Env,
@@ -212,7 +213,7 @@ impl<E: Env, M: Machine> Group<E, M> {
             if is_close(matched, self.log().last()) {
                 return Ok(());
             }
-            select(pin!(data.changed()), turned).await;
+            select(pin!(data_changed::<E, M>(&mut data)), turned).await;
         }
     }
 }

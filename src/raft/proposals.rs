@@ -28,6 +28,7 @@ use super::{
     Applied, Group, GroupError, Inner, Machine, Proposal, ProposalKind, refused,
     types::{Handed, Reply, TypeConfig},
     unusable,
+    watch::data_changed,
 };
 use crate::{
     env::{self, Env, channel},
@@ -223,7 +224,7 @@ async fn open_gate<E: Env, M: Machine>(group: Group<E, M>) {
         if inner.raft.trigger().heartbeat().await.is_err() {
             break Some(None);
         }
-        let acked = pin!(data.changed());
+        let acked = pin!(data_changed::<E, M>(&mut data));
         drop(E::Runtime::timeout(ASK_AGAIN, select(acked, turned)).await);
     };
     // Nothing waits between here and the end: who comes later comes behind.

@@ -14,7 +14,7 @@ use std::{pin::pin, time::Duration};
 use futures_util::future::select;
 use openraft::rt::{AsyncRuntime, Instant, WatchReceiver};
 
-use super::{Group, Inner, Machine, members::is_close};
+use super::{Group, Inner, Machine, members::is_close, watch::data_changed};
 use crate::{env::Env, format::peer::Message, ids::NodeId, peer::frame::FrameKind};
 
 /// Why a leader leads on although another one was to. Definite: the leadership has not moved.
@@ -161,13 +161,13 @@ impl<E: Env, M: Machine> Group<E, M> {
                 return Err(no_successor(format!("node {to} lacks entries, and did not catch up in time")));
             }
             // Liveness is looked at, too, when nothing changes.
-            drop(E::Runtime::timeout(left.min(self.inner.timing.hold()), data.changed()).await);
+            drop(E::Runtime::timeout(left.min(self.inner.timing.hold()), data_changed::<E, M>(&mut data)).await);
         }
     }
 
     /// Suspends until no proposal is unanswered and a follower has all that there is on stable storage, or this node does
     /// not lead.
-    async fn wait_complete(&self, to: NodeId) {
+    pub(super) async fn wait_complete(&self, to: NodeId) {
         let Inner { shared, state, data, .. } = &*self.inner;
         let mut data = data.clone();
         loop {
@@ -183,7 +183,7 @@ impl<E: Env, M: Machine> Group<E, M> {
             if is_owed {
                 select(turned, landed).await;
             } else {
-                select(turned, pin!(data.changed())).await;
+                select(turned, pin!(data_changed::<E, M>(&mut data))).await;
             }
         }
     }

@@ -5,7 +5,7 @@ use std::{pin::pin, rc::Rc};
 use futures_util::future::{Either, select};
 use openraft::{ServerState, errors::Fatal, rt::WatchReceiver};
 
-use super::{Inner, Machine, elections, members::members_of};
+use super::{DataMetrics, Inner, Machine, elections, members::members_of};
 use crate::{
     env::{self, Env},
     ids::{NodeId, Term},
@@ -62,6 +62,14 @@ fn note<E: Env, M: Machine>(inner: &Inner<E, M>, now: &super::RaftServerMetrics<
     let alone = only_voter && members.learners.is_empty() && leading;
     inner.raft.runtime_config().tick(!alone);
     inner.raft.runtime_config().elect(!inner.owes());
+}
+
+/// Suspends until openraft says more of what is stored where. Once it has ended it never does: who waits for `Shared::turned`, too,
+/// goes on when `watch_raft` has noted the end. (To go on here at once would keep that task, and all others, from running.)
+pub(super) async fn data_changed<E: Env, M: Machine>(data: &mut DataMetrics<E, M>) {
+    if data.changed().await.is_err() {
+        std::future::pending().await
+    }
 }
 
 /// A panic has stopped the replica: its tasks are gone, this one among them.

@@ -245,6 +245,20 @@ fn linearizable_reads() {
     });
 }
 
+/// Who waits for a follower goes on when openraft has ended, and until that is noted keeps no other task from running.
+#[test]
+fn waiting_ends_with_raft() {
+    block_on(async {
+        let cluster = Cluster::founded(7, &[1]).await;
+        let group = cluster.group(1).clone();
+        let mut waits = std::pin::pin!(group.wait_complete(NodeId(2)));
+        assert!(futures_util::poll!(waits.as_mut()).is_pending());
+        group.inner.raft.shutdown().await.unwrap();
+        guard("the end", waits).await;
+        assert!(!group.leads());
+    });
+}
+
 /// A group of one has nobody to give its leadership to: it says so at once, and not a proposal is refused.
 #[test]
 fn transfer_alone() {
