@@ -1,7 +1,7 @@
 //! Members and leaders that change: on purpose, under load, and with a dead node among them.
 
 use super::{cluster::*, *};
-use crate::env::runtime::block_on;
+use crate::{env::runtime::block_on, raft::watch::data_changed};
 
 /// One voter becomes three, a dead one is replaced, and three become one again: nothing is lost on the way, and each step can
 /// be asked for again.
@@ -256,6 +256,10 @@ fn waiting_ends_with_raft() {
         group.inner.raft.shutdown().await.unwrap();
         guard("the end", waits).await;
         assert!(!group.leads());
+        let mut data = group.inner.data.clone();
+        data.borrow_and_update();
+        let mut changed = std::pin::pin!(data_changed::<TestEnv, Tally>(&mut data));
+        assert!(futures_util::poll!(changed.as_mut()).is_pending(), "what has ended does not change");
     });
 }
 
