@@ -95,8 +95,9 @@ impl<E: Env> Admission<E> {
         let room = &self.frontend.local.rooms[place.reactor.0 as usize];
         let permit = Some(ready!(self.place.poll_enter(room, waiting.records.encoded_bytes_max(), cx)));
         let passed = if place.reactor == self.frontend.local.reactor.number() {
-            let produce = produce_of(call.take().expect(THERE_IS_A_CALL));
-            produce.and_then(|produce| self.frontend.submit_here(placed, shard, place, produce))
+            let ProduceCall { head, records, deadline_us } = call.take().expect(THERE_IS_A_CALL);
+            produce_of(&head, records, deadline_us)
+                .and_then(|produce| self.frontend.submit_here(placed, shard, place, produce))
         } else {
             ready!(self.poll_send(placed, shard, place, call, cx))
         };
@@ -114,7 +115,8 @@ impl<E: Env> Admission<E> {
     ) -> Poll<Result<UnderWay<E>, CallError>> {
         let local = &self.frontend.local;
         let (reply, answer) = oneshot::channel();
-        let produce = match produce_of(call.clone().expect(THERE_IS_A_CALL)) {
+        let waiting = call.as_ref().expect(THERE_IS_A_CALL);
+        let produce = match produce_of(&waiting.head, waiting.records.clone(), waiting.deadline_us) {
             Ok(produce) => produce,
             Err(error) => {
                 *call = None;

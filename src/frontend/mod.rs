@@ -132,8 +132,7 @@ impl<E: Env> Local<E> {
 }
 
 /// What a shard is asked for by a call. The records are not copied.
-fn produce_of(call: ProduceCall) -> Result<Produce, CallError> {
-    let ProduceCall { head, records, deadline_us } = call;
+fn produce_of(head: &ProduceHead, records: Records, deadline_us: Option<u64>) -> Result<Produce, CallError> {
     let (durability, expected_offset) = (durability(head.durability)?, head.expected_offset.map(Offset));
     Ok(Produce { records, durability, expected_offset, deadline_us, forwarded: false })
 }
@@ -302,7 +301,7 @@ impl<E: Env> Frontend<E> {
 
     fn submit_to(&self, placed: &PlacedTopic, call: ProduceCall) -> Result<UnderWay<E>, CallError> {
         let (shard, place) = self.route(placed, &call.head)?;
-        let produce = produce_of(call)?;
+        let produce = produce_of(&call.head, call.records, call.deadline_us)?;
         if place.reactor == self.local.reactor.number() {
             return self.submit_here(placed, shard, place, produce);
         }
