@@ -350,6 +350,8 @@ struct Scanned {
     last_timestamp_us: i64,
     /// Why it ended before the end of the file, and not at a footer.
     bad: Option<String>,
+    /// Because the device cannot read what is there.
+    unreadable: bool,
 }
 
 impl<E: Env> Recovery<'_, E> {
@@ -525,6 +527,9 @@ impl<E: Env> Recovery<'_, E> {
     fn check_tail(&self, file: &SegmentFile, scanned: &Scanned, zero_behind: bool) -> Result<(), LogError> {
         let what = scanned.bad.as_deref().unwrap_or("the file ends here");
         let corrupt = |what| Err(LogError::Corrupt { file: file.path.clone(), position: scanned.position, what });
+        if scanned.unreadable {
+            return corrupt(what.to_owned());
+        }
         let durable = self.hard.durable().filter(|durable| durable.index >= scanned.point.next);
         if let Some(durable) = durable.filter(|_| !zero_behind) {
             return corrupt(format!("{what}; but entries up to {durable} were durable"));
@@ -587,6 +592,7 @@ impl<E: Env> Recovery<'_, E> {
             first_term: Term(0),
             last_timestamp_us: 0,
             bad: None,
+            unreadable: false,
         };
         loop {
             let (position, offset) = (scan.position, scan.point.offset.0 - header.base.offset.0);
@@ -600,8 +606,9 @@ impl<E: Env> Recovery<'_, E> {
                 }
                 Found::Footer | Found::End => break,
                 Found::Unreadable => {
-                    let what = UNREADABLE.to_owned();
-                    return Err(LogError::Corrupt { file: file.path.clone(), position, what });
+                    scanned.unreadable = true;
+                    scanned.bad = Some(UNREADABLE.to_owned());
+                    break;
                 }
                 Found::Bad(what) => {
                     scanned.bad = Some(what);

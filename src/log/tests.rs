@@ -6,4 +6,5 @@ mod basics;
 mod damage;
 mod faults;
 mod model;
+mod refused;
 mod repair;

@@ -333,7 +333,7 @@ impl<D: Disk> Check<'_, D> {
             };
             match durable {
                 Some(proof) => self.problem(&file.path, position, format!("{what}; but it was durable: {proof}")),
-                None if what == UNREADABLE => self.problem(&file.path, position, what),
+                None if what == UNREADABLE && next.is_none() => self.problem(&file.path, position, what),
                 None if !beyond.zero && next.is_none() => self.report.torn_tail = file.bytes - position,
                 None => {}
             }

@@ -25,6 +25,8 @@ pub struct Mended {
     pub entries: u64,
     /// Checkpoints that came from others.
     pub checkpoints: u32,
+    /// Files that kept the log from opening, and of which nothing was needed.
+    pub removed: u32,
     /// Who sent them.
     pub from: BTreeSet<NodeId>,
 }
@@ -83,18 +85,17 @@ async fn mend_parts<D: Disk>(
         }
     }
     for path in &survey.leftovers {
-        remove_if_there(disk, path).await?;
+        mended.removed += u32::from(remove_if_there(disk, path).await?);
     }
     sync_dir(disk, &options.dir).await
 }
 
-/// Removes a file that may be there.
-pub(super) async fn remove_if_there<D: Disk>(disk: &D, path: &Path) -> Result<(), RepairError> {
+/// Removes a file that may be there; whether it was.
+pub(super) async fn remove_if_there<D: Disk>(disk: &D, path: &Path) -> Result<bool, RepairError> {
     match disk.remove(path).await {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(RepairError::Disk(io_error(path, "removed", &error)))
-        }
-        Ok(()) | Err(_) => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(RepairError::Disk(io_error(path, "removed", &error))),
     }
 }
 

@@ -11,8 +11,9 @@
 //! continues; behind it the next whole entry (whose chain hash names the one before), the header of an entry whose payload
 //! is damaged, the base of the next segment, a footer, or the committed log id of the hard state. Only entries that lead by
 //! their chain from the one to the other are taken, so what is put back is what was there, bit by bit, whoever sends it and
-//! whether or not that one knows it to be committed. Where nothing is known behind a gap (all of the last segment is lost),
-//! only what another one's open group knows to be committed is taken. (A chain hash of 64 bits is no defence against a forger; who sends is a
+//! whether or not that one knows it to be committed. Where nothing is known behind a gap (all of the last segment is lost, or the
+//! device cannot read what is behind its last entry), only what another one's open group knows to be committed is taken: as many
+//! entries as may have been there. (A chain hash of 64 bits is no defence against a forger; who sends is a
 //! node of the cluster, which proved it.) So damaged replicas mend each other as long as one whole copy of each entry
 //! exists, and a mended replica comes back with exactly what it had: it acknowledged nothing that it does not hold.
 //!

@@ -38,7 +38,7 @@ pub async fn survey<D: Disk>(disk: &D, options: &LogOptions, flushed: Option<Log
     let hard = hard_state(disk, options).await?;
     let names = names(disk, options).await?;
     let checkpoint_end = checkpoint_end(&names);
-    let (files, superseded) = segment_files(disk, options, &hard, names).await?;
+    let (files, useless) = segment_files(disk, options, &hard, names).await?;
     let mut contents = Vec::new();
     for file in &files {
         contents.push(content(disk, file, hard.shard).await.map_err(RepairError::Disk)?);
@@ -52,7 +52,7 @@ pub async fn survey<D: Disk>(disk: &D, options: &LogOptions, flushed: Option<Log
         last_known: hard.durable().max(flushed),
         hard,
         parts: Vec::new(),
-        leftovers: superseded,
+        leftovers: useless,
         paths: files.iter().map(|file| file.path.clone()).collect(),
         place: (options.dir.clone(), 0),
     };
@@ -109,7 +109,8 @@ pub(super) struct SegmentFile {
     named: bool,
 }
 
-/// Files that may hold something from the log start on, in order; and those that are superseded.
+/// Files that may hold something from the log start on, in order; and those that keep the log from opening and hold nothing that
+/// counts.
 pub(super) async fn segment_files<D: Disk>(
     disk: &D,
     options: &LogOptions,
@@ -150,8 +151,8 @@ pub(super) async fn segment_files<D: Disk>(
         }
     }
     files.sort_by_key(|file| (file.sequence, file.header.is_none()));
-    let (files, superseded) = without_superseded(files);
-    Ok((without_purged(files, hard.start.next), superseded))
+    let (files, mut useless) = without_superseded(files);
+    Ok((without_purged(files, hard.start.next, &mut useless), useless))
 }
 
 /// Leaves out segments that another one of a later life has taken the place of (`Survey::to_committed`): it begins before them.
@@ -185,13 +186,17 @@ fn before_in_names(files: &[SegmentFile], path: &Path) -> SegmentSequence {
     before.map(|file| file.sequence).max().unwrap_or_default()
 }
 
-/// Leaves out what a purge would have removed, as recovery does.
-fn without_purged(files: Vec<SegmentFile>, start: Index) -> Vec<SegmentFile> {
+/// Leaves out what a purge would have removed, as recovery does. Recovery refuses such a file without a header: it goes to
+/// `useless`.
+fn without_purged(files: Vec<SegmentFile>, start: Index, useless: &mut Vec<PathBuf>) -> Vec<SegmentFile> {
     let recycled = |file: &SegmentFile| !file.named && file.header.is_some_and(|header| header.base.next < start);
     let mut live: Vec<SegmentFile> = files.into_iter().filter(|file| !recycled(file)).collect();
     let begins_below = |file: &SegmentFile| file.header.is_some_and(|header| header.base.next <= start);
     if let Some(first) = live.iter().rposition(begins_below) {
-        live.drain(..first);
+        let begin = live[first].header.map(|header| header.base.offset);
+        let is_before = |file: &SegmentFile| offset_in(&file.path).is_some_and(|offset| Some(offset) < begin);
+        let purged = live.drain(..first).filter(|file| file.header.is_none() && is_before(file));
+        useless.extend(purged.map(|file| file.path));
     }
     live
 }
@@ -204,6 +209,9 @@ pub(super) struct Content {
     /// Its entries say that all below this were durable. Not always the last of them says so: one that was mended can say more
     /// than those behind it, which were written together with it.
     durable_end: Index,
+    /// Behind the last whole entry one is lost, as recovery sees it: all below this may have been durable. One entry at least, and
+    /// one for each block that cannot be read.
+    lost_end: Index,
 }
 
 /// A piece of it.
@@ -226,6 +234,8 @@ pub(super) async fn content<D: Disk>(disk: &D, file: &SegmentFile, shard: ShardU
     // Whether `scan.point` is known to be where the log stands at `scan.position`.
     let mut known = file.header.is_some();
     let (mut in_run, mut was_bad) = (false, false);
+    // If what is directly behind the last entry cannot be read: where the log ends if each such block was one more entry.
+    let mut lost_end: Option<Index> = None;
     while scan.position < file.bytes {
         let position = scan.position;
         if known {
@@ -241,11 +251,11 @@ pub(super) async fn content<D: Disk>(disk: &D, file: &SegmentFile, shard: ShardU
                 }
                 Found::End => break,
                 // As recovery: no torn write.
-                Found::Unreadable => found.durable_end = found.durable_end.max(scan.point.next.next()),
+                Found::Unreadable => (found.lost_end, lost_end) = (scan.point.next.next(), Some(scan.point.next)),
                 Found::Bad(_) if !was_bad => {
                     // What recovery takes for damage is damage here.
                     if scan.look_beyond().await.map_err(failed)?.proof.is_some() {
-                        found.durable_end = found.durable_end.max(scan.point.next.next());
+                        found.lost_end = scan.point.next.next();
                     }
                     was_bad = true;
                 }
@@ -261,9 +271,14 @@ pub(super) async fn content<D: Disk>(disk: &D, file: &SegmentFile, shard: ShardU
                 found.items.push(Item::Footer(end));
                 break;
             }
+            if let Some(end) = lost_end.as_mut().filter(|_| unreadable::is_filler(&block)) {
+                *end = end.next();
+                found.lost_end = found.lost_end.max(*end);
+            }
             scan.position += BLOCK;
             continue;
         };
+        lost_end = None;
         let bytes = scan.bytes(header.padded_bytes()).await.map_err(failed)?;
         if StoredEntry::parse(&bytes).is_ok() {
             found.entry(false, position, header);
@@ -323,6 +338,8 @@ fn durable_end(hard: &HardStateSlot, files: &[SegmentFile], contents: &[Content]
     let known = hard.durable().map_or(Index(0), |durable| durable.index.next());
     let bases = files.iter().filter_map(|file| file.header).map(|header| header.base.next);
     let said = contents.iter().map(|content| content.durable_end);
+    // Of the last segment only: where another one ends, the base of the next one says.
+    let lost = contents.last().map(|content| content.lost_end);
     let closed = contents.iter().flat_map(|content| &content.items).filter_map(|item| match item {
         Item::Footer(end) => Some(end.next),
         Item::Run { .. } | Item::Header { .. } => None,
@@ -336,7 +353,7 @@ fn durable_end(hard: &HardStateSlot, files: &[SegmentFile], contents: &[Content]
     });
     // A segment is named after its first entry is durable.
     let named = files.iter().filter(|file| file.named).filter_map(|file| Some(file.header?.base.next.next()));
-    bases.chain(said).chain(closed).chain(ends).chain(named).fold(known, Index::max)
+    bases.chain(said).chain(lost).chain(closed).chain(ends).chain(named).fold(known, Index::max)
 }
 
 /// Puts parts together.
@@ -362,21 +379,18 @@ struct Building<'a> {
 impl Building<'_> {
     /// Adds a file; false if nothing that was durable is behind it.
     fn file(&mut self, file: &SegmentFile, items: Vec<Item>, is_last: bool) -> Result<bool, RepairError> {
-        let is_empty = items.is_empty();
         match &file.header {
             Some(header) => self.begin(file, header)?,
-            None => self.headless(file, is_empty && !is_last),
+            None => self.headless(file, items.is_empty() && !is_last),
+        }
+        // A segment is named after its first entry is durable; of one with a header that is known already.
+        if is_last && file.named && items.is_empty() {
+            self.durable_end = self.durable_end.max(self.point.next.next());
         }
         for item in items {
             if !self.item(file, item)? {
                 return Ok(false);
             }
-        }
-        // A segment is named after its first entry is durable: one without any has lost it.
-        if is_last && is_empty && file.named {
-            self.durable_end = self.durable_end.max(self.point.next.next());
-            let (end, after) = self.known_end().unwrap_or((self.point.next.next(), After::Nothing));
-            self.gap(end, after);
         }
         Ok(true)
     }
@@ -534,12 +548,19 @@ impl Building<'_> {
     }
 
     fn finish(mut self) -> Survey {
-        if let Some((end, after)) = self.known_end() {
+        // Of what the device cannot read, and of a segment's only entry, nothing says what it was.
+        let unknown = || (self.durable_end > self.point.next).then_some((self.durable_end, After::Nothing));
+        if let Some((end, after)) = self.known_end().or_else(unknown) {
             if self.parts.is_empty() {
                 let path = store_path(&self.options.dir, self.hard.start.offset, false, SegmentSequence(1));
                 self.new_part(path, SegmentSequence(1), true);
             }
             self.gap(end, after);
+        }
+        // All of it is purged: built anew it would be a segment without entries, which does not open.
+        let is_purged = self.point.next <= self.hard.start.next;
+        if let Some(emptied) = self.parts.pop_if(|part| part.damaged && (is_purged || part.pieces.is_empty())) {
+            self.leftovers.push(emptied.path);
         }
         let Building { hard, checkpoint_end, parts, mut leftovers, .. } = self;
         leftovers.retain(|path| parts.iter().all(|part| part.path != *path));

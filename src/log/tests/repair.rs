@@ -33,12 +33,12 @@ async fn crashed() -> SimDisk {
     power_fails(&disk, 7).await
 }
 
-fn stores(disk: &SimDisk) -> Vec<String> {
+pub(super) fn stores(disk: &SimDisk) -> Vec<String> {
     names(disk).into_iter().filter(|name| name.ends_with(".store")).collect()
 }
 
 /// Mends `disk` from `sources`, the disks of nodes 2, 3, ...
-async fn repair(disk: &SimDisk, sources: &[&SimDisk]) -> Result<Mended, RepairError> {
+pub(super) async fn repair(disk: &SimDisk, sources: &[&SimDisk]) -> Result<Mended, RepairError> {
     repair_open(disk, sources, None).await
 }
 
@@ -48,7 +48,7 @@ async fn repair_open(disk: &SimDisk, sources: &[&SimDisk], flushed: Option<LogId
 }
 
 /// The same from nodes that know what is below `committed_end` to be committed.
-async fn repair_from(
+pub(super) async fn repair_from(
     disk: &SimDisk,
     sources: &[&SimDisk],
     flushed: Option<LogId>,
@@ -67,7 +67,7 @@ async fn repair_from(
     mend(disk, &options, &survey, &nodes, fetch, &mut mended).await.map(|()| mended)
 }
 
-async fn entries(disk: &SimDisk) -> Result<Vec<StoredEntry>, LogError> {
+pub(super) async fn entries(disk: &SimDisk) -> Result<Vec<StoredEntry>, LogError> {
     let (log, _) = open_with(disk, 64 << 10, 0).await?;
     let entries = read_all(&log, 1 << 20).await?;
     log.close().await?;
@@ -75,7 +75,7 @@ async fn entries(disk: &SimDisk) -> Result<Vec<StoredEntry>, LogError> {
 }
 
 /// What replicas have in common.
-fn same(found: &[StoredEntry], expected: &[StoredEntry]) {
+pub(super) fn same(found: &[StoredEntry], expected: &[StoredEntry]) {
     let shared = |entry: &StoredEntry| (entry.header.id, entry.header.chain, entry.payload());
     assert_eq!(found.len(), expected.len());
     assert!(found.iter().map(shared).eq(expected.iter().map(shared)));
