@@ -276,7 +276,7 @@ fn summary(args: &SimArgs, sum: &Sum, started: Instant) -> Result<(), Failure> {
             _ => format!(": {}", failed.join(", ")),
         }
     )?;
-    let expected = if args.coverage { scenario::expected(args.scenario) } else { Vec::new() };
+    let expected = if args.coverage { scenario::expected(args.scenario, sum.seeds) } else { Vec::new() };
     let missing = sum.coverage.missing(&expected);
     for (fault, path) in &missing {
         writeln!(out, "never hit: {fault} of {path}")?;

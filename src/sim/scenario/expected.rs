@@ -2,15 +2,58 @@
 
 use super::{front, mixed, plan::Scenario};
 
-/// What a set of runs of one scenario, or of all in turn, must have hit, or it has proven too little: faults, and what
-/// they met.
-pub fn expected(only: Option<Scenario>) -> Vec<(&'static str, &'static str)> {
+/// With fewer seeds of all scenarios in turn, what is in `RARE` may be missed by chance: in a thousand it was met by 5 to 19.
+const SEEDS_OF_RARE: u64 = 2_000;
+
+/// What so many seeds of one scenario, or of all in turn, must have hit, or they have proven too little: faults, and what they met.
+pub fn expected(only: Option<Scenario>, seeds: u64) -> Vec<(&'static str, &'static str)> {
     match only {
         Some(Scenario::Front) => [front::EXPECTED, front::EXPECTED_OF_MANY].concat(),
         Some(Scenario::Mixed) => mixed::EXPECTED.to_vec(),
-        Some(_) | None => EXPECTED.to_vec(),
+        Some(_) => EXPECTED.to_vec(),
+        None => {
+            let mut pairs = [EXPECTED, front::EXPECTED, front::EXPECTED_OF_MANY, mixed::EXPECTED].concat();
+            let rare = [RARE, front::EXPECTED_OF_MANY].concat();
+            pairs.retain(|pair| seeds >= SEEDS_OF_RARE || !rare.contains(pair));
+            pairs.sort_unstable();
+            pairs.dedup();
+            pairs
+        }
     }
 }
+
+const RARE: &[(&str, &str)] = &[
+    ("EIO on append", "catalog leader"),
+    ("bit flip", "catalog leader"),
+    ("bit flip", "leader of several segments"),
+    ("bit flip", "node that leads nothing"),
+    ("full disk", "catalog leader"),
+    ("full disk", "follower"),
+    ("full disk", "leader"),
+    ("full disk", "leader of several segments"),
+    ("goaway", "open stream"),
+    ("lost directory", "follower"),
+    ("lying sync", "catalog leader"),
+    ("lying sync", "leader of several segments"),
+    ("misdirected write", "catalog leader"),
+    ("misdirected write", "consume read"),
+    ("misdirected write", "leader"),
+    ("misdirected write", "node that is down"),
+    ("misdirected write", "recovery read"),
+    ("old image put back", "catalog leader"),
+    ("old image put back", "leader"),
+    ("one-way cut (in)", "follower"),
+    ("persistent EIO on sync", "follower"),
+    ("persistent EIO on sync", "leader"),
+    ("replacement", "catalog leader"),
+    ("replacement", "follower"),
+    ("snapshot installed", "follower"),
+    ("stale block", "catalog leader"),
+    ("stale block", "leader of several segments"),
+    ("stale block", "node that leads nothing"),
+    ("stopping node", "produce stream"),
+    ("zeroed block", "consume read"),
+];
 
 const EXPECTED: &[(&str, &str)] = &[
     ("EIO on append", "catalog leader"),

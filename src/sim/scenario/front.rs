@@ -8,7 +8,7 @@ use crate::sim::{
     random,
 };
 
-/// What many runs of this scenario must have hit; all scenarios in turn have too few of it.
+/// What many runs of this scenario must have hit; a few hundred of all scenarios in turn have too few of it.
 pub(super) const EXPECTED_OF_MANY: &[(&str, &str)] =
     &[("hostile client", "GOAWAY in the middle"), ("window opened late", "more owed than may be in flight")];
 

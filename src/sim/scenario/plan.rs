@@ -44,12 +44,9 @@ impl Scenario {
         Scenario::Mixed,
     ];
 
-    /// The scenario of a seed, unless one is asked for. `Front` has to be asked for until the small frames that a node
-    /// sends no longer make a stock client that reads slowly close its connection, which it finds; `Mixed` until it has run a
-    /// night.
+    /// The scenario of a seed, unless one is asked for.
     pub fn of(seed: u64) -> Scenario {
-        let in_turn = Scenario::ALL.len() as u64 - 2;
-        Scenario::ALL[(seed % in_turn) as usize]
+        Scenario::ALL[(seed % Scenario::ALL.len() as u64) as usize]
     }
 
     /// Its name on the command line.
