@@ -239,6 +239,10 @@ pub const CHECKPOINTS_PENDING_MAX: usize = 16;
 /// 8 ms) can have under way; more would only wait in the follower's memory.
 pub const APPEND_BYTES_IN_FLIGHT_MAX: usize = 8 << 20;
 
+/// Entries in one frame to a peer, which holds each in blocks of its own: however small they are, a frame takes at most this many
+/// blocks (`READ_BYTES`) beside what it carries. With 4,096, which were possible before, a frame of 250 KB took 17 MB there.
+pub const FRAME_ENTRIES_MAX: usize = READ_BYTES / BLOCK_BYTES;
+
 /// Proposals and calls waiting for one group's Raft; above it a proposal is refused, and nothing was written.
 pub const RAFT_QUEUE_MAX: usize = 1_024;
 

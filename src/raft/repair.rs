@@ -19,6 +19,7 @@ use crate::{
         peer::{Envelope, Message},
     },
     ids::{Index, LogId, NodeId, ShardUid},
+    limits::{FRAME_ENTRIES_MAX, READ_BYTES},
     log::{
         LogOptions, LogPoint,
         repair::{
@@ -32,8 +33,10 @@ use crate::{
     },
 };
 
-/// Bytes of entries in one answer, but at least one entry.
-const FETCH_BYTES: usize = 4 << 20;
+/// Bytes of entries in one answer, but at least one entry: as in a leader's frames.
+const FETCH_BYTES: usize = READ_BYTES;
+
+const _: () = assert!(FRAME_ENTRIES_MAX <= FRAME_PARTS_MAX);
 
 /// Longest wait for an answer.
 const FETCH_WAIT: Duration = Duration::from_secs(5);
@@ -182,7 +185,10 @@ enum Asked {
 
 fn asked(first: &Received) -> Option<Asked> {
     match Envelope::decode(&first.envelope).ok()?.message {
-        Message::Fetch { from, end } => Some(Asked::Entries(from, end)),
+        Message::Fetch { from, end } => {
+            let end_max = Index(from.0.saturating_add(FRAME_ENTRIES_MAX as u64));
+            Some(Asked::Entries(from, end.min(end_max)))
+        }
         Message::FetchCheckpoint { from, end } => Some(Asked::Checkpoint(from, end)),
         _ => None,
     }
@@ -234,8 +240,7 @@ fn failed(cause: String) -> Answer {
     (Message::Failed { cause }, Vec::new())
 }
 
-async fn give<E: Env>(group: ShardUid, (message, mut parts): Answer, mut stream: FrameStream<E>) {
-    parts.truncate(FRAME_PARTS_MAX);
+async fn give<E: Env>(group: ShardUid, (message, parts): Answer, mut stream: FrameStream<E>) {
     let envelope = Envelope { group, message }.encode();
     // Who has gone asks again.
     if stream.sender.send(Frame { kind: FrameKind::Raft, envelope, parts }).await.is_ok() {

@@ -7,7 +7,10 @@ use std::{sync::Arc, time::Duration};
 
 use openraft::{Config, SnapshotPolicy};
 
-use crate::{env::Env, limits::RAFT_QUEUE_MAX};
+use crate::{
+    env::Env,
+    limits::{FRAME_ENTRIES_MAX, RAFT_QUEUE_MAX},
+};
 
 /// Longest wait until a follower has a snapshot, which is small, and durable.
 const SNAPSHOT_WAIT: Duration = Duration::from_secs(30);
@@ -77,7 +80,7 @@ pub(super) fn config(timing: Timing) -> Result<Arc<Config>, String> {
         election_timeout_min: timing.election_ms_min,
         election_timeout_max: timing.election_ms_max,
         install_snapshot_timeout: SNAPSHOT_WAIT.as_millis() as u64,
-        max_payload_entries: 4_096,
+        max_payload_entries: FRAME_ENTRIES_MAX as u64,
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: 0,
         purge_batch_size: 1,

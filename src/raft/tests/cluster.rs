@@ -4,9 +4,11 @@ use std::{collections::BTreeMap, future::Future, sync::Arc};
 
 use super::*;
 use crate::{
+    budget::Budget,
     env::net::Priority,
     format::peer::{Envelope, Message},
     ids::ReactorNumber,
+    limits::MEMORY_BYTES_DEFAULT,
     log::repair::{Mended, RepairError},
     peer::{
         Destination, Handler,
@@ -29,6 +31,8 @@ pub(super) struct Cluster {
     book: Arc<AddressBook>,
     nodes: BTreeMap<u64, TestNode>,
     pub(super) timing: Timing,
+    /// Of each node that starts, for what is on its way.
+    pub(super) memory_bytes: usize,
     seed: u64,
 }
 
@@ -93,7 +97,8 @@ impl Cluster {
             grpc: String::new(),
             http: String::new(),
         }));
-        Cluster { network: SimNetwork::new(), book, nodes: BTreeMap::new(), timing: TIMING, seed }
+        let memory_bytes = MEMORY_BYTES_DEFAULT;
+        Cluster { network: SimNetwork::new(), book, nodes: BTreeMap::new(), timing: TIMING, memory_bytes, seed }
     }
 
     /// These nodes, with a group of them that has a leader.
@@ -110,7 +115,7 @@ impl Cluster {
     pub(super) async fn start(&mut self, id: u64, founders: Option<BTreeSet<NodeId>>) {
         let disk = self.nodes.remove(&id).map_or_else(SimDisk::new, |node| node.disk);
         let net = self.network.endpoint(NodeId(id), &format!("n{id}"), 7_000);
-        let tail = TailBudget::new(1 << 20);
+        let tail = TailBudget::beside(Budget::new(self.memory_bytes), 1 << 20);
         let (book, liveness) = (self.book.clone(), Arc::new(Liveness::default()));
         let peers = Peers::new(NodeId(id), ReactorNumber(0), net, book, liveness, tail.memory().clone());
         let router = Rc::new(Router::default());

@@ -126,6 +126,33 @@ fn catches_up_by_entries() {
     });
 }
 
+/// A follower holds each entry in blocks of its own, however small it is: so a leader sends few of them at a time, and one with
+/// little memory has room for what it lacks.
+#[test]
+fn catches_up_by_small_entries() {
+    block_on(async {
+        let mut cluster = Cluster::founded(6, &[1, 2, 3]).await;
+        let leader = cluster.leader().await;
+        let down = cluster.followers(leader)[0];
+        cluster.produce(&[leader], 1, 10).await;
+        cluster.crash(down);
+        cluster.note(down, false);
+        for _ in 0..20 {
+            let end = cluster.group(leader).log().log_end().0;
+            let all: Vec<_> = (0..50).map(|n| cluster.group(leader).propose(batch(Offset(end + n), 1, 10))).collect();
+            for answer in all {
+                guard("an ack", answer).await.unwrap();
+            }
+        }
+        cluster.memory_bytes = 2 << 20;
+        cluster.start(down, None).await;
+        cluster.agree(&[1, 2, 3]).await;
+        let peak = cluster.group(down).log().memory().peak();
+        assert!(peak <= cluster.memory_bytes, "{peak} bytes");
+        cluster.end().await;
+    });
+}
+
 /// A follower behind the log's start gets the checkpoint, begins there, and has the leader's hashes from there on: the
 /// largest timestamp of what it never saw included. So does a node that was never a member.
 #[test]
