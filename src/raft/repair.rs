@@ -23,7 +23,7 @@ use crate::{
     log::{
         LogOptions, LogPoint,
         repair::{
-            Mended, RepairError, Sent, Survey, begin_at, keep_checkpoint, mend, missing_checkpoint, salvage,
+            Gap, Mended, RepairError, Sent, Survey, begin_at, keep_checkpoint, mend, missing_checkpoint, salvage,
             salvage_checkpoint, survey,
         },
     },
@@ -65,26 +65,56 @@ impl<E: Env> Repair<E> {
     /// # Errors
     /// `Unfilled`, `Stateless`: trying again may help. `Hopeless`, `Disk`.
     pub async fn attempt(&mut self, others: &[NodeId]) -> Result<Mended, RepairError> {
-        let survey = match self.survey.take() {
-            Some(survey) => survey,
-            None => survey(&self.disk, &self.options, self.flushed).await?,
-        };
         let mut mended = Mended::default();
-        let fetch = async |node, from, end| self.fetch(node, from, end).await;
-        let result = async {
-            mend(&self.disk, &self.options, &survey, others, fetch, &mut mended).await?;
-            if let Some(wanted) = missing_checkpoint(&self.disk, &self.options, &survey).await? {
-                mended.from.insert(self.get_checkpoint(others, wanted, &survey).await?);
+        loop {
+            let survey = match self.survey.take() {
+                Some(survey) => survey,
+                None => survey(&self.disk, &self.options, self.flushed).await?,
+            };
+            let result = self.mend(others, &survey, &mut mended).await;
+            if let Err(RepairError::Unfilled { gap, .. }) = &result
+                && let Some(node) = self.begin_behind(gap, others, &survey).await?
+            {
+                mended.from.insert(node);
                 mended.checkpoints += 1;
+                continue;
             }
-            Ok(())
-        };
-        let result = result.await;
-        let waits = matches!(result, Err(RepairError::Unfilled { .. } | RepairError::Stateless { .. }));
-        if waits && mended.segments == 0 {
-            self.survey = Some(survey);
+            let waits = matches!(result, Err(RepairError::Unfilled { .. } | RepairError::Stateless { .. }));
+            if waits && mended.segments == 0 {
+                self.survey = Some(survey);
+            }
+            return result.map(|()| mended);
         }
-        result.map(|()| mended)
+    }
+
+    async fn mend(&self, others: &[NodeId], survey: &Survey, mended: &mut Mended) -> Result<(), RepairError> {
+        let fetch = async |node, from, end| self.fetch(node, from, end).await;
+        mend(&self.disk, &self.options, survey, others, fetch, mended).await?;
+        if let Some(wanted) = missing_checkpoint(&self.disk, &self.options, survey).await? {
+            mended.from.insert(self.get_checkpoint(others, wanted, survey).await?);
+            mended.checkpoints += 1;
+        }
+        Ok(())
+    }
+
+    /// When one of these nodes has purged what is missing, this log begins there, too, with the checkpoint that the purge was
+    /// for; which node. What is purged was committed, and what is behind it stays here, so all that this replica has acknowledged
+    /// is covered. `None`: nobody has purged it, or what is here does not go on there.
+    async fn begin_behind(&self, gap: &Gap, others: &[NodeId], survey: &Survey) -> Result<Option<NodeId>, RepairError> {
+        let last = Index(gap.end.0.saturating_sub(1));
+        for node in others {
+            // No range: none but that of the purge.
+            let Ok((index, content)) = self.fetch_checkpoint(*node, &(last..last)).await else { continue };
+            let place = place_of(&content).ok().filter(|place| place.next == index.next() && index >= last);
+            let Some(place) = place else { continue };
+            let is_beyond = survey.last().is_none_or(|last| last.index < place.next);
+            if is_beyond || self.goes_on_at(&place, survey).await? {
+                keep_checkpoint(&self.disk, &self.options, index, &content).await?;
+                begin_at(&self.disk, &self.options, survey, place).await?;
+                return Ok(Some(*node));
+            }
+        }
+        Ok(None)
     }
 
     /// Gets a checkpoint that fits this log from one of these nodes; from which. When all of this log is below it, the log goes
@@ -110,6 +140,7 @@ impl<E: Env> Repair<E> {
                 Some(place) if is_beyond || self.goes_on_at(&place, survey).await? => {
                     keep_checkpoint(&self.disk, &self.options, index, &content).await?;
                     if is_beyond {
+                        assert!(survey.last().is_none_or(|last| last.index < place.next), "all of it is covered");
                         begin_at(&self.disk, &self.options, survey, place).await?;
                     }
                     return Ok(*node);
@@ -123,7 +154,7 @@ impl<E: Env> Repair<E> {
         Err(RepairError::Stateless { from: wanted.start, end: wanted.end, reasons })
     }
 
-    /// Whether this log, which is whole, stands there.
+    /// Whether this log stands there.
     async fn goes_on_at(&self, place: &LogPoint, survey: &Survey) -> Result<bool, RepairError> {
         let Some(id) = place.last() else { return Ok(false) };
         if place.next == survey.start().next {
@@ -266,11 +297,13 @@ impl<E: Env, M: Machine> Group<E, M> {
             }
             Some(Asked::Checkpoint(from, end)) => {
                 let newest = Index(end.0.saturating_sub(1));
-                let kept = match log.load_checkpoint(newest).await {
-                    Ok(Some(kept)) if kept.0 >= from => Some(kept),
-                    // Committed, whatever is kept: who asks may go on there.
-                    Ok(_) | Err(_) => self.inner.shared.present(),
-                };
+                let mut kept = log.load_checkpoint(newest).await.ok().flatten().filter(|kept| kept.0 >= from);
+                // What is before it is needed nowhere any more: who asks may begin there.
+                if let Some(purged) = log.purged().filter(|purged| kept.is_none() && purged.index >= from) {
+                    kept = log.load_checkpoint(purged.index).await.ok().flatten().filter(|kept| kept.0 >= from);
+                }
+                // Committed, whatever is kept: who asks for one of a range may go on there.
+                let kept = kept.or_else(|| self.inner.shared.present().filter(|_| from < end));
                 checkpoint_answer(Ok(kept), from)
             }
         };

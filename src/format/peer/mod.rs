@@ -117,7 +117,8 @@ pub enum Message {
         /// Entries below this are known to be committed there.
         committed_end: Index,
     },
-    /// Asks for a checkpoint of the state after one of the entries `from .. end`: those here are damaged.
+    /// Asks for a checkpoint of the state after one of the entries `from .. end`: those here are damaged. Of an empty range: for
+    /// the one that the log there begins with, after `from` or a later entry.
     FetchCheckpoint {
         /// First one.
         from: Index,

@@ -70,7 +70,8 @@ pub async fn keep_checkpoint<D: Disk>(
     written.map_err(|error| RepairError::Disk(io_error(&path, "written", &error)))
 }
 
-/// Lets a log of which all is below `start` begin there; a checkpoint of the state there is kept already.
+/// Lets a log begin at `start`, where all of it is below, or what is there goes on: what is below is purged, damaged or not. A
+/// checkpoint of the state there is kept already.
 ///
 /// # Errors
 /// `Disk`.
@@ -80,7 +81,7 @@ pub async fn begin_at<D: Disk>(
     survey: &Survey,
     start: LogPoint,
 ) -> Result<(), RepairError> {
-    assert!(survey.last().is_none_or(|last| last.index < start.next), "what is there is covered by the checkpoint");
+    assert!(start.next >= survey.start().next, "a log start never goes back");
     let both = HardStateSlot { start, ..survey.hard }.encode_both();
     let path = options.dir.join("hard_state");
     disk.write_file(&path, both).await.map_err(|error| RepairError::Disk(io_error(&path, "written", &error)))

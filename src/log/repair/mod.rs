@@ -5,6 +5,7 @@
 //! - `mend` builds each damaged segment file anew, from what is whole and from what others have.
 //! - `salvage` reads whole entries from a directory that does not open, for others who need them.
 //! - `checkpoint`: a log that begins after a purge needs one; a damaged one that is needed comes from others.
+//! - What is missing and purged by those who had it is purged here, too: the log begins behind it (`raft::repair`).
 //! - `cut` gives up everything from the first gap on, because a person said so: with one copy there is no other way.
 //!
 //! **What may fill a gap.** On both sides of a gap something is known: before it the chain hash that the next entry

@@ -214,6 +214,58 @@ fn needed_checkpoint() {
     });
 }
 
+/// A replica that lacks what the others have purged begins where they do, with what it has behind that; or anew, when it has nothing
+/// there. What they have not purged is not given up.
+#[test]
+fn purged_elsewhere() {
+    for (is_beyond, seed) in [(false, 3), (true, 4)] {
+        block_on(async {
+            let mut cluster = Cluster::founded(seed, &[1, 2, 3]).await;
+            let leader = cluster.leader().await;
+            let victim = cluster.followers(leader)[0];
+            let others: Vec<_> = [1, 2, 3].into_iter().filter(|id| *id != victim).collect();
+            let nodes: Vec<_> = others.iter().copied().map(NodeId).collect();
+            while cluster.group(victim).log().checkpoints().len() < 3 {
+                cluster.produce(&[leader], 5, 60_000).await;
+            }
+            cluster.agree(&[1, 2, 3]).await;
+            let end = cluster.group(victim).log().end().next;
+            cluster.crash(victim);
+            cluster.note(victim, false);
+            let is_store = |path: &&std::path::PathBuf| path.extension().is_some_and(|extension| extension == "store");
+            let paths = cluster.disk(victim).paths();
+            let first = paths.iter().filter(is_store).min().unwrap();
+            cluster.disk(victim).flip_bit(first, 3 * BLOCK_BYTES as u64 + 90, 3);
+            let group = |id: u64| cluster.group(id).clone();
+            while is_beyond && group(leader).log().checkpoints().last().is_none_or(|newest| *newest < end) {
+                cluster.produce(&others, 5, 60_000).await;
+            }
+            let kept = group(leader).log().checkpoints();
+            let boundary = if is_beyond { *kept.last().unwrap() } else { kept[0] };
+            assert_eq!(boundary >= end, is_beyond);
+            guard("a purge", group(leader).purge_to(boundary)).await.unwrap();
+            let other = *others.iter().find(|id| **id != leader).unwrap();
+            if !is_beyond {
+                // It has what is missing: nothing is given up.
+                let mended = cluster.mend(victim, &nodes).await.unwrap();
+                assert_eq!((mended.checkpoints, mended.entries), (0, 1));
+                cluster.disk(victim).flip_bit(first, 3 * BLOCK_BYTES as u64 + 90, 3);
+            }
+            guard("a purge", group(other).purge_to(boundary)).await.unwrap();
+            let mended = cluster.mend(victim, &nodes).await.unwrap();
+            assert_eq!((mended.checkpoints, mended.entries), (1, 0));
+            cluster.start(victim, None).await;
+            let log = cluster.group(victim).log().clone();
+            assert_eq!(
+                (log.first_index(), log.end().next.max(end)),
+                (boundary.next(), log.end().next.max(boundary.next()))
+            );
+            cluster.agree(&[1, 2, 3]).await;
+            cluster.end().await;
+        });
+    }
+}
+
 /// A start on a full disk: what was committed can be read, proposals are refused as `Full`, nobody waits for ever, closing
 /// included; the group leads when space returns.
 #[test]
