@@ -80,8 +80,8 @@ pub enum Request {
     Open {
         /// Which shards.
         shards: Vec<ShardOptions>,
-        /// Succeeds when all of them serve; else the first error. All were tried.
-        reply: Reply<()>,
+        /// Those that do not serve, and why. All were tried.
+        reply: Reply<Vec<(ShardUid, ReactorError)>>,
     },
     /// Note shards that are gone from the disk, so that their calls get the reason.
     Lost {

@@ -337,39 +337,28 @@ impl<E: Env> Reactor<E> {
     }
 
     /// Opens shards, making those that are not there. One that fails is kept with its reason; if the
-    /// disk is full, it is tried again until space returns; if it is damaged, until it is mended.
-    ///
-    /// # Errors
-    /// The first one; all were tried.
-    pub async fn open(self: &Rc<Self>, shards: Vec<ShardOptions>) -> Result<(), ReactorError> {
+    /// disk is full, it is tried again until space returns; if it is damaged, until it is mended. Gives those that failed;
+    /// all were tried.
+    pub async fn open(self: &Rc<Self>, shards: Vec<ShardOptions>) -> Vec<(ShardUid, ReactorError)> {
         let opened = stream::iter(shards).map(|options| async move {
             let uid = options.uid;
             let shard = Shard::open(self.disk.clone(), self.tail.clone(), self.peers().clone(), options.clone()).await;
-            let (slot, result) = match shard {
-                Ok(shard) => (self.opened(&options, shard), Ok(())),
-                Err(error) => {
-                    let slot = Slot::not_open(&self.node, &options, error.clone());
-                    (slot, Err(ReactorError::from(error)))
-                }
+            let (slot, failed) = match shard {
+                Ok(shard) => (self.opened(&options, shard), None),
+                Err(error) => (Slot::not_open(&self.node, &options, error.clone()), Some(error)),
             };
             let replaced = self.shards.borrow_mut().insert(uid, slot);
             assert!(replaced.is_none(), "a shard is opened once");
-            match &result {
-                Err(ReactorError::Shard(ShardError::Full(_))) => env::spawn::<E>(Rc::clone(self).reopen(options)),
-                Err(ReactorError::Shard(ShardError::Damaged { .. })) => {
-                    env::spawn::<E>(Rc::clone(self).repair(options, None))
-                }
-                Ok(()) | Err(_) => {}
+            match &failed {
+                Some(ShardError::Full(_)) => env::spawn::<E>(Rc::clone(self).reopen(options)),
+                Some(ShardError::Damaged { .. }) => env::spawn::<E>(Rc::clone(self).repair(options, None)),
+                Some(_) | None => {}
             }
-            result
+            failed.map(|error| (uid, error.into()))
         });
-        let mut first = Ok(());
-        let mut opened = opened.buffer_unordered(OPEN_AT_ONCE);
-        while let Some(result) = opened.next().await {
-            first = first.and(result);
-        }
+        let failed = opened.buffer_unordered(OPEN_AT_ONCE).filter_map(std::future::ready).collect().await;
         self.count_shards();
-        first
+        failed
     }
 
     /// Tries a shard that found the disk full again, until it opens, fails otherwise, or is removed.
@@ -537,7 +526,7 @@ impl<E: Env> Reactor<E> {
             Request::Status { uids, reply } => drop(reply.send(Ok(self.status(&uids)))),
             Request::Open { shards, reply } => {
                 let reactor = Rc::clone(self);
-                answer::<E, _>(reply, async move { reactor.open(shards).await });
+                answer::<E, _>(reply, async move { Ok(reactor.open(shards).await) });
             }
             Request::Lost { uids, reply } => drop(reply.send(self.lose_all(&uids))),
             Request::Remove { uids, reply } => {
@@ -600,7 +589,8 @@ impl<E: Env> Reactor<E> {
     fn lose(&self, uid: ShardUid) {
         let dir = control::shard_dir(&self.node.config.data, uid);
         let cause = format!(
-            "shard {uid} is lost: its directory {} is missing; restore it from a backup, or delete the topic",
+            "shard {uid} is lost: its directory {} is missing; drain this node and take it back, and the replica is made anew from \
+             others; without others restore the directory from a backup, or delete the topic",
             dir.display()
         );
         self.node.note_fault(uid, &cause);

@@ -215,6 +215,9 @@ struct Inner<E: Env> {
     lost: RefCell<BTreeSet<ShardUid>>,
     /// Why replicas that were to be opened were not, until they are.
     failed: RefCell<BTreeMap<ShardUid, ReactorError>>,
+    /// Of them those that could not be made, and are not tried again before this node is started anew: nothing of them may be on
+    /// the disk, and then nothing was lost.
+    unmade: RefCell<BTreeSet<ShardUid>>,
     /// `reconcile` has carried out the catalog up to here.
     reconciled: Cell<crate::ids::Index>,
     /// Whom the file `members` lists, as far as is known; and the end of the catalog's entries that it follows from.
@@ -285,6 +288,7 @@ impl<E: Env> Control<E> {
             emptied: RefCell::default(),
             lost: RefCell::default(),
             failed: RefCell::default(),
+            unmade: RefCell::default(),
             reconciled: Cell::default(),
             remembered: RefCell::default(),
             remembered_end: Cell::default(),
@@ -484,11 +488,11 @@ impl<E: Env> Control<E> {
     }
 
     /// Sends a request, again and again while the mailbox is full: what is committed goes on.
-    async fn ask(
+    async fn ask<T>(
         &self,
         reactor: ReactorNumber,
-        request: impl FnOnce(Reply<()>) -> Request,
-    ) -> Result<(), ReactorError> {
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, ReactorError> {
         let (reply, answer) = oneshot::channel();
         let mut request = request(reply);
         loop {

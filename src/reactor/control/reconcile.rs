@@ -30,8 +30,8 @@ use crate::{
     ids::{Index, NodeId, ReactorNumber, ShardUid},
     peer::book::PeerNode,
     raft::left::left_uid,
-    reactor::{mailbox::Request, topics::PlacedTopic},
-    shard::ShardOptions,
+    reactor::{ReactorError, mailbox::Request, topics::PlacedTopic},
+    shard::{ShardError, ShardOptions},
 };
 
 /// How often what failed is tried again.
@@ -42,6 +42,11 @@ const FRESH_MAX: Duration = Duration::from_secs(2);
 
 /// How often the catalog's log is looked at for what can be forgotten.
 const PURGE_ROUNDS: u32 = 256;
+
+/// Whether a reactor does not try again to open a replica that failed so.
+fn is_given_up(error: &ReactorError) -> bool {
+    !matches!(error, ReactorError::Shard(ShardError::Full(_) | ShardError::Damaged { .. }))
+}
 
 impl<E: Env> Control<E> {
     /// Takes over what was found on the disk: reads which replicas this node has made before, and finds those whose files are
@@ -272,6 +277,7 @@ impl<E: Env> Control<E> {
             self.inner.held.borrow_mut().remove(uid);
             self.inner.on_disk.borrow_mut().remove(uid);
             self.inner.failed.borrow_mut().remove(uid);
+            self.inner.unmade.borrow_mut().remove(uid);
         }
         self.write_replicas().await;
         self.forget_left().await;
@@ -322,13 +328,21 @@ impl<E: Env> Control<E> {
             (reactor, uids, result)
         });
         for (reactor, uids, result) in futures_util::future::join_all(opened).await {
+            let why = |uid| match &result {
+                Ok(failed) => failed.iter().find(|(failed, _)| *failed == uid).map(|(_, error)| error.clone()),
+                Err(error) => Some(error.clone()),
+            };
             for uid in uids {
                 // Those that did not open are kept by their reactor with the reason.
                 self.inner.held.borrow_mut().insert(uid, reactor);
-                self.inner.on_disk.borrow_mut().insert(uid);
-                match &result {
-                    Ok(()) => drop(self.inner.failed.borrow_mut().remove(&uid)),
-                    Err(error) => drop(self.inner.failed.borrow_mut().insert(uid, error.clone())),
+                let was_there = !self.inner.on_disk.borrow_mut().insert(uid);
+                let error = why(uid);
+                if result.is_ok() && error.as_ref().is_some_and(|error| !was_there && is_given_up(error)) {
+                    self.inner.unmade.borrow_mut().insert(uid);
+                }
+                match error {
+                    None => drop(self.inner.failed.borrow_mut().remove(&uid)),
+                    Some(error) => drop(self.inner.failed.borrow_mut().insert(uid, error)),
                 }
             }
         }
@@ -339,7 +353,7 @@ impl<E: Env> Control<E> {
     ///
     /// # Errors
     /// When a reactor has ended.
-    pub async fn note_lost(&self) -> Result<(), crate::reactor::ReactorError> {
+    pub async fn note_lost(&self) -> Result<(), ReactorError> {
         let lost = self.inner.lost.borrow().clone();
         for topic in self.topics() {
             for place in topic.shards.iter().filter(|place| place.here && lost.contains(&place.uid)) {
@@ -372,7 +386,8 @@ impl<E: Env> Control<E> {
     async fn write_replicas(&self) -> bool {
         let uids: BTreeSet<ShardUid> = {
             let (held, lost) = (self.inner.held.borrow(), self.inner.lost.borrow());
-            held.keys().chain(lost.iter()).copied().collect()
+            let unmade = self.inner.unmade.borrow();
+            held.keys().chain(lost.iter()).filter(|uid| !unmade.contains(uid)).copied().collect()
         };
         let path = self.replicas_file();
         let written = self.inner.reactor.disk().write_file(&path, Bytes::from(made::encode(&uids))).await;

@@ -131,7 +131,7 @@ impl World {
             retention_bytes_max: 0,
             retention_age_ms_max: 0,
         };
-        self.reactor.open(vec![options]).await
+        self.reactor.open(vec![options]).await.pop().map_or(Ok(()), |(_, error)| Err(error))
     }
 
     /// Whether this node leads the shard.
