@@ -16,8 +16,12 @@ use crate::{
     sim::{coverage::Coverage, scenario},
 };
 
-/// Seeds of one child process.
-const SEEDS_PER_CHILD: u64 = 32;
+/// Seeds of one child process: some, so that all cores have work to the end, or many, since each child begins with memory that
+/// the kernel has to clear.
+const SEEDS_PER_CHILD: std::ops::RangeInclusive<u64> = 32..=512;
+
+/// Children of a long run for each process at a time.
+const CHILDREN_PER_JOB: u64 = 8;
 
 /// A child that says nothing for so long hangs: a seed takes a second.
 const SILENCE_MAX: Duration = Duration::from_secs(300);
@@ -118,13 +122,15 @@ pub(super) fn run(args: &SimArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let until = args.seconds.map(|seconds| started + Duration::from_secs(seconds));
     let (mut next, end) = (args.from, args.from.saturating_add(args.seeds));
+    let share_seeds = args.seeds / (jobs as u64 * CHILDREN_PER_JOB).max(1);
+    let share_seeds = share_seeds.clamp(*SEEDS_PER_CHILD.start(), *SEEDS_PER_CHILD.end());
     let mut shares: Vec<Option<Share>> = Vec::new();
     let (mut sum, mut progress) = (Sum::default(), Progress::new(args.seeds));
     loop {
         let is_over = next >= end || until.is_some_and(|until| Instant::now() >= until);
         let running = shares.iter().flatten().count();
         if !is_over && running < jobs {
-            let share_end = end.min(next.saturating_add(SEEDS_PER_CHILD));
+            let share_end = end.min(next.saturating_add(share_seeds));
             shares.push(Some(begin(args, next..share_end, shares.len(), &said)?));
             next = share_end;
             continue;
