@@ -14,7 +14,8 @@
 //! A replica that does not lead (any more) proposes nothing. When the last entry in flight has landed, all requests that
 //! wait are handed back, in their order, none of them written: to `Shard::set_elsewhere`, or as `NotLeader` to their
 //! callers. Until then new ones queue behind them. So of two requests the later one is never proposed here after the
-//! earlier one was handed back, unless it came after that.
+//! earlier one was handed back, unless it came after that; nor is anything handed back that is before something which may be
+//! written.
 
 use std::{
     collections::VecDeque,
@@ -379,12 +380,17 @@ impl<E: Env> Inner<E> {
                 Some(GroupError::Deposed { leader }) if !refused => {
                     waiting.answer(Err(ShardError::Deposed { leader: *leader }));
                 }
+                // It has nothing in the entry. But what is behind it there may be written: it must not go again behind that,
+                // nor be handed back, which would say that all behind it was not.
+                Some(GroupError::Deposed { .. } | GroupError::Stopped { maybe_written: true, .. }) => {
+                    waiting.answer(Err(ShardError::Busy { what: "the end of the log is not known" }));
+                }
                 // Nothing of it was written: it is handed back with all that wait.
                 Some(GroupError::NotLeader { .. } | GroupError::Damaged(_) | GroupError::Stopped { .. }) => {
                     self.state.borrow_mut().void.push(waiting);
                 }
                 // What it was refused for, or predicted from, has not come about: it is looked at again.
-                None | Some(GroupError::Full(_) | GroupError::Deposed { .. }) => {
+                None | Some(GroupError::Full(_)) => {
                     waiting.attempts += 1;
                     if waiting.attempts < ATTEMPTS_MAX {
                         self.state.borrow_mut().void.push(waiting);

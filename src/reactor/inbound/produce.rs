@@ -10,7 +10,7 @@ use super::{Explain, malformed, refuse};
 use crate::{
     env::{
         self, Env,
-        channel::{Notify, OneshotReceiver},
+        channel::{self, Notify, OneshotReceiver},
     },
     ids::ShardUid,
     limits::{STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX, STREAM_PRODUCES_IN_FLIGHT_MAX},
@@ -20,7 +20,7 @@ use crate::{
         Reactor,
         forward::{may_go_on, wire},
     },
-    shard::{Produce, Produced, Shard, ShardError},
+    shard::{Durability, Produce, Produced, Shard, ShardError},
 };
 
 /// Most answers in one frame.
@@ -41,6 +41,23 @@ struct State {
     bytes: usize,
     /// Nothing more is proposed, and nothing more comes.
     ended: bool,
+    /// The rest is not answered: the other node must not send it again.
+    broken: bool,
+}
+
+impl Pending {
+    /// Whether it is known that nothing of it was written, behind a request that was handed back. What was acknowledged from memory
+    /// was not either: it was proposed behind that one.
+    fn is_unwritten(&mut self, refusal: impl Fn(ShardError) -> PeerRefusal) -> bool {
+        match self {
+            Pending::Refused(refused) => refused.definite,
+            Pending::Proposed(_, answer) => match answer.try_recv() {
+                Ok(Some(Err(error))) => refusal(error).definite,
+                Ok(Some(Ok(produced))) => produced.durability == Durability::LeaderMemory,
+                Ok(None) | Err(channel::Closed) => false,
+            },
+        }
+    }
 }
 
 struct Stream<E: Env> {
@@ -168,7 +185,9 @@ impl<E: Env> Stream<E> {
                 return;
             }
             if last {
-                sender.finish();
+                if !self.state.borrow().broken {
+                    sender.finish();
+                }
                 return;
             }
             self.changed.notify_all();
@@ -212,11 +231,19 @@ impl<E: Env> Stream<E> {
             };
             state.pending.pop_front();
             let is_last = ack.as_ref().is_err_and(may_go_on);
-            acks.push(ack);
             if is_last {
                 // Those behind it are refused with it.
-                state.pending.clear();
                 state.ended = true;
+                let mut behind = std::mem::take(&mut state.pending);
+                state.broken = !behind.iter_mut().all(|pending| pending.is_unwritten(|error| self.refusal(error)));
+                debug_assert!(!state.broken, "nothing is handed back that is before something which may be written");
+                if state.broken {
+                    self.break_off("what it sent before a refused request may be written");
+                    return true;
+                }
+            }
+            acks.push(ack);
+            if is_last {
                 return true;
             }
         }

@@ -268,6 +268,27 @@ fn fail_stop() {
     });
 }
 
+/// What is refused for its offset, in an entry of which nobody knows whether it is written, is answered with that entry: handed back
+/// it would say that what is behind it was not written, and that would be sent again.
+#[test]
+fn refused_in_an_entry_of_unknown_fate() {
+    with_shard(|shard, disk| async move {
+        shard.produce(value("safe")).await.unwrap();
+        disk.hold();
+        let first = shard.produce(value("first"));
+        let conditional = shard.produce(Produce { expected_offset: Some(Offset(0)), ..value("conditional") });
+        let behind = shard.produce(value("behind"));
+        settle().await;
+        let path_contains = "/data/shards/1".to_owned();
+        let operation = Operation::AppendDurable;
+        disk.plant(Fault { operation, path_contains, skip: 1, times: u64::MAX, error: io::ErrorKind::Other });
+        disk.release();
+        assert_eq!(first.await.unwrap().base_offset, Offset(1));
+        assert!(matches!(behind.await, Err(ShardError::Failed { maybe_written: true, .. })));
+        assert!(matches!(conditional.await, Err(ShardError::Busy { .. })));
+    });
+}
+
 /// Closing finishes what is in flight and waiting, refuses what comes, and leaves a log that opens again.
 #[test]
 fn close() {
