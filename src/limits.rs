@@ -239,6 +239,14 @@ pub const CHECKPOINTS_PENDING_MAX: usize = 16;
 /// 8 ms) can have under way; more would only wait in the follower's memory.
 pub const APPEND_BYTES_IN_FLIGHT_MAX: usize = 8 << 20;
 
+/// Requests of producing streams on their way from one reactor to the shards of one reactor; the streams of others are not read
+/// meanwhile. As many as a reactor answers in some 4 ms: more would only wait in its queues, with all that comes behind them. One
+/// stream with 1,024 in flight is as fast with this as with 8,192.
+pub const STREAM_REQUESTS_UNDER_WAY_MAX: usize = 1_024;
+
+/// Bytes of them: what the entries in flight of one shard hold, and as much that waits.
+pub const STREAM_BYTES_UNDER_WAY_MAX: usize = 2 * ENTRIES_IN_FLIGHT_MAX * ENTRY_BYTES_TARGET;
+
 /// Entries in one frame to a peer, which holds each in blocks of its own: however small they are, a frame takes at most this many
 /// blocks (`READ_BYTES`) beside what it carries. With 4,096, which were possible before, a frame of 250 KB took 17 MB there.
 pub const FRAME_ENTRIES_MAX: usize = READ_BYTES / BLOCK_BYTES;
@@ -359,6 +367,9 @@ const _: () = assert!(SEGMENT_BYTES_MIN.is_multiple_of(BLOCK_BYTES as u64));
 const _: () = assert!(SEGMENT_BYTES_LIMIT <= u32::MAX as u64);
 const _: () = assert!(STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX >= MESSAGE_BYTES_MAX);
 const _: () = assert!(MEMORY_BYTES_DEFAULT >= MEMORY_BYTES_MIN);
+// What a stream sends finds room in a shard's queue, also when others have filled half of it.
+const _: () = assert!(STREAM_REQUESTS_UNDER_WAY_MAX <= PRODUCE_QUEUE_REQUESTS_MAX / 2);
+const _: () = assert!(STREAM_BYTES_UNDER_WAY_MAX <= PRODUCE_QUEUE_BYTES_MAX / 2);
 const _: () = assert!(MEMORY_BYTES_MIN >= 2 * MEMORY_RESERVE_BYTES && MEMORY_BYTES_MIN >= 8 * MEMORY_CONSENSUS_BYTES);
 const _: () = assert!(MEMORY_BYTES_MIN - MEMORY_RESERVE_BYTES >= 2 * (MESSAGE_BYTES_MAX + BATCH_RECORDS_MAX * 26));
 const _: () = assert!(MEMORY_PASSED_ON_BYTES >= 2 * MESSAGE_BYTES_MAX);

@@ -30,16 +30,17 @@ pub struct Room {
 }
 
 impl Room {
-    /// Room for the shards of the same reactor: half of what a shard's queue takes, in requests and in bytes.
+    /// Room for the shards of the same reactor.
     pub fn here() -> Rc<Room> {
-        Room::new(limits::PRODUCE_QUEUE_REQUESTS_MAX / 2, limits::PRODUCE_QUEUE_BYTES_MAX / 2)
+        Room::new(limits::STREAM_REQUESTS_UNDER_WAY_MAX, limits::STREAM_BYTES_UNDER_WAY_MAX)
     }
 
     /// Room for the shards of another one, to whose mailbox `senders` reactors send: together they have three quarters of its
-    /// requests, and half of its bytes.
+    /// requests at most, and half of its bytes.
     pub fn elsewhere(senders: usize) -> Rc<Room> {
         let requests = limits::MAILBOX_REQUESTS_MAX * 3 / 4 / senders.max(1);
-        Room::new(requests.max(1), limits::MAILBOX_BYTES_MAX / 2 / senders.max(1))
+        let requests = requests.clamp(1, limits::STREAM_REQUESTS_UNDER_WAY_MAX);
+        Room::new(requests, limits::MAILBOX_BYTES_MAX / 2 / senders.max(1))
     }
 
     fn new(requests_max: usize, bytes_max: usize) -> Rc<Room> {
