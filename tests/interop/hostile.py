@@ -1,13 +1,17 @@
 """Clients that break no socket rule and mean no good: raw HTTP/2 frames, many connections, nothing read. Each attack is a function of
 a node's address and a number of connections; it returns its sockets, so that what it holds is held until the caller closes them.
 
-As a script it prints what each attack costs a node: memory, and what another client's produce calls take meanwhile.
+As a script it prints what each attack costs a node: memory, and what another client's produce calls take meanwhile. The attacker is a
+process of its own: else the other client would wait for its interpreter. The first row is a process that only spins: what the
+attacker's processor time costs alone, where there are no cores to spare.
 
     hostile.py BINARY [CONNECTIONS] [ATTACK...]
 """
 
 import contextlib
 import errno
+import multiprocessing
+import os
 import resource
 import socket
 import struct
@@ -232,6 +236,13 @@ def continuations(address, connections, topic):
     return [connection]
 
 
+def spins(address, connections, topic):
+    """No attack: uses a core for as long as one does."""
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        pass
+
+
 ATTACKS = [
     idle,
     answers_unread,
@@ -290,20 +301,42 @@ def connections_possible(wanted):
     return min(wanted, hard - SPARE_FILES)
 
 
+class Attacker:
+    """An attack, from `with` to its end, in a process of its own. It keeps its connections until then."""
+
+    def __init__(self, attack, address, connections):
+        context = multiprocessing.get_context("spawn")
+        self.done, self._end = context.Event(), context.Event()
+        self._process = context.Process(target=_attack, args=(attack, address, connections, self.done, self._end))
+
+    def __enter__(self):
+        self._process.start()
+        return self
+
+    def __exit__(self, *_):
+        self._end.set()
+        self._process.join()
+
+
+def _attack(attack, address, connections, done, end):
+    os.nice(19)
+    held = attack(address, connections_possible(connections), "t")
+    time.sleep(1)
+    done.set()
+    end.wait()
+    del held
+
+
 def main():
-    import pathlib
     import tempfile
-    import os
 
     os.environ["INTEROP_BIN"] = sys.argv[1]
-    # The attack and the good client are threads of this process: the one must not wait for the other's 5 ms.
-    sys.setswitchinterval(0.0001)
     connections = connections_possible(int(sys.argv[2]) if len(sys.argv) > 2 else 4096)
     chosen = [attack for attack in ATTACKS if not sys.argv[3:] or attack.__name__ in sys.argv[3:]]
     from conftest import Node, log_pb2, log_pb2_grpc
 
     print(f"{connections} connections\n{'attack':18} {'MiB more':>9} {'p50 ms':>8} {'p99 ms':>8} {'alone p99':>10} {'refused':>8}")
-    for attack in chosen:
+    for attack in [spins, *chosen]:
         with tempfile.TemporaryDirectory() as directory:
             node = Node(directory).start()
             try:
@@ -311,21 +344,8 @@ def main():
                     log = log_pb2_grpc.LogStub(channel)
                     fill(log, log_pb2)
                     alone, _ = good_calls(log, log_pb2, seconds=3)
-                    with Watch(node.process.pid) as watch:
-                        done = threading.Event()
-                        held = []
-
-                        def run(attack=attack, held=held, done=done, node=node):
-                            held += attack(node.address, connections, "t") or []
-                            time.sleep(1)
-                            done.set()
-
-                        thread = threading.Thread(target=run)
-                        thread.start()
-                        during, refused = good_calls(log, log_pb2, until=done)
-                        thread.join()
-                    for connection in held:
-                        connection.close()
+                    with Watch(node.process.pid) as watch, Attacker(attack, node.address, connections) as attacker:
+                        during, refused = good_calls(log, log_pb2, until=attacker.done)
                 row = (watch.more_mib, at(during, 50), at(during, 99), at(alone, 99), refused)
                 print(f"{attack.__name__:18} {row[0]:9.0f} {row[1]:8.2f} {row[2]:8.2f} {row[3]:10.2f} {row[4]:8}", flush=True)
             finally:
