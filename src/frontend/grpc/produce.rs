@@ -328,8 +328,29 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::env::runtime::block_on;
+    use crate::frontend::grpc::tests::answers;
     use crate::ids::Offset;
     use crate::shard::Produced;
+
+    /// What has been answered is taken, and gives its room back, however many acknowledgements the client leaves unread.
+    #[test]
+    fn unread_acks_hold_nothing_in_flight() {
+        let durability = Durability::QuorumFlushed;
+        let produced = Produced { base_offset: Offset(7), count: 1, timestamp_us: 1, durability, leader: None };
+        let ack = ProduceAck { topic: "t".repeat(249).as_str().into(), shard: 0, produced, leader: None };
+        block_on(async {
+            let mut pipeline = Pipeline::new();
+            for _ in 0..limits::STREAM_PRODUCES_IN_FLIGHT_MAX {
+                pipeline.in_flight.push_back((10, std::future::ready(Ok(ack.clone()))));
+                pipeline.in_flight_bytes += 10;
+            }
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            assert!(pipeline.acknowledge(&answers(), &mut cx));
+            assert_eq!((pipeline.in_flight.len(), pipeline.in_flight_bytes), (0, 0));
+            assert!(pipeline.acks.len() > ACK_BYTES_MAX);
+        });
+    }
 
     proptest! {
         /// The hand-written encoding is what prost reads, and what prost would have written.

@@ -377,8 +377,40 @@ mod tests {
     use http::Request;
 
     use super::*;
+    use crate::env;
+    use crate::env::real::RealEnv;
     use crate::env::runtime::block_on;
+    use crate::frontend::grpc::tests::answer_within;
     use crate::frontend::grpc::tests::pair;
+
+    /// A window that is smaller than a message, and does not grow before what is in it was read: small frames go after a while,
+    /// however many there were.
+    #[test]
+    fn a_window_that_stays_small() {
+        let server = async |mut responses: Responses| {
+            while !responses.small_frames.is_high() {
+                responses.small_frames.sent(1);
+            }
+            let mut body = Body::message(b"", Vec::new());
+            poll_fn(|cx| responses.poll_send(cx, &mut body)).await.unwrap();
+            responses.finish(Ok(()));
+        };
+        let client = async |mut body: RecvStream| {
+            let mut bytes = 0;
+            let reading = async {
+                while let Some(data) = body.data().await {
+                    bytes += data.as_ref().unwrap().len();
+                    body.flow_control().release_capacity(data.unwrap().len()).unwrap();
+                }
+            };
+            tokio::select! {
+                () = reading => {}
+                () = env::sleep::<RealEnv>(20 * HELD_BACK_MAX) => panic!("it waits for a window that will not grow"),
+            }
+            assert!(bytes >= 256, "{bytes}");
+        };
+        answer_within(200, server, client);
+    }
 
     /// A message that comes in part is charged as it comes; the reactor that has no memory for it says so, and the memory is
     /// given back when the call ends.
