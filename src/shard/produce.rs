@@ -368,6 +368,13 @@ impl<E: Env> Inner<E> {
         if lost.is_some() {
             self.state.borrow_mut().lost = lost;
         }
+        let is_unknown =
+            matches!(error, Some(GroupError::Deposed { .. } | GroupError::Stopped { maybe_written: true, .. }));
+        if is_unknown {
+            // Nothing of these was written, but what is behind them may be.
+            let before = std::mem::take(&mut self.state.borrow_mut().void);
+            before.into_iter().for_each(not_behind_unknown);
+        }
         for Placed { mut waiting, refused, .. } in requests {
             match &error {
                 Some(GroupError::Stopped { cause, maybe_written: true }) if !refused => {
@@ -380,10 +387,9 @@ impl<E: Env> Inner<E> {
                 Some(GroupError::Deposed { leader }) if !refused => {
                     waiting.answer(Err(ShardError::Deposed { leader: *leader }));
                 }
-                // It has nothing in the entry. But what is behind it there may be written: it must not go again behind that,
-                // nor be handed back, which would say that all behind it was not.
+                // It has nothing in the entry.
                 Some(GroupError::Deposed { .. } | GroupError::Stopped { maybe_written: true, .. }) => {
-                    waiting.answer(Err(ShardError::Busy { what: "the end of the log is not known" }));
+                    not_behind_unknown(waiting);
                 }
                 // Nothing of it was written: it is handed back with all that wait.
                 Some(GroupError::NotLeader { .. } | GroupError::Damaged(_) | GroupError::Stopped { .. }) => {
@@ -477,6 +483,12 @@ impl<E: Env> Inner<E> {
             waiting.answer(Err(ShardError::OffsetMismatch { expected, actual: base_offset }));
         }
     }
+}
+
+/// Answers a request of which nothing was written, but that is before something which may be: it must not go again behind that, nor
+/// be handed back, which would say that all behind it was not written either.
+fn not_behind_unknown(waiting: Owed) {
+    waiting.answer(Err(ShardError::Busy { what: "the end of the log is not known" }));
 }
 
 /// Acknowledges what asks for no more than the leader's memory, unless the proposal is refused at once
