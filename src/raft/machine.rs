@@ -562,6 +562,13 @@ impl<E: Env, M: Machine> RaftStateMachine<TypeConfig<E, M>> for StateMachine<E, 
         let (checkpoint, id) = checkpoint_of(meta, snapshot).map_err(io::Error::other)?;
         // Before the log goes on after it: a start in between finds the old state, which is whole.
         self.log.save_checkpoint(id.index, checkpoint.bytes.clone()).await.map_err(to_io)?;
+        let place = checkpoint.position.point().ok_or_else(|| io::Error::other("a checkpoint names its entry"))?;
+        if self.log.end().next < place.next {
+            // What a shorter log holds may be of another history: it goes before the state says that all up to there is committed,
+            // or readers would be given it. (openraft purges it only when the state is installed.)
+            self.log.purge(place).await.map_err(to_io)?;
+            self.shared.flushed.notify_all();
+        }
         self.shared.install(&self.log, &checkpoint).map_err(io::Error::other)?;
         *self.shared.snapshot.borrow_mut() = Some(checkpoint);
         self.shared.installed.set(self.shared.installed.get() + 1);
