@@ -104,16 +104,22 @@ async fn fill(cluster: &Cluster, leader: u64, checkpoints: usize) {
     }
 }
 
+/// Three replicas with a record, of which one has crashed: the cluster, its leader, and the follower that is down.
+async fn one_down(seed: u64) -> (Cluster, u64, u64) {
+    let mut cluster = Cluster::founded(seed, &[1, 2, 3]).await;
+    let leader = cluster.leader().await;
+    let down = cluster.followers(leader)[0];
+    cluster.produce(&[leader], 1, 10).await;
+    cluster.crash(down);
+    cluster.note(down, false);
+    (cluster, leader, down)
+}
+
 /// A follower that was down catches up by entries, also many megabytes of them, while the leader goes on.
 #[test]
 fn catches_up_by_entries() {
     block_on(async {
-        let mut cluster = Cluster::founded(6, &[1, 2, 3]).await;
-        let leader = cluster.leader().await;
-        let down = cluster.followers(leader)[0];
-        cluster.produce(&[leader], 1, 10).await;
-        cluster.crash(down);
-        cluster.note(down, false);
+        let (mut cluster, leader, down) = one_down(6).await;
         for _ in 0..60 {
             cluster.produce(&[leader], 3, 200_000).await;
         }
@@ -131,12 +137,7 @@ fn catches_up_by_entries() {
 #[test]
 fn catches_up_by_small_entries() {
     block_on(async {
-        let mut cluster = Cluster::founded(6, &[1, 2, 3]).await;
-        let leader = cluster.leader().await;
-        let down = cluster.followers(leader)[0];
-        cluster.produce(&[leader], 1, 10).await;
-        cluster.crash(down);
-        cluster.note(down, false);
+        let (mut cluster, leader, down) = one_down(6).await;
         for _ in 0..20 {
             let end = cluster.group(leader).log().log_end().0;
             let all: Vec<_> = (0..50).map(|n| cluster.group(leader).propose(batch(Offset(end + n), 1, 10))).collect();
@@ -159,12 +160,7 @@ fn catches_up_by_small_entries() {
 fn catches_up_by_a_snapshot() {
     for seed in 0..2 {
         block_on(async {
-            let mut cluster = Cluster::founded(seed, &[1, 2, 3]).await;
-            let leader = cluster.leader().await;
-            let down = cluster.followers(leader)[0];
-            cluster.produce(&[leader], 1, 10).await;
-            cluster.crash(down);
-            cluster.note(down, false);
+            let (mut cluster, leader, down) = one_down(seed).await;
             fill(&cluster, leader, 3).await;
             let group = cluster.group(leader).clone();
             let boundary = group.log().checkpoints()[1];
