@@ -156,9 +156,13 @@ impl<E: Env> Stream<E> {
         std::future::pending().await
     }
 
-    /// What has come is not what it should be: the stream is dropped, and the peer does not know what became of the rest.
+    /// The stream is not what it should be: it is dropped, and the peer does not know what became of the rest.
     fn break_off(&self, what: &str) {
-        tracing::warn!(shard_uid = self.uid.0, what, "a forwarded produce cannot be read: the stream is ended");
+        tracing::warn!(
+            shard_uid = self.uid.0,
+            what,
+            "a stream of forwarded produces is ended without an answer to the rest"
+        );
     }
 
     /// Suspends while too much is not answered.
@@ -230,22 +234,21 @@ impl<E: Env> Stream<E> {
                 },
             };
             state.pending.pop_front();
-            let is_last = ack.as_ref().is_err_and(may_go_on);
-            if is_last {
-                // Those behind it are refused with it.
-                state.ended = true;
-                let mut behind = std::mem::take(&mut state.pending);
-                state.broken = !behind.iter_mut().all(|pending| pending.is_unwritten(|error| self.refusal(error)));
-                debug_assert!(!state.broken, "nothing is handed back that is before something which may be written");
-                if state.broken {
-                    self.break_off("what it sent before a refused request may be written");
-                    return true;
-                }
+            if !ack.as_ref().is_err_and(may_go_on) {
+                acks.push(ack);
+                continue;
             }
-            acks.push(ack);
-            if is_last {
-                return true;
+            // Those behind it are refused with it.
+            state.ended = true;
+            let mut behind = std::mem::take(&mut state.pending);
+            state.broken = !behind.iter_mut().all(|pending| pending.is_unwritten(|error| self.refusal(error)));
+            debug_assert!(!state.broken, "nothing is handed back that is before something which may be written");
+            if state.broken {
+                self.break_off("what came behind a request that is refused may be written");
+            } else {
+                acks.push(ack);
             }
+            return true;
         }
         false
     }
