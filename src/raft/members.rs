@@ -198,9 +198,10 @@ impl<E: Env, M: Machine> Group<E, M> {
         }
     }
 
-    /// Suspends until the learner has nearly all that this leader has.
+    /// Suspends until the learner has nearly all that this leader has, and may vote.
     async fn wait_caught_up(&self, learner: NodeId) -> Result<(), GroupError> {
         let mut data = self.inner.data.clone();
+        let mut catching_up = CatchingUp::default();
         loop {
             let turned = self.inner.shared.turned.notified();
             self.unable().map_err(|cause| GroupError::Stopped { cause, maybe_written: false })?;
@@ -210,7 +211,7 @@ impl<E: Env, M: Machine> Group<E, M> {
             data.borrow_and_update();
             let matched = self.progress().into_iter().find(|follower| follower.node == learner);
             let matched = matched.and_then(|follower| follower.matched);
-            if is_close(matched, self.log().last()) {
+            if catching_up.has_caught_up(matched, self.log().last()) {
                 return Ok(());
             }
             select(pin!(data_changed::<E, M>(&mut data)), turned).await;
@@ -222,4 +223,46 @@ impl<E: Env, M: Machine> Group<E, M> {
 pub(super) fn is_close(matched: Option<LogId>, last: Option<LogId>) -> bool {
     let next = |id: Option<LogId>| id.map_or(0, |id| id.index.0 + 1);
     matched.is_some() && next(matched) + CLOSE_ENTRIES >= next(last)
+}
+
+/// A learner on its way to be a voter.
+#[derive(Default)]
+struct CatchingUp {
+    /// The end of the leader's log when the learner had answered for the first time. All that a replica owes before it votes
+    /// (`left`) is before that: an entry that was committed when it heard of this leader, or one of an earlier term, which any
+    /// entry of this leader makes good.
+    owed: Option<LogId>,
+}
+
+impl CatchingUp {
+    /// Whether a learner that has all up to `matched` is close to the end of a log that ends with `last`, and owes nothing: a
+    /// voter that may not vote would be missing when another one is lost.
+    fn has_caught_up(&mut self, matched: Option<LogId>, last: Option<LogId>) -> bool {
+        if matched.is_some() && self.owed.is_none() {
+            self.owed = last;
+        }
+        is_close(matched, last) && matched >= self.owed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Index, Term};
+
+    fn entry(term: u64, index: u64) -> Option<LogId> {
+        Some(LogId { term: Term(term), index: Index(index) })
+    }
+
+    /// However few entries it lacks: it votes only with what was committed when it came.
+    #[test]
+    fn a_learner_that_may_not_vote_stays_one() {
+        let mut learner = CatchingUp::default();
+        assert!(!learner.has_caught_up(None, entry(3, 9)));
+        assert!(!learner.has_caught_up(entry(2, 0), entry(3, 10)), "close, but it may owe all up to 10");
+        assert!(!learner.has_caught_up(entry(3, 9), entry(3, 11)));
+        assert!(learner.has_caught_up(entry(3, 10), entry(3, 12)), "what came later it does not owe");
+        assert!(learner.has_caught_up(entry(3, 12), entry(3, 12 + CLOSE_ENTRIES)));
+        assert!(!learner.has_caught_up(entry(3, 12), entry(3, 13 + CLOSE_ENTRIES)), "too far behind");
+    }
 }
