@@ -286,6 +286,12 @@ impl Charge {
         Ok(())
     }
 
+    /// Whether `resize` would do that now.
+    pub fn can_be(&self, class: Class, bytes: usize) -> bool {
+        let used = self.shared.usage.used().saturating_add(bytes.saturating_sub(self.bytes));
+        bytes <= self.bytes || used <= self.shared.limit(class)
+    }
+
     /// Makes it stand for `bytes`: gives back, or takes more as `grow` does.
     ///
     /// # Errors

@@ -9,7 +9,7 @@
 //! have landed, then the void ones go again, in their order.
 //!
 //! A majority may be faster than the disk here: nothing is admitted, and what waits is not proposed, while too much is not
-//! flushed on this node (`UNFLUSHED_BYTES_MAX`).
+//! flushed on this node (`UNFLUSHED_BYTES_MAX`). Nor do void ones go again before there is memory for another entry.
 //!
 //! A replica that does not lead (any more) proposes nothing. When the last entry in flight has landed, all requests that
 //! wait are handed back, in their order, none of them written: to `Shard::set_elsewhere`, or as `NotLeader` to their
@@ -144,7 +144,7 @@ pub(super) async fn pump<E: Env>(inner: Rc<Inner<E>>) {
             }
             None if inner.life.get() == Life::Closed => return,
             None if inner.held.replace(false) => {
-                inner.flush_room().await;
+                inner.room().await;
                 inner.propose_due();
             }
             None => work.await,
@@ -181,18 +181,23 @@ impl<E: Env> Inner<E> {
         Ok(())
     }
 
-    /// Waits until enough is flushed here for another entry, or there is something else to do: an entry is in flight, this
-    /// replica leads no more, the log has stopped.
-    async fn flush_room(&self) {
+    /// Whether enough is flushed here for another entry, and there is memory for it.
+    fn has_room(&self, state: &State) -> bool {
+        self.group.has_flush_room() && state.queue.has_memory()
+    }
+
+    /// Waits until there is room for another entry, or something else to do: an entry is in flight, this replica leads no more,
+    /// the log has stopped.
+    async fn room(&self) {
         loop {
             let (freed, work) = (self.group.log().memory().freed(), self.work.notified());
             let changed = pin!(self.group.wait_changed());
-            let stuck = self.state.borrow().in_flight.is_empty() && !self.group.has_flush_room();
-            if !stuck || !self.group.leads() || self.group.log().fault().is_some() {
+            let stuck = |state: &State| state.in_flight.is_empty() && !self.has_room(state);
+            if !stuck(&self.state.borrow()) || !self.group.leads() || self.group.log().fault().is_some() {
                 return;
             }
-            // Woken when something was flushed or the log has stopped, when an entry was proposed, and when another leads or
-            // the group stops.
+            // Woken when something was flushed or given back, when the log or the group has stopped, when an entry was proposed, and
+            // when another leads.
             select(select(freed, work), changed).await;
         }
     }
@@ -223,8 +228,8 @@ impl<E: Env> Inner<E> {
                 }
                 return;
             }
-            if !self.group.has_flush_room() && self.group.log().fault().is_none() {
-                // What is in flight may land and come here again before anything is flushed.
+            if !self.has_room(&state) && self.group.log().fault().is_none() {
+                // What is in flight may land and come here again before there is room.
                 if state.in_flight.is_empty() {
                     self.held.set(true);
                     self.work.notify_one();

@@ -16,6 +16,9 @@ use crate::{
 /// Room made at once for the requests of an entry; more grow as they come.
 const GATHER_RESERVE_MAX: usize = 256;
 
+/// Whose memory a request gets that was in an entry and goes again: clients may have filled theirs, but it was admitted.
+const AGAIN: Class = Class::Replication;
+
 /// Where a request's answer comes.
 pub type Answer = OneshotReceiver<Result<Produced, ShardError>>;
 
@@ -179,11 +182,10 @@ impl Queue {
     }
 
     /// Puts requests back in front of all others, in their order. They had been admitted before, so the bounds may be passed
-    /// by what was in flight, which has bounds of its own.
+    /// by what was in flight, which has bounds of its own. What was in an entry has no memory for another one yet: the former
+    /// may not be flushed.
     pub(super) fn put_back(&mut self, requests: Vec<Owed>) {
-        for mut waiting in requests.into_iter().rev() {
-            let bytes = memory_of(&waiting.produce);
-            waiting.charge.set(bytes);
+        for waiting in requests.into_iter().rev() {
             self.bytes += waiting.bytes();
             self.waiting.push_front(waiting);
         }
@@ -199,19 +201,25 @@ impl Queue {
         self.waiting.is_empty()
     }
 
+    /// Whether the first that waits has memory for its part of an entry, or could have it now.
+    pub(super) fn has_memory(&self) -> bool {
+        self.waiting.front().is_none_or(|waiting| waiting.charge.can_be(AGAIN, memory_of(&waiting.produce)))
+    }
+
     /// Bytes that wait.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Takes requests for one entry whose first record would get `next`: as many as fit into `ENTRY_BYTES_TARGET`, but at
-    /// least one, if there is one. (Refused ones count too: they are kept as long as the entry.)
+    /// least one, if there is one, and as there is memory for those that were in an entry before. (Refused ones count too: they
+    /// are kept as long as the entry.)
     pub(super) fn gather(&mut self, next: Offset, now_us: u64, estimate: &AppendEstimate) -> Gathered {
         let mut gathered = Gathered::default();
         gathered.requests.reserve(self.waiting.len().min(GATHER_RESERVE_MAX));
         let mut next = next;
         let mut taken_bytes = 0;
-        while let Some(waiting) = self.waiting.front() {
+        while let Some(waiting) = self.waiting.front_mut() {
             let bytes = waiting.bytes();
             if waiting.is_forsaken() {
                 self.waiting.pop_front();
@@ -222,6 +230,14 @@ impl Queue {
             let expired = waiting.reply.is_some() && !estimate.can_meet(waiting.produce.deadline_us, now_us);
             if !expired && !gathered.requests.is_empty() && taken_bytes + bytes > ENTRY_BYTES_TARGET {
                 break;
+            }
+            let memory = memory_of(&waiting.produce);
+            if !expired && waiting.charge.resize(AGAIN, memory).is_err() {
+                if !gathered.requests.is_empty() {
+                    break;
+                }
+                // Nothing waits for memory when the log has stopped.
+                waiting.charge.set(memory);
             }
             let Some(waiting) = self.waiting.pop_front() else { break };
             self.bytes -= bytes;
@@ -309,8 +325,8 @@ mod tests {
         assert_eq!(queue.bytes(), queue.waiting.iter().map(|waiting| waiting.bytes()).sum::<usize>());
     }
 
-    /// A request is charged for its message and its part of an entry, until it is in one; and for both again when that entry is
-    /// void. Where there is no memory it is given back.
+    /// A request is charged for its message and its part of an entry, until it is in one; and for both again when it goes into
+    /// another one, for which there must be memory. Where there is none for a new one it is given back.
     #[test]
     fn charged() {
         let memory = Budget::default();
@@ -325,8 +341,22 @@ mod tests {
         waiting.in_entry();
         assert_eq!(memory.used_for(Use::Queued), message);
         queue.put_back(vec![waiting]);
-        assert_eq!(memory.used_for(Use::Queued), whole);
-        let rest = memory.take(Use::Queued, Class::Client, memory.limit(Class::Client) - 2 * whole + 1).unwrap();
+        assert_eq!(memory.used_for(Use::Queued), message, "its entry is not flushed yet");
+        let others = memory.force(Use::Frames, memory.limit(AGAIN) - whole + 1);
+        assert!(!queue.has_memory());
+        drop(others);
+        assert!(queue.has_memory());
+        let (owed, _other_answer) = Owed::new(produce.clone(), 0, &memory).unwrap();
+        queue.push(owed);
+        let mut gathered = queue.gather(Offset(0), 0, &AppendEstimate::default()).requests;
+        assert_eq!((gathered.len(), memory.used_for(Use::Queued)), (2, 2 * whole));
+        gathered.iter_mut().for_each(|placed| placed.waiting.in_entry());
+        queue.put_back(gathered.into_iter().map(|placed| placed.waiting).collect());
+        let others = memory.force(Use::Frames, memory.limit(AGAIN) - message - whole);
+        let gathered = queue.gather(Offset(0), 0, &AppendEstimate::default());
+        assert_eq!(gathered.requests.len(), 1, "there is memory for one");
+        drop((others, gathered));
+        let rest = memory.take(Use::Queued, Class::Client, memory.limit(Class::Client) - message - whole + 1).unwrap();
         let refused = Owed::new(produce.clone(), 0, &memory).map(drop).unwrap_err();
         assert!(matches!(refused.0, ShardError::NoMemory));
         drop(rest);

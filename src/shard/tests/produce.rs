@@ -210,6 +210,27 @@ fn void_entries_go_again() {
     });
 }
 
+/// What was in a void entry goes again when there is memory for another one: the void one may have kept its own.
+#[test]
+fn void_entries_wait_for_memory() {
+    with_shard(|shard, disk| async move {
+        let memory = shard.inner.group.log().memory().clone();
+        disk.hold();
+        let first = shard.produce(value("first"));
+        shard.inner.state.borrow_mut().mispredict(Offset(6));
+        let mut second = Box::pin(shard.produce(large(PROPOSE_BYTES_EAGER)));
+        let others = memory.force(Use::Frames, memory.limit(Class::Replication));
+        disk.release();
+        first.await.unwrap();
+        assert!(settled(&mut second).await.is_none(), "there is no memory for it");
+        assert!(shard.inner.state.borrow().in_flight_bases().is_empty());
+        drop(others);
+        assert_eq!(second.await.unwrap().base_offset, Offset(1));
+        settle().await;
+        assert_eq!(memory.used(), 0);
+    });
+}
+
 /// A full disk refuses, definitely; reads go on; when space returns so do writes, without a hole.
 #[test]
 fn full_disk() {
