@@ -378,23 +378,19 @@ impl<E: Env> Inner<E> {
         if is_unknown {
             // Nothing of these was written, but what is behind them may be.
             let before = std::mem::take(&mut self.state.borrow_mut().void);
-            before.into_iter().for_each(not_behind_unknown);
+            before.into_iter().for_each(refuse_before_unknown);
         }
         for Placed { mut waiting, refused, .. } in requests {
             match &error {
-                Some(GroupError::Stopped { cause, maybe_written: true }) if !refused => {
+                // It has nothing in the entry.
+                _ if is_unknown && refused => refuse_before_unknown(waiting),
+                Some(GroupError::Stopped { cause, maybe_written: true }) => {
                     waiting.answer(Err(self.stopped(cause, true)));
                 }
+                Some(GroupError::Deposed { leader }) => waiting.answer(Err(ShardError::Deposed { leader: *leader })),
                 Some(GroupError::Full(error)) if !refused => {
                     self.metrics.refused_full.increment(1);
                     waiting.answer(Err(ShardError::Full(error.clone())));
-                }
-                Some(GroupError::Deposed { leader }) if !refused => {
-                    waiting.answer(Err(ShardError::Deposed { leader: *leader }));
-                }
-                // It has nothing in the entry.
-                Some(GroupError::Deposed { .. } | GroupError::Stopped { maybe_written: true, .. }) => {
-                    not_behind_unknown(waiting);
                 }
                 // Nothing of it was written: it is handed back with all that wait.
                 Some(GroupError::NotLeader { .. } | GroupError::Damaged(_) | GroupError::Stopped { .. }) => {
@@ -492,7 +488,7 @@ impl<E: Env> Inner<E> {
 
 /// Answers a request of which nothing was written, but that is before something which may be: it must not go again behind that, nor
 /// be handed back, which would say that all behind it was not written either.
-fn not_behind_unknown(waiting: Owed) {
+fn refuse_before_unknown(waiting: Owed) {
     waiting.answer(Err(ShardError::Busy { what: "the end of the log is not known" }));
 }
 

@@ -310,6 +310,38 @@ fn refused_in_an_entry_of_unknown_fate() {
     });
 }
 
+/// The same of a void entry, whose requests would go again: they do not behind one that may be written.
+#[test]
+fn void_before_an_entry_of_unknown_fate() {
+    with_shard(|shard, disk| async move {
+        disk.hold();
+        let first = shard.produce(value("first"));
+        settle().await;
+        shard.inner.state.borrow_mut().mispredict(Offset(6));
+        let void = shard.produce(large(PROPOSE_BYTES_EAGER));
+        settle().await;
+        // What is being written goes on, and what follows waits.
+        disk.release();
+        disk.hold();
+        assert_eq!(first.await.unwrap().base_offset, Offset(0));
+        settle().await;
+        let behind = shard.produce(large(PROPOSE_BYTES_EAGER));
+        settle().await;
+        assert_eq!(shard.inner.state.borrow().in_flight_bases(), [6, 7]);
+        disk.release();
+        disk.hold();
+        settle().await;
+        assert_eq!(shard.inner.state.borrow().in_flight_bases(), [7], "the one before is void");
+        let path_contains = "/data/shards/1".to_owned();
+        let operation = Operation::AppendDurable;
+        disk.plant(Fault { operation, path_contains, skip: 0, times: u64::MAX, error: io::ErrorKind::Other });
+        disk.release();
+        assert!(matches!(behind.await, Err(ShardError::Failed { maybe_written: true, .. })));
+        let refused = void.await;
+        assert!(matches!(refused, Err(ShardError::Busy { .. })), "{refused:?}");
+    });
+}
+
 /// Closing finishes what is in flight and waiting, refuses what comes, and leaves a log that opens again.
 #[test]
 fn close() {
