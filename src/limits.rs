@@ -214,7 +214,7 @@ pub const CONNECTION_WINDOW_BYTES_MAX: u32 = 16 << 20;
 
 /// What the windows of one reactor's connections may have above the first one together; the more is taken, the smaller they
 /// stay.
-pub const CONNECTION_WINDOW_BYTES_LENT: usize = 128 << 20;
+pub const CONNECTION_WINDOW_BYTES_LENT: usize = 64 << 20;
 
 /// Requests of one connection at the same time (HTTP/2 SETTINGS_MAX_CONCURRENT_STREAMS).
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_024;
@@ -377,9 +377,9 @@ const _: () = assert!(MEMORY_RESERVE_BYTES - MEMORY_PASSED_ON_BYTES - MEMORY_CON
 const _: () = assert!(MAILBOX_BYTES_MAX >= 2 * MESSAGE_BYTES_MAX);
 const _: () = assert!(STORAGE_SLOW.as_millis() > 2_000 && STORAGE_SLOW.as_millis() < STORAGE_HUNG.as_millis());
 const _: () = assert!(FLUSH_SLOW_FOR.as_millis() + 2 * FLUSH_LOOK.as_millis() < 2_000);
-// What the clients of one reactor can have sent that nobody has read: 256 MiB of first windows and 128 MiB of others.
+// What the clients of one reactor can have sent that nobody has read: 256 MiB of first windows and 64 MiB of others.
 const _: () =
-    assert!(CONNECTIONS_MAX * CONNECTION_WINDOW_BYTES_MIN as usize + CONNECTION_WINDOW_BYTES_LENT <= 384 << 20);
+    assert!(CONNECTIONS_MAX * CONNECTION_WINDOW_BYTES_MIN as usize + CONNECTION_WINDOW_BYTES_LENT <= 320 << 20);
 const _: () = assert!(CONNECTION_WINDOW_BYTES_MAX as usize <= CONNECTION_WINDOW_BYTES_LENT / 4);
 const _: () = assert!(ENTRIES_IN_FLIGHT_MAX < RAFT_QUEUE_MAX);
 const _: () = assert!(NODE_SHARDS_MAX + RAFT_QUEUE_MAX <= PEER_STREAMS_MAX);
