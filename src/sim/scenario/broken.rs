@@ -1,12 +1,15 @@
 //! Steps that stop a replica or a node until somebody starts it anew: a disk that is broken for a while, a bug that panics.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
+
+use openraft::AsyncRuntime;
 
 use super::{PLANTED_PANIC, Run, plan::Who, steps::sleep_ms};
 use crate::{
+    env::Env,
     ids::{NodeId, ShardUid},
     reactor::control::shard_dir,
-    sim::{DiskFault, Operation, World, cluster::DATA, disk::PlantedPanic},
+    sim::{DiskFault, Operation, SimEnv, World, cluster::DATA, disk::PlantedPanic},
 };
 
 /// How long a panic is waited for; then it does not come.
@@ -14,6 +17,9 @@ const PANIC_MAX_MS: u64 = 5_000;
 
 /// How long a replica that has panicked may be called one that serves.
 const NAMED_MAX_MS: u64 = 1_000;
+
+/// How long an operator waits for a start to end.
+const START_MAX: Duration = Duration::from_secs(10);
 
 const LOOK_MS: u64 = 10;
 
@@ -26,6 +32,7 @@ impl Run {
         let Some(disk) = self.cluster.disk(node) else { return };
         disk.break_for(fault, file.to_owned(), for_ms * 1_000);
         sleep_ms(for_ms).await;
+        self.until_started(node).await;
         self.restart(node);
     }
 
@@ -56,6 +63,7 @@ impl Run {
         self.coverage.borrow_mut().hit("panic", "replica");
         self.until_told(node, process.number, uid).await;
         sleep_ms(down_ms).await;
+        self.until_started(node).await;
         self.restart(node);
     }
 
@@ -72,6 +80,13 @@ impl Run {
             waited_ms += if World::current().is_paused(node) { 0 } else { LOOK_MS };
         }
         self.problem(format!("node {node} does not name its replica of shard {uid}, which has panicked"));
+    }
+
+    /// Waits until a start under way has ended, well or not, but not for ever: it may wait for other nodes. A start that meets
+    /// the fault may end some time after the fault.
+    async fn until_started(&self, node: NodeId) {
+        let started = self.cluster.until_serving(node);
+        <SimEnv as Env>::Runtime::timeout(START_MAX, started).await.ok();
     }
 
     /// Starts a node anew that did not start, or on which something has stopped.

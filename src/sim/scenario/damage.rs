@@ -92,7 +92,8 @@ impl Run {
         let Some(node) = self.victim("old image", who) else { return };
         let Some(image) = self.cluster.disk(node).map(|disk| disk.crash(seed)) else { return };
         sleep_ms(age_ms).await;
-        if !self.until_whole(node).await {
+        // The machine may have burned meanwhile.
+        if !self.until_whole(node).await || self.cluster.disk(node).is_none() {
             return;
         }
         self.note_paths("old image put back", node);

@@ -30,12 +30,22 @@ pub(super) struct Raw {
     data: BTreeMap<u32, BytesMut>,
     /// The node has ended it, or said that it will.
     is_over: bool,
+    /// It went silent within what it sent last.
+    is_silent: bool,
     resets: u64,
 }
 
 impl Raw {
     pub(super) fn new(socket: SimSocket, reads: bool) -> Raw {
-        Raw { socket, reads, frames: Frames::default(), data: BTreeMap::new(), is_over: false, resets: 0 }
+        Raw {
+            socket,
+            reads,
+            frames: Frames::default(),
+            data: BTreeMap::new(),
+            is_over: false,
+            is_silent: false,
+            resets: 0,
+        }
     }
 
     /// Whether the node has said that it takes no more, or has closed the connection; not known of one that does not read.
@@ -62,11 +72,15 @@ impl Raw {
         (bytes <= data.len()).then(|| data.split_to(bytes))
     }
 
-    /// Sends, but tries no longer than that; false: not all of it was taken.
+    /// Sends, but tries no longer than that; false: not all of it was taken. From then on nothing is sent: it would be the rest of a
+    /// frame, and perhaps of a record that nobody has written down.
     pub(super) async fn send(&mut self, bytes: &[u8], patience: Duration) -> bool {
+        if self.is_silent {
+            return false;
+        }
         let mut rest = bytes;
         let mut late = pin!(env::sleep::<SimEnv>(patience));
-        poll_fn(|cx| {
+        let is_sent = poll_fn(|cx| {
             self.poll_read(cx);
             while !rest.is_empty() {
                 match Pin::new(&mut self.socket).poll_write(cx, rest) {
@@ -80,7 +94,9 @@ impl Raw {
             }
             Poll::Ready(true)
         })
-        .await
+        .await;
+        self.is_silent = !is_sent;
+        is_sent
     }
 
     /// Says no more, in TCP's words.

@@ -3,7 +3,7 @@
 //! tiny messages on many streams, cancel, set deadlines, send PINGs, end one half or break off.
 //!
 //! They write the same history as the other clients. Besides, these are problems:
-//! - a stream that makes no progress although no fault is left and its client reads: it hangs;
+//! - a stream that makes no progress for a while (`STILL`) although no fault is left and its client reads: it hangs;
 //! - a connection error, or a stream error but CANCEL, from the node: nothing that these clients do is illegal;
 //! - a connection that the client's h2 closes: then the node did something illegal.
 //!
@@ -43,6 +43,9 @@ use crate::{
 
 /// How long a stream may take to end once nothing is broken any more and its client reads.
 const PROMPT: Duration = Duration::from_secs(60);
+
+/// It may take longer as long as it goes on: one with small windows far away is slow. Nothing at all for so long is none of that.
+const STILL: Duration = Duration::from_secs(10);
 
 /// How often a client looks whether it is to come to an end.
 const LOOK: Duration = Duration::from_millis(10);
@@ -242,6 +245,15 @@ impl Session {
         if let Either::Left(_) = select(ended.as_mut(), pin!(self.clients.long_stopped())).await {
             return;
         }
+        loop {
+            let before = self.progress();
+            if let Either::Left(_) = select(ended.as_mut(), pin!(env::sleep::<SimEnv>(STILL))).await {
+                return;
+            }
+            if self.progress() == before {
+                break;
+            }
+        }
         let mut hangs = false;
         for (number, call) in self.calls.borrow().iter().enumerate().filter(|(_, call)| !call.ended.get()) {
             hangs = true;
@@ -259,6 +271,11 @@ impl Session {
         }
         self.breaker.reset();
         let _ended = ended.await;
+    }
+
+    /// What its calls have come to: answers, and ends.
+    fn progress(&self) -> Vec<(usize, bool)> {
+        self.calls.borrow().iter().map(|call| (call.answered.get(), call.ended.get())).collect()
     }
 
     /// Breaks the connection off, with all that is on its way.
