@@ -46,10 +46,11 @@ def free_port():
 
 
 class Node:
-    """A `ringlog serve` process."""
+    """A `ringlog serve` process, of two reactors that run anywhere, or of one on a core of its own."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, core=None):
         self.directory = pathlib.Path(directory)
+        self.core = core
         self.log = self.directory / "log.txt"
         self.process = None
         self.address = None
@@ -61,7 +62,9 @@ class Node:
             http = f"127.0.0.1:{free_port()}"
             command = [os.environ["INTEROP_BIN"], "serve", "--data", str(self.directory / "data")]
             command += ["--grpc", self.address, "--http", http, "--peer", "127.0.0.1:0"]
-            command += ["--reactors", "2", "--no-pin"]
+            command += ["--reactors", "2" if self.core is None else "1", "--no-pin"]
+            if self.core is not None:
+                command = ["taskset", "--cpu-list", str(self.core), *command]
             # Settings of whoever runs the tests are not ours.
             environment = {name: value for name, value in os.environ.items() if not name.startswith("RINGLOG_")}
             with open(self.log, "ab") as log:

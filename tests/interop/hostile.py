@@ -1,9 +1,9 @@
 """Clients that break no socket rule and mean no good: raw HTTP/2 frames, many connections, nothing read. Each attack is a function of
 a node's address and a number of connections; it returns its sockets, so that what it holds is held until the caller closes them.
 
-As a script it prints what each attack costs a node: memory, and what another client's produce calls take meanwhile. The attacker is a
-process of its own: else the other client would wait for its interpreter. The first row is a process that only spins: what the
-attacker's processor time costs alone, where there are no cores to spare.
+As a script it prints what each attack costs a node: memory, and what another client's produce calls take meanwhile. The node has one
+reactor, on a core of its own. The attacker is a process of its own (else the other client would wait for its interpreter) that runs
+on the other cores when nobody else wants them. The first row is a process that only spins: what that costs alone.
 
     hostile.py BINARY [CONNECTIONS] [ATTACK...]
 """
@@ -319,7 +319,8 @@ class Attacker:
 
 
 def _attack(attack, address, connections, done, end):
-    os.nice(19)
+    # Whoever else wants the core gets it at once.
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     held = attack(address, connections_possible(connections), "t")
     time.sleep(1)
     done.set()
@@ -335,10 +336,12 @@ def main():
     chosen = [attack for attack in ATTACKS if not sys.argv[3:] or attack.__name__ in sys.argv[3:]]
     from conftest import Node, log_pb2, log_pb2_grpc
 
+    core, *others = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, others or {core})
     print(f"{connections} connections\n{'attack':18} {'MiB more':>9} {'p50 ms':>8} {'p99 ms':>8} {'alone p99':>10} {'refused':>8}")
     for attack in [spins, *chosen]:
         with tempfile.TemporaryDirectory() as directory:
-            node = Node(directory).start()
+            node = Node(directory, core).start()
             try:
                 with node.channel() as channel:
                     log = log_pb2_grpc.LogStub(channel)
