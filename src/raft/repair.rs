@@ -160,9 +160,18 @@ impl<E: Env> Repair<E> {
         if place.next == survey.start().next {
             return Ok(place.last() == survey.start().last() && place.chain == survey.start().chain);
         }
-        let entries = salvage(&self.disk, &self.options, id.index, place.next, 0).await?;
-        let header = entries.first().and_then(|bytes| EntryHeader::parse(bytes).ok());
-        Ok(header.is_some_and(|header| header.id == id && header.chain == place.chain))
+        if let Some(last) = self.header(id.index).await? {
+            return Ok(last.id == id && last.chain == place.chain);
+        }
+        // It is damaged here. The one behind it says as much: equal chains are equal logs.
+        let behind = self.header(place.next).await?;
+        Ok(behind.is_some_and(|behind| behind.chain == behind.chain_after(place.chain)))
+    }
+
+    /// The header of an entry here, if the entry can be read.
+    async fn header(&self, index: Index) -> Result<Option<EntryHeader>, RepairError> {
+        let entries = salvage(&self.disk, &self.options, index, index.next(), 0).await?;
+        Ok(entries.first().and_then(|bytes| EntryHeader::parse(bytes).ok()))
     }
 
     async fn fetch_checkpoint(&self, node: NodeId, wanted: &Range<Index>) -> Result<(Index, Bytes), String> {

@@ -214,11 +214,11 @@ fn needed_checkpoint() {
     });
 }
 
-/// A replica that lacks what the others have purged begins where they do, with what it has behind that; or anew, when it has nothing
-/// there. What they have not purged is not given up.
+/// A replica that lacks what the others have purged begins where they do, with what it has behind that, also when it lacks the last
+/// that they have purged; or anew, when it has nothing there. What they have not purged is not given up.
 #[test]
 fn purged_elsewhere() {
-    for (is_beyond, seed) in [(false, 3), (true, 4)] {
+    for (is_beyond, lacks_last, seed) in [(false, false, 3), (false, true, 5), (true, false, 4)] {
         block_on(async {
             let mut cluster = Cluster::founded(seed, &[1, 2, 3]).await;
             let leader = cluster.leader().await;
@@ -252,6 +252,9 @@ fn purged_elsewhere() {
                 cluster.disk(victim).flip_bit(first, 3 * BLOCK_BYTES as u64 + 90, 3);
             }
             guard("a purge", group(other).purge_to(boundary)).await.unwrap();
+            if lacks_last {
+                damage_entry(cluster.disk(victim), boundary);
+            }
             let mended = cluster.mend(victim, &nodes).await.unwrap();
             assert_eq!((mended.checkpoints, mended.entries), (1, 0));
             cluster.start(victim, None).await;
@@ -264,6 +267,19 @@ fn purged_elsewhere() {
             cluster.end().await;
         });
     }
+}
+
+/// Flips a bit of an entry's header, wherever it is.
+fn damage_entry(disk: &SimDisk, index: Index) {
+    let is_store = |path: &std::path::PathBuf| path.extension().is_some_and(|extension| extension == "store");
+    for path in disk.paths().into_iter().filter(is_store) {
+        let content = disk.content(&path);
+        let mut blocks = content.chunks_exact(BLOCK_BYTES).map(EntryHeader::parse);
+        if let Some(at) = blocks.position(|header| header.is_ok_and(|header| header.id.index == index)) {
+            return disk.flip_bit(&path, (at * BLOCK_BYTES) as u64 + 90, 3);
+        }
+    }
+    panic!("entry {index} is not there");
 }
 
 /// A start on a full disk: what was committed can be read, proposals are refused as `Full`, nobody waits for ever, closing
