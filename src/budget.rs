@@ -265,6 +265,11 @@ impl Shared {
             Class::Consensus => self.bytes_max,
         }
     }
+
+    /// Whether `more` bytes may be charged to that class. None always may.
+    fn has_room(&self, class: Class, more: usize) -> bool {
+        more == 0 || self.usage.used().saturating_add(more) <= self.limit(class)
+    }
 }
 
 impl Charge {
@@ -278,8 +283,7 @@ impl Charge {
     /// # Errors
     /// `NoRoom`: it is as it was.
     pub fn grow(&mut self, class: Class, bytes: usize) -> Result<(), NoRoom> {
-        let used = self.shared.usage.used().saturating_add(bytes);
-        if bytes > 0 && used > self.shared.limit(class) {
+        if !self.shared.has_room(class, bytes) {
             return Err(NoRoom { wanted: bytes });
         }
         self.add(bytes);
@@ -288,8 +292,7 @@ impl Charge {
 
     /// Whether `resize` would do that now.
     pub fn can_be(&self, class: Class, bytes: usize) -> bool {
-        let used = self.shared.usage.used().saturating_add(bytes.saturating_sub(self.bytes));
-        bytes <= self.bytes || used <= self.shared.limit(class)
+        self.shared.has_room(class, bytes.saturating_sub(self.bytes))
     }
 
     /// Makes it stand for `bytes`: gives back, or takes more as `grow` does.
