@@ -30,7 +30,8 @@ const CURSORS_MAX: usize = 16;
 /// Where the last consumers stopped, so that one that goes on does not search for its place again.
 ///
 /// A remembered index is that of the entry which holds the offset, or of one before it from which only entries without
-/// records are between. It stays true: committed entries do not move. (Purged ones are gone, and looked for again.)
+/// records are between. It stays true: committed entries do not move. Where it is purged, what is left begins behind it, and so
+/// does the read.
 #[derive(Debug, Default)]
 pub(super) struct Cursors {
     places: [Option<(Offset, Index)>; CURSORS_MAX],
@@ -306,6 +307,12 @@ impl<E: Env> Inner<E> {
         while taking.count == 0 && index < end {
             let entries = match self.group.log().read(index, end, taking.bytes_left).await {
                 Ok(entries) => entries,
+                // What is left begins with the record, or with entries without any before it.
+                Err(LogError::NotFound { first, .. }) if first > index => {
+                    self.check_range(start)?;
+                    index = first;
+                    continue;
+                }
                 Err(LogError::NotFound { .. }) => return self.lost(start),
                 Err(error) => return Err(self.read_failed(error)),
             };

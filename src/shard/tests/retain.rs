@@ -68,6 +68,28 @@ fn purged_before_the_trim_is_applied() {
     });
 }
 
+/// A consumer that goes on where it was remembered gets what comes there, also when the entry at its place, a trim, is purged.
+#[test]
+fn remembered_place_is_purged() {
+    with_shard(|shard, _disk| async move {
+        fill(&shard, 2).await;
+        let log = shard.inner.group.log().clone();
+        shard.produce(large(400_000)).await.unwrap();
+        let end = shard.high_watermark();
+        contents(&shard).await;
+        let place = shard.inner.group.applied_end();
+        shard.trim(end).await.unwrap();
+        let last = log.segments().last().unwrap().first;
+        shard.produce(large(900_000)).await.unwrap();
+        settle().await;
+        assert_ne!(log.segments().last().unwrap().first, last, "it begins a segment");
+        shard.inner.purge().await.unwrap();
+        assert!(log.first_index() > place);
+        let consumed = shard.consume(at(end.0)).await.unwrap();
+        assert_eq!((consumed.start_offset(), consumed.count), (end, 1));
+    });
+}
+
 /// By age: records go when the newest of their segment is too old, in the last segment too.
 #[test]
 fn by_age() {
