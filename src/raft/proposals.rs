@@ -40,6 +40,9 @@ use crate::{
 /// What openraft answers a proposal.
 type Answer<E, M> = ClientWriteResult<TypeConfig<E, M>>;
 
+/// A point in time of the runtime.
+type Now<E> = <<E as Env>::Runtime as AsyncRuntime>::Instant;
+
 /// A proposal that waits for its leader to be one.
 pub struct Waiting<E: Env, M: Machine> {
     handed: Handed,
@@ -57,10 +60,11 @@ impl<E: Env, M: Machine> Group<E, M> {
         proposal: Proposal,
     ) -> impl Future<Output = Result<Applied<M::Answer>, GroupError>> + 'static {
         let handed = self.accept(proposal);
+        let proposed = Now::<E>::now();
         let group = self.clone();
         async move {
             let (receiver, placed) = handed?;
-            let answer = match select(receiver, pin!(group.quorum_lost())).await {
+            let answer = match select(receiver, pin!(group.quorum_lost(proposed))).await {
                 Either::Left((answer, _)) => answer,
                 Either::Right(((), _)) => return Err(GroupError::Deposed { leader: None }),
             };
@@ -129,16 +133,18 @@ impl<E: Env, M: Machine> Group<E, M> {
         Ok((receiver, placed))
     }
 
-    /// Resolves when no majority has answered this leader for `RAFT_QUORUM_WAIT`, or it leads no longer.
-    async fn quorum_lost(&self) {
-        let mut left = RAFT_QUORUM_WAIT;
+    /// Resolves when no majority has answered this leader for `RAFT_QUORUM_WAIT`, or it leads no longer; not before that time
+    /// has passed since `proposed`, which may be long before this is polled.
+    async fn quorum_lost(&self, proposed: Now<E>) {
+        let mut until = proposed + RAFT_QUORUM_WAIT;
         loop {
-            E::Runtime::sleep(left).await;
-            match self.inner.unconfirmed_for() {
-                Some(unconfirmed) if unconfirmed < RAFT_QUORUM_WAIT => left = RAFT_QUORUM_WAIT - unconfirmed,
+            E::Runtime::sleep_until(until).await;
+            let left = match self.inner.unconfirmed_for() {
+                Some(unconfirmed) if unconfirmed < RAFT_QUORUM_WAIT => RAFT_QUORUM_WAIT - unconfirmed,
                 Some(_) => return,
-                None => left = RAFT_QUORUM_WAIT,
-            }
+                None => RAFT_QUORUM_WAIT,
+            };
+            until = Now::<E>::now() + left;
         }
     }
 

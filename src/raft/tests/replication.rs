@@ -1,10 +1,12 @@
 //! Several replicas: the same log everywhere, whatever happens to one of them.
 
+use openraft::rt::{AsyncRuntime, Instant};
+
 use super::{cluster::*, *};
 use crate::{
     budget::{Class, Use},
     env::runtime::block_on,
-    limits::UNFLUSHED_PART,
+    limits::{RAFT_QUORUM_WAIT, UNFLUSHED_PART},
 };
 
 /// What is acknowledged is everywhere in a moment: the same entries, offsets and hashes.
@@ -233,6 +235,35 @@ fn leader_is_cut_off() {
             cluster.end().await;
         });
     }
+}
+
+/// Of the clock by which a group waits.
+type Now = <<TestEnv as Env>::Runtime as AsyncRuntime>::Instant;
+
+/// What a leader has taken when it is cut off is given up at one time, though each answer is awaited after the one before.
+#[test]
+fn given_up_together() {
+    block_on(async {
+        let cluster = Cluster::founded(15, &[1, 2, 3]).await;
+        let old = cluster.leader().await;
+        cluster.produce(&[old], 3, 100).await;
+        let group = cluster.group(old);
+        cluster.network.isolate(NodeId(old));
+        let began = Now::now();
+        let end = group.log().log_end();
+        let taken: Vec<_> = (0..4).map(|n| group.propose(batch(Offset(end.0 + n), 1, 7))).collect();
+        for answer in taken {
+            let answer = guard("an answer", answer).await;
+            assert!(matches!(answer, Err(GroupError::Deposed { .. })), "{answer:?}");
+        }
+        let waited = Now::now().saturating_duration_since(began);
+        assert!(RAFT_QUORUM_WAIT <= waited && waited < RAFT_QUORUM_WAIT * 3 / 2, "{waited:?}");
+        cluster.network.heal();
+        cluster.network.expire();
+        cluster.produce(&[1, 2, 3], 1, 10).await;
+        cluster.agree(&[1, 2, 3]).await;
+        cluster.end().await;
+    });
 }
 
 /// Of an entry that was in the log, only what is committed in its place says that it is gone.
