@@ -440,8 +440,9 @@ impl<E: Env> Inner<E> {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
         let in_flight = std::mem::take(&mut state.in_flight);
         let void = std::mem::take(&mut state.void);
-        state.queue.put_back(void);
         drop(state);
+        // Something behind them is in flight, or was when the panic came: they wait for nothing else.
+        void.into_iter().for_each(refuse_before_unknown);
         for Placed { waiting, .. } in in_flight.into_iter().flat_map(|entry| entry.requests) {
             waiting.answer(Err(self.stopped_by_panic(true)));
         }

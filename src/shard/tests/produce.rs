@@ -1,6 +1,9 @@
 //! Producing: order, gathering, refusals, failures.
 
-use std::{io, pin::pin};
+use std::{
+    io,
+    pin::{Pin, pin},
+};
 
 use super::*;
 use crate::{
@@ -310,28 +313,36 @@ fn refused_in_an_entry_of_unknown_fate() {
     });
 }
 
+type Answering = Pin<Box<dyn Future<Output = Result<Produced, ShardError>>>>;
+
+/// A request whose entry is void, and one in the entry behind, which is in flight: the disk is held.
+async fn void_and_behind(shard: &TestShard, disk: &SimDisk) -> (Answering, Answering) {
+    disk.hold();
+    let first = shard.produce(value("first"));
+    settle().await;
+    shard.inner.state.borrow_mut().mispredict(Offset(6));
+    let void = shard.produce(large(PROPOSE_BYTES_EAGER));
+    settle().await;
+    // What is being written goes on, and what follows waits.
+    disk.release();
+    disk.hold();
+    assert_eq!(first.await.unwrap().base_offset, Offset(0));
+    settle().await;
+    let behind = shard.produce(large(PROPOSE_BYTES_EAGER));
+    settle().await;
+    assert_eq!(shard.inner.state.borrow().in_flight_bases(), [6, 7]);
+    disk.release();
+    disk.hold();
+    settle().await;
+    assert_eq!(shard.inner.state.borrow().in_flight_bases(), [7], "the one before is void");
+    (Box::pin(void), Box::pin(behind))
+}
+
 /// The same of a void entry, whose requests would go again: they do not behind one that may be written.
 #[test]
 fn void_before_an_entry_of_unknown_fate() {
     with_shard(|shard, disk| async move {
-        disk.hold();
-        let first = shard.produce(value("first"));
-        settle().await;
-        shard.inner.state.borrow_mut().mispredict(Offset(6));
-        let void = shard.produce(large(PROPOSE_BYTES_EAGER));
-        settle().await;
-        // What is being written goes on, and what follows waits.
-        disk.release();
-        disk.hold();
-        assert_eq!(first.await.unwrap().base_offset, Offset(0));
-        settle().await;
-        let behind = shard.produce(large(PROPOSE_BYTES_EAGER));
-        settle().await;
-        assert_eq!(shard.inner.state.borrow().in_flight_bases(), [6, 7]);
-        disk.release();
-        disk.hold();
-        settle().await;
-        assert_eq!(shard.inner.state.borrow().in_flight_bases(), [7], "the one before is void");
+        let (void, behind) = void_and_behind(&shard, &disk).await;
         let path_contains = "/data/shards/1".to_owned();
         let operation = Operation::AppendDurable;
         disk.plant(Fault { operation, path_contains, skip: 0, times: u64::MAX, error: io::ErrorKind::Other });
@@ -339,6 +350,19 @@ fn void_before_an_entry_of_unknown_fate() {
         assert!(matches!(behind.await, Err(ShardError::Failed { maybe_written: true, .. })));
         let refused = void.await;
         assert!(matches!(refused, Err(ShardError::Busy { .. })), "{refused:?}");
+    });
+}
+
+/// The same when a panic stops the replica: the void one is not handed back as one behind which nothing is written.
+#[test]
+fn void_before_a_panic() {
+    with_shard(|shard, disk| async move {
+        let (void, behind) = void_and_behind(&shard, &disk).await;
+        shard.inner.note_panic();
+        let refused = void.await;
+        assert!(matches!(refused, Err(ShardError::Busy { .. })), "{refused:?}");
+        assert!(matches!(behind.await, Err(ShardError::Failed { maybe_written: true, .. })));
+        disk.release();
     });
 }
 
