@@ -1,6 +1,6 @@
 //! Reads that see everything committed before them (ReadIndex, Raft dissertation 6.4), on the leader and on followers.
 
-use std::{fmt::Display, time::Duration};
+use std::{fmt::Display, future::Future, time::Duration};
 
 use openraft::{
     LinearizerOption,
@@ -11,7 +11,7 @@ use super::{Group, GroupError, Machine, types};
 use crate::{
     env::Env,
     format::peer::Message,
-    ids::{Index, LogId, NodeId},
+    ids::{Index, LogId, NodeId, Offset},
     peer::frame::FrameKind,
 };
 
@@ -34,6 +34,40 @@ impl<E: Env, M: Machine> Group<E, M> {
         match E::Runtime::timeout(within, read).await {
             Ok(result) => result,
             Err(_) => Err(GroupError::NotLeader { leader: self.leader().0 }),
+        }
+    }
+
+    /// Resolves when all below `end`, where this leader's log ends now, is committed, and a majority has answered since that it
+    /// leads still: nobody else can have written there. Waits as long as a lease lasts.
+    ///
+    /// # Errors
+    /// `NotLeader` when that does not come about in time; `Stopped`.
+    pub fn confirm_end(&self, end: Offset) -> impl Future<Output = Result<(), GroupError>> + 'static {
+        let group = self.clone();
+        let term = self.leader().1;
+        async move {
+            let lease = group.inner.timing.lease();
+            let confirmed = async {
+                loop {
+                    let turned = group.inner.shared.turned.notified();
+                    group.alive()?;
+                    let (leader, now_term) = group.leader();
+                    if now_term != term || !group.inner.state.leading.get() {
+                        return Err(GroupError::NotLeader { leader });
+                    }
+                    // What it reads up to is not before the entry with which its term begins.
+                    if group.high_watermark() >= end
+                        && group.read_log_id(Some(lease)).await.is_ok_and(|read| read.term == term)
+                    {
+                        return Ok(());
+                    }
+                    drop(E::Runtime::timeout(ASK_AGAIN, turned).await);
+                }
+            };
+            match E::Runtime::timeout(lease, confirmed).await {
+                Ok(result) => result,
+                Err(_) => Err(GroupError::NotLeader { leader: group.leader().0 }),
+            }
         }
     }
 

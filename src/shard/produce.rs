@@ -8,6 +8,9 @@
 //! wrong the entry is void, and everything behind it too; nothing more is proposed until all in flight
 //! have landed, then the void ones go again, in their order.
 //!
+//! A conditional request is refused when all before it is committed: with the entry in flight, or, where nothing is, at once if
+//! records are committed at its offset, else when a majority has confirmed that this replica leads.
+//!
 //! A majority may be faster than the disk here: nothing is admitted, and what waits is not proposed, while too much is not
 //! flushed on this node (`UNFLUSHED_BYTES_MAX`). Nor do void ones go again before there is memory for another entry.
 //!
@@ -25,7 +28,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use futures_util::future::select;
+use futures_util::{TryFutureExt, future::select};
 
 use super::{
     Durability, Inner, Life, Produced, ShardError,
@@ -46,9 +49,12 @@ use crate::{
 /// A request whose batch became void that often is refused: its place keeps moving, and the queue behind it waits.
 const ATTEMPTS_MAX: u32 = 8;
 
-type Landing = Pin<Box<dyn Future<Output = Result<Applied<ShardAnswer>, GroupError>>>>;
+/// `None`: there is no entry, and all before it is committed.
+type Landed = Result<Option<Applied<ShardAnswer>>, GroupError>;
 
-/// An entry between proposal and ack.
+type Landing = Pin<Box<dyn Future<Output = Landed>>>;
+
+/// An entry between proposal and ack; or none, and requests that are refused when all before them is known to be committed.
 struct InFlight {
     requests: Vec<Placed>,
     base_offset: Offset,
@@ -113,8 +119,8 @@ impl State {
         !self.queue.is_empty() && !self.stalled && (self.in_flight.is_empty() || eager)
     }
 
-    /// Takes what goes into the next entry. Requests that are refused for an offset which is not durable yet wait for the last entry
-    /// in flight; those which are refused for a durable one are returned.
+    /// Takes what goes into the next entry. Requests of which all are refused wait for the last entry in flight; without one they
+    /// are returned.
     fn gather(&mut self, now_us: u64) -> (Gathered, Vec<Placed>) {
         let mut gathered = self.queue.gather(self.next, now_us, &self.estimate);
         let mut refused = vec![];
@@ -244,7 +250,7 @@ impl<E: Env> Inner<E> {
             let base_offset = state.next;
             let (gathered, refused) = state.gather(now_us);
             drop(state);
-            self.refuse(refused);
+            self.refuse_alone(refused, base_offset, now_us);
             for waiting in gathered.expired {
                 self.metrics.refused_deadline.increment(1);
                 waiting.answer(Err(ShardError::Deadline));
@@ -277,7 +283,7 @@ impl<E: Env> Inner<E> {
         };
         // The entry is charged by the group, for the same memory.
         requests.iter_mut().filter(|placed| !placed.refused).for_each(|placed| placed.waiting.in_entry());
-        let mut landing: Landing = Box::pin(self.group.propose(proposal));
+        let mut landing: Landing = Box::pin(self.group.propose(proposal).map_ok(Some));
         ack_from_memory(&mut requests, &mut landing, timestamp_us);
 
         let queued_us = requests.iter().map(|placed| placed.waiting.queued_us).min().unwrap_or(now_us);
@@ -300,19 +306,20 @@ impl<E: Env> Inner<E> {
     }
 
     /// The first entry in flight has landed, or never will.
-    fn landed(&self, result: Result<Applied<ShardAnswer>, GroupError>) {
+    fn landed(&self, result: Landed) {
         let applied_us = E::monotonic_us();
         let mut state = self.state.borrow_mut();
         let Some(entry) = state.in_flight.pop_front() else { return };
         state.refused_held = false;
         let rolled = match &result {
-            Ok(applied) if applied.answer == ShardAnswer::Appended => {
+            Ok(Some(applied)) if applied.answer == ShardAnswer::Appended => {
                 assert_eq!(applied.header.base_offset, entry.base_offset, "a batch lands where it was encoded for");
                 state.estimate.sample(applied_us, applied_us.saturating_sub(entry.proposed_us));
                 let before = std::mem::replace(&mut state.segment, applied.header.segment);
                 before != applied.header.segment
             }
-            Ok(_) | Err(_) => {
+            Ok(None) => false,
+            Ok(Some(_)) | Err(_) => {
                 state.stalled = true;
                 false
             }
@@ -320,15 +327,17 @@ impl<E: Env> Inner<E> {
         drop(state);
         // The disk first: answers are only handed out here, their tasks run later.
         let answers = match result {
-            Ok(applied) if applied.answer == ShardAnswer::Appended => Ok(applied.header),
-            Ok(_) => Err(None),
+            Ok(Some(applied)) if applied.answer == ShardAnswer::Appended => Ok(Some(applied.header)),
+            Ok(None) => Ok(None),
+            Ok(Some(_)) => Err(None),
             Err(error) => Err(Some(error)),
         };
         if answers.is_ok() {
             self.propose_due();
         }
         match answers {
-            Ok(header) => self.ack(entry, &header, applied_us),
+            Ok(Some(header)) => self.ack(entry, &header, applied_us),
+            Ok(None) => self.refuse(entry.requests),
             Err(error) => self.not_appended(entry.requests, error),
         }
         self.restart_when_landed();
@@ -475,6 +484,23 @@ impl<E: Env> Inner<E> {
             self.hand_back(&error);
         }
         self.propose_due();
+    }
+
+    /// Refuses requests for their offsets with nothing in flight. At once when that is true for good: records are committed where
+    /// they were to go. Else when this leader knows that the log ends at `end`: it may have entries that another one replaces,
+    /// or be replaced itself, and not know it; then they are handed back, with all that wait behind them.
+    fn refuse_alone(&self, requests: Vec<Placed>, end: Offset, now_us: u64) {
+        let is_past = |placed: &Placed| placed.waiting.produce.expected_offset.is_some_and(|expected| expected < end);
+        let is_certain = requests.iter().all(is_past) && self.group.high_watermark() == end;
+        if requests.is_empty() || is_certain {
+            return self.refuse(requests);
+        }
+        let landing: Landing = Box::pin(self.group.confirm_end(end).map_ok(|()| None));
+        // Nothing of it is acknowledged: the timestamp is never asked for.
+        let (timestamp_us, queued_us, proposed_us, landing) = (0, now_us, now_us, Some(landing));
+        let waiting = InFlight { requests, base_offset: end, timestamp_us, queued_us, proposed_us, landing };
+        self.state.borrow_mut().in_flight.push_back(waiting);
+        self.work.notify_one();
     }
 
     /// Answers requests whose expected offset is another, as everything before them is durable.

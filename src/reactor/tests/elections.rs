@@ -239,6 +239,38 @@ fn leader_hears_nothing() {
     });
 }
 
+/// A leader that is cut off with a record of unknown fate refuses nothing for it: it does not know where the log ends. What does
+/// not fit to its own log is for the next leader to judge, and holds there.
+#[test]
+fn condition_at_a_leader_that_is_cut_off() {
+    block_on(async {
+        let worlds = four().await;
+        let cut = leader(&worlds[..3]).await;
+        let others = || (0..3).filter(|place| *place != cut);
+        worlds[cut].reactor.produce(UID, produce("first")).await.unwrap();
+        worlds[0].network.isolate(worlds[cut].id);
+        let unknown = within("it is given up", worlds[cut].reactor.produce(UID, produce("unknown"))).await;
+        assert!(!refusal(unknown.unwrap_err()).definite);
+        bury(&worlds, worlds[cut].id);
+        until("the others elect", || others().any(|place| worlds[place].leads())).await;
+        let expecting = |offset| Produce { expected_offset: Some(Offset(offset)), ..produce("conditional") };
+        let past = within("a refusal", worlds[cut].reactor.produce(UID, expecting(0)));
+        let mut conditional = Box::pin(worlds[cut].reactor.produce(UID, expecting(1)));
+        settle().await;
+        let early = conditional.as_mut().now_or_never();
+        assert!(early.is_none(), "{early:?}");
+        worlds[0].network.heal();
+        for world in &worlds {
+            (1..=4).for_each(|id| world.node.liveness.note(NodeId(id), true));
+        }
+        assert_eq!(within("the next leader", conditional).await.unwrap().base_offset, Offset(1));
+        let past = refusal(past.await.unwrap_err());
+        assert_eq!(past.reason, "OFFSET_MISMATCH");
+        assert!(past.message.contains("would get 1"), "nothing else was ever committed: {}", past.message);
+        assert_eq!(worlds[others().next().unwrap()].values().await, ["first", "conditional"]);
+    });
+}
+
 /// All replicas give the same records, and the same chain hash at the same place.
 #[test]
 fn any_replica_serves() {
