@@ -76,9 +76,9 @@ pub enum ShardError {
         /// Until the caller's deadline; else until the server's own bound.
         deadline: bool,
     },
-    /// The node that led the shard is gone, or was cut off, and had the record: it may still appear.
+    /// The node that led the shard is gone, or was cut off, and had the request: its records may still appear, its trim be done.
     #[error(
-        "the node that led the shard was lost while the record was on its way to it: it may still appear ({cause})"
+        "the node that led the shard was lost while the request was on its way to it: it may still be carried out ({cause})"
     )]
     Lost {
         /// What happened.

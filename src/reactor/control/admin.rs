@@ -11,7 +11,7 @@ use crate::{
     env::{self, Env, net::Priority},
     ids::{NodeId, ShardNumber, ShardUid, is_most},
     limits,
-    peer::Destination,
+    peer::{Destination, PeerError},
     proto::ringlog::state::v1::{
         self as state, JoinToken, MoveLeader, catalog_command::Command, control_reply, control_request,
     },
@@ -165,8 +165,8 @@ impl<E: Env> Control<E> {
         let mut moves = Vec::new();
         for command in commands {
             let described = self.inner.catalog.with_machine(|catalog| describe(catalog, &command));
-            if !dry_run {
-                self.propose(command).await?;
+            if !dry_run && let Err(error) = self.propose(command).await {
+                return Err(after_moves(moves.len(), error));
             }
             moves.extend(described);
         }
@@ -187,17 +187,21 @@ impl<E: Env> Control<E> {
         }
         let mut candidates = replicas.clone();
         let mut last = "no replica could be asked".to_owned();
+        let mut maybe = false;
         for _ in 0..TRANSFER_ROUNDS {
             for node in std::mem::replace(&mut candidates, replicas.clone()) {
                 match self.ask_to_move(node, place, to).await {
                     Ok(leader) => return Ok(leader),
-                    Err(ControlError::NoLeader { cause, .. }) => last = cause,
+                    Err(ControlError::NoLeader { cause, maybe_written }) => {
+                        last = cause;
+                        maybe |= maybe_written;
+                    }
                     Err(error) => return Err(error),
                 }
             }
             env::sleep::<E>(limits::RETRY_AFTER).await;
         }
-        Err(ControlError::NoLeader { cause: last, maybe_written: false })
+        Err(ControlError::NoLeader { cause: last, maybe_written: maybe })
     }
 
     async fn ask_to_move(&self, node: NodeId, place: ShardPlace, to: Option<NodeId>) -> Result<NodeId, ControlError> {
@@ -205,36 +209,49 @@ impl<E: Env> Control<E> {
             shard_uid: place.uid.0,
             to_node_id: to.map_or(0, |to| to.0),
         });
-        let again = |cause: String| ControlError::NoLeader { cause, maybe_written: false };
+        let again = |cause, maybe_written| ControlError::NoLeader { cause, maybe_written };
         if node == self.inner.me {
             return self.move_here(place, to).await;
         }
         let destination = Destination { node, slot: place.slot };
         let peers = self.inner.reactor.peers();
         let answer = peers.call(destination, control_frame(request), Priority::Normal, TRANSFER_MAX).await;
-        let reply = reply_of(&answer.map_err(|error| again(error.to_string()))?).map_err(again)?;
+        let answer =
+            answer.map_err(|error| again(error.to_string(), !matches!(error, PeerError::Unreachable { .. })))?;
+        let reply = reply_of(&answer).map_err(|cause| again(cause, true))?;
         match reply {
             // Who it is without a wish is known when it has won.
             control_reply::Reply::Done(_) => Ok(to.unwrap_or(NodeId(0))),
-            control_reply::Reply::Refused(refused) if refused.reason == NOT_LEADER => Err(again(refused.message)),
+            control_reply::Reply::Refused(refused) if refused.reason == NOT_LEADER => {
+                Err(again(refused.message, !refused.definite))
+            }
             // In its own words: nobody else can do it.
             control_reply::Reply::Refused(refused) => {
                 Err(ReactorError::from(ShardError::Elsewhere(Box::new(refused))).into())
             }
-            other => Err(again(format!("node {node} gave another answer: {other:?}"))),
+            other => Err(again(format!("node {node} gave another answer: {other:?}"), true)),
         }
     }
 
     /// The same, if a reactor of this node leads.
     async fn move_here(&self, place: ShardPlace, to: Option<NodeId>) -> Result<NodeId, ControlError> {
-        let again = |cause: String| ControlError::NoLeader { cause, maybe_written: false };
         let (reply, answer) = oneshot::channel();
         let request = Request::MoveLeader { uid: place.uid, to, reply };
         self.inner.reactor.node().send(place.reactor, request)?;
-        match answer.await.unwrap_or(Err(ReactorError::Stopped { maybe_written: false })) {
+        match answer.await.unwrap_or(Err(ReactorError::Stopped { maybe_written: true })) {
             Ok(()) => Ok(to.unwrap_or(NodeId(0))),
             Err(ReactorError::Shard(error @ ShardError::NotTransferred(_))) => Err(ReactorError::from(error).into()),
-            Err(error) => Err(again(error.to_string())),
+            Err(error) => {
+                let maybe_written = matches!(
+                    error,
+                    ReactorError::Stopped { maybe_written: true }
+                        | ReactorError::Shard(
+                            ShardError::Failed { maybe_written: true, .. }
+                                | ShardError::Closing { maybe_written: true }
+                        )
+                );
+                Err(ControlError::NoLeader { cause: error.to_string(), maybe_written })
+            }
         }
     }
 
@@ -251,6 +268,15 @@ impl<E: Env> Control<E> {
         })?;
         Ok((*place, replicas.nodes.clone()))
     }
+}
+
+/// What ended a rebalancing when this many of its moves were ordered.
+fn after_moves(ordered: usize, error: ControlError) -> ControlError {
+    if ordered == 0 {
+        return error;
+    }
+    let message = format!("{ordered} move(s) are ordered, and the next one is not: {error}");
+    ControlError::RefusedThere { message, definite: false, retry: true }
 }
 
 /// What a command of a rebalancing moves, for people.

@@ -82,11 +82,27 @@ impl<E: Env> Reactor<E> {
     /// take it back.
     ///
     /// # Errors
-    /// The shard's; `NoLeader`.
+    /// The shard's; `NoLeader`; `Lost` when a node was lost that may have done it.
     pub async fn trim(self: &Rc<Self>, uid: ShardUid, before: Offset) -> Result<Offset, ReactorError> {
         if !self.is_elsewhere(uid) {
             return self.trim_here(uid, before).await;
         }
+        let mut lost = None;
+        let result = self.trim_elsewhere(uid, before, &mut lost).await;
+        result.map_err(|error| match lost {
+            // Whoever refuses it now says nothing of what that node has done.
+            Some(cause) => ShardError::Lost { cause: format!("{cause}; then: {error}") }.into(),
+            None => error,
+        })
+    }
+
+    /// Asks whoever leads, again and again. `lost`: what became of a node that may have done it, and did not answer.
+    async fn trim_elsewhere(
+        self: &Rc<Self>,
+        uid: ShardUid,
+        before: Offset,
+        lost: &mut Option<String>,
+    ) -> Result<Offset, ReactorError> {
         let began_us = E::monotonic_us();
         let mut search = Search::default();
         loop {
@@ -108,6 +124,9 @@ impl<E: Env> Reactor<E> {
                             if may_go_on(&refusal) || refusal.reason == "PEER_LOST" =>
                         {
                             search.hint(Some(NodeId(refusal.leader_node_id)).filter(|leader| *leader != NodeId(0)));
+                            if !refusal.definite {
+                                *lost = Some(refusal.message);
+                            }
                         }
                         Err(error) => return Err(error),
                     }

@@ -122,6 +122,25 @@ fn no_leader() {
     });
 }
 
+/// A trim of which no answer comes may have been done: it is not refused as one that was not, whatever is found out until time
+/// is up.
+#[test]
+fn a_trim_without_an_answer() {
+    block_on(async {
+        let (holder, other) = two().await;
+        other.reactor.produce(UID, produce("x")).await.unwrap();
+        other.network.cut(NodeId(1), NodeId(2));
+        let (send, answer) = tokio::sync::oneshot::channel();
+        let reactor = Rc::clone(&other.reactor);
+        env::spawn::<TestEnv>(async move { drop(send.send(reactor.trim(UID, Offset(1)).await)) });
+        let log_start = || holder.reactor.status(&[UID])[0].clone().unwrap().log_start;
+        until("it is done", || log_start() == Offset(1)).await;
+        TestEnv::advance_us(20_000_000);
+        let error = within("patience", answer).await.unwrap().unwrap_err();
+        assert_eq!(error_of(error), (14, "LEADER_LOST".into(), false));
+    });
+}
+
 /// A node that comes back within the deadline gets what waited for it, in order.
 #[test]
 fn waits_for_the_leader() {
