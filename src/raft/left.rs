@@ -142,7 +142,7 @@ pub fn left_uid(name: &Path) -> Option<ShardUid> {
 /// What a replica leaves that is not open, from its files. Nobody may have it open for writing.
 ///
 /// # Errors
-/// `Hopeless`: its files do not say it, and never will. `Disk`: they cannot be read now.
+/// `Hopeless`: its files do not say it, and never will. `Disk`: they cannot be read now; with `Corrupt` perhaps never.
 pub async fn left_in<D: Disk>(disk: &D, options: &LogOptions) -> Result<Left, RepairError> {
     let survey = repair::survey(disk, options, None).await?;
     Ok(Left { vote: survey.vote(), last: survey.last(), unheard: false })

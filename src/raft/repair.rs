@@ -38,6 +38,10 @@ const FETCH_BYTES: usize = READ_BYTES;
 
 const _: () = assert!(FRAME_ENTRIES_MAX <= FRAME_PARTS_MAX);
 
+/// A survey reads all of the log. While a replica waits for others, it looks anew for at most one part in so many of the time:
+/// what the device could not read may be there again, and more may have gone.
+const SURVEY_PARTS: u64 = 16;
+
 /// Longest wait for an answer.
 const FETCH_WAIT: Duration = Duration::from_secs(5);
 
@@ -48,8 +52,8 @@ pub struct Repair<E: Env> {
     options: LogOptions,
     /// The last entry that it has said to be durable, as far as that is known.
     flushed: Option<LogId>,
-    /// As long as nothing has changed since.
-    survey: Option<Survey>,
+    /// The last one, and until when it will do (`Env::monotonic_us`).
+    survey: Option<(Survey, u64)>,
 }
 
 impl<E: Env> Repair<E> {
@@ -60,18 +64,24 @@ impl<E: Env> Repair<E> {
         Repair { disk, network, options: log_options(options), flushed, survey: None }
     }
 
-    /// Looks for what is missing, once, and gets it from these nodes. The group can be opened when it returns `Ok`.
+    /// Looks for what is missing and gets it from these nodes. The group can be opened when it returns `Ok`.
     ///
     /// # Errors
-    /// `Unfilled`, `Stateless`: trying again may help. `Hopeless`, `Disk`.
+    /// `Unfilled`, `Stateless`, `Disk`: trying again may help. `Hopeless`.
     pub async fn attempt(&mut self, others: &[NodeId]) -> Result<Mended, RepairError> {
         let mut mended = Mended::default();
         loop {
-            let survey = match self.survey.take() {
-                Some(survey) => survey,
-                None => survey(&self.disk, &self.options, self.flushed).await?,
+            let kept = self.survey.take().filter(|(_, until_us)| E::monotonic_us() < *until_us);
+            let is_kept = kept.is_some();
+            let (survey, until_us) = match kept {
+                Some(kept) => kept,
+                None => self.look().await?,
             };
             let result = self.mend(others, &survey, &mut mended).await;
+            if is_kept && matches!(result, Err(RepairError::Disk(_))) {
+                // It is not any more as it was when it was looked at.
+                continue;
+            }
             if let Err(RepairError::Unfilled { gap, .. }) = &result
                 && let Some(node) = self.begin_behind(gap, others, &survey).await?
             {
@@ -81,10 +91,19 @@ impl<E: Env> Repair<E> {
             }
             let waits = matches!(result, Err(RepairError::Unfilled { .. } | RepairError::Stateless { .. }));
             if waits && mended.segments == 0 {
-                self.survey = Some(survey);
+                self.survey = Some((survey, until_us));
             }
             return result.map(|()| mended);
         }
+    }
+
+    /// A survey, and until when it will do.
+    async fn look(&self) -> Result<(Survey, u64), RepairError> {
+        let begun_us = E::monotonic_us();
+        let survey = survey(&self.disk, &self.options, self.flushed).await?;
+        let now_us = E::monotonic_us();
+        let rest_us = now_us.saturating_sub(begun_us).saturating_mul(SURVEY_PARTS - 1);
+        Ok((survey, now_us.saturating_add(rest_us)))
     }
 
     async fn mend(&self, others: &[NodeId], survey: &Survey, mended: &mut Mended) -> Result<(), RepairError> {

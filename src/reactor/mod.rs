@@ -44,7 +44,7 @@ use crate::{
     env::{self, Disk, Env, channel, domain},
     ids::{NodeId, Offset, ReactorNumber, ShardUid, is_most},
     limits,
-    log::{LogOptions, TailBudget, repair::RepairError},
+    log::{LogError, LogOptions, TailBudget, repair::RepairError},
     peer::Peers,
     raft::left::{UNKNOWN, leave, left_in},
     reactor::{
@@ -485,7 +485,9 @@ impl<E: Env> Reactor<E> {
             Some(shard) => shard.left(),
             None => match left_in(&self.disk, &options).await {
                 Ok(left) => left,
-                Err(RepairError::Disk(error)) => return Err(error.to_string()),
+                Err(RepairError::Disk(error)) if !matches!(error, LogError::Corrupt { .. }) => {
+                    return Err(error.to_string());
+                }
                 Err(cause) => {
                     tracing::warn!(shard_uid = uid.0, %cause, "a replica is removed that does not say how it voted");
                     UNKNOWN

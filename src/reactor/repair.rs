@@ -42,6 +42,10 @@ pub fn way_out(error: &RepairError, dir: &Path) -> String {
             "{error}; this cannot be mended from other replicas: remove the node, or move its replica of this shard, and let \
              it begin anew elsewhere; or restore the directory from a backup"
         ),
+        RepairError::Disk(error @ LogError::Corrupt { .. }) => format!(
+            "{error}: then remove the node, or move its replica of this shard, and let it begin anew elsewhere; or restore \
+             the directory from a backup"
+        ),
         RepairError::Disk(error) => error.to_string(),
     }
 }
@@ -64,8 +68,8 @@ impl<E: Env> Reactor<E> {
     pub(super) async fn repair(self: Rc<Self>, options: ShardOptions, flushed: Option<LogId>) {
         let uid = options.uid;
         let mut pause = RETRY_MIN;
-        let new = || Repair::new(self.disk.clone(), self.peers().clone(), &options.group(), flushed);
-        let mut repair = new();
+        let mut repair = Repair::new(self.disk.clone(), self.peers().clone(), &options.group(), flushed);
+        let mut said = None;
         while self.is_not_open(uid) && !self.is_closing() {
             let others = self.others(&options);
             let alone = others.as_ref().is_some_and(Vec::is_empty);
@@ -84,21 +88,23 @@ impl<E: Env> Reactor<E> {
                 Ok(mended) => {
                     tracing::warn!(shard_uid = uid.0, ?mended, "what is damaged of a replica was mended");
                     self.count_mended(&mended);
-                    if self.open_again(&options).await || mended == Mended::default() {
-                        // Or there was nothing to mend, and it does not open all the same: its reason is noted.
+                    // What opening finds damaged may have gone bad only now: also when there was nothing to mend.
+                    if self.open_again(&options).await {
                         return;
                     }
-                    repair = new();
                 }
                 Err(error) => {
                     let hopeless = matches!(error, RepairError::Hopeless(_));
-                    if alone || hopeless {
-                        let cause = way_out(&error, &options.dir);
+                    let helpless = alone || hopeless || matches!(error, RepairError::Disk(LogError::Corrupt { .. }));
+                    let cause = if helpless { way_out(&error, &options.dir) } else { error.to_string() };
+                    if helpless && said.as_ref() != Some(&cause) {
                         tracing::error!(shard_uid = uid.0, %cause, "a damaged replica cannot be mended from others");
-                        self.note_damage(&options, cause);
+                        said = Some(cause.clone());
+                    }
+                    self.note_damage(&options, cause);
+                    if alone || hopeless {
                         return;
                     }
-                    self.note_damage(&options, error.to_string());
                 }
             }
             env::sleep::<E>(pause).await;

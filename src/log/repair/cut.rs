@@ -31,7 +31,7 @@ pub struct Cut {
 /// that ends with `.damaged`. When it fails half-way, it can be called again after another `survey`.
 ///
 /// # Errors
-/// `Disk`; `Hopeless` when what was whole a moment ago is not.
+/// `Disk`, also when what was whole in the survey is not any more.
 pub async fn cut<D: Disk>(disk: &D, options: &LogOptions, survey: &Survey) -> Result<Option<Cut>, RepairError> {
     let Some(end) = survey.gaps().next().map(|gap| gap.before) else { return Ok(None) };
     let has_gap = |part: &Part| part.pieces.iter().any(|piece| matches!(piece, Piece::Gap(_)));

@@ -47,7 +47,8 @@ pub struct Sent {
 /// not, as far as there was anything here: that was never committed.
 ///
 /// # Errors
-/// `Unfilled`, `Disk`; `Hopeless` when what was whole a moment ago is not.
+/// `Unfilled`; `Disk`, also when what was whole in the survey is not any more: another one finds it. `Hopeless` when what is
+/// missing does not fit.
 pub async fn mend<D: Disk>(
     disk: &D,
     options: &LogOptions,
@@ -135,12 +136,13 @@ pub(super) async fn copy<D: Disk>(
 ) -> Result<(), RepairError> {
     let Piece::Run { path, sequence, position, bytes, limit, .. } = run else { return Ok(()) };
     let failed = |action| move |error: std::io::Error| RepairError::Disk(io_error(path, action, &error));
+    // It was whole when it was looked at: another survey finds what has become of it.
+    let changed = |what: &str| failed("read")(std::io::Error::other(what));
     let file = disk.open(path, OpenMode::Read).await.map_err(failed("opened"))?;
     let end = position + bytes;
     let mut scan = Scan::new(&file, end, shard, *sequence, writer.point());
     scan.position = *position;
     while scan.position < end && writer.point().next < *limit {
-        let at = scan.position;
         let block = scan.bytes(BLOCK_BYTES).await.map_err(failed("read"))?;
         let header = EntryHeader::parse(&block);
         if let Ok(header) = header
@@ -153,14 +155,9 @@ pub(super) async fn copy<D: Disk>(
         scan.point = writer.point();
         match scan.next().await.map_err(failed("read"))? {
             Found::Entry(entry) => writer.add(&entry).await?,
-            Found::Bad(what) => return Err(RepairError::hopeless(path.clone(), at, what)),
-            // Another survey will find it.
-            Found::Unreadable => {
-                return Err(RepairError::Disk(io_error(path, "read", &std::io::Error::other(UNREADABLE))));
-            }
-            Found::Footer | Found::End => {
-                return Err(RepairError::hopeless(path.clone(), at, "it has become shorter".into()));
-            }
+            Found::Bad(what) => return Err(changed(&what)),
+            Found::Unreadable => return Err(changed(UNREADABLE)),
+            Found::Footer | Found::End => return Err(changed("it has become shorter")),
         }
     }
     Ok(())

@@ -19,7 +19,8 @@
 //! exists, and a mended replica comes back with exactly what it had: it acknowledged nothing that it does not hold.
 //!
 //! **What is never mended:** a hard state without a whole slot. The vote in it is lost, and whoever forgets a vote can give it
-//! twice. Nor what nobody can prove: then the replica stays closed, and says so.
+//! twice. (While the device cannot read one of its slots, that may pass.) Nor what nobody can prove: then the replica stays
+//! closed, and says so.
 //!
 //! **A crash while mending** leaves the damaged file, or the whole one: a new file gets its name when it is durable, and files
 //! whose entries went into it are removed after that. Its temporary name is one that recovery removes.
@@ -138,7 +139,7 @@ pub enum RepairError {
         /// What each of those who were asked said.
         reasons: String,
     },
-    /// The own disk's.
+    /// The own disk's: trying again may help, with another survey. `Corrupt` is a hard state that the device cannot read.
     #[error("{0}")]
     Disk(LogError),
 }

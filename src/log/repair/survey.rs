@@ -75,7 +75,13 @@ pub(super) async fn hard_state<D: Disk>(disk: &D, options: &LogOptions) -> Resul
         }
         Err(error) => return Err(RepairError::Disk(io_error(&path, "read", &error))),
     };
-    let slot = newest_slot(&content, &path, Some(options.shard)).map_err(RepairError::Hopeless)?;
+    let slot = newest_slot(&content, &path, Some(options.shard)).map_err(|error| match error {
+        LogError::Corrupt { file, .. } if content.chunks(BLOCK_BYTES).any(unreadable::is_filler) => {
+            let what = "the device cannot read it; if that stays so, the vote in it is lost".into();
+            RepairError::Disk(LogError::Corrupt { file, position: 0, what })
+        }
+        lost => RepairError::Hopeless(lost),
+    })?;
     let foreign = |what: String| RepairError::Hopeless(LogError::Foreign { file: path.clone(), what });
     if slot.shard != options.shard {
         return Err(foreign(format!("it belongs to shard {}, not to shard {}", slot.shard, options.shard)));

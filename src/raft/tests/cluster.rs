@@ -164,15 +164,20 @@ impl Cluster {
 
     /// Mends what is damaged on a crashed node's disk from these others, without opening it.
     pub(super) async fn mend(&self, id: u64, others: &[NodeId]) -> Result<Mended, RepairError> {
+        let (mut repair, peers) = self.repair(id);
+        let mended = guard("a repair", repair.attempt(others)).await;
+        peers.close().await;
+        mended
+    }
+
+    /// What mends a crashed node's disk, and its connections, which are to be closed.
+    pub(super) fn repair(&self, id: u64) -> (Repair<TestEnv>, Peers<TestEnv>) {
         let net = self.network.endpoint(NodeId(id), &format!("n{id}"), 7_000);
         let (book, liveness) = (self.book.clone(), Arc::new(Liveness::default()));
         let budget = TailBudget::new(1 << 20).memory().clone();
         let peers: Peers<TestEnv> = Peers::new(NodeId(id), ReactorNumber(0), net, book, liveness, budget);
         let options = GroupOptions { node: NodeId(id), ..options() };
-        let mut repair = Repair::new(self.disk(id).clone(), peers.clone(), &options, None);
-        let mended = guard("a repair", repair.attempt(others)).await;
-        peers.close().await;
-        mended
+        (Repair::new(self.disk(id).clone(), peers.clone(), &options, None), peers)
     }
 
     /// All other nodes take this one for dead, or alive.

@@ -7,8 +7,9 @@ use crate::{
     budget::Use,
     env::runtime::block_on,
     limits::UNFLUSHED_BYTES_MAX,
-    log::repair::RepairError,
-    sim::{Fault, Operation},
+    log::repair::{Mended, RepairError},
+    raft::repair::Repair,
+    sim::{DiskFault, Fault, Operation, PlantedFault},
 };
 
 fn broken(operation: Operation) -> Fault {
@@ -267,6 +268,68 @@ fn purged_elsewhere() {
             cluster.end().await;
         });
     }
+}
+
+/// What changes while a replica waits for the others is found, for better or worse: an entry more goes bad; the device cannot
+/// read anything for a while, or the hard state, which then is not lost.
+#[test]
+fn changes_while_it_waits() {
+    block_on(async {
+        let mut cluster = Cluster::founded(9, &[1, 2, 3]).await;
+        let leader = cluster.leader().await;
+        for _ in 0..12 {
+            cluster.produce(&[leader], 1, 10).await;
+        }
+        cluster.agree(&[1, 2, 3]).await;
+        let victim = cluster.followers(leader)[0];
+        let others: Vec<_> = [1, 2, 3].into_iter().filter(|id| *id != victim).map(NodeId).collect();
+        let log = cluster.group(victim).log().clone();
+        until("all is durable", || (log.flushed() == log.last()).then_some(())).await;
+        cluster.crash(victim);
+        let disk = cluster.disk(victim).clone();
+        let unreadable = |path: &str| PlantedFault {
+            fault: DiskFault::ErrorRead,
+            path_contains: path.into(),
+            chance_ppm: 1_000_000,
+            times: u64::MAX,
+        };
+
+        let (mut repair, peers) = cluster.repair(victim);
+        disk.plant_fault(unreadable(".store"));
+        let error = repair.attempt(&[]).await.unwrap_err();
+        assert!(matches!(&error, RepairError::Unfilled { .. }), "{error}");
+        disk.heal();
+        assert_eq!(mended_in_time(&mut repair, &[]).await, Mended::default());
+        disk.plant_fault(unreadable("hard_state"));
+        let error = repair.attempt(&others).await.unwrap_err();
+        assert!(matches!(&error, RepairError::Disk(LogError::Corrupt { .. })), "{error}");
+        disk.heal();
+        assert_eq!(mended_in_time(&mut repair, &[]).await, Mended::default());
+
+        damage_entry(&disk, Index(4));
+        let error = repair.attempt(&[]).await.unwrap_err();
+        assert!(matches!(&error, RepairError::Unfilled { .. }), "{error}");
+        damage_entry(&disk, Index(7));
+        assert_eq!(mended_in_time(&mut repair, &others).await.segments, 1);
+        peers.close().await;
+        cluster.start(victim, None).await;
+        cluster.agree(&[1, 2, 3]).await;
+        cluster.end().await;
+    });
+}
+
+/// Tries again as long as that may help.
+async fn mended_in_time(repair: &mut Repair<TestEnv>, others: &[NodeId]) -> Mended {
+    let trying = async {
+        loop {
+            match repair.attempt(others).await {
+                Ok(mended) => return mended,
+                Err(RepairError::Hopeless(error)) => panic!("{error}"),
+                Err(_) => env::sleep::<TestEnv>(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    guard("a repair", trying).await
 }
 
 /// Flips a bit of an entry's header, wherever it is.

@@ -7,7 +7,7 @@ use crate::{
     format::state_files::{HardState, HardStateSlot},
     limits::BLOCK_BYTES,
     reactor::ReactorError,
-    sim::{Fault, Operation},
+    sim::{DiskFault, Fault, Operation, PlantedFault},
 };
 
 const STORE: &str = "/data/shards/1/00000000000000000000.store";
@@ -114,6 +114,37 @@ fn unreadable_blocks() {
             restart(&mut worlds, place, disk).await.unwrap();
             agree(&worlds, 20).await;
         }
+    });
+}
+
+/// The device does not read when a replica is opened, reads when it is looked at, and does not when it is opened again: nothing
+/// is found to be mended, and it is tried again all the same.
+#[test]
+fn unreadable_now_and_then() {
+    block_on(async {
+        let mut worlds = three(20).await;
+        let disk = crash(&worlds, 1).with_latency(1);
+        let unreadable = PlantedFault {
+            fault: DiskFault::ErrorRead,
+            path_contains: ".store".into(),
+            chance_ppm: 1_000_000,
+            times: u64::MAX,
+        };
+        disk.plant_fault(unreadable.clone());
+        restart(&mut worlds, 1, disk.clone()).await.unwrap_err();
+        disk.heal();
+        let syncs = disk.count(Operation::SyncDir);
+        let looked = async {
+            while disk.count(Operation::SyncDir) == syncs {
+                env::yield_now().await;
+            }
+        };
+        within("a look", looked).await;
+        disk.plant_fault(unreadable);
+        env::sleep::<TestEnv>(Duration::from_millis(200)).await;
+        assert!(!is_open(&worlds[1]), "it was opened before the device failed again");
+        disk.heal();
+        agree(&worlds, 20).await;
     });
 }
 
@@ -247,6 +278,30 @@ fn the_only_copy() {
         ] {
             assert!(cause.contains(words), "{cause}");
         }
+    });
+}
+
+/// One whose votes the device cannot read is closed as long as that is so, and says what can be done if it stays so. When it is
+/// removed, what it leaves is that nothing is known of them.
+#[test]
+fn unreadable_votes() {
+    block_on(async {
+        let mut worlds = three(5).await;
+        let disk = crash(&worlds, 1);
+        (0..2).for_each(|slot| disk.lose_block("/data/shards/1/hard_state", (slot * BLOCK_BYTES) as u64));
+        restart(&mut worlds, 1, disk).await.unwrap_err();
+        let World { disk, reactor, .. } = &worlds[1];
+        let says_it = || match reactor.shard(UID) {
+            Err(ReactorError::NotOpen { cause, .. }) => {
+                cause.contains("the device cannot read it") && cause.contains("move its replica of this shard")
+            }
+            _ => false,
+        };
+        until("it has looked", says_it).await;
+        within("a removal", reactor.remove(vec![UID])).await;
+        assert!(!disk.paths().contains(&STORE.into()));
+        let slot = HardStateSlot::parse(&disk.content("/data/shards/1.left")).unwrap();
+        assert_eq!((slot.sequence, slot.state), (1, HardState::default()));
     });
 }
 
