@@ -1,13 +1,14 @@
 //! Replicas that are damaged: closed, mended from the others' copies, opened again.
 //!
 //! - One that does not open because of damage is tried again and again until the others have given what it lacks. Meanwhile
-//!   it has no group: it neither votes nor answers, and its calls go to the other replicas.
+//!   it has no group: it neither votes nor answers, and its calls go to the other replicas. So is the only copy, for which the
+//!   reason says what would be lost, and the command that a person may choose: a device may come to itself, and a node whose
+//!   catalog is old hears of other replicas.
 //! - One in which a read finds damage is closed and goes the same way, if there are other replicas. The only copy stays open:
 //!   what is whole of it is served.
-//! - Without other replicas, and where nothing can help (`RepairError::Hopeless`), the reason says what would be lost, and the
-//!   command that a person may choose.
+//! - Where nothing can help (`RepairError::Hopeless`) it stays closed, and the reason says what a person may do.
 
-use std::{path::Path, rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{collections::BTreeSet, path::Path, rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use super::{Reactor, Slot, control, inbound};
 use crate::{
@@ -51,12 +52,15 @@ pub fn way_out(error: &RepairError, dir: &Path) -> String {
 }
 
 impl<E: Env> Reactor<E> {
-    /// The other nodes that hold a replica, or are to hold one; by the catalog, or as long as that is not known, those that
-    /// have begun the group.
+    /// The other nodes that hold a replica, are to hold one, or keep one of a target that was given up; by the catalog, or as
+    /// long as that is not known, those that have begun the group.
     fn others(&self, options: &ShardOptions) -> Option<Vec<NodeId>> {
-        let holders = self.holders(options.uid).map(|holders| holders.nodes);
+        let placed = self.node.topics.shard(options.uid);
+        let replicas = placed.as_ref().and_then(|(topic, number)| topic.view.replicas.get(*number as usize));
+        let holders = replicas.map(|replicas| replicas.holders().collect::<Vec<_>>());
         let nodes = holders.or_else(|| options.founders.as_ref().map(|founders| founders.iter().copied().collect()))?;
-        Some(nodes.into_iter().filter(|node| *node != options.node).collect())
+        let mut asked = BTreeSet::from([options.node]);
+        Some(nodes.into_iter().filter(|node| asked.insert(*node)).collect())
     }
 
     fn is_not_open(&self, uid: ShardUid) -> bool {
@@ -102,7 +106,7 @@ impl<E: Env> Reactor<E> {
                         said = Some(cause.clone());
                     }
                     self.note_damage(&options, cause);
-                    if alone || hopeless {
+                    if hopeless {
                         return;
                     }
                 }

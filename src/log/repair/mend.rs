@@ -113,6 +113,14 @@ async fn rebuild<D: Disk>(
     fetch: &impl AsyncFn(NodeId, Index, Index) -> Result<Sent, String>,
     mended: &mut Mended,
 ) -> Result<(), RepairError> {
+    let gap = part.pieces.iter().find_map(|piece| match piece {
+        Piece::Gap(gap) => Some(gap),
+        Piece::Run { .. } => None,
+    });
+    if let Some(gap) = gap.filter(|_| sources.is_empty()) {
+        // Or the only copy would write what it has anew at each try.
+        return Err(unfilled(gap, &[]));
+    }
     let mut writer = Writer::begin(disk, &part.path, &part.header).await?;
     for piece in &part.pieces {
         match piece {
@@ -180,8 +188,12 @@ async fn fill<F: File>(
             Err(what) => reasons.push(format!("node {source}: {what}")),
         }
     }
+    Err(unfilled(gap, &reasons))
+}
+
+fn unfilled(gap: &Gap, reasons: &[String]) -> RepairError {
     let reasons = if reasons.is_empty() { "there is none".to_owned() } else { reasons.join("; ") };
-    Err(RepairError::Unfilled { gap: gap.clone().into(), reasons })
+    RepairError::Unfilled { gap: gap.clone().into(), reasons }
 }
 
 async fn fill_from<F: File>(

@@ -93,12 +93,17 @@ impl World {
 
     /// Publishes the topic with replicas on these nodes.
     fn place(&self, holders: &[u64], target: &[u64]) {
+        self.publish(Replicas { nodes: nodes(holders), target: nodes(target), ..Default::default() });
+    }
+
+    /// Publishes the topic with these replicas.
+    fn publish(&self, replicas: Replicas) {
         let view = TopicView {
             name: "t".into(),
             id: TopicId(0),
             shards: vec![UID],
-            replication_factor: holders.len() as u32,
-            replicas: vec![Replicas { nodes: nodes(holders), target: nodes(target), ..Default::default() }],
+            replication_factor: replicas.nodes.len() as u32,
+            replicas: vec![replicas],
             retention_bytes_max: 0,
             retention_age_ms_max: 0,
             segment_bytes: 0,

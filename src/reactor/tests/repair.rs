@@ -40,12 +40,22 @@ fn crash(worlds: &[World], place: usize) -> SimDisk {
 
 /// It comes back; its replica is opened, if it can be.
 async fn restart(worlds: &mut [World], place: usize, disk: SimDisk) -> Result<(), ReactorError> {
+    restart_knowing(worlds, place, disk, &[1, 2, 3]).await
+}
+
+/// The same with a catalog that says that these nodes have a replica, and have begun the group.
+async fn restart_knowing(
+    worlds: &mut [World],
+    place: usize,
+    disk: SimDisk,
+    holders: &[u64],
+) -> Result<(), ReactorError> {
     let id = worlds[place].id;
-    worlds[place] = World::start(&worlds[place].network.clone(), id, disk, 3, &[1, 2, 3]);
+    worlds[place] = World::start(&worlds[place].network.clone(), id, disk, 3, holders);
     for world in worlds.iter() {
         (1..=3).for_each(|node| world.node.liveness.note(NodeId(node), true));
     }
-    worlds[place].try_open(&[1, 2, 3]).await
+    worlds[place].try_open(holders).await
 }
 
 fn flip(disk: &SimDisk, block: usize) {
@@ -95,6 +105,31 @@ fn one_of_three() {
             agree(&worlds, 20).await;
             let acked = within("an ack", worlds[place].reactor.produce(UID, produce("20"))).await.unwrap();
             assert_eq!(acked.base_offset, Offset(20));
+        }
+    });
+}
+
+/// A node whose catalog is old takes its replica for the only one: it names the way out, and asks the others all the same as soon as
+/// it hears of them, also those that have one only because they were to have one.
+#[test]
+fn an_old_catalog() {
+    block_on(async {
+        for are_former in [false, true] {
+            let mut worlds = three(20).await;
+            let disk = crash(&worlds, 0);
+            flip(&disk, 8);
+            restart_knowing(&mut worlds, 0, disk, &[1]).await.unwrap_err();
+            let says_way_out = |world: &World| match world.reactor.shard(UID) {
+                Err(ReactorError::NotOpen { cause, .. }) => cause.contains("ringlog repair"),
+                _ => false,
+            };
+            until("it has looked", || says_way_out(&worlds[0])).await;
+            if are_former {
+                worlds[0].publish(Replicas { nodes: nodes(&[1]), former: nodes(&[2, 3]), ..Default::default() });
+                until("it is mended", || is_open(&worlds[0])).await;
+            }
+            worlds[0].place(&[1, 2, 3], &[]);
+            agree(&worlds, 20).await;
         }
     });
 }
