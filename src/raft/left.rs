@@ -13,9 +13,11 @@
 //! when the one before is committed), so that no membership of old is in force in it any more. That this was heard is durable
 //! before anything of that leader is taken.
 //!
-//! `<data>/shards/<uid>.left` is one slot of a hard state, in which `committed` is the last entry, or the entry that was heard
-//! of; `sequence` is 1 as long as none was, else 0. (What wrote it before there was this distinction wrote 0, and does not look at
-//! it.)
+//! `<data>/shards/<uid>.left` is a slot of a hard state, twice, in which `committed` is the last entry, or the entry that was
+//! heard of; `sequence` is 1 as long as none was, else 0. (What wrote it before there was this distinction wrote 0, and does not
+//! look at it; and what wrote it only once reads the first.) Damage to one of the two changes nothing, and is mended when the
+//! group is opened: a replica that has long had what it owed would take no part in elections, and where it is the only voter,
+//! or one of two, nobody would ever lead.
 
 use std::{
     cell::Cell,
@@ -27,6 +29,7 @@ use crate::{
     env::Disk,
     format::state_files::{HardState, HardStateSlot, Vote},
     ids::{LogId, NodeId, ShardUid},
+    limits::BLOCK_BYTES,
     log::{
         LogError, LogOptions, LogPoint, io_error,
         repair::{self, RepairError},
@@ -109,7 +112,7 @@ impl<D: Disk> Owing<D> {
     /// `Io`, `Full`: nothing of that leader may be taken.
     pub async fn hear(&self, committed: LogId) -> Result<(), LogError> {
         let Owed::Unheard(last) = self.owed.get() else { return Ok(()) };
-        let before = read(&self.disk, &self.options).await?.unwrap_or_default();
+        let before = read(&self.disk, &self.options).await?.map(|kept| kept.left).unwrap_or_default();
         let last = Some(committed).max(last);
         write(&self.disk, &self.options, Left { last, unheard: false, ..before }).await?;
         // Another leader's stream may have been faster: what it said will do.
@@ -154,7 +157,7 @@ pub async fn left_in<D: Disk>(disk: &D, options: &LogOptions) -> Result<Left, Re
 /// # Errors
 /// `Io`, `Full`.
 pub async fn leave<D: Disk>(disk: &D, options: &LogOptions, left: Left) -> Result<(), LogError> {
-    let before = read(disk, options).await?.unwrap_or_default();
+    let before = read(disk, options).await?.map(|kept| kept.left).unwrap_or_default();
     let rank = |vote: Option<Vote>| vote.map(|vote| (vote.term, vote.committed));
     let vote = if rank(before.vote) > rank(left.vote) { before.vote } else { left.vote };
     let left = Left { vote, last: left.last.max(before.last), unheard: left.unheard || before.unheard };
@@ -162,8 +165,15 @@ pub async fn leave<D: Disk>(disk: &D, options: &LogOptions, left: Left) -> Resul
 }
 
 async fn take_up<D: Disk>(disk: &D, options: &LogOptions, node: NodeId, founds: bool) -> Result<Owed, LogError> {
-    let before = read(disk, options).await?;
+    let kept = read(disk, options).await?;
+    let before = kept.map(|kept| kept.left);
     if !is_new(disk, options).await? {
+        if let Some(Kept { left, is_whole: false }) = kept
+            && let Err(error) = write(disk, options, left).await
+        {
+            // As much is known as before.
+            tracing::warn!(%error, "the damaged copy of what a replica owes stays");
+        }
         return Ok(before.map_or(Owed::Nothing, Left::owed));
     }
     if before.is_none() && founds {
@@ -200,33 +210,46 @@ async fn is_new<D: Disk>(disk: &D, options: &LogOptions) -> Result<bool, LogErro
     }
 }
 
+/// What a file says.
+#[derive(Clone, Copy)]
+struct Kept {
+    left: Left,
+    /// Twice.
+    is_whole: bool,
+}
+
 /// What an earlier replica left. What one in another data directory left is nothing. A file that does not say it any more is
 /// that of a replica of which nothing is known.
-async fn read<D: Disk>(disk: &D, options: &LogOptions) -> Result<Option<Left>, LogError> {
+async fn read<D: Disk>(disk: &D, options: &LogOptions) -> Result<Option<Kept>, LogError> {
     let path = left_path(&options.dir);
     let content = match unreadable::read_file(disk, &path).await {
         Ok(content) => content,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io_error(&path, "read", &error)),
     };
-    let what = match HardStateSlot::parse(&content) {
-        Ok(slot) if slot.shard == options.shard => {
-            let ours = options.owner == 0 || slot.owner == options.owner;
-            let HardState { vote, committed: last } = slot.state;
-            return Ok(ours.then_some(Left { vote, last, unheard: slot.sequence == 1 }));
-        }
-        Ok(slot) => format!("it is of shard {}", slot.shard),
-        Err(error) => error.to_string(),
+    let slots: Vec<_> = content.chunks(BLOCK_BYTES).map(HardStateSlot::parse).collect();
+    let of_shard: Vec<_> = slots.iter().flatten().filter(|slot| slot.shard == options.shard).collect();
+    let Some(slot) = of_shard.first() else {
+        let what = match slots.first() {
+            Some(Ok(slot)) => format!("it is of shard {}", slot.shard),
+            Some(Err(error)) => error.to_string(),
+            None => "it is empty".to_owned(),
+        };
+        let shard_uid = options.shard.0;
+        tracing::warn!(path = %path.display(), shard_uid, what, "how the replica that was here before voted is lost");
+        return Ok(Some(Kept { left: UNKNOWN, is_whole: true }));
     };
-    let shard_uid = options.shard.0;
-    tracing::warn!(path = %path.display(), shard_uid, what, "how the replica that was here before voted is lost");
-    Ok(Some(UNKNOWN))
+    let is_ours = options.owner == 0 || slot.owner == options.owner;
+    let HardState { vote, committed: last } = slot.state;
+    let left = Left { vote, last, unheard: slot.sequence == 1 };
+    Ok(is_ours.then_some(Kept { left, is_whole: of_shard.len() == 2 }))
 }
 
 async fn write<D: Disk>(disk: &D, options: &LogOptions, left: Left) -> Result<(), LogError> {
     let path = left_path(&options.dir);
     let state = HardState { vote: left.vote, committed: left.last };
-    let written = disk.write_file(&path, slot(options, state, u64::from(left.unheard)).encode()).await;
+    let slot = slot(options, state, u64::from(left.unheard)).encode();
+    let written = disk.write_file(&path, [slot.clone(), slot].concat().into()).await;
     written.map_err(|error| io_error(&path, "written", &error))
 }
 
