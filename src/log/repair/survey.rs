@@ -48,8 +48,11 @@ pub async fn survey<D: Disk>(disk: &D, options: &LogOptions, flushed: Option<Log
         checkpoint_end,
         point: hard.start,
         chain_known: true,
-        durable_end: durable_end(&hard, &files, &contents).max(flushed.map_or(Index(0), |last| last.index.next())),
+        durable_end: durable_end(&hard, &files, &contents)
+            .max(checkpoint_end)
+            .max(flushed.map_or(Index(0), |last| last.index.next())),
         last_known: hard.durable().max(flushed),
+        was_open: flushed.is_some(),
         hard,
         parts: Vec::new(),
         leftovers: useless,
@@ -57,7 +60,7 @@ pub async fn survey<D: Disk>(disk: &D, options: &LogOptions, flushed: Option<Log
         place: (options.dir.clone(), 0),
     };
     for (number, (file, content)) in files.iter().zip(contents).enumerate() {
-        if !building.file(file, content.items, number + 1 == files.len())? {
+        if !building.file(file, content, number + 1 == files.len())? {
             // Behind this nothing was ever durable.
             break;
         }
@@ -218,6 +221,8 @@ pub(super) struct Content {
     /// Behind the last whole entry one is lost, as recovery sees it: all below this may have been durable. One entry at least, and
     /// one for each block that cannot be read.
     lost_end: Index,
+    /// Blocks that cannot be read before the first of its items.
+    unreadable: u64,
 }
 
 /// A piece of it.
@@ -277,9 +282,8 @@ pub(super) async fn content<D: Disk>(disk: &D, file: &SegmentFile, shard: ShardU
                 found.items.push(Item::Footer(end));
                 break;
             }
-            if let Some(end) = lost_end.as_mut().filter(|_| unreadable::is_filler(&block)) {
-                *end = end.next();
-                found.lost_end = found.lost_end.max(*end);
+            if unreadable::is_filler(&block) {
+                found.unreadable_block(&mut lost_end);
             }
             scan.position += BLOCK;
             continue;
@@ -307,6 +311,15 @@ pub(super) async fn content<D: Disk>(disk: &D, file: &SegmentFile, shard: ShardU
 }
 
 impl Content {
+    /// Counts a block that cannot be read: before the first entry, or behind the last one, where it moves `lost_end`.
+    fn unreadable_block(&mut self, lost_end: &mut Option<Index>) {
+        self.unreadable += u64::from(self.items.is_empty());
+        if let Some(end) = lost_end {
+            *end = end.next();
+            self.lost_end = self.lost_end.max(*end);
+        }
+    }
+
     /// Adds a whole entry, to the last run or as the first of the next one.
     fn entry(&mut self, goes_on: bool, position: u64, header: EntryHeader) {
         let padded = header.padded_bytes() as u64;
@@ -370,6 +383,8 @@ struct Building<'a> {
     durable_end: Index,
     /// The last entry that is known to have been durable, by the hard state or by who had the log open.
     last_known: Option<LogId>,
+    /// Until now: nothing was durable behind `last_known`.
+    was_open: bool,
     /// Where the log stands behind the last piece.
     point: LogPoint,
     /// `point.chain` is right: it is not that of an entry that is missing.
@@ -384,14 +399,16 @@ struct Building<'a> {
 
 impl Building<'_> {
     /// Adds a file; false if nothing that was durable is behind it.
-    fn file(&mut self, file: &SegmentFile, items: Vec<Item>, is_last: bool) -> Result<bool, RepairError> {
+    fn file(&mut self, file: &SegmentFile, content: Content, is_last: bool) -> Result<bool, RepairError> {
+        let Content { items, unreadable, .. } = content;
         match &file.header {
             Some(header) => self.begin(file, header)?,
             None => self.headless(file, items.is_empty() && !is_last),
         }
-        // A segment is named after its first entry is durable; of one with a header that is known already.
+        // A segment is named after its first entry is durable; of one with a header that is known already. Each block that cannot
+        // be read may have been an entry, as behind the last one that is whole (`Content::lost_end`).
         if is_last && file.named && items.is_empty() {
-            self.durable_end = self.durable_end.max(self.point.next.next());
+            self.durable_end = self.durable_end.max(Index(self.point.next.0 + unreadable.max(1)));
         }
         for item in items {
             if !self.item(file, item)? {
@@ -547,14 +564,14 @@ impl Building<'_> {
         true
     }
 
-    /// What is known of the end.
+    /// What is known of the end, where nothing says that more was durable behind it.
     fn known_end(&self) -> Option<(Index, After)> {
-        let last = self.last_known?;
+        let last = self.last_known.filter(|last| self.was_open || last.index.next() >= self.durable_end)?;
         (last.index >= self.point.next).then(|| (last.index.next(), After::Last(last)))
     }
 
     fn finish(mut self) -> Survey {
-        // Of what the device cannot read, and of a segment's only entry, nothing says what it was.
+        // Of what the device cannot read, of a segment's only entry, and of what a checkpoint has, nothing says what it was.
         let unknown = || (self.durable_end > self.point.next).then_some((self.durable_end, After::Nothing));
         if let Some((end, after)) = self.known_end().or_else(unknown) {
             if self.parts.is_empty() {

@@ -193,6 +193,38 @@ fn several_entries_at_the_end() {
     });
 }
 
+/// The same where the hard state, or the segment's header, says less: of a segment that is unreadable altogether, too, so many
+/// entries are asked for as may have been in it.
+#[test]
+fn a_last_segment_that_says_nothing() {
+    block_on(async {
+        for (marked, all) in [(4, false), (3, true), (4, true)] {
+            let disk = SimDisk::new();
+            let log = open(&disk).await;
+            for number in 0..6 {
+                append_one(&log, 1, 1_000).await;
+                if number == marked {
+                    let state = HardState { vote: None, committed: log.last() };
+                    log.save_hard_state(state).await.unwrap();
+                }
+            }
+            let disk = power_fails(&disk, 7).await;
+            let others = copy(&disk);
+            let name = stores(&disk).pop().unwrap();
+            let blocks = disk.content(path(&name)).len() / BLOCK_BYTES;
+            let (lost, end) = if all { (0..blocks, Index(blocks as u64 - 1)) } else { (5..7, Index(6)) };
+            lost.for_each(|block| disk.lose_block(path(&name), (block * BLOCK_BYTES) as u64));
+            let result = repair_from(&disk, &[&others], None, Index(marked + 1)).await;
+            assert!(matches!(result, Err(RepairError::Unfilled { .. })), "{result:?}");
+            let log = open(&others).await;
+            append_more(&log, end.0).await;
+            log.close().await.unwrap();
+            repair_from(&disk, &[&others], None, end).await.unwrap();
+            same(&entries(&disk).await.unwrap(), &entries(&others).await.unwrap());
+        }
+    });
+}
+
 fn zeroed(content: &[u8], at: usize) -> Vec<u8> {
     let mut content = content.to_vec();
     let end = content.len().min(at + BLOCK_BYTES);
