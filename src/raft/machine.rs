@@ -49,7 +49,7 @@ pub struct Shared<M> {
     pub committed: Cell<Option<LogId>>,
     /// Who has acknowledged what.
     pub majority: Rc<Majority>,
-    /// The snapshot that followers get: the checkpoint at the purge boundary.
+    /// The snapshot that followers get: the checkpoint at the purge boundary, or a newer one; never replaced by an older one.
     snapshot: RefCell<Option<Checkpoint>>,
     /// What the next snapshot is to be: the checkpoint up to which the log will be purged.
     boundary: RefCell<Option<Checkpoint>>,
@@ -596,7 +596,11 @@ impl<E: Env, M: Machine> RaftSnapshotBuilder<TypeConfig<E, M>> for SnapshotBuild
             return Ok(Snapshot { meta: SnapshotMeta::default(), snapshot: Bytes::new() });
         };
         let snapshot = checkpoint.to_snapshot();
-        *self.shared.snapshot.borrow_mut() = Some(checkpoint);
+        let present = &mut *self.shared.snapshot.borrow_mut();
+        // A leader's newer one may have come since this was prepared, and the log begins behind that.
+        if present.as_ref().is_none_or(|present| present.position.applied < checkpoint.position.applied) {
+            *present = Some(checkpoint);
+        }
         Ok(snapshot)
     }
 }

@@ -2,7 +2,7 @@
 
 use futures_util::stream;
 use openraft::{
-    RaftLogReader,
+    RaftLogReader, RaftSnapshotBuilder,
     storage::{IOFlushed, RaftLogStorage, RaftStateMachine},
 };
 
@@ -13,6 +13,34 @@ use crate::env::runtime::block_on;
 async fn entries_of(group: &TestGroup) -> Vec<types::Entry> {
     let mut store = Store::<TestEnv, Tally>::new(group.log().clone(), Shared::new(Tally::default()), Rc::default());
     store.get_log_reader().await.try_get_log_entries(..).await.unwrap()
+}
+
+/// A snapshot that was prepared before a leader's newer one came, and is built after that, does not take its place: the log begins
+/// behind the newer one.
+#[test]
+fn late_snapshot() {
+    let disk = SimDisk::new();
+    block_on(async {
+        let (group, _) = open(&disk).await;
+        lifecycle::fill_segments(&group).await;
+        let log = group.log().clone();
+        let [older, newer] = log.checkpoints()[..2] else { panic!("there are three") };
+        let shared = Shared::new(Tally::default());
+        let mut machine = StateMachine::new(log.clone(), shared.clone(), NodeId(1));
+        assert_eq!(shared.set_boundary(&log, newer).await.unwrap(), Some(newer));
+        let mut builder = machine.try_create_snapshot_builder(false).await.unwrap();
+        let snapshot = RaftSnapshotBuilder::<Config>::build_snapshot(&mut builder).await.unwrap();
+
+        let shared = Shared::new(Tally::default());
+        let mut machine = StateMachine::new(log.clone(), shared.clone(), NodeId(1));
+        assert_eq!(shared.set_boundary(&log, older).await.unwrap(), Some(older));
+        let mut builder = machine.try_create_snapshot_builder(false).await.unwrap();
+        machine.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
+        RaftSnapshotBuilder::<Config>::build_snapshot(&mut builder).await.unwrap();
+        let kept = machine.get_current_snapshot().await.unwrap().unwrap();
+        assert_eq!(kept.meta, snapshot.meta);
+        group.close().await.unwrap();
+    });
 }
 
 /// The follower's log goes on after the checkpoint with the same ids, offsets and hashes, and its state ends up the same.
