@@ -263,6 +263,9 @@ pub const RAFT_APPEND_BYTES_BULK: usize = 1 << 20;
 /// A follower that answers no append request for this long loses its stream; what was on it is sent again.
 pub const RAFT_APPEND_WAIT: Duration = Duration::from_secs(5);
 
+/// Longest wait for a purge that a leader has put off: a follower that does not answer has lost its stream by then.
+pub const PURGE_WAIT: Duration = RAFT_APPEND_WAIT.saturating_add(Duration::from_secs(1));
+
 /// A follower that is behind is sent at least this much in a second while records are produced; see `peer::pace`.
 pub const CATCH_UP_BYTES_PER_S_MIN: u64 = 32 << 20;
 

@@ -233,6 +233,13 @@ impl<M: Machine> Shared<M> {
         Some((checkpoint.position.applied?.index, checkpoint.bytes))
     }
 
+    /// The checkpoint that followers get, and the entry that it follows.
+    pub fn snapshot(&self) -> Option<(Index, Bytes)> {
+        let snapshot = self.snapshot.borrow();
+        let Checkpoint { position, bytes } = snapshot.as_ref()?;
+        Some((position.applied?.index, bytes.clone()))
+    }
+
     fn install<E: Env>(&self, log: &Log<E>, checkpoint: &Checkpoint) -> Result<(), String> {
         let decoded = v1::Checkpoint::decode(checkpoint.bytes.clone()).map_err(|error| error.to_string())?;
         self.machine.borrow_mut().restore(&decoded.machine)?;

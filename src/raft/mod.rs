@@ -9,7 +9,7 @@
 //!
 //! - `types`, `store`, `machine`: openraft over our log
 //! - `network`, `pipeline`, `thrift`, `serve`: between replicas, both sides
-//! - `proposals`, `linearize`, `members`, `transfer`: what can be asked of a group
+//! - `proposals`, `linearize`, `members`, `transfer`, `purge`: what can be asked of a group
 //! - `watch`, `elections`, `timing`: what it does by itself
 //! - `majority`: watches over what is acknowledged; `flush_times`: whose disk is slow
 //! - `repair`: what a damaged replica does before its group is opened
@@ -25,6 +25,7 @@ mod network;
 pub mod offline;
 mod pipeline;
 mod proposals;
+mod purge;
 pub mod repair;
 mod serve;
 mod store;
@@ -531,32 +532,6 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// How often its state was replaced by a snapshot that a leader has sent, since it was opened.
     pub fn snapshots_installed(&self) -> u64 {
         self.inner.shared.installed.get()
-    }
-
-    /// Retention: lets the log forget everything up to the largest checkpoint at or below `index`; returns when it has.
-    ///
-    /// # Errors
-    /// `Stopped`, when the group does so before that.
-    pub async fn purge_to(&self, index: Index) -> Result<(), GroupError> {
-        let Inner { raft, log, shared, state, purging, .. } = &*self.inner;
-        let _one = purging.lock().await;
-        let Some(boundary) = shared.set_boundary(log, index).await.map_err(refused)? else { return Ok(()) };
-        raft.trigger().snapshot().await.map_err(|error| self.stopped(&error.to_string()))?;
-        loop {
-            let changed = shared.changed.notified();
-            if let Some(cause) = self.fault() {
-                return Err(GroupError::Stopped { cause, maybe_written: true });
-            }
-            if log.purged().is_some_and(|purged| purged.index >= boundary) {
-                return Ok(());
-            }
-            if state.closing.get() {
-                return Err(unusable("the group is closing".into()));
-            }
-            // Also when openraft has a newer snapshot than ours and would not purge to it by itself.
-            raft.trigger().purge_log(boundary.0).await.map_err(|error| self.stopped(&error.to_string()))?;
-            changed.await;
-        }
     }
 
     /// The error that stopped this replica, if one did.

@@ -132,7 +132,7 @@ struct Inner<E: Env> {
     held: Cell<bool>,
     /// An entry was proposed, or the shard has closed: the pump looks.
     work: Notify,
-    /// An entry has landed or an operation has ended: `close` looks.
+    /// An entry has landed or an operation has ended: `close` looks. Or it has begun: a purge does.
     idle: Notify,
     /// A segment has filled up, or the shard closes: retention looks.
     rolled: Notify,
@@ -486,6 +486,7 @@ impl<E: Env> Shard<E> {
         if first {
             inner.life.set(Life::Closing);
             inner.rolled.notify_all();
+            inner.idle.notify_all();
         }
         loop {
             let changed = inner.idle.notified();

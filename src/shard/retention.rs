@@ -4,8 +4,9 @@
 //! between leaves files that the next round deletes. Age is looked at even in the segment that is still
 //! written, so that an idle shard's records go in time (its file stays until it is full).
 
-use std::{collections::BTreeMap, rc::Rc, time::Duration};
+use std::{collections::BTreeMap, pin::pin, rc::Rc, time::Duration};
 
+use futures_util::future::{Either, select};
 use openraft::AsyncRuntime;
 
 use super::{
@@ -214,13 +215,27 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// Deletes segments that are wholly below the log start.
+    /// Deletes segments that are wholly below the log start; those that are not deleted yet when the shard closes stay for the next
+    /// round.
     pub(super) async fn purge(self: &Rc<Self>) -> Result<(), ShardError> {
         self.check_life()?;
         let _operation = Operation::begin(self);
-        match purgeable(&self.group.log().segments(), self.log_start()) {
-            Some(index) => Ok(self.group.purge_to(index).await?),
-            None => Ok(()),
+        let Some(index) = purgeable(&self.group.log().segments(), self.log_start()) else { return Ok(()) };
+        // A leader may put it off for a follower's sake: `close` does not wait for that.
+        match select(pin!(self.group.purge_to(index)), pin!(self.closing())).await {
+            Either::Left((purged, _)) => Ok(purged?),
+            Either::Right(((), _)) => Ok(()),
+        }
+    }
+
+    /// Suspends until the shard closes.
+    async fn closing(&self) {
+        loop {
+            let changed = self.idle.notified();
+            if self.life.get() != Life::Serving {
+                return;
+            }
+            changed.await;
         }
     }
 }

@@ -188,6 +188,39 @@ fn catches_up_by_a_snapshot() {
     }
 }
 
+/// A purge that a leader has put off, because a follower is being sent what is to go, is made when it leads no more: whether the call
+/// waits for it, or was cancelled and comes again.
+#[test]
+fn purge_of_a_deposed_leader() {
+    for (waits, seed) in [(true, 15), (false, 16)] {
+        block_on(async {
+            let cluster = Cluster::founded(seed, &[1, 2, 3]).await;
+            let leader = cluster.leader().await;
+            let [behind, next] = cluster.followers(leader)[..] else { panic!("there are two") };
+            cluster.produce(&[leader], 1, 10).await;
+            cluster.agree(&[1, 2, 3]).await;
+            cluster.network.isolate(NodeId(behind));
+            fill(&cluster, leader, 2).await;
+            let group = cluster.group(leader).clone();
+            let boundary = group.log().checkpoints()[0];
+            let mut purging = Box::pin(group.purge_to(boundary));
+            let short = Duration::from_millis(100);
+            let purged = <TestEnv as Env>::Runtime::timeout(short, &mut purging).await;
+            assert!(purged.is_err(), "it is sent what is to go: {purged:?}");
+            if !waits {
+                purging = Box::pin(group.purge_to(boundary));
+            }
+            guard("a transfer", group.transfer(Some(NodeId(next)), Duration::from_secs(10))).await.unwrap();
+            guard("a purge", purging).await.unwrap();
+            assert_eq!(group.log().purged().map(|id| id.index), Some(boundary));
+            cluster.network.heal();
+            cluster.network.expire();
+            cluster.agree(&[1, 2, 3]).await;
+            cluster.end().await;
+        });
+    }
+}
+
 /// A leader that is cut off keeps nothing that it says is not written: what it took without a majority is answered by
 /// what has become of it, and what was acknowledged survives.
 #[test]
