@@ -118,13 +118,14 @@ impl<E: Env> Repair<E> {
 
     /// When one of these nodes has purged what is missing, this log begins there, too, with the checkpoint that the purge was
     /// for; which node. What is purged was committed, and what is behind it stays here, so all that this replica has acknowledged
-    /// is covered. `None`: nobody has purged it, or what is here does not go on there.
+    /// is covered. Of a gap that goes on behind it the rest is got as that of any other. `None`: nobody has purged it, or what is
+    /// here does not go on there.
     async fn begin_behind(&self, gap: &Gap, others: &[NodeId], survey: &Survey) -> Result<Option<NodeId>, RepairError> {
-        let last = Index(gap.end.0.saturating_sub(1));
+        let first = gap.before.next;
         for node in others {
             // No range: none but that of the purge.
-            let Ok((index, content)) = self.fetch_checkpoint(*node, &(last..last)).await else { continue };
-            let place = place_of(&content).ok().filter(|place| place.next == index.next() && index >= last);
+            let Ok((index, content)) = self.fetch_checkpoint(*node, &(first..first)).await else { continue };
+            let place = place_of(&content).ok().filter(|place| place.next == index.next() && index >= first);
             let Some(place) = place else { continue };
             let is_beyond = survey.last().is_none_or(|last| last.index < place.next);
             if is_beyond || self.goes_on_at(&place, survey).await? {
@@ -183,8 +184,10 @@ impl<E: Env> Repair<E> {
             return Ok(last.id == id && last.chain == place.chain);
         }
         // It is damaged here. The one behind it says as much: equal chains are equal logs.
-        let behind = self.header(place.next).await?;
-        Ok(behind.is_some_and(|behind| behind.chain == behind.chain_after(place.chain)))
+        if let Some(behind) = self.header(place.next).await? {
+            return Ok(behind.chain == behind.chain_after(place.chain));
+        }
+        Ok(survey.lacks_what_is_at(place))
     }
 
     /// The header of an entry here, if the entry can be read.
@@ -324,9 +327,11 @@ impl<E: Env, M: Machine> Group<E, M> {
                 entries_answer(entries.map(|entries| Sent { entries, committed_end }), from)
             }
             Some(Asked::Checkpoint(from, end)) => {
-                let newest = Index(end.0.saturating_sub(1));
-                let mut kept = log.load_checkpoint(newest).await.ok().flatten().filter(|kept| kept.0 >= from);
-                // What is before it is needed nowhere any more: who asks may begin there.
+                let mut kept = None;
+                if let Some(newest) = end.0.checked_sub(1).map(Index).filter(|newest| *newest >= from) {
+                    kept = log.load_checkpoint(newest).await.ok().flatten().filter(|kept| kept.0 >= from);
+                }
+                // What is purged is needed nowhere any more: who asks may begin behind it.
                 if let Some(purged) = log.purged().filter(|purged| kept.is_none() && purged.index >= from) {
                     kept = log.load_checkpoint(purged.index).await.ok().flatten().filter(|kept| kept.0 >= from);
                 }

@@ -182,6 +182,16 @@ impl Survey {
         })
     }
 
+    /// Whether nothing here speaks against a log that goes on at this place: the entries on both sides of it are missing, and where
+    /// one of them was is known to have been the same. Else what fills the rest of the gap must lead from there to what is behind.
+    pub fn lacks_what_is_at(&self, place: &LogPoint) -> bool {
+        self.gaps().any(|gap| match &gap.after {
+            _ if gap.before.next == place.next => gap.before.chain == place.chain,
+            After::Point(point) if point.next == place.next => point.chain == place.chain,
+            _ => (gap.before.next..gap.end).contains(&place.next),
+        })
+    }
+
     /// The same log with what others know to be committed in the place of all that is not known to be committed here: as far
     /// as there was anything. For a log that cannot be mended, because those who have what is missing have another history: what
     /// was not committed here was replaced there, damaged or not. `None`: all is committed.

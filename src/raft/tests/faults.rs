@@ -216,10 +216,10 @@ fn needed_checkpoint() {
 }
 
 /// A replica that lacks what the others have purged begins where they do, with what it has behind that, also when it lacks the last
-/// that they have purged; or anew, when it has nothing there. What they have not purged is not given up.
+/// that they have purged, and the first that they have not; or anew, when it has nothing there. What they have not purged is not given up.
 #[test]
 fn purged_elsewhere() {
-    for (is_beyond, lacks_last, seed) in [(false, false, 3), (false, true, 5), (true, false, 4)] {
+    for (is_beyond, lacks, seed) in [(false, 0, 3), (false, 1, 5), (false, 2, 6), (true, 0, 4)] {
         block_on(async {
             let mut cluster = Cluster::founded(seed, &[1, 2, 3]).await;
             let leader = cluster.leader().await;
@@ -253,11 +253,11 @@ fn purged_elsewhere() {
                 cluster.disk(victim).flip_bit(first, 3 * BLOCK_BYTES as u64 + 90, 3);
             }
             guard("a purge", group(other).purge_to(boundary)).await.unwrap();
-            if lacks_last {
-                damage_entry(cluster.disk(victim), boundary);
+            for lacked in boundary.0..boundary.0 + lacks {
+                damage_entry(cluster.disk(victim), Index(lacked));
             }
             let mended = cluster.mend(victim, &nodes).await.unwrap();
-            assert_eq!((mended.checkpoints, mended.entries), (1, 0));
+            assert_eq!((mended.checkpoints, mended.entries), (1, lacks.saturating_sub(1)));
             cluster.start(victim, None).await;
             let log = cluster.group(victim).log().clone();
             assert_eq!(
@@ -313,6 +313,45 @@ fn changes_while_it_waits() {
         assert_eq!(mended_in_time(&mut repair, &others).await.segments, 1);
         peers.close().await;
         cluster.start(victim, None).await;
+        cluster.agree(&[1, 2, 3]).await;
+        cluster.end().await;
+    });
+}
+
+/// What a replica lacks in one piece, and the others have purged up to the middle of that: it begins there, and gets the rest.
+#[test]
+fn purged_within_a_gap() {
+    block_on(async {
+        let mut cluster = Cluster::founded(7, &[1, 2, 3]).await;
+        let leader = cluster.leader().await;
+        let victim = cluster.followers(leader)[0];
+        let others: Vec<_> = [1, 2, 3].into_iter().filter(|id| *id != victim).collect();
+        let nodes: Vec<_> = others.iter().copied().map(NodeId).collect();
+        for _ in 0..2 {
+            for _ in 0..8 {
+                cluster.produce(&[leader], 1, 10).await;
+            }
+            cluster.agree(&[1, 2, 3]).await;
+            for id in [1, 2, 3] {
+                let (log, shared) = (cluster.group(id).log(), &cluster.group(id).inner.shared);
+                until("a flush", || (log.flushed() == log.last()).then_some(())).await;
+                // In the middle of a segment, as at a close.
+                shared.save_now(log).await.unwrap();
+            }
+        }
+        let boundary = cluster.group(leader).log().checkpoints()[0];
+        cluster.crash(victim);
+        cluster.note(victim, false);
+        for lacked in boundary.0 - 2..=boundary.0 + 2 {
+            damage_entry(cluster.disk(victim), Index(lacked));
+        }
+        for id in &others {
+            guard("a purge", cluster.group(*id).purge_to(boundary)).await.unwrap();
+        }
+        let mended = cluster.mend(victim, &nodes).await.unwrap();
+        assert_eq!((mended.checkpoints, mended.entries), (1, 2));
+        cluster.start(victim, None).await;
+        assert_eq!(cluster.group(victim).log().first_index(), boundary.next());
         cluster.agree(&[1, 2, 3]).await;
         cluster.end().await;
     });
@@ -410,9 +449,7 @@ fn new_group_on_a_full_disk() {
 /// What is committed is never truncated, whoever asks.
 #[test]
 fn committed_entries_are_not_truncated() {
-    use openraft::storage::RaftLogStorage;
-
-    block_on(async {
+        block_on(async {
         let disk = SimDisk::new();
         let (group, _) = open(&disk).await;
         for _ in 0..3 {
