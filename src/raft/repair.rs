@@ -24,7 +24,7 @@ use crate::{
         LogOptions, LogPoint,
         repair::{
             Gap, Mended, RepairError, Sent, Survey, begin_at, keep_checkpoint, mend, missing_checkpoint, salvage,
-            salvage_checkpoint, survey,
+            salvage_checkpoint, salvage_purged_checkpoint, survey,
         },
     },
     peer::{
@@ -273,8 +273,11 @@ pub async fn give_salvaged<E: Env>(
             entries_answer(entries.map(|entries| Sent { entries, committed_end: Index(0) }), from)
         }
         Some(Asked::Checkpoint(from, end)) => {
-            let kept = salvage_checkpoint(&disk, &options, from, end).await.map_err(|error| error.to_string());
-            checkpoint_answer(kept, from)
+            let kept = match salvage_checkpoint(&disk, &options, from, end).await {
+                Ok(None) => salvage_purged_checkpoint(&disk, &options, from).await,
+                kept => kept,
+            };
+            checkpoint_answer(kept.map_err(|error| error.to_string()), from)
         }
     };
     give(group, answer, stream).await;
@@ -333,7 +336,7 @@ impl<E: Env, M: Machine> Group<E, M> {
                 }
                 // What is purged is needed nowhere any more: who asks may begin behind it.
                 if let Some(purged) = log.purged().filter(|purged| kept.is_none() && purged.index >= from) {
-                    kept = log.load_checkpoint(purged.index).await.ok().flatten().filter(|kept| kept.0 >= from);
+                    kept = self.oldest_checkpoint(purged.index).await;
                 }
                 // Committed, whatever is kept: who asks for one of a range may go on there.
                 let kept = kept.or_else(|| self.inner.shared.present().filter(|_| from < end));
@@ -341,5 +344,19 @@ impl<E: Env, M: Machine> Group<E, M> {
             }
         };
         give(self.inner.network.group(), answer, stream).await;
+    }
+
+    /// The oldest whole checkpoint from this entry on, in the files or in memory.
+    async fn oldest_checkpoint(&self, from: Index) -> Option<(Index, Bytes)> {
+        let (log, snapshot) = (self.log(), self.inner.shared.snapshot().filter(|(index, _)| *index >= from));
+        let before = snapshot.as_ref().map_or(Index(u64::MAX), |(index, _)| *index);
+        for index in log.checkpoints().into_iter().filter(|index| (from..before).contains(index)) {
+            if let Ok(Some(kept)) = log.load_checkpoint(index).await
+                && kept.0 >= from
+            {
+                return Some(kept);
+            }
+        }
+        snapshot
     }
 }

@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::{RepairError, Survey, survey::names};
+use super::{
+    RepairError, Survey,
+    survey::{hard_state, names},
+};
 use crate::{
     env::Disk,
     format::state_files::{HardStateSlot, encode_checkpoint},
@@ -43,11 +46,41 @@ pub async fn salvage_checkpoint<D: Disk>(
     from: Index,
     end: Index,
 ) -> Result<Option<(Index, Bytes)>, RepairError> {
+    let newest_first = kept(disk, options, from..end).await?.into_iter().rev();
+    first_whole(disk, options, newest_first).await
+}
+
+/// If the log begins behind the entry `from`: the oldest whole checkpoint of the state from there on. What is before it is purged,
+/// or was committed at least.
+///
+/// # Errors
+/// `Hopeless`, `Disk`.
+pub async fn salvage_purged_checkpoint<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    from: Index,
+) -> Result<Option<(Index, Bytes)>, RepairError> {
+    let start = hard_state(disk, options).await?.start;
+    let Some(purged) = start.last().filter(|last| last.index >= from) else { return Ok(None) };
+    let oldest_first = kept(disk, options, purged.index..Index(u64::MAX)).await?;
+    first_whole(disk, options, oldest_first).await
+}
+
+/// After which of these entries checkpoints are kept, whole or not; ascending.
+async fn kept<D: Disk>(disk: &D, options: &LogOptions, range: Range<Index>) -> Result<Vec<Index>, RepairError> {
     let names = names(disk, options).await?;
-    let mut kept: Vec<_> = names.iter().filter_map(|entry| checkpoint_index(&entry.name)).collect();
-    kept.retain(|index| (from..end).contains(index));
+    let indexes = names.iter().filter_map(|entry| checkpoint_index(&entry.name));
+    let mut kept: Vec<_> = indexes.filter(|index| range.contains(index)).collect();
     kept.sort_unstable();
-    for index in kept.into_iter().rev() {
+    Ok(kept)
+}
+
+async fn first_whole<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    kept: impl IntoIterator<Item = Index>,
+) -> Result<Option<(Index, Bytes)>, RepairError> {
+    for index in kept {
         if let Ok(content) = read_checkpoint(disk, options, index).await.map_err(RepairError::Disk)? {
             return Ok(Some((index, content)));
         }

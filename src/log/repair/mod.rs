@@ -35,7 +35,7 @@ mod survey;
 use std::path::PathBuf;
 
 pub use self::{
-    checkpoint::{begin_at, keep_checkpoint, missing_checkpoint, salvage_checkpoint},
+    checkpoint::{begin_at, keep_checkpoint, missing_checkpoint, salvage_checkpoint, salvage_purged_checkpoint},
     cut::{Cut, cut},
     mend::{Mended, Sent, mend},
     salvage::salvage,

@@ -7,7 +7,7 @@ use crate::{
     budget::Use,
     env::runtime::block_on,
     limits::UNFLUSHED_BYTES_MAX,
-    log::repair::{Mended, RepairError},
+    log::repair::{Mended, RepairError, salvage_purged_checkpoint},
     raft::repair::Repair,
     sim::{DiskFault, Fault, Operation, PlantedFault},
 };
@@ -369,6 +369,45 @@ async fn mended_in_time(repair: &mut Repair<TestEnv>, others: &[NodeId]) -> Mend
         }
     };
     guard("a repair", trying).await
+}
+
+/// The checkpoint at the log start of the only one who has purged is damaged: it gives another one, what it has in memory or the
+/// next in its files; also when it is not open.
+#[test]
+fn purged_with_a_damaged_checkpoint() {
+    for (in_memory, seed) in [(true, 8), (false, 9)] {
+        block_on(async {
+            let mut cluster = Cluster::founded(seed, &[1, 2]).await;
+            let peer = cluster.leader().await;
+            let victim = cluster.followers(peer)[0];
+            while cluster.group(victim).log().checkpoints().len() < 3 {
+                cluster.produce(&[peer], 5, 60_000).await;
+            }
+            cluster.agree(&[1, 2]).await;
+            cluster.crash(victim);
+            cluster.note(victim, false);
+            damage_entry(cluster.disk(victim), Index(2));
+            let kept = cluster.group(peer).log().checkpoints();
+            guard("a purge", cluster.group(peer).purge_to(kept[0])).await.unwrap();
+            if in_memory {
+                cluster.disk(peer).flip_bit(checkpoint(kept[0]), 40, 3);
+            } else {
+                cluster.crash(peer);
+                cluster.disk(peer).flip_bit(checkpoint(kept[0]), 40, 3);
+                let log_options = super::super::repair::log_options(&options());
+                let given = salvage_purged_checkpoint(cluster.disk(peer), &log_options, Index(2)).await.unwrap();
+                assert_eq!(given.map(|(index, _)| index), Some(kept[1]));
+                cluster.start(peer, None).await;
+            }
+            let mended = cluster.mend(victim, &[NodeId(peer)]).await.unwrap();
+            assert_eq!((mended.checkpoints, mended.entries), (1, 0));
+            cluster.start(victim, None).await;
+            let begin = if in_memory { kept[0] } else { kept[1] };
+            assert_eq!(cluster.group(victim).log().first_index(), begin.next());
+            cluster.agree(&[1, 2]).await;
+            cluster.end().await;
+        });
+    }
 }
 
 /// Flips a bit of an entry's header, wherever it is.
