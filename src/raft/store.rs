@@ -100,7 +100,7 @@ fn clamp(committed: Option<LogId>, flushed: Option<LogId>) -> Option<LogId> {
     }
 }
 
-/// As `to_io`, of a failed read. openraft ends with it; that it was damage is kept in the log.
+/// As `to_io`, of a failed read, or of a change that reads. openraft ends with it; that it was damage is kept in the log.
 pub(super) fn condemned<E: Env>(log: &Log<E>, error: LogError) -> io::Error {
     if matches!(error, LogError::Corrupt { .. }) && log.fault().is_none() {
         log.condemn(error.clone());
@@ -184,7 +184,7 @@ impl<E: Env, M: Machine> RaftLogStorage<TypeConfig<E, M>> for Store<E, M> {
             tracing::error!(what, "a promise would be broken: the replica stops");
             return Err(io::Error::other(what));
         }
-        self.log.truncate_after(last).await.map_err(to_io)
+        self.log.truncate_after(last).await.map_err(|error| condemned(&self.log, error))
     }
 
     async fn purge(&mut self, id: RaftLogId) -> Result<(), io::Error> {
@@ -193,7 +193,7 @@ impl<E: Env, M: Machine> RaftLogStorage<TypeConfig<E, M>> for Store<E, M> {
             return Ok(());
         }
         let to = self.point_after(id).await?;
-        self.log.purge(to).await.map_err(to_io)?;
+        self.log.purge(to).await.map_err(|error| condemned(&self.log, error))?;
         self.shared.changed.notify_all();
         // A log that begins after a snapshot is durable up to there.
         self.shared.flushed.notify_all();

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use openraft::storage::RaftLogStorage;
+
 use super::{cluster::*, *};
 use crate::{
     budget::Use,
@@ -410,6 +412,30 @@ fn purged_with_a_damaged_checkpoint() {
     }
 }
 
+/// Damage that a truncation finds in the last entry that it keeps is known as damage, which others can mend.
+#[test]
+fn damage_found_by_a_truncation() {
+    let disk = SimDisk::new();
+    block_on(async {
+        let (group, _) = open(&disk).await;
+        for _ in 0..8 {
+            produce(&group, 1, 60_000).await.unwrap();
+        }
+        group.close().await.unwrap();
+        let GroupOptions { dir, shard, segment_bytes_max, .. } = options();
+        let log_options = LogOptions { dir, shard, segment_bytes_max, owner: 0 };
+        let opening = Log::<TestEnv>::open(disk.clone(), TailBudget::new(4096), log_options);
+        let (log, _) = opening.await.unwrap();
+        let shared = Shared::new(Tally::default());
+        let mut store = Store::<TestEnv, Tally>::new(log.clone(), shared.clone(), Rc::default());
+        shared.committed.set(None);
+        let last = log.log_id(Index(5)).await.unwrap();
+        damage_entry(&disk, last.index);
+        assert!(store.truncate_after(Some(super::super::types::to_raft(last))).await.is_err());
+        assert!(matches!(log.fault(), Some(LogError::Corrupt { .. })), "{:?}", log.fault());
+    });
+}
+
 /// Flips a bit of an entry's header, wherever it is.
 fn damage_entry(disk: &SimDisk, index: Index) {
     let is_store = |path: &std::path::PathBuf| path.extension().is_some_and(|extension| extension == "store");
@@ -488,7 +514,9 @@ fn new_group_on_a_full_disk() {
 /// What is committed is never truncated, whoever asks.
 #[test]
 fn committed_entries_are_not_truncated() {
-        block_on(async {
+    use openraft::storage::RaftLogStorage;
+
+    block_on(async {
         let disk = SimDisk::new();
         let (group, _) = open(&disk).await;
         for _ in 0..3 {
