@@ -86,11 +86,12 @@ impl Cluster {
     /// Has one more node join, through one that serves, as a new machine does that is told of all of them.
     ///
     /// # Errors
-    /// In words: the cluster did not let it in within a minute.
+    /// In words: the cluster did not let it in within two minutes.
     pub async fn join(&self) -> Result<NodeId, String> {
         let incarnation = incarnation();
         let mut last = "no node serves".to_owned();
-        for _ in 0..JOIN_TRIES {
+        let end_us = World::current().now_us() + JOIN_ALL_MAX.as_micros() as u64;
+        while World::current().now_us() < end_us {
             for through in self.serving() {
                 let asked = self.ask_to_join(through, incarnation);
                 match <<SimEnv as Env>::Runtime as openraft::AsyncRuntime>::timeout(JOIN_MAX, asked).await {
@@ -271,8 +272,9 @@ impl Cluster {
     }
 }
 
-/// How often a new node goes round all that serve, how long it waits for one of them, and between rounds.
-const JOIN_TRIES: usize = 60;
+/// How long a new node goes round all that serve before it gives up (it ends the round), how long it waits for one of them, and
+/// between rounds.
+const JOIN_ALL_MAX: Duration = Duration::from_secs(120);
 const JOIN_MAX: Duration = Duration::from_secs(15);
 const JOIN_INTERVAL: Duration = Duration::from_secs(1);
 

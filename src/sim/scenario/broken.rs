@@ -18,6 +18,9 @@ const PANIC_MAX_MS: u64 = 5_000;
 /// How long a replica that has panicked may be called one that serves.
 const NAMED_MAX_MS: u64 = 1_000;
 
+/// Longer than a node takes to notice that its catalog has stopped: it looks four times a second.
+const CATALOG_NOTED_MS: u64 = 300;
+
 /// How long an operator waits for a start to end.
 const START_MAX: Duration = Duration::from_secs(10);
 
@@ -33,6 +36,7 @@ impl Run {
         disk.break_for(fault, file.to_owned(), for_ms * 1_000);
         sleep_ms(for_ms).await;
         self.until_started(node).await;
+        sleep_ms(CATALOG_NOTED_MS).await;
         self.restart(node);
     }
 

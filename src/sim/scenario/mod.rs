@@ -4,7 +4,7 @@
 //! - `plan`, `shape`: what is to happen, from the seed; `expected`: what many runs must have hit
 //! - `front`: what stock gRPC clients do, and what happens to them
 //! - `mixed`: faults of all families
-//! - `steps`, `damage`, `losses`, `broken`: do it
+//! - `steps`, `damage`, `losses`, `broken`: do it; `operator`: starts what they have stopped
 //! - `judge`: live again, replicas alike, the history checked
 //!
 //! Besides the checker's anomalies these are problems: a panic in any task (the product's assertions are on), two leaders
@@ -17,6 +17,7 @@ mod front;
 mod judge;
 mod losses;
 mod mixed;
+mod operator;
 pub mod plan;
 mod shape;
 #[cfg(test)]
@@ -166,11 +167,7 @@ async fn live(plan: &Plan, coverage: Rc<RefCell<Coverage>>) -> (Vec<String>, His
     env::spawn::<SimEnv>(watch_leaders(Rc::downgrade(&run)));
     let steps = steps::begin(&run, &plan.steps);
     env::sleep::<SimEnv>(Duration::from_millis(plan.load_ms)).await;
-    for step in steps {
-        if step.await.is_err() {
-            run.problem("a step has panicked".to_owned());
-        }
-    }
+    run.until_done(steps).await;
     run.judge().await;
     run.note_fired();
     let counts = run.clients.counts();

@@ -122,6 +122,33 @@ fn a_stopped_catalog() {
     assert_eq!(outcome.coverage.missing(&[met]), [("", ""); 0]);
 }
 
+/// A node whose catalog has stopped is started anew while another one, of three, is replaced: without it the one that is left could
+/// not let anybody in, nor remove the one that burned.
+#[test]
+fn a_replacement_beside_a_stopped_node() {
+    let fault = crate::sim::DiskFault::ErrorAppend;
+    // One for the replica, which stops at once; one for the catalog, which stops at its next command.
+    let fails = Action::Fail { who: Who::Any(0), fault, chance_ppm: 1_000_000, times: 3 };
+    let steps = [(1_000, fails), (2_000, Action::Replace { who: Who::Any(1) })];
+    let steps = steps.map(|(at_ms, action)| Step { at_ms, action });
+    let plan = light(0, Scenario::Mixed);
+    let plan = Plan {
+        nodes: 3,
+        shards: 1,
+        replication_factor: 3,
+        retention_age_ms: 0,
+        retention_bytes: 0,
+        load_ms: 4_000,
+        steps: steps.into(),
+        ..plan
+    };
+    let outcome = run(plan, 0);
+    assert_eq!(outcome.problems, [""; 0]);
+    assert_eq!(outcome.coverage.missing(&[("EIO on append", "store append")]), [("", ""); 0]);
+    assert!(outcome.coverage.iter().any(|(fault, ..)| fault == "replacement"));
+    assert!(outcome.virtual_us < 100_000_000, "{} us", outcome.virtual_us);
+}
+
 /// A bug that panics in one replica ends that one, which is named, and nothing else.
 #[test]
 fn a_planted_panic() {

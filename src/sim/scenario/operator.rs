@@ -1,0 +1,57 @@
+//! An operator beside the steps: a node that a step has stopped comes back when somebody starts it, and another step may wait for
+//! what only that node can do, such as to be one of two voters.
+
+use std::{pin::pin, time::Duration};
+
+use futures_util::future::{Either, select};
+
+use super::Run;
+use crate::{
+    env,
+    ids::{NodeId, ShardUid},
+    sim::{SimEnv, executor::JoinHandle},
+};
+
+/// How often an operator looks: less often than a disk that is broken for a while breaks a node again.
+const OPERATOR_INTERVAL: Duration = Duration::from_secs(5);
+
+impl Run {
+    /// Waits until all steps are done; while they go on after the load, an operator is there.
+    pub(super) async fn until_done(&self, steps: Vec<JoinHandle<()>>) {
+        let done = async {
+            for step in steps {
+                if step.await.is_err() {
+                    self.problem("a step has panicked".to_owned());
+                }
+            }
+        };
+        match select(pin!(done), pin!(self.operate())).await {
+            Either::Left(_) | Either::Right(_) => {}
+        }
+    }
+
+    /// Starts nodes anew, again and again. Never ends.
+    async fn operate(&self) {
+        loop {
+            env::sleep::<SimEnv>(OPERATOR_INTERVAL).await;
+            for node in self.cluster.nodes() {
+                if self.needs_operator(node) {
+                    self.restart(node);
+                }
+            }
+        }
+    }
+
+    /// Whether a step may have stopped something on this node, and only a start mends it: neither a damaged replica, which mends
+    /// itself, nor one that is lost.
+    fn needs_operator(&self, node: NodeId) -> bool {
+        if !self.stopped.borrow().contains(&node) {
+            return false;
+        }
+        let Some(process) = self.cluster.process(node) else { return false };
+        let lost = self.lost.borrow();
+        let is_damaged = |uid: ShardUid| self.victim.get() == Some(node) && uid != ShardUid::CATALOG;
+        let stays = |uid: &ShardUid| !lost.contains(&(node, *uid)) && !is_damaged(*uid);
+        process.failure().is_some() || process.serves() && process.node.faults().keys().any(stays)
+    }
+}
