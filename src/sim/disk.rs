@@ -39,7 +39,7 @@ use bytes::Bytes;
 
 pub use self::{
     damage::Damage,
-    faults::{DiskFault, Met, PLANTED_PANIC, PlantedFault, PlantedPanic},
+    faults::{DiskFault, Met, PLANTED_PANIC, PlantedFault, PlantedPanic, panic_of},
     timing::DiskTimes,
 };
 use self::{
@@ -119,7 +119,10 @@ struct Device {
     /// Of planted faults.
     dice: Cell<u64>,
     planted: RefCell<Vec<PlantedFault>>,
-    planted_panics: RefCell<Vec<PlantedPanic>>,
+    /// Each with its number.
+    planted_panics: RefCell<Vec<(u64, PlantedPanic)>>,
+    /// How many were planted; shared with the disks that a crash leaves.
+    panics_numbered: Rc<Cell<u64>>,
     /// What does not work for now, whatever the process and the power do.
     broken: RefCell<Vec<Broken>>,
     /// Shared with the disks that a crash leaves.
@@ -224,7 +227,8 @@ impl SimDisk {
                 *node = copy;
             }
         }
-        let device = Device { fired: Rc::clone(&self.device.fired), ..Device::default() };
+        let (fired, panics_numbered) = (Rc::clone(&self.device.fired), Rc::clone(&self.device.panics_numbered));
+        let device = Device { fired, panics_numbered, ..Device::default() };
         *device.timing.borrow_mut() = self.device.timing.borrow().reseeded(random(&dice));
         device.dice.set(random(&dice));
         device.reserve.set(self.device.reserve.get());

@@ -365,3 +365,31 @@ fn directories_go() {
         assert!((0..20).all(|seed| disk.crash(seed).paths().is_empty()));
     });
 }
+
+/// Two planted panics of one kind are told apart: the first that was planted comes first, and only its own is forgotten, also
+/// on the disk that a crash leaves.
+#[test]
+fn numbered_panics() {
+    let runtime = SimRuntime::seeded(1);
+    let texts = runtime.block_on(async {
+        let disk = SimDisk::new();
+        let file = segment(&disk).await;
+        let plant = |disk: &SimDisk| {
+            disk.plant_panic(PlantedPanic { operation: Operation::AppendDurable, path_contains: "/d/".into() })
+        };
+        let (first, second) = (plant(&disk), plant(&disk));
+        let met = World::current().spawn(async move { file.append_durable(4096, vec![filled(2, 1)]).await });
+        assert!(met.await.is_err());
+        assert!(!disk.awaits_panic(first) && disk.awaits_panic(second));
+        let left = disk.crash(1);
+        let third = plant(&left);
+        assert!(third > second && !left.awaits_panic(second));
+        left.forget_panic(second);
+        assert!(left.awaits_panic(third));
+        left.forget_panic(third);
+        assert!(!left.awaits_panic(third) && disk.awaits_panic(second));
+        (panic_of(first), panic_of(second))
+    });
+    let panics = runtime.world().panics();
+    assert!(panics.len() == 1 && panics[0].text.starts_with(&format!("{}:", texts.0)), "{panics:?} {}", texts.1);
+}

@@ -192,6 +192,11 @@ pub struct PlantedFault {
 /// What a panic begins with that a scenario has asked for: a seed does not fail for it if it was contained.
 pub const PLANTED_PANIC: &str = "planted by the scenario";
 
+/// What the panic of this number begins with (`SimDisk::plant_panic`), up to a colon.
+pub fn panic_of(number: u64) -> String {
+    format!("{PLANTED_PANIC}, number {number}")
+}
+
 /// A bug that is to show: the task that asks for this operation on a file whose path contains this panics, once.
 #[derive(Clone, Debug)]
 pub struct PlantedPanic {
@@ -211,9 +216,13 @@ pub(super) struct Broken {
 }
 
 impl SimDisk {
-    /// Has the next such operation panic: a bug in the code that asks for it.
-    pub fn plant_panic(&self, panic: PlantedPanic) {
-        self.device.planted_panics.borrow_mut().push(panic);
+    /// Has the next such operation panic: a bug in the code that asks for it. Returns a number that no other panic has on this
+    /// disk, nor on those that its crashes leave.
+    pub fn plant_panic(&self, panic: PlantedPanic) -> u64 {
+        let number = self.device.panics_numbered.get() + 1;
+        self.device.panics_numbered.set(number);
+        self.device.planted_panics.borrow_mut().push((number, panic));
+        number
     }
 
     /// Plants a fault, until `heal`. The first planted one that strikes an operation is the only one.
@@ -241,14 +250,14 @@ impl SimDisk {
         self.device.broken.borrow_mut().push(Broken { fault, path_contains, until_us });
     }
 
-    /// Whether a panic is still to come on such files.
-    pub fn awaits_panic(&self, path_contains: &str) -> bool {
-        self.device.planted_panics.borrow().iter().any(|panic| panic.path_contains == path_contains)
+    /// Whether the panic of this number is still to come.
+    pub fn awaits_panic(&self, number: u64) -> bool {
+        self.device.planted_panics.borrow().iter().any(|(other, _)| *other == number)
     }
 
-    /// No panic is to come on such files any more.
-    pub fn forget_panics(&self, path_contains: &str) {
-        self.device.planted_panics.borrow_mut().retain(|panic| panic.path_contains != path_contains);
+    /// The panic of this number is not to come any more.
+    pub fn forget_panic(&self, number: u64) {
+        self.device.planted_panics.borrow_mut().retain(|(other, _)| *other != number);
     }
 
     /// How often each fault was met, and by what, by their names: an operation that was struck, or a read of a block that
@@ -310,11 +319,12 @@ impl Device {
     fn strike_panic(&self, operation: Operation, path: &Path) {
         let mut planted = self.planted_panics.borrow_mut();
         let name = path.to_string_lossy();
-        let struck = |panic: &PlantedPanic| panic.operation == operation && name.contains(&panic.path_contains);
+        let struck =
+            |(_, panic): &(u64, PlantedPanic)| panic.operation == operation && name.contains(&panic.path_contains);
         let Some(at) = planted.iter().position(struck) else { return };
-        planted.remove(at);
+        let (number, _) = planted.remove(at);
         drop(planted);
-        panic!("{PLANTED_PANIC}: {operation:?} of {}", path.display());
+        panic!("{}: {operation:?} of {}", panic_of(number), path.display());
     }
 
     pub(super) fn count_fault(&self, fault: DiskFault, operation: Operation, path: &Path) {

@@ -4,12 +4,17 @@ use std::{rc::Rc, time::Duration};
 
 use openraft::AsyncRuntime;
 
-use super::{PLANTED_PANIC, Run, plan::Who, steps::sleep_ms};
+use super::{Run, plan::Who, steps::sleep_ms};
 use crate::{
     env::Env,
     ids::{NodeId, ShardUid},
     reactor::control::shard_dir,
-    sim::{DiskFault, Operation, SimEnv, World, cluster::DATA, disk::PlantedPanic},
+    sim::{
+        DiskFault, Operation, SimEnv, World,
+        cluster::DATA,
+        disk::{PlantedPanic, panic_of},
+        executor::TaskPanic,
+    },
 };
 
 /// How long a panic is waited for; then it does not come.
@@ -49,18 +54,19 @@ impl Run {
         path_contains.push('/');
         self.stopped.borrow_mut().insert(node);
         self.note_paths("planted panic", node);
-        disk.plant_panic(PlantedPanic { operation, path_contains: path_contains.clone() });
+        let number = disk.plant_panic(PlantedPanic { operation, path_contains });
         let mut waited_ms = 0;
-        while disk.awaits_panic(&path_contains) {
+        while disk.awaits_panic(number) {
             sleep_ms(LOOK_MS).await;
             waited_ms += LOOK_MS;
             if waited_ms > PANIC_MAX_MS {
-                return disk.forget_panics(&path_contains);
+                return disk.forget_panic(number);
             }
         }
-        let is_ours = |text: &str| text.starts_with(PLANTED_PANIC);
-        let panicked = World::current().panics().iter().any(|panic| panic.node == Some(node) && is_ours(&panic.text));
-        if !panicked {
+        // Not another step's, of the same replica.
+        let begins = format!("{}:", panic_of(number));
+        let is_ours = |panic: &TaskPanic| panic.node == Some(node) && panic.text.starts_with(&begins);
+        if !World::current().panics().iter().any(is_ours) {
             // It was killed, and its disk with it.
             return;
         }
