@@ -2,7 +2,8 @@
 //!
 //! No design outlives all of it, so it is kept within what this one must survive: one disk of a run is struck, and what it
 //! loses without a trace (the end of its log, which looks like a torn write or was never there) is at that moment on all
-//! other replicas, too. Everything else it finds out itself.
+//! other replicas, too. Blocks that cannot be read are lost only where the others are a majority without it. Everything else it
+//! finds out itself.
 
 use std::{cell::Cell, ffi::OsStr, path::Path, time::Duration};
 
@@ -45,6 +46,10 @@ impl Run {
     async fn rot(&self, who: Who, fault: DiskFault, blocks: u64, down_ms: Option<u64>, seed: u64) {
         let Some(node) = self.victim(fault.name(), who) else { return };
         if !self.until_whole(node).await {
+            return;
+        }
+        if fault == DiskFault::LostBlock && !self.has_other_majority(node) {
+            World::current().note(&format!("node {node} is one of two voters: none of its blocks is lost"));
             return;
         }
         if down_ms.is_some() {
@@ -109,6 +114,15 @@ impl Run {
         self.victim.set(Some(node));
         self.note_paths(fault, node);
         Some(node)
+    }
+
+    /// Whether each group that this node votes in has a majority without it. A replica of whose log the device cannot read the end
+    /// waits until the others have committed as much as may have been there; one other cannot.
+    fn has_other_majority(&self, node: NodeId) -> bool {
+        self.groups().into_iter().all(|uid| {
+            let led = self.cluster.leader(uid).and_then(|leader| self.standing(leader, uid));
+            led.is_some_and(|led| !led.members.voters.contains(&node) || led.members.voters.len() >= 3)
+        })
     }
 
     /// Waits until a node may lose its power: at once, unless its disk may have less than it said.

@@ -34,6 +34,10 @@ const TOLD_LOOKS: usize = 100;
 
 const LOOK: Duration = Duration::from_millis(100);
 
+/// How often the catalog gets an entry while a node does not serve: one that cannot read the end of its catalog waits until the
+/// others have committed more, and at the end of a run nobody else commits anything there.
+const ENTRY_LOOKS: usize = 50;
+
 impl Run {
     /// Lifts all faults and judges.
     pub(super) async fn judge(self: &Rc<Self>) {
@@ -180,7 +184,12 @@ impl Run {
     /// All nodes serve, and every shard takes a record.
     async fn live_again(self: &Rc<Self>) {
         for node in self.cluster.nodes() {
+            let mut looks = 0;
             while !self.cluster.process(node).is_some_and(|process| process.serves()) {
+                looks += 1;
+                if looks % ENTRY_LOOKS == 0 {
+                    self.admin(AdminCall::CreateJoinToken { valid_s: 60, uses: 1 }).await;
+                }
                 env::sleep::<SimEnv>(LOOK).await;
             }
         }

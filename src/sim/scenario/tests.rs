@@ -101,6 +101,26 @@ fn a_lost_directory() {
     strikes(action, ("lost directory", "follower"));
 }
 
+/// A block that cannot be read any more is one of a replica that the others can do without: of two voters none has one.
+#[test]
+fn lost_blocks() {
+    for (replication_factor, is_struck) in [(2, false), (3, true)] {
+        let action = Action::Rot {
+            who: Who::Leader(0),
+            fault: crate::sim::DiskFault::LostBlock,
+            blocks: 1,
+            down_ms: None,
+            seed: 7,
+        };
+        let steps = vec![Step { at_ms: 1_000, action }];
+        let plan = Plan { nodes: 3, shards: 1, replication_factor, load_ms: 2_000, steps, ..light(0, Scenario::Calm) };
+        let outcome = run(plan, 0);
+        assert_eq!(outcome.problems, [""; 0]);
+        let missing = outcome.coverage.missing(&[("unreadable block", "file at rest")]);
+        assert_eq!(missing.is_empty(), is_struck);
+    }
+}
+
 /// A disk of which no sync succeeds for seconds, whatever is restarted.
 #[test]
 fn a_broken_disk() {
