@@ -17,7 +17,7 @@ use self::process::{Birth, secret_of};
 pub use self::process::{DATA, Process};
 use super::{SimDisk, SimEnv, SimNetwork, World};
 use crate::{
-    env::{self, Env},
+    env::{self, Env, channel::OneshotReceiver},
     ids::{NodeId, ShardUid},
     proto::ringlog::state::v1::{JoinReply, JoinRequest, control_reply, control_request},
     reactor::{
@@ -39,6 +39,8 @@ struct Machine {
     disk: SimDisk,
     identity: Identity,
     process: Option<Rc<Process>>,
+    /// Why its last process did not start, until another one is to.
+    failure: Option<String>,
 }
 
 /// A cluster. Clones are handles to the same one.
@@ -140,17 +142,20 @@ impl Cluster {
     fn add(&self, identity: Identity) -> SimDisk {
         let disk = (self.inner.make_disk)();
         let node = identity.node;
-        let machine = Machine { disk: disk.clone(), identity, process: None };
+        let machine = Machine { disk: disk.clone(), identity, process: None, failure: None };
         let before = self.inner.machines.borrow_mut().insert(node, machine);
         assert!(before.is_none(), "a node's id is never given twice");
         disk
     }
 
-    /// Starts a node's process on its disk. No-op while it runs.
+    /// Starts a node's process on its disk. No-op while it runs, and after it has not started, until `crash` or `kill`.
     pub fn start(&self, node: NodeId) {
+        if self.has_begun(node) {
+            return;
+        }
         let (disk, identity) = match self.inner.machines.borrow().get(&node) {
-            Some(machine) if machine.process.is_none() => (machine.disk.clone(), machine.identity.clone()),
-            Some(_) | None => return,
+            Some(machine) => (machine.disk.clone(), machine.identity.clone()),
+            None => return,
         };
         let remembered = disk.paths().contains(&members_path()).then(|| disk.content(members_path()));
         let members = remembered.and_then(|content| remembered::decode(&content)).map_or(Vec::new(), |file| file.nodes);
@@ -160,18 +165,41 @@ impl Cluster {
         self.inner.processes.set(number);
         World::current().note(&format!("node {node} starts"));
         // What it spawns is the node's.
-        let process = World::current().on(node, || Process::start(number, birth, &disk, &self.inner.network));
+        let started = World::current().on(node, || Process::start(number, birth, &disk, &self.inner.network));
+        let (process, failure) = started;
         self.with_machine(node, |machine| machine.process = Some(process));
+        drop(World::current().spawn(self.clone().end_failed(node, number, failure)));
+    }
+
+    /// Ends a process that does not start, as a real one ends: nothing of it answers any more.
+    async fn end_failed(self, node: NodeId, number: u64, failure: OneshotReceiver<String>) {
+        let Ok(failure) = failure.await else { return };
+        if self.process(node).is_none_or(|process| process.number != number) {
+            return;
+        }
+        self.inner.network.crash(node);
+        let process = self.with_machine(node, |machine| {
+            machine.failure = Some(failure);
+            machine.process.take()
+        });
+        World::current().kill(node);
+        drop(process);
+    }
+
+    /// Whether a process runs, or did not start, since the node was down last.
+    fn has_begun(&self, node: NodeId) -> bool {
+        self.process(node).is_some() || self.failure(node).is_some()
     }
 
     /// Ends a node without a word, as a power failure does: of what was not synced, `seed` says what is left. No-op while it
     /// is down.
     pub fn crash(&self, node: NodeId, seed: u64) {
-        if self.process(node).is_none() {
+        if !self.has_begun(node) {
             return;
         }
         self.inner.network.crash(node);
         let process = self.with_machine(node, |machine| {
+            machine.failure = None;
             let left = machine.disk.crash(seed);
             std::mem::replace(&mut machine.disk, left).power_off();
             machine.process.take()
@@ -191,11 +219,12 @@ impl Cluster {
 
     /// Ends a node's process, as SIGKILL does: what it has written is in the page cache, and stays.
     pub fn kill(&self, node: NodeId) {
-        if self.process(node).is_none() {
+        if !self.has_begun(node) {
             return;
         }
         self.inner.network.crash(node);
         let process = self.with_machine(node, |machine| {
+            machine.failure = None;
             machine.disk.reopened();
             machine.process.take()
         });
@@ -205,7 +234,7 @@ impl Cluster {
 
     /// Ends a node as SIGTERM does, within the grace; resolves when it is down.
     pub async fn stop(&self, node: NodeId) {
-        let Some(process) = self.process(node) else { return };
+        let Some(process) = self.process(node) else { return self.kill(node) };
         World::current().note(&format!("node {node} is told to stop"));
         let stopping = World::current().spawn_on(node, process.stop());
         // Whoever is not done in time is killed, as by an init system.
@@ -231,6 +260,11 @@ impl Cluster {
         let machines = self.inner.machines.borrow();
         let serves = |machine: &&Machine| machine.process.as_ref().is_some_and(|process| process.serves());
         machines.iter().filter(|(_, machine)| serves(machine)).map(|(node, _)| *node).collect()
+    }
+
+    /// Why a node did not start, as an operator sees it; `None` once it was crashed or killed.
+    pub fn failure(&self, node: NodeId) -> Option<String> {
+        self.inner.machines.borrow().get(&node)?.failure.clone()
     }
 
     /// A node's process, unless it is down.
@@ -262,7 +296,7 @@ impl Cluster {
 
     /// Waits until a node serves, has failed to start, or is down.
     pub async fn until_serving(&self, node: NodeId) {
-        while self.process(node).is_some_and(|process| !process.serves() && process.failure().is_none()) {
+        while self.process(node).is_some_and(|process| !process.serves()) {
             env::sleep::<SimEnv>(LOOK).await;
         }
     }
@@ -288,3 +322,6 @@ const STOP_MAX: Duration = Duration::from_secs(30);
 fn incarnation() -> u64 {
     World::current().random_u64().max(1)
 }
+
+#[cfg(test)]
+mod tests;

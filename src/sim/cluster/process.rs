@@ -12,7 +12,10 @@ use std::{
 use crate::{
     budget::Use,
     config::Config,
-    env::{self, Env},
+    env::{
+        self, Env,
+        channel::{self, OneshotReceiver, OneshotSender},
+    },
     frontend::{Frontend, grpc},
     ids::{NodeId, ReactorNumber, ShardUid},
     limits,
@@ -65,13 +68,17 @@ pub struct Process {
     pub number: u64,
     frontends: Vec<Frontend<SimEnv>>,
     control: RefCell<Option<Control<SimEnv>>>,
-    failure: RefCell<Option<String>>,
     stopping: Cell<bool>,
 }
 
 impl Process {
-    /// Makes the process, as a task of its node; it recovers and serves from then on.
-    pub(super) fn start(number: u64, birth: Birth, disk: &SimDisk, network: &SimNetwork) -> Rc<Process> {
+    /// Makes the process, as a task of its node; it recovers and serves from then on, or says why it does not start.
+    pub(super) fn start(
+        number: u64,
+        birth: Birth,
+        disk: &SimDisk,
+        network: &SimNetwork,
+    ) -> (Rc<Process>, OneshotReceiver<String>) {
         let Birth { identity, reactors, memory_bytes, members } = birth;
         let me = identity.node;
         let anywhere: SocketAddr = ([127, 0, 0, 1], 0).into();
@@ -103,17 +110,17 @@ impl Process {
             number,
             frontends,
             control: RefCell::default(),
-            failure: RefCell::default(),
             stopping: Cell::new(false),
         });
         for reactor in &process.reactors {
             env::spawn::<SimEnv>(Rc::clone(reactor).serve_mailbox());
         }
-        env::spawn::<SimEnv>(Rc::clone(&process).live(members));
-        process
+        let (failed, failure) = channel::oneshot();
+        env::spawn::<SimEnv>(Rc::clone(&process).live(members, failed));
+        (process, failure)
     }
 
-    async fn live(self: Rc<Self>, members: Vec<ClusterNode>) {
+    async fn live(self: Rc<Self>, members: Vec<ClusterNode>, failed: OneshotSender<String>) {
         match assemble::recover(&self.reactors[0], &members, trust()).await {
             Ok(control) => {
                 *self.control.borrow_mut() = Some(control);
@@ -122,7 +129,7 @@ impl Process {
             }
             Err(error) => {
                 World::current().note(&format!("the node does not start: {error}"));
-                *self.failure.borrow_mut() = Some(error);
+                drop(failed.send(error));
             }
         }
     }
@@ -135,11 +142,6 @@ impl Process {
     /// Whether clients are let in.
     pub fn serves(&self) -> bool {
         self.node.phase() == Phase::Serving
-    }
-
-    /// Why it did not start, if so: an operator would see it end.
-    pub fn failure(&self) -> Option<String> {
-        self.failure.borrow().clone()
     }
 
     /// The front doors of the reactor that a connection happens to come to.

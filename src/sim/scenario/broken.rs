@@ -101,8 +101,8 @@ impl Run {
 
     /// Starts a node anew that did not start, or on which something has stopped.
     pub(super) fn restart(&self, node: NodeId) {
-        let Some(process) = self.cluster.process(node) else { return };
-        if process.failure().is_none() && process.node.fault_count() == 0 {
+        let has_faults = self.cluster.process(node).is_some_and(|process| process.node.fault_count() > 0);
+        if !has_faults && self.cluster.failure(node).is_none() {
             return;
         }
         if self.victim.get() == Some(node) {

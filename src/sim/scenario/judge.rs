@@ -286,12 +286,10 @@ impl Run {
     fn describe(&self) -> String {
         let mut parts = Vec::new();
         for node in self.cluster.nodes() {
-            let state = match self.cluster.process(node) {
-                None => "down".to_owned(),
-                Some(process) => match process.failure() {
-                    Some(failure) => format!("failed ({failure})"),
-                    None => format!("{:?}, faults {:?}", process.node.phase(), process.node.faults()),
-                },
+            let state = match (self.cluster.failure(node), self.cluster.process(node)) {
+                (Some(failure), _) => format!("failed ({failure})"),
+                (None, None) => "down".to_owned(),
+                (None, Some(process)) => format!("{:?}, faults {:?}", process.node.phase(), process.node.faults()),
             };
             parts.push(format!("node {node}: {state}, memory {:?}", self.used(node).unwrap_or_default()));
         }

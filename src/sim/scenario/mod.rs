@@ -189,8 +189,7 @@ async fn begin(plan: &Plan) -> Result<(Cluster, Vec<Target>), String> {
         cluster.until_serving(node).await;
     }
     for node in cluster.nodes() {
-        let failure = cluster.process(node).and_then(|process| process.failure());
-        if let Some(failure) = failure {
+        if let Some(failure) = cluster.failure(node) {
             return Err(format!("node {node} did not start: {failure}"));
         }
     }

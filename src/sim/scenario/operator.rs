@@ -48,10 +48,13 @@ impl Run {
         if !self.stopped.borrow().contains(&node) {
             return false;
         }
-        let Some(process) = self.cluster.process(node) else { return false };
+        if self.cluster.failure(node).is_some() {
+            return true;
+        }
+        let Some(process) = self.cluster.process(node).filter(|process| process.serves()) else { return false };
         let lost = self.lost.borrow();
         let is_damaged = |uid: ShardUid| self.victim.get() == Some(node) && uid != ShardUid::CATALOG;
         let stays = |uid: &ShardUid| !lost.contains(&(node, *uid)) && !is_damaged(*uid);
-        process.failure().is_some() || process.serves() && process.node.faults().keys().any(stays)
+        process.node.faults().keys().any(stays)
     }
 }
