@@ -82,6 +82,7 @@ impl Run {
             }
             World::current().set_drift(node, 0);
         }
+        self.look_at_stopped();
         self.restart_stopped();
         // What a disk did just before it was healed shows when the next record comes.
         env::sleep::<SimEnv>(SETTLE).await;
@@ -90,6 +91,25 @@ impl Run {
         self.undrain().await;
         self.make_all_anew().await;
         self.undrain().await;
+    }
+
+    /// Before anything is started anew: a node on which no step has stopped or damaged anything has stopped nothing itself. Topics of
+    /// steps do not count: what no step is careful of may be lost.
+    fn look_at_stopped(&self) {
+        let is_struck = |node: &NodeId| {
+            let has_lost = self.lost.borrow().iter().any(|(loser, _)| loser == node);
+            has_lost || self.stopped.borrow().contains(node) || self.victim.get() == Some(*node)
+        };
+        let groups = self.groups();
+        for node in self.cluster.nodes().into_iter().filter(|node| !is_struck(node)) {
+            if let Some(failure) = self.cluster.failure(node) {
+                self.problem(format!("node {node} has not started, and no step explains it: {failure}"));
+            }
+            let faults = self.cluster.process(node).map(|process| process.node.faults()).unwrap_or_default();
+            for (uid, cause) in faults.iter().filter(|(uid, _)| groups.contains(uid)) {
+                self.problem(format!("shard {uid} has stopped on node {node}, and no step explains it: {cause}"));
+            }
+        }
     }
 
     fn restart_stopped(&self) {

@@ -139,11 +139,18 @@ pub fn run(plan: Plan, lines: usize) -> Outcome {
     Outcome { plan, problems, trace_hash, virtual_us, counts, coverage, history, recorded }
 }
 
-async fn live(plan: &Plan, coverage: Rc<RefCell<Coverage>>) -> (Vec<String>, History, [u64; 4]) {
-    let (cluster, targets) = match begin(plan).await {
-        Ok(begun) => begun,
-        Err(error) => return (vec![error], History::default(), [0; 4]),
-    };
+/// Problems, the history, and counts as in `Outcome`.
+type Lived = (Vec<String>, History, [u64; 4]);
+
+async fn live(plan: &Plan, coverage: Rc<RefCell<Coverage>>) -> Lived {
+    match begin(plan).await {
+        Ok((cluster, targets)) => live_on(plan, coverage, cluster, targets).await,
+        Err(error) => (vec![error], History::default(), [0; 4]),
+    }
+}
+
+/// From then on that there is a cluster.
+async fn live_on(plan: &Plan, coverage: Rc<RefCell<Coverage>>, cluster: Cluster, targets: Vec<Target>) -> Lived {
     cluster.network().set_paths(plan.path);
     let clients = Clients::start(&cluster, targets, plan.load, plan.seed);
     note_retention(&clients, plan);

@@ -121,6 +121,29 @@ fn lost_blocks() {
     }
 }
 
+/// A replica that has stopped and comes back after a start is not excused when no step has stopped it.
+#[test]
+fn an_unexplained_stop() {
+    let runtime = SimRuntime::seeded(1);
+    let problems = runtime.block_on(async {
+        let plan = Plan { nodes: 3, shards: 1, replication_factor: 3, load_ms: 1_000, ..light(0, Scenario::Calm) };
+        let (cluster, targets) = begin(&plan).await.unwrap();
+        let uid = targets[0].uid;
+        let stopper = cluster.clone();
+        let stopped = World::current().spawn(async move {
+            env::sleep::<SimEnv>(Duration::from_millis(500)).await;
+            let node = stopper.leader(uid).unwrap();
+            stopper.process(node).unwrap().node.note_fault(uid, "it does not like its records");
+            node
+        });
+        let (problems, ..) = live_on(&plan, Rc::default(), cluster, targets).await;
+        (problems, stopped.await.unwrap())
+    });
+    let (problems, node) = problems;
+    let expected = format!("shard 2 has stopped on node {node}, and no step explains it: it does not like its records");
+    assert_eq!(problems, [expected]);
+}
+
 /// A disk of which no sync succeeds for seconds, whatever is restarted.
 #[test]
 fn a_broken_disk() {
