@@ -77,13 +77,13 @@ impl Run {
         self.restart(node);
     }
 
-    /// The node names the replica that has panicked, unless its process has ended or it is not to be there any more.
+    /// The node names the replica that has panicked, unless its process ends or the replica is not to be there any more.
     async fn until_told(&self, node: NodeId, number: u64, uid: ShardUid) {
         let mut waited_ms = 0;
         while waited_ms < NAMED_MAX_MS {
             let process = self.cluster.process(node).filter(|process| process.number == number);
-            let Some(process) = process else { return };
-            if process.node.faults().contains_key(&uid) || process.shard(uid).is_none() {
+            let Some(process) = process.filter(|process| process.serves()) else { return };
+            if process.node.faults().contains_key(&uid) || self.is_placed(node, uid) == Some(false) {
                 return;
             }
             sleep_ms(LOOK_MS).await;

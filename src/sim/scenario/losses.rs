@@ -9,15 +9,21 @@
 //! - A drain of one node of three leaves the catalog with one voter: none begins beside the damaged disk of another node, nor
 //!   while something is lost.
 
-use std::{collections::BTreeSet, rc::Rc, time::Duration};
+use std::{cell::Cell, collections::BTreeSet, path::Path, rc::Rc, time::Duration};
 
 use super::{Run, WATCH_INTERVAL, damage::LOOK_MS, plan::Who, steps::sleep_ms};
 use crate::{
     env,
     ids::{NodeId, ShardUid},
     raft::Members,
-    reactor::{control::shard_dir, mailbox::AdminCall},
-    sim::{SimEnv, World, cluster::DATA},
+    reactor::{
+        control::{
+            made::{self, REPLICAS_FILE},
+            shard_dir,
+        },
+        mailbox::AdminCall,
+    },
+    sim::{SimDisk, SimEnv, World, cluster::DATA},
 };
 
 /// How long a step waits for a moment in which something may be lost.
@@ -86,9 +92,13 @@ impl Run {
         let Some(disk) = self.cluster.disk(node) else { return };
         disk.delete_dir(shard_dir(DATA.as_ref(), target.uid));
         self.lost.borrow_mut().insert((node, target.uid));
+        let away = Rc::clone(self).watch_moves(node, target.uid);
+        // What was made a moment ago may not be listed yet.
+        away.set(!lists(&disk, target.uid));
         sleep_ms(down_ms).await;
         self.cluster.start(node);
-        self.until_named(node, target.uid).await;
+        self.until_named(node, target.uid, &away).await;
+        drop(away);
         self.make_anew(node, target.uid).await;
         self.until_good().await;
     }
@@ -187,15 +197,35 @@ impl Run {
         })
     }
 
-    /// A node that serves says which replica it has lost, as long as one is to be there.
-    async fn until_named(&self, node: NodeId, uid: ShardUid) {
+    /// Notes from now on whether any node knows that no replica of this shard is to be on that one: then a new one may come there.
+    fn watch_moves(self: Rc<Self>, node: NodeId, uid: ShardUid) -> Rc<Cell<bool>> {
+        let away: Rc<Cell<bool>> = Rc::default();
+        let told = Rc::downgrade(&away);
+        env::spawn::<SimEnv>(async move {
+            while let Some(away) = told.upgrade().filter(|away| !away.get()) {
+                let places = self.cluster.nodes().into_iter().filter_map(|other| self.places(other, uid));
+                away.set(places.into_iter().any(|places| !places.contains(&node)));
+                drop(away);
+                sleep_ms(1).await;
+            }
+        });
+        away
+    }
+
+    /// A node that serves says which replica it has lost, as long as one is to be there, and makes none by itself: one that does not
+    /// know how it has voted is made only where the group has done without it.
+    async fn until_named(&self, node: NodeId, uid: ShardUid, away: &Cell<bool>) {
         self.cluster.until_serving(node).await;
         let Some(process) = self.cluster.process(node).filter(|process| process.serves()) else { return };
         let mut waited_ms = 0;
         while waited_ms < NAMED_MAX_MS {
-            let is_there = process.shard(uid).is_some() || process.node.faults().contains_key(&uid);
-            if is_there || !self.is_placed(node, uid).unwrap_or(true) {
+            let is_named = process.node.faults().contains_key(&uid);
+            if is_named || away.get() || !self.is_placed(node, uid).unwrap_or(true) {
                 return;
+            }
+            if process.shard(uid).is_some() {
+                return self
+                    .problem(format!("node {node} has made its replica of shard {uid} anew, whose directory is gone"));
             }
             sleep_ms(LOOK_MS).await;
             waited_ms += if World::current().is_paused(node) { 0 } else { LOOK_MS };
@@ -249,7 +279,7 @@ impl Run {
     }
 
     /// Whether this node knows that a replica of it is to be here, or was and is not removed yet.
-    fn is_placed(&self, node: NodeId, uid: ShardUid) -> Option<bool> {
+    pub(super) fn is_placed(&self, node: NodeId, uid: ShardUid) -> Option<bool> {
         let process = self.cluster.process(node).filter(|process| process.serves())?;
         if process.node.faults().contains_key(&uid) {
             return Some(true);
@@ -271,4 +301,10 @@ impl Run {
         let holders = self.places(node, uid).unwrap_or_default();
         !holders.contains(&node) && holders.len() >= wanted
     }
+}
+
+/// Whether a node's list of replicas has this one.
+fn lists(disk: &SimDisk, uid: ShardUid) -> bool {
+    let path = Path::new(DATA).join(REPLICAS_FILE);
+    disk.paths().contains(&path) && made::decode(&disk.content(path)).is_ok_and(|uids| uids.contains(&uid))
 }
