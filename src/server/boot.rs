@@ -59,7 +59,6 @@ pub async fn boot<E: Env>(reactor: Rc<Reactor<E>>, trust: Trust) -> Result<Contr
             dir.display()
         ));
     }
-    control.note_lost().await.map_err(|error| error.to_string())?;
     control.reconcile().await;
     check_reactors(&reactor)?;
     if founder && is_alone && control.shard_uid_end() == ShardUid(ShardUid::CATALOG.0 + 1) {

@@ -8,7 +8,8 @@
 //! it may have to make replicas that it had, and lost, long ago; made anew they would vote without knowing how they voted.
 //!
 //! Which replicas this node has made is kept in `<data>/replicas`, one uid a line: a replica in it whose directory is gone is
-//! lost, and is not made anew, for the same reason.
+//! lost, and is not made anew, for the same reason. That it is lost is forgotten only when a fresh catalog says that none is to be
+//! here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -46,6 +47,11 @@ const PURGE_ROUNDS: u32 = 256;
 /// Whether a reactor does not try again to open a replica that failed so.
 fn is_given_up(error: &ReactorError) -> bool {
     !matches!(error, ReactorError::Shard(ShardError::Full(_) | ShardError::Damaged { .. }))
+}
+
+/// Whether a replica of this shard is to be on this node, by what it knows of the topics.
+fn is_here(topics: &[Arc<PlacedTopic>], uid: ShardUid) -> bool {
+    topics.iter().flat_map(|topic| &topic.shards).any(|place| place.uid == uid && place.here)
 }
 
 impl<E: Env> Control<E> {
@@ -119,8 +125,12 @@ impl<E: Env> Control<E> {
         let topics = self.topics();
         let wanted = self.wanted(&topics);
         self.withdraw_deleted(&topics);
+        let noted = self.note_lost(&topics).await.is_ok();
         let opened = self.open_wanted(&wanted, true).await;
-        let is_fresh = !self.needs_fresh(&wanted) || self.inner.catalog.linearize(FRESH_MAX).await.is_ok();
+        // As it is by now: what follows removes and forgets by it.
+        let topics = self.topics();
+        let wanted = self.wanted(&topics);
+        let is_fresh = !self.needs_fresh(&topics, &wanted) || self.inner.catalog.linearize(FRESH_MAX).await.is_ok();
         // What was applied meanwhile comes with the next round.
         let (topics, wanted) = if is_fresh {
             let topics = self.topics();
@@ -137,15 +147,22 @@ impl<E: Env> Control<E> {
             None => false,
         };
         self.inner.reactor.node().topics.publish(topics);
-        opened && made
+        noted && opened && made
     }
 
-    /// Whether a replica is to be made anew, or removed.
-    fn needs_fresh(&self, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>) -> bool {
+    /// Whether a replica is to be made anew, or removed, or a lost one forgotten: then a new one may be made some day.
+    fn needs_fresh(
+        &self,
+        topics: &[Arc<PlacedTopic>],
+        wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>,
+    ) -> bool {
         let (held, on_disk) = (self.inner.held.borrow(), self.inner.on_disk.borrow());
         let lost = self.inner.lost.borrow();
         let unknown = |uid: &ShardUid| !wanted.contains_key(uid) && !lost.contains(uid);
-        wanted.keys().any(|uid| !held.contains_key(uid)) || held.keys().any(unknown) || on_disk.iter().any(unknown)
+        wanted.keys().any(|uid| !held.contains_key(uid))
+            || held.keys().any(unknown)
+            || on_disk.iter().any(unknown)
+            || lost.iter().any(|uid| !is_here(topics, *uid))
     }
 
     /// Tells all reactors who the nodes are.
@@ -299,13 +316,9 @@ impl<E: Env> Control<E> {
     /// A replica that was lost, and is not to be here any more, may come back as a new one some day.
     fn forget_lost(&self, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>) -> bool {
         let topics = self.topics();
-        let is_here = |uid: &ShardUid| {
-            let mut places = topics.iter().flat_map(|topic| &topic.shards);
-            wanted.contains_key(uid) || places.any(|place| place.uid == *uid && place.here)
-        };
         let mut lost = self.inner.lost.borrow_mut();
         let before = lost.len();
-        lost.retain(is_here);
+        lost.retain(|uid| wanted.contains_key(uid) || is_here(&topics, *uid));
         before != lost.len()
     }
 
@@ -349,14 +362,15 @@ impl<E: Env> Control<E> {
         self.write_replicas().await
     }
 
-    /// Tells the reactors of lost replicas, so that their calls get the reason.
-    ///
-    /// # Errors
-    /// When a reactor has ended.
-    pub async fn note_lost(&self) -> Result<(), ReactorError> {
+    /// Tells the reactors of lost replicas that are to be here, so that their calls get the reason. Those that this node's catalog
+    /// knows nothing of yet come when it does.
+    async fn note_lost(&self, topics: &[Arc<PlacedTopic>]) -> Result<(), ReactorError> {
         let lost = self.inner.lost.borrow().clone();
-        for topic in self.topics() {
+        for topic in topics {
             for place in topic.shards.iter().filter(|place| place.here && lost.contains(&place.uid)) {
+                if self.inner.held.borrow().contains_key(&place.uid) {
+                    continue;
+                }
                 let uids = vec![place.uid];
                 self.ask(place.reactor, |reply| Request::Lost { uids, reply }).await?;
                 self.inner.held.borrow_mut().insert(place.uid, place.reactor);

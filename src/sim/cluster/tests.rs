@@ -2,7 +2,11 @@
 
 use super::*;
 use crate::{
-    reactor::control::made::REPLICAS_FILE,
+    proto::ringlog::v1::CreateTopicRequest,
+    reactor::control::{
+        made::{self, REPLICAS_FILE},
+        shard_dir,
+    },
     sim::{DiskTimes, NetTimes, SimRuntime},
 };
 
@@ -20,6 +24,59 @@ async fn cluster_of(nodes: usize, seed: u64) -> Cluster {
         cluster.until_serving(node).await;
     }
     cluster
+}
+
+/// Makes a topic of one shard.
+async fn make_topic(cluster: &Cluster, replication_factor: u32) -> ShardUid {
+    let process = cluster.process(FOUNDER).unwrap();
+    let (frontend, name) = (process.frontend(0), "t".to_owned());
+    let request = CreateTopicRequest { name, shards: 1, replication_factor, ..CreateTopicRequest::default() };
+    World::current().spawn_on(FOUNDER, async move { frontend.create_topic(request).await }).await.unwrap().unwrap();
+    process.node.topics.snapshot()["t"].shards[0].uid
+}
+
+/// Looks until it comes about, every 100 us.
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    for _ in 0..300_000 {
+        if is_so() {
+            return;
+        }
+        env::sleep::<SimEnv>(Duration::from_micros(100)).await;
+    }
+    panic!("waited too long: {what}");
+}
+
+/// A replica that was lost before the catalog knows again that one is to be there, as after a crash just after the topic was made,
+/// stays lost: it would vote without knowing how it voted.
+#[test]
+fn lost_before_the_catalog_knows() {
+    let runtime = SimRuntime::seeded(2);
+    runtime.block_on(async {
+        let cluster = cluster_of(3, 2).await;
+        let node = NodeId(3);
+        // What is committed by now is known at the next start; what comes then is not.
+        cluster.stop(node).await;
+        cluster.start(node);
+        cluster.until_serving(node).await;
+        let uid = make_topic(&cluster, 3).await;
+        until("a replica", || cluster.process(node).unwrap().shard(uid).is_some()).await;
+        env::sleep::<SimEnv>(Duration::from_secs(1)).await;
+        cluster.crash(node, 7);
+        assert!(cluster.disk(node).unwrap().delete_dir(shard_dir(DATA.as_ref(), uid)));
+        for other in [NodeId(1), NodeId(2)] {
+            cluster.network().cut_both(node, other);
+        }
+        cluster.start(node);
+        env::sleep::<SimEnv>(SOON).await;
+        let process = cluster.process(node).unwrap();
+        assert!(process.node.topics.snapshot().get("t").is_none(), "its catalog is not old");
+        cluster.network().heal();
+        until("the topic", || process.node.topics.snapshot().get("t").is_some()).await;
+        env::sleep::<SimEnv>(SOON).await;
+        assert!(process.shard(uid).is_none(), "it was made anew");
+        assert!(process.node.faults()[&uid].contains("is lost"));
+    });
+    assert_eq!(runtime.world().panics(), []);
 }
 
 /// A node that does not start is gone: nobody hears of it until it is started anew.
