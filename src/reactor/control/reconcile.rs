@@ -282,6 +282,10 @@ impl<E: Env> Control<E> {
         if unwanted.is_empty() {
             return !forgotten || self.write_replicas().await;
         }
+        // Before they go: a crash in between leaves one that is not listed, which is removed after the next start. One that is listed
+        // and gone would be taken for lost. (What cannot be listed goes anyway: it may be in the way of the list.)
+        let leaving = unwanted.iter().map(|(uid, _)| *uid).collect();
+        let listed = self.write_replicas_without(&leaving).await;
         let mut by_reactor: BTreeMap<ReactorNumber, Vec<ShardUid>> = BTreeMap::new();
         for (uid, reactor) in &unwanted {
             by_reactor.entry(*reactor).or_default().push(*uid);
@@ -296,7 +300,9 @@ impl<E: Env> Control<E> {
             self.inner.failed.borrow_mut().remove(uid);
             self.inner.unmade.borrow_mut().remove(uid);
         }
-        self.write_replicas().await;
+        if !listed {
+            self.write_replicas().await;
+        }
         self.forget_left().await;
         results.iter().all(Result::is_ok)
     }
@@ -396,12 +402,18 @@ impl<E: Env> Control<E> {
         self.inner.reactor.node().config.data.join(made::REPLICAS_FILE)
     }
 
-    /// After a replica was made, and after one was removed: a crash in between costs a check, never a record.
+    /// After a replica was made: a crash in between costs a check, never a record.
     async fn write_replicas(&self) -> bool {
+        self.write_replicas_without(&BTreeSet::new()).await
+    }
+
+    /// Lists the replicas that this node has made but for those that are `leaving`; false: it is tried again.
+    async fn write_replicas_without(&self, leaving: &BTreeSet<ShardUid>) -> bool {
         let uids: BTreeSet<ShardUid> = {
             let (held, lost) = (self.inner.held.borrow(), self.inner.lost.borrow());
             let unmade = self.inner.unmade.borrow();
-            held.keys().chain(lost.iter()).filter(|uid| !unmade.contains(uid)).copied().collect()
+            let made = held.keys().chain(lost.iter()).filter(|uid| !unmade.contains(uid));
+            made.filter(|uid| !leaving.contains(uid)).copied().collect()
         };
         let path = self.replicas_file();
         let written = self.inner.reactor.disk().write_file(&path, Bytes::from(made::encode(&uids))).await;

@@ -79,6 +79,34 @@ fn lost_before_the_catalog_knows() {
     assert_eq!(runtime.world().panics(), []);
 }
 
+/// A replica that is moved away is not listed any more when its directory goes: a power failure at any moment leaves none that the
+/// next start takes for lost.
+#[test]
+fn unlisted_before_it_goes() {
+    let runtime = SimRuntime::seeded(3);
+    runtime.block_on(async {
+        let cluster = cluster_of(3, 3).await;
+        let uid = make_topic(&cluster, 2).await;
+        let view = cluster.process(FOUNDER).unwrap().node.topics.snapshot()["t"].view.clone();
+        let node = view.replicas[0].nodes[1];
+        let disk = cluster.disk(node).unwrap();
+        let dir = shard_dir(DATA.as_ref(), uid);
+        let is_here = || disk.paths().iter().any(|path| path.starts_with(&dir));
+        let is_listed = || made::decode(&disk.content(Path::new(DATA).join(REPLICAS_FILE))).unwrap().contains(&uid);
+        let is_made = || disk.paths().contains(&Path::new(DATA).join(REPLICAS_FILE)) && is_listed() && is_here();
+        until("a replica", is_made).await;
+        let frontend = cluster.process(FOUNDER).unwrap().frontend(0);
+        let drain = AdminCall::DrainNode { node, undo: false, force: true };
+        World::current().spawn_on(FOUNDER, async move { frontend.admin(drain).await }).await.unwrap().unwrap();
+        until("its end", || {
+            assert!(is_here() || !is_listed(), "it would be taken for lost");
+            !is_here()
+        })
+        .await;
+    });
+    assert_eq!(runtime.world().panics(), []);
+}
+
 /// A node that does not start is gone: nobody hears of it until it is started anew.
 #[test]
 fn a_failed_start() {
