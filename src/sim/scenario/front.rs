@@ -83,7 +83,11 @@ pub(super) fn action(dice: &Cell<u64>) -> Action {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Outcome, plan::Scenario, run};
+    use super::super::{
+        Outcome,
+        plan::{Scenario, Step, Who},
+        run,
+    };
     use super::*;
 
     /// The first plan from this seed on that is as asked.
@@ -119,6 +123,17 @@ mod tests {
             |fault: &str| outcome.coverage.iter().filter(|(name, ..)| *name == fault).map(|(.., times)| times).sum();
         let (attacks, beside): (u64, u64) = (met("hostile client"), met("hostile client beside"));
         assert!(attacks >= 4 && beside >= 4, "{attacks} attacks, {beside} streams beside them");
+    }
+
+    /// Were the clients beside an attack cut off, it would be known: here their node is killed.
+    #[test]
+    fn clients_beside_are_heard() {
+        let plan = first(0, |plan, stock| plan.load.undisturbed && plan.load.hostile == 2 && stock.messages_max <= 30);
+        let kill = |at_ms| Step { at_ms, action: Action::Kill { who: Who::Any(0), down_ms: 10 } };
+        let plan = Plan { nodes: 1, load_ms: 2_000, steps: [500, 800, 1_100, 1_400].map(kill).into(), ..plan };
+        let problems = run(plan, 0).problems;
+        let is_heard = |problem: &String| problem.contains("beside an attack: a stream was broken off");
+        assert!(problems.iter().any(is_heard), "{problems:?}");
     }
 
     /// Acknowledgements that fill a window and all that is behind it, until the client opens it widely, once.

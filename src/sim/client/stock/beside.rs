@@ -33,18 +33,17 @@ pub(super) async fn run(
     session.calls.borrow_mut().push(Rc::clone(&state));
     let opened = call::open(&session, &mut requests, Method::ProduceStream, None).await;
     drop(requests);
-    if let Some((answers, stream)) = opened {
-        let sent = Sent::new(&session, &state, &session.name, &dice);
-        let end = Beside { sent, is_over, dice: &dice, answers, stream }.go_on().await;
-        if session.clients.load.undisturbed {
-            match &end {
-                Some(End::Status(status)) => {
-                    session.problem(&format!("a stream beside an attack has failed: {status}"))
-                }
-                Some(End::Ok | End::Lost) => {}
-                None => session.problem("a stream beside an attack does not go on"),
+    match opened {
+        Some((answers, stream)) => {
+            let sent = Sent::new(&session, &state, &session.name, &dice);
+            match (Beside { sent, is_over, dice: &dice, answers, stream }.go_on().await) {
+                Some(End::Ok) => {}
+                Some(End::Status(status)) => session.suffered(&format!("a stream has failed: {status}")),
+                Some(End::Lost) => session.suffered("a stream was broken off"),
+                None => session.suffered("a stream does not go on"),
             }
         }
+        None => session.suffered("a stream was not opened"),
     }
     state.ended.set(true);
 }

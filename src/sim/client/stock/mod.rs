@@ -79,7 +79,9 @@ pub(super) fn beside(
     let dice = Cell::new(seed);
     let (session, near) = Session::begin(clients, name, door, Habit::plain(), &dice);
     async move {
-        let Some((requests, driver)) = session.connect(near).await else { return };
+        let Some((requests, driver)) = session.connect(near).await else {
+            return session.suffered("it was not let in");
+        };
         beside::run(Rc::clone(&session), requests, is_over, dice).await;
         // Also what is left of a call that was given up.
         session.breaker.reset();
@@ -346,6 +348,13 @@ impl Session {
 
     fn met(&self, fault: &str, path: &str) {
         self.clients.met.borrow_mut().hit(fault, path);
+    }
+
+    /// What befell a client beside an attack, where nothing else happens to its node.
+    fn suffered(&self, text: &str) {
+        if self.clients.load.undisturbed {
+            self.problem(&format!("beside an attack: {text}"));
+        }
     }
 
     fn problem(&self, text: &str) {
