@@ -55,6 +55,7 @@ impl Run {
                 return;
             }
         }
+        self.compare_catalogs();
         if !within(self.quiet()).await {
             let used: Vec<_> =
                 self.cluster.nodes().into_iter().filter_map(|node| Some((node, self.used(node)?))).collect();
@@ -216,6 +217,22 @@ impl Run {
         for target in self.clients.targets() {
             while !self.clients.probe(&target).await {
                 env::sleep::<SimEnv>(LOOK).await;
+            }
+        }
+    }
+
+    /// Catalogs that have applied equally many entries have applied the same ones, but for a catalog that has stopped.
+    fn compare_catalogs(&self) {
+        let mut chains = BTreeMap::new();
+        for node in self.cluster.nodes() {
+            let Some(control) = self.cluster.process(node).and_then(|process| process.control()) else { continue };
+            if control.fault().is_some() {
+                continue;
+            }
+            let (end, chain) = (control.group().applied_end(), control.group().applied_chain());
+            let (first, its) = *chains.entry(end).or_insert((node, chain));
+            if its != chain {
+                self.problem(format!("the catalogs of nodes {first} and {node} differ before entry {end}"));
             }
         }
     }

@@ -46,8 +46,9 @@ use super::{
 };
 use crate::{
     env::{self, Env},
-    ids::{NodeId, ShardUid},
+    ids::{NodeId, ShardUid, Term},
     proto::ringlog::v1::{self, CreateTopicRequest},
+    shard::Shard,
 };
 
 /// The longest that a run may last, in virtual time: whatever happens, it has come to an end by then.
@@ -347,19 +348,25 @@ impl Run {
     fn look_at_leaders(&self) {
         for node in self.cluster.nodes() {
             let Some(process) = self.cluster.process(node) else { continue };
-            for target in self.clients.targets() {
-                let Some(shard) = process.shard(target.uid) else { continue };
-                if !World::current().on(node, || shard.leads()) {
-                    continue;
-                }
-                let term = shard.leader().1.0;
-                let first = *self.leaders.borrow_mut().entry((target.uid, term)).or_insert(node);
+            for uid in self.groups() {
+                let Some(term) = World::current().on(node, || led_term(&process, uid)) else { continue };
+                let first = *self.leaders.borrow_mut().entry((uid, term.0)).or_insert(node);
                 if first != node {
-                    let uid = target.uid;
                     self.problem(format!("nodes {first} and {node} both led shard {uid} in term {term}"));
                 }
             }
         }
+    }
+}
+
+/// In which term a process leads a group, if it does.
+fn led_term(process: &Process, uid: ShardUid) -> Option<Term> {
+    match uid {
+        ShardUid::CATALOG => {
+            let control = process.control()?;
+            control.group().leads().then(|| control.group().leader().1)
+        }
+        uid => process.shard(uid).filter(Shard::leads).map(|shard| shard.leader().1),
     }
 }
 
