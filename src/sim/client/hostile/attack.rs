@@ -163,7 +163,10 @@ impl Session<'_> {
             let flags = if at + 1 == bytes.len() { END_STREAM } else { 0 };
             frames.extend(frame(DATA, flags, 1, &[*byte]));
         }
-        self.send(&frames).await;
+        if !self.send(&frames).await {
+            // The client has given up, and what it asked for is not whole.
+            return;
+        }
         self.raw.hold(PROMPT, Some(1)).await;
         match self.raw.message(1) {
             Some(answer) => self.acknowledged(answer),

@@ -126,17 +126,18 @@ impl Followed<'_> {
             }
             env::sleep::<SimEnv>(LOOK).await;
         }
-        let end = loop {
+        let (start, end) = loop {
             let cluster = &self.session.clients.cluster;
             let leader = cluster.leader(self.target.uid).and_then(|node| cluster.process(node)?.shard(self.target.uid));
             match leader {
-                Some(shard) => break shard.high_watermark().0,
+                Some(shard) => break (shard.status().log_start.0, shard.high_watermark().0),
                 None => env::sleep::<SimEnv>(LOOK).await,
             }
         };
         self.state.sent.set(end as usize);
-        // One that began at the end may have had nothing to read.
-        while self.next.get().is_some_and(|next| next < end) {
+        // One that began at the end may have had nothing to read; one that began at the start has what is kept to read.
+        let unanswered = if self.is_latest { end } else { start };
+        while self.next.get().unwrap_or(unanswered) < end {
             env::sleep::<SimEnv>(LOOK).await;
         }
     }
