@@ -21,6 +21,7 @@ pub use mpsc::{Receiver, Recv, Send, Sender, TryRecvError, TrySendError, WeakSen
 pub use mutex::{Guard, Lock, Mutex};
 pub use notify::{Notified, Notify};
 pub use oneshot::{Receiver as OneshotReceiver, Sender as OneshotSender, channel as oneshot};
+pub(crate) use waiters::{Ticket, Waiters};
 pub use watch::{Changed, Receiver as WatchReceiver, Sender as WatchSender, channel as watch};
 
 /// The other side of a channel is gone.

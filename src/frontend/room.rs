@@ -3,17 +3,22 @@
 //! that is merely fast would end.
 //!
 //! Each reactor has one [`Room`] for each reactor whose shards its connections write to. Who waits enters in turn, so that a
-//! stream with much to send does not keep out one with little.
+//! stream with much to send does not keep out one with little. In its turn a stream enters with several requests: they are
+//! answered together, and to wake a connection and to write to its socket costs far more than an answer does.
 
 use std::cell::Cell;
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::Context;
 use std::task::Poll;
-use std::task::Waker;
 
+use crate::env::channel::Ticket;
+use crate::env::channel::Waiters;
 use crate::limits;
+
+/// A turn ends when a stream has entered with so many requests, or with so many bytes.
+const TURN_REQUESTS: usize = 32;
+const TURN_BYTES: usize = 32 << 10;
 
 /// Requests of streams on their way from one reactor to the shards of one reactor.
 ///
@@ -24,9 +29,7 @@ pub struct Room {
     bytes_max: usize,
     requests: Cell<usize>,
     bytes: Cell<usize>,
-    /// Those who wait, by ticket: the front one enters first.
-    waiting: RefCell<VecDeque<(u64, Waker)>>,
-    next_ticket: Cell<u64>,
+    waiting: RefCell<Waiters>,
 }
 
 impl Room {
@@ -50,7 +53,6 @@ impl Room {
             requests: Cell::new(0),
             bytes: Cell::new(0),
             waiting: RefCell::default(),
-            next_ticket: Cell::new(0),
         })
     }
 
@@ -67,7 +69,7 @@ impl Room {
     }
 
     fn wake_first(&self) {
-        if let Some((_, waker)) = self.waiting.borrow().front() {
+        if let Some((_, waker)) = self.waiting.borrow().first() {
             waker.wake_by_ref();
         }
     }
@@ -89,54 +91,56 @@ impl Drop for Permit {
     }
 }
 
-/// A stream's place among those who wait for a room, if it waits; dropping it leaves.
+/// A stream's place among those who wait for a room, if it does; dropping it leaves.
 #[derive(Debug, Default)]
-pub struct Place {
-    waits: Option<(Rc<Room>, u64)>,
+pub struct Place(Option<Waits>);
+
+#[derive(Debug)]
+struct Waits {
+    room: Rc<Room>,
+    ticket: Ticket,
+    /// How often it may still enter when it is the first, and with how many bytes.
+    requests: usize,
+    bytes: usize,
 }
 
 impl Place {
-    /// Enters `room` with `bytes`. While that is Pending, `cx` is woken when those before it have entered or left, and there
-    /// may be room. To ask for another room leaves the former.
+    /// Enters `room` with `bytes`. While that is Pending, `cx` is woken when those before it have had their turn or left, and
+    /// there may be room. To ask for another room leaves the former.
+    ///
+    /// Others may wait until it is the turn's end: who has entered either asks again or calls [`leave`](Place::leave).
     pub fn poll_enter(&mut self, room: &Rc<Room>, bytes: usize, cx: &mut Context<'_>) -> Poll<Permit> {
-        if self.waits.as_ref().is_some_and(|(other, _)| !Rc::ptr_eq(other, room)) {
+        if self.0.as_ref().is_some_and(|waits| !Rc::ptr_eq(&waits.room, room)) {
             self.leave();
         }
-        let first = room.waiting.borrow().front().map(|(ticket, _)| *ticket);
-        let mine = self.waits.as_ref().map(|(_, ticket)| *ticket);
+        let first = room.waiting.borrow().first().map(|(ticket, _)| ticket);
+        let mine = self.0.as_ref().map(|waits| waits.ticket);
         if first == mine && room.has(bytes) {
-            self.waits = None;
-            if mine.is_some() {
-                room.waiting.borrow_mut().pop_front();
-            }
             let permit = room.enter(bytes);
-            if room.has(0) {
-                // There may be room for the next one, too, whom nobody else would tell.
-                room.wake_first();
+            if let Some(waits) = &mut self.0 {
+                waits.requests = waits.requests.saturating_sub(1);
+                waits.bytes = waits.bytes.saturating_sub(bytes);
+                if waits.requests == 0 || waits.bytes == 0 {
+                    self.leave();
+                }
             }
             return Poll::Ready(permit);
         }
-        let mut waiting = room.waiting.borrow_mut();
-        match mine {
-            Some(mine) => {
-                let place = waiting.iter_mut().find(|(ticket, _)| *ticket == mine);
-                place.expect("who has a ticket is in the queue").1.clone_from(cx.waker());
-            }
-            None => {
-                let ticket = room.next_ticket.get();
-                room.next_ticket.set(ticket + 1);
-                waiting.push_back((ticket, cx.waker().clone()));
-                self.waits = Some((Rc::clone(room), ticket));
-            }
+        let renewed = mine.and_then(|mine| room.waiting.borrow_mut().renew(mine, cx.waker()));
+        if renewed.is_none() {
+            let ticket = room.waiting.borrow_mut().push(cx.waker().clone());
+            self.0 = Some(Waits { room: Rc::clone(room), ticket, requests: TURN_REQUESTS, bytes: TURN_BYTES });
         }
         Poll::Pending
     }
 
-    /// Waits no more, if it does.
+    /// Waits no more, if it does; its turn ends.
     pub fn leave(&mut self) {
-        let Some((room, mine)) = self.waits.take() else { return };
-        room.waiting.borrow_mut().retain(|(ticket, _)| *ticket != mine);
+        let Some(Waits { room, ticket, .. }) = self.0.take() else { return };
+        let waker = room.waiting.borrow_mut().remove(ticket);
+        drop(waker);
         if room.has(0) {
+            // There may be room for the next one, too, whom nobody else would tell.
             room.wake_first();
         }
     }
@@ -154,6 +158,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::sync::atomic::Ordering::SeqCst;
     use std::task::Wake;
+    use std::task::Waker;
 
     use super::*;
 
@@ -174,7 +179,15 @@ mod tests {
     }
 
     impl Stream {
+        /// With one request and no more.
         fn enter(&mut self, room: &Rc<Room>, bytes: usize) -> Option<Permit> {
+            let permit = self.next(room, bytes)?;
+            self.place.leave();
+            Some(permit)
+        }
+
+        /// With one request, and perhaps another one.
+        fn next(&mut self, room: &Rc<Room>, bytes: usize) -> Option<Permit> {
             match self.place.poll_enter(room, bytes, &mut Context::from_waker(&Waker::from(Arc::clone(&self.woken)))) {
                 Poll::Ready(permit) => Some(permit),
                 Poll::Pending => None,
@@ -184,6 +197,28 @@ mod tests {
         fn woken(&self) -> bool {
             self.woken.0.swap(0, SeqCst) > 0
         }
+    }
+
+    /// Who has waited enters with several requests before the next one, which cannot be kept waiting by more than its share.
+    #[test]
+    fn several_in_a_turn() {
+        let room = Room::new(2 * TURN_REQUESTS, usize::MAX);
+        let [mut a, mut b, mut c] = [(); 3].map(|()| Stream::default());
+        let mut permits: Vec<_> = (0..2 * TURN_REQUESTS).map(|_| a.next(&room, 1).unwrap()).collect();
+        assert!(b.next(&room, 1).is_none() && c.next(&room, 1).is_none());
+        permits.truncate(TURN_REQUESTS - 1);
+        permits.extend((0..TURN_REQUESTS).map(|_| b.next(&room, 1).unwrap()));
+        assert!(c.woken() && b.next(&room, 1).is_none(), "b has to wait behind c");
+        permits.push(c.next(&room, TURN_BYTES - 1).unwrap());
+        assert!(c.next(&room, 1).is_none(), "there is no room");
+        permits.truncate(1);
+        assert!(c.woken());
+        permits.push(c.next(&room, 1).unwrap());
+        assert!(b.woken() && c.next(&room, 1).is_none(), "a turn ends with so many bytes, too");
+        permits.push(b.next(&room, 1).unwrap());
+        assert!(!c.woken());
+        b.place.leave();
+        assert!(c.woken() && c.next(&room, 1).is_some(), "and when there is nothing more to send");
     }
 
     /// Both bounds hold; who waits enters in turn, and nobody passes; each who can go on is woken.

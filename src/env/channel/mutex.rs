@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::waiters::{Key, Waiters};
+use super::waiters::{Ticket, Waiters};
 
 /// The lock.
 #[derive(Default)]
@@ -27,7 +27,7 @@ impl<T> Mutex<T> {
 
     /// Suspends until the lock is ours.
     pub fn lock(&self) -> Lock<'_, T> {
-        Lock { mutex: self, key: None }
+        Lock { mutex: self, ticket: None }
     }
 
     fn guard(&self) -> Guard<'_, T> {
@@ -48,7 +48,7 @@ impl<T> Mutex<T> {
 /// Future of `Mutex::lock`.
 pub struct Lock<'a, T> {
     mutex: &'a Mutex<T>,
-    key: Option<Key>,
+    ticket: Option<Ticket>,
 }
 
 impl<'a, T> Future for Lock<'a, T> {
@@ -58,18 +58,18 @@ impl<'a, T> Future for Lock<'a, T> {
         let this = &mut *self;
         let mutex = this.mutex;
         let mut waiters = mutex.waiters.borrow_mut();
-        let ours = match this.key {
-            Some(key) => waiters.take_granted(key),
+        let ours = match this.ticket {
+            Some(ticket) => waiters.take_granted(ticket),
             None => !mutex.locked.replace(true),
         };
         if ours {
-            this.key = None;
+            this.ticket = None;
             drop(waiters);
             return Poll::Ready(mutex.guard());
         }
-        let renewed = this.key.and_then(|key| waiters.renew(key, context.waker()));
+        let renewed = this.ticket.and_then(|ticket| waiters.renew(ticket, context.waker()));
         if renewed.is_none() {
-            this.key = Some(waiters.push(context.waker().clone()));
+            this.ticket = Some(waiters.push(context.waker().clone()));
         }
         drop(waiters);
         drop(renewed);
@@ -79,10 +79,10 @@ impl<'a, T> Future for Lock<'a, T> {
 
 impl<T> Drop for Lock<'_, T> {
     fn drop(&mut self) {
-        let Some(key) = self.key.take() else { return };
+        let Some(ticket) = self.ticket.take() else { return };
         let (waker, granted) = {
             let mut waiters = self.mutex.waiters.borrow_mut();
-            (waiters.remove(key), waiters.take_granted(key))
+            (waiters.remove(ticket), waiters.take_granted(ticket))
         };
         drop(waker);
         if granted {

@@ -5,10 +5,10 @@ use std::{
     future::Future,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
-use super::waiters::{Key, Waiters};
+use super::waiters::{Ticket, Waiters};
 
 #[derive(Default)]
 struct Shared {
@@ -51,15 +51,13 @@ impl Notify {
     pub fn notify_all(&self) {
         self.shared.rounds.set(self.shared.rounds.get() + 1);
         let woken = self.shared.waiters.borrow_mut().take_all();
-        for (_, waker) in woken {
-            waker.wake();
-        }
+        woken.for_each(Waker::wake);
     }
 
     /// Suspends until notified; a `notify_all` counts from this call on, even before the first poll. So: call this,
     /// look at the condition, await.
     pub fn notified(&self) -> Notified {
-        Notified { rounds: self.shared.rounds.get(), shared: self.shared.clone(), key: None, done: false }
+        Notified { rounds: self.shared.rounds.get(), shared: self.shared.clone(), ticket: None, done: false }
     }
 }
 
@@ -67,7 +65,7 @@ impl Notify {
 pub struct Notified {
     shared: Rc<Shared>,
     rounds: u64,
-    key: Option<Key>,
+    ticket: Option<Ticket>,
     done: bool,
 }
 
@@ -86,18 +84,18 @@ impl Future for Notified {
             return Poll::Ready(());
         }
         let mut waiters = this.shared.waiters.borrow_mut();
-        let granted = match this.key {
-            Some(key) => waiters.take_granted(key),
+        let granted = match this.ticket {
+            Some(ticket) => waiters.take_granted(ticket),
             None => this.shared.permit.take(),
         };
         if granted {
             this.done = true;
-            this.key = None;
+            this.ticket = None;
             return Poll::Ready(());
         }
-        let renewed = this.key.and_then(|key| waiters.renew(key, context.waker()));
+        let renewed = this.ticket.and_then(|ticket| waiters.renew(ticket, context.waker()));
         if renewed.is_none() {
-            this.key = Some(waiters.push(context.waker().clone()));
+            this.ticket = Some(waiters.push(context.waker().clone()));
         }
         drop(waiters);
         drop(renewed);
@@ -107,10 +105,10 @@ impl Future for Notified {
 
 impl Notified {
     fn leave(&mut self) {
-        let Some(key) = self.key.take() else { return };
+        let Some(ticket) = self.ticket.take() else { return };
         let (waker, granted) = {
             let mut waiters = self.shared.waiters.borrow_mut();
-            (waiters.remove(key), waiters.take_granted(key))
+            (waiters.remove(ticket), waiters.take_granted(ticket))
         };
         drop(waker);
         if granted {

@@ -5,12 +5,12 @@ use std::{
     future::Future,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use super::{
     Closed,
-    waiters::{Key, Waiters},
+    waiters::{Ticket, Waiters},
 };
 
 struct Shared<T> {
@@ -24,9 +24,7 @@ struct Shared<T> {
 impl<T> Shared<T> {
     fn wake_all(&self) {
         let woken = self.waiters.borrow_mut().take_all();
-        for (_, waker) in woken {
-            waker.wake();
-        }
+        woken.for_each(Waker::wake);
     }
 }
 
@@ -120,7 +118,7 @@ impl<T> Receiver<T> {
     /// Suspends until there is a value that this receiver has not seen, and marks it as seen.
     /// `Closed` when there is none and no sender.
     pub fn changed(&mut self) -> Changed<'_, T> {
-        Changed { receiver: self, key: None }
+        Changed { receiver: self, ticket: None }
     }
 
     /// The value; not to be held across an await.
@@ -151,13 +149,13 @@ impl<T> Drop for Receiver<T> {
 /// Future of `Receiver::changed`.
 pub struct Changed<'a, T> {
     receiver: &'a mut Receiver<T>,
-    key: Option<Key>,
+    ticket: Option<Ticket>,
 }
 
 impl<T> Changed<'_, T> {
     fn leave(&mut self) {
-        let Some(key) = self.key.take() else { return };
-        let waker = self.receiver.shared.waiters.borrow_mut().remove(key);
+        let Some(ticket) = self.ticket.take() else { return };
+        let waker = self.receiver.shared.waiters.borrow_mut().remove(ticket);
         drop(waker);
     }
 }
@@ -178,9 +176,9 @@ impl<T> Future for Changed<'_, T> {
         }
         let this = &mut *self;
         let mut waiters = this.receiver.shared.waiters.borrow_mut();
-        let renewed = this.key.and_then(|key| waiters.renew(key, context.waker()));
+        let renewed = this.ticket.and_then(|ticket| waiters.renew(ticket, context.waker()));
         if renewed.is_none() {
-            this.key = Some(waiters.push(context.waker().clone()));
+            this.ticket = Some(waiters.push(context.waker().clone()));
         }
         drop(waiters);
         drop(renewed);
