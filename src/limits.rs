@@ -205,6 +205,9 @@ pub const CONNECTIONS_MAX: usize = 4_096;
 /// Open HTTP connections; the same. Fewer of both where the process has too few descriptors (`reactor::descriptors`).
 pub const HTTP_CONNECTIONS_MAX: usize = 1_024;
 
+/// Bytes of unfinished or waiting messages that each connection may hold, however much the others do (`frontend::grpc::received`).
+pub const RECEIVED_BYTES_MIN: usize = 8 << 10;
+
 /// Bytes that a client may have sent on a connection before anything of it is read: as little as HTTP/2 knows.
 pub const CONNECTION_WINDOW_BYTES_MIN: u32 = 65_535;
 
@@ -380,6 +383,11 @@ const _: () = assert!(MEMORY_RESERVE_BYTES - MEMORY_PASSED_ON_BYTES - MEMORY_CON
 const _: () = assert!(MAILBOX_BYTES_MAX >= 2 * MESSAGE_BYTES_MAX);
 const _: () = assert!(STORAGE_SLOW.as_millis() > 2_000 && STORAGE_SLOW.as_millis() < STORAGE_HUNG.as_millis());
 const _: () = assert!(FLUSH_SLOW_FOR.as_millis() + 2 * FLUSH_LOOK.as_millis() < 2_000);
+// Half of what there is for clients, and the least part of each connection, leave room for requests.
+const _: () = assert!(
+    (MEMORY_BYTES_MIN - MEMORY_RESERVE_BYTES) / 2 + CONNECTIONS_MAX * RECEIVED_BYTES_MIN + MESSAGE_BYTES_MAX
+        <= MEMORY_BYTES_MIN - MEMORY_RESERVE_BYTES
+);
 // What the clients of one reactor can have sent that nobody has read: 256 MiB of first windows and 64 MiB of others.
 const _: () =
     assert!(CONNECTIONS_MAX * CONNECTION_WINDOW_BYTES_MIN as usize + CONNECTION_WINDOW_BYTES_LENT <= 320 << 20);

@@ -135,6 +135,9 @@ pub fn fill_up(framed: &[u8], bytes: usize) -> Bytes {
     out.freeze()
 }
 
+/// Bytes that are inflated in one step of [`Message::decode`].
+const STEP_BYTES: usize = 4 << 10;
+
 /// One message as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
@@ -145,28 +148,67 @@ pub struct Message {
 }
 
 impl Message {
-    /// The message itself: inflated if it was compressed. Stops inflating above `bytes_max`.
+    /// The message itself: inflated, all of it at once, if it was compressed. Stops inflating above `bytes_max`.
     ///
     /// # Errors
     /// `NotEncoded`, `Corrupt`, `InflatesTooLarge`.
     pub fn decode(self, encoding: Encoding, bytes_max: usize) -> Result<Bytes, FrameError> {
-        match (self.compressed, encoding) {
-            (false, _) => Ok(self.bytes),
-            (true, Encoding::Identity) => Err(FrameError::NotEncoded),
-            (true, Encoding::Gzip) => inflate(&self.bytes, bytes_max),
+        if !self.compressed {
+            return Ok(self.bytes);
+        }
+        let mut inflating = Inflating::new(&self, encoding, bytes_max)?;
+        loop {
+            if let (_, Some(bytes)) = inflating.step(STEP_BYTES)? {
+                return Ok(bytes);
+            }
         }
     }
 }
 
-fn inflate(compressed: &[u8], bytes_max: usize) -> Result<Bytes, FrameError> {
-    let mut out = Vec::new();
-    // One byte more than allowed tells "too long" from "just fits".
-    let limit = bytes_max as u64 + 1;
-    flate2::read::MultiGzDecoder::new(compressed).take(limit).read_to_end(&mut out).map_err(|_| FrameError::Corrupt)?;
-    if out.len() > bytes_max {
-        return Err(FrameError::InflatesTooLarge { max: bytes_max });
+/// A message that is inflated step by step: a few KiB may become megabytes, which take milliseconds.
+pub struct Inflating {
+    compressed_bytes: usize,
+    decoder: flate2::read::MultiGzDecoder<bytes::buf::Reader<Bytes>>,
+    out: Vec<u8>,
+    bytes_max: usize,
+}
+
+impl Inflating {
+    /// Begins to inflate a compressed message, which then has at most `bytes_max` bytes.
+    ///
+    /// # Errors
+    /// `NotEncoded`.
+    pub fn new(message: &Message, encoding: Encoding, bytes_max: usize) -> Result<Inflating, FrameError> {
+        match encoding {
+            Encoding::Identity => Err(FrameError::NotEncoded),
+            Encoding::Gzip => Ok(Inflating {
+                compressed_bytes: message.bytes.len(),
+                decoder: flate2::read::MultiGzDecoder::new(message.bytes.clone().reader()),
+                out: Vec::new(),
+                bytes_max,
+            }),
+        }
     }
-    Ok(out.into())
+
+    /// Inflates `bytes` more at most: how many there were, and the message if those were its last. Not to be called again then.
+    ///
+    /// # Errors
+    /// `Corrupt`, `InflatesTooLarge`.
+    pub fn step(&mut self, bytes: usize) -> Result<(usize, Option<Bytes>), FrameError> {
+        // One byte more than allowed tells "too long" from "just fits".
+        let bytes = bytes.min(self.bytes_max + 1 - self.out.len());
+        let more =
+            (&mut self.decoder).take(bytes as u64).read_to_end(&mut self.out).map_err(|_| FrameError::Corrupt)?;
+        if self.out.len() > self.bytes_max {
+            return Err(FrameError::InflatesTooLarge { max: self.bytes_max });
+        }
+        Ok((more, (more < bytes).then(|| std::mem::take(&mut self.out).into())))
+    }
+
+    /// Bytes of memory that it holds.
+    pub fn held_bytes(&self) -> usize {
+        self.compressed_bytes + self.out.capacity()
+    }
 }
 
 /// Cuts messages out of pieces of a stream.
@@ -255,6 +297,11 @@ impl Assembler {
     /// Whether everything that was pushed has come out as messages.
     pub fn is_drained(&self) -> bool {
         self.piece.is_empty() && self.prefix_len == 0
+    }
+
+    /// Bytes of the last piece that are behind the last message.
+    pub fn waiting_bytes(&self) -> usize {
+        self.piece.len()
     }
 
     /// Bytes of memory that a message which has come in part holds.

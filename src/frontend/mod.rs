@@ -31,11 +31,11 @@ pub use self::{
     status::{CallError, Code},
 };
 use crate::{
-    budget::Budget,
+    budget::{Charge, Class, Use},
     env::{self, Env},
     format::records::{ProduceHead, Records},
     frontend::{
-        grpc::{answers::Pool, lane::Lane},
+        grpc::{answers, lane::Lane, received},
         refusal::explained,
         remote::{checked_consume, durability, stopped},
         room::Room,
@@ -51,7 +51,7 @@ use crate::{
         node::{Node, Phase},
         topics::{PlacedTopic, ShardPlace, TopicReader},
     },
-    shard::{Consume, Consumed, Produce, Produced},
+    shard::{Consume, Consumed, Produce, Produced, ShardError},
 };
 
 /// A produce call from a client.
@@ -110,7 +110,8 @@ struct Local<E: Env> {
     topics: TopicReader,
     turn: Cell<u32>,
     near: Near,
-    answers: Rc<Pool>,
+    answers: Rc<answers::Pool>,
+    received: Rc<received::Pool>,
     lane: Rc<Lane>,
     /// For what producing streams have under way to the shards of each reactor, by its number.
     rooms: Vec<Rc<Room>>,
@@ -120,6 +121,8 @@ struct Local<E: Env> {
 
 struct Waiting {
     call: ProduceCall,
+    /// Its memory, until its shard takes its own.
+    held: Charge,
     reply: oneshot::Sender<Result<ProduceAck, CallError>>,
 }
 
@@ -152,9 +155,10 @@ impl<E: Env> Frontend<E> {
         let (here, reactors) = (reactor.number().0 as usize, node.reactors.len());
         let room = |number| if number == here { Room::here() } else { Room::elsewhere(reactors - 1) };
         let rooms = (0..reactors).map(room).collect();
-        let answers = Rc::new(Pool::new(reactor.budget().clone()));
+        let answers = Rc::new(answers::Pool::new(reactor.budget().clone()));
+        let received = Rc::new(received::Pool::new(reactor.budget().clone()));
         let lane = Rc::default();
-        let local = Local { reactor, remote, topics, turn, near, answers, lane, rooms, sought };
+        let local = Local { reactor, remote, topics, turn, near, answers, received, lane, rooms, sought };
         Frontend { local: Rc::new(local) }
     }
 
@@ -261,14 +265,14 @@ impl<E: Env> Frontend<E> {
         self.local.remote.limits()
     }
 
-    /// The reactor's memory, from which what its connections keep is taken.
-    pub fn budget(&self) -> &Budget {
-        self.local.reactor.budget()
+    /// The reactor's memory for answers that wait for clients.
+    pub fn answers(&self) -> &Rc<answers::Pool> {
+        &self.local.answers
     }
 
-    /// The reactor's memory for answers that wait for clients.
-    pub fn answers(&self) -> &Rc<Pool> {
-        &self.local.answers
+    /// The reactor's memory for messages that are being received.
+    pub fn received(&self) -> &Rc<received::Pool> {
+        &self.local.received
     }
 
     /// Where the reactor's busy connections wait for their turns to read.
@@ -357,9 +361,12 @@ impl<E: Env> Frontend<E> {
             let message = "too many calls wait for topics that are looked up or created; retry after a moment";
             return Err(CallError::retry(Code::ResourceExhausted, "CATALOG_BUSY", message));
         }
+        let bytes = call.records.encoded_bytes_max();
+        let held =
+            self.local.reactor.budget().take(Use::Queued, Class::Client, bytes).map_err(|_| ShardError::NoMemory)?;
         let (reply, ack) = oneshot::channel();
         let calls = sought.get_mut(route::topic_name(&call.head.topic)).expect("the caller looked");
-        calls.push(Waiting { call, reply });
+        calls.push(Waiting { call, held, reply });
         Ok(ack)
     }
 
@@ -367,7 +374,8 @@ impl<E: Env> Frontend<E> {
     async fn seek_and_release(self, name: String) {
         let found = self.local.remote.topic_to_write(&name).await;
         let waiting = self.local.sought.borrow_mut().remove(&name).expect("only this task removes it");
-        for Waiting { call, reply } in waiting {
+        for Waiting { call, held, reply } in waiting {
+            drop(held);
             let submitted = found.clone().and_then(|view| self.submit_to(&view, call));
             let under_way = submitted.unwrap_or_else(UnderWay::refused);
             env::spawn::<E>(async move { drop(reply.send(under_way.await)) });

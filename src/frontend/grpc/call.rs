@@ -75,8 +75,7 @@ pub(super) async fn serve<E: Env>(frontend: Frontend<E>, request: Request<RecvSt
     // Up to 16 KiB as sent, and several times that as kept; a call may wait for long.
     drop(head);
     let mut call = Call {
-        requests: Requests::new(body, encoding, frontend.limits().message_bytes_max, frontend.budget())
-            .counted_in(responses.unread()),
+        requests: Requests::new(body, encoding, frontend.limits().message_bytes_max, responses.received()),
         responses,
         deadline_us: timeout_us.map(|us| E::monotonic_us().saturating_add(us)),
         definite: true,

@@ -33,6 +33,7 @@ use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::call;
 use crate::frontend::grpc::lane::Lane;
 use crate::frontend::grpc::lane::Place;
+use crate::frontend::grpc::received::Received;
 use crate::frontend::grpc::share::Share;
 use crate::frontend::grpc::small_frames::SmallFrames;
 use crate::frontend::grpc::socket::Socket;
@@ -40,7 +41,6 @@ use crate::frontend::grpc::socket::Then;
 use crate::frontend::grpc::stranger;
 use crate::frontend::grpc::stream::Responses;
 use crate::frontend::grpc::turn::Turn;
-use crate::frontend::grpc::unread::UnreadBytes;
 use crate::frontend::grpc::window::Window;
 use crate::limits;
 
@@ -103,7 +103,11 @@ pub(super) async fn serve<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     let shutdown = Box::pin(frontend.shutting_down());
     let start = |request, responses| call::serve(frontend.clone(), request, responses);
     let times = Times { keepalive: KEEPALIVE, reset_memory };
-    let shared = Shared { answers: Answers::new::<E>(frontend.answers()), lane: Rc::clone(frontend.lane()) };
+    let shared = Shared {
+        answers: Answers::new::<E>(frontend.answers()),
+        received: Received::new(frontend.received()),
+        lane: Rc::clone(frontend.lane()),
+    };
     run::<E, _, _>(stream, shared, shutdown, times, start).await;
 }
 
@@ -119,6 +123,7 @@ struct Times {
 /// Of what the connections of a reactor share.
 struct Shared {
     answers: Answers,
+    received: Received,
     lane: Rc<Lane>,
 }
 
@@ -200,7 +205,7 @@ struct Connection<S, F, P> {
     /// What the reader waits for when this round has brought all that it may.
     then: Then,
     small_frames: SmallFrames,
-    unread: UnreadBytes,
+    messages: Received,
     answers: Answers,
     lane: Place,
     turn: Arc<Turn>,
@@ -241,7 +246,7 @@ where
             backlog: false,
             then: Then::Wait,
             small_frames: SmallFrames::default(),
-            unread: UnreadBytes::default(),
+            messages: shared.received,
             answers: shared.answers,
             lane: Place::new(shared.lane),
             waker: Waker::from(turn.clone()),
@@ -278,6 +283,7 @@ where
     fn take_turn(&mut self, cx: &mut Context<'_>, start: &impl Fn(Request<h2::RecvStream>, Responses) -> F) -> bool {
         let (received, sent) = (self.socket.received(), self.socket.sent());
         self.accepted = 0;
+        self.messages.begin_turn();
         let mut rounds = 0;
         let ended = loop {
             rounds += 1;
@@ -289,14 +295,17 @@ where
             }
         };
         // h2 wakes this task if the client has to be told.
-        if let Some(bytes) = self.window.grow(self.socket.received(), self.unread.get(), self.now_us) {
+        if let Some(bytes) = self.window.grow(self.socket.received(), self.messages.unread().get(), self.now_us) {
             self.h2.set_target_window_size(bytes);
         }
         let ended = ended || self.is_flooded(cx);
         let written = self.socket.poll_write_out(cx);
         self.socket.end_turn(self.socket.received() - received);
         let is_full = self.accepted == ACCEPTS_MAX;
-        let busy = is_full || self.socket.wants_more() || self.socket.sent() - sent >= BUSY_BYTES;
+        let busy = is_full
+            || self.socket.wants_more()
+            || self.socket.sent() - sent >= BUSY_BYTES
+            || self.messages.may_inflate() == 0;
         self.lane.end_turn(busy, cx.waker());
         ended || matches!(written, Poll::Ready(Err(_)))
     }
@@ -330,9 +339,9 @@ where
                 }
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     self.accepted += 1;
-                    let (small_frames, unread) = (self.small_frames.clone(), self.unread.clone());
+                    let (small_frames, received) = (self.small_frames.clone(), self.messages.clone());
                     self.calls
-                        .push(start(request, Responses::new(respond, small_frames, unread, self.answers.of_call())));
+                        .push(start(request, Responses::new(respond, small_frames, received, self.answers.of_call())));
                 }
                 Poll::Ready(Some(Err(error))) => {
                     tracing::debug!(%error, "connection failed");
@@ -392,7 +401,7 @@ where
         while self.tick.as_mut().poll(cx).is_ready() {
             let received = self.socket.received();
             self.socket.note_time();
-            if let Some(bytes) = self.window.shrink(received - self.received, self.unread.get()) {
+            if let Some(bytes) = self.window.shrink(received - self.received, self.messages.unread().get()) {
                 self.h2.set_target_window_size(bytes);
             }
             // Takes the answer to the last PING, or the next one could not be sent.

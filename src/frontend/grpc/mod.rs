@@ -6,6 +6,7 @@
 //! call        one request: its checks, its method, its deadline and cancellation
 //! stream      messages in (flow control, size limits, gzip) and out (few frames, back-pressure)
 //! unread      bytes of a stream before they are wanted
+//! received    how many bytes of messages may be here in part, or wait
 //! window      how much a client may send ahead
 //! share       how many calls a connection may have, as all of them take memory
 //! answers     how many bytes of answers may wait for clients
@@ -33,6 +34,7 @@ mod health;
 pub mod lane;
 mod method;
 mod produce;
+pub mod received;
 mod reflection;
 mod scan;
 mod share;

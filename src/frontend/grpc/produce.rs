@@ -28,6 +28,8 @@ use crate::frontend::grpc::answers::Answers;
 use crate::frontend::grpc::answers::Held;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::call::Call;
+use crate::frontend::grpc::received;
+use crate::frontend::grpc::received::Received;
 use crate::frontend::grpc::stream::Stop;
 use crate::limits;
 use crate::proto::ringlog::v1;
@@ -82,6 +84,10 @@ struct Pipeline<F> {
     /// Read and not passed on, because there is no room for it; nothing is read behind it.
     waiting: Option<ProduceCall>,
     waiting_bytes: usize,
+    /// Its memory.
+    waiting_held: Option<received::Held>,
+    /// Waits until something of the connection's was passed on.
+    passed_on: Option<Notified>,
     /// With the bytes of each request.
     in_flight: VecDeque<(usize, F)>,
     in_flight_bytes: usize,
@@ -106,6 +112,8 @@ impl<F: Future<Output = Result<ProduceAck, CallError>> + Unpin> Pipeline<F> {
         Pipeline {
             waiting: None,
             waiting_bytes: 0,
+            waiting_held: None,
+            passed_on: None,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             acks: BytesMut::new(),
@@ -121,7 +129,7 @@ impl<F: Future<Output = Result<ProduceAck, CallError>> + Unpin> Pipeline<F> {
     /// Reads no more. What was not read, or not passed on, is not written.
     fn end(&mut self, failure: Option<CallError>) {
         self.ended = true;
-        self.waiting = None;
+        (self.waiting, self.waiting_held) = (None, None);
         self.failure = failure.map(|error| CallError { behind_definite: true, ..error });
     }
 
@@ -148,6 +156,7 @@ impl<F: Future<Output = Result<ProduceAck, CallError>> + Unpin> Pipeline<F> {
     /// - requests are not read (limits of what is in flight): the first in flight, which is always polled;
     /// - requests are not read (`ACK_BYTES_MAX`): h2, when the client's windows let acknowledgements go;
     /// - requests are not read (`is_crowded`): `Answers::freed`, when the client takes something;
+    /// - requests are not read (`is_full`): `Received::passed_on`, when another stream's request is;
     /// - nothing is in flight and nothing to be sent: the client's next message, or the end of its stream.
     fn poll<E: Env>(
         &mut self,
@@ -185,7 +194,10 @@ impl<F: Future<Output = Result<ProduceAck, CallError>> + Unpin> Pipeline<F> {
             && self.in_flight_bytes < limits::STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX
         {
             if self.waiting.is_none() {
-                if self.acks.len() >= ACK_BYTES_MAX || self.is_crowded(call.responses.answers(), cx) {
+                if self.acks.len() >= ACK_BYTES_MAX
+                    || self.is_crowded(call.responses.answers(), cx)
+                    || self.is_full(call.requests.received(), cx)
+                {
                     break;
                 }
                 match call.requests.poll_next(cx) {
@@ -204,7 +216,16 @@ impl<F: Future<Output = Result<ProduceAck, CallError>> + Unpin> Pipeline<F> {
                 read = true;
             }
             if self.waiting.is_some() {
-                let Poll::Ready(ack) = pass(&mut self.waiting, self.in_flight.is_empty(), cx) else { break };
+                let Poll::Ready(ack) = pass(&mut self.waiting, self.in_flight.is_empty(), cx) else {
+                    if self.waiting_held.is_none() {
+                        match call.requests.waiting(self.waiting_bytes) {
+                            Ok(held) => self.waiting_held = Some(held),
+                            Err(error) => self.end(Some(error)),
+                        }
+                    }
+                    break;
+                };
+                self.waiting_held = None;
                 call.definite = false;
                 self.in_flight.push_back((self.waiting_bytes, ack));
                 self.in_flight_bytes += self.waiting_bytes;
@@ -223,6 +244,18 @@ impl<F: Future<Output = Result<ProduceAck, CallError>> + Unpin> Pipeline<F> {
                 return true;
             }
             self.freed = None;
+        }
+        false
+    }
+
+    /// Whether too many requests of the connection's wait to be passed on. True, it is woken when one was.
+    fn is_full(&mut self, received: &Received, cx: &mut Context<'_>) -> bool {
+        while received.is_full() {
+            let passed_on = self.passed_on.get_or_insert_with(|| received.passed_on());
+            if Pin::new(passed_on).poll(cx).is_pending() {
+                return true;
+            }
+            self.passed_on = None;
         }
         false
     }

@@ -19,23 +19,23 @@ use http::Response;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 
-use crate::budget::Budget;
-use crate::budget::Charge;
-use crate::budget::Class;
-use crate::budget::Use;
+use crate::env::channel::Notified;
 use crate::format::grpc;
 use crate::format::grpc::Assembler;
 use crate::format::grpc::Encoding;
+use crate::format::grpc::Inflating;
 use crate::frontend::CallError;
 use crate::frontend::Code;
 use crate::frontend::grpc::answers::Answers;
 use crate::frontend::grpc::answers::NoRoom;
 use crate::frontend::grpc::body::Body;
+use crate::frontend::grpc::received::Held;
+use crate::frontend::grpc::received::Inflater;
+use crate::frontend::grpc::received::Received;
 use crate::frontend::grpc::small_frames::FREE_BYTES;
 use crate::frontend::grpc::small_frames::SmallFrames;
 use crate::frontend::grpc::status;
 use crate::frontend::grpc::unread::Unread;
-use crate::frontend::grpc::unread::UnreadBytes;
 
 /// A response up to this size is given to h2 at once; the number of streams bounds their sum.
 const DIRECT_BYTES_MAX: usize = 4 << 10;
@@ -43,6 +43,9 @@ const DIRECT_BYTES_MAX: usize = 4 << 10;
 /// The rest of a window that makes a small frame is not used for so long. A client that reads gives more (libraries do so when
 /// half of the window is read, or less); one whose windows are smaller than a message does not.
 const HELD_BACK_MAX: Duration = Duration::from_secs(1);
+
+/// So much is given back to a client's window at a time, if there is more of the same frame.
+const RELEASE_BYTES: usize = 16 << 10;
 
 const CONTENT_TYPE_GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
@@ -92,6 +95,23 @@ enum End {
     Gone,
 }
 
+/// A compressed message.
+enum Inflate {
+    /// Others of the connection are inflated.
+    Waits(Box<grpc::Message>, Option<Notified>),
+    /// It may, until it is whole.
+    Runs { inflating: Box<Inflating>, _inflater: Inflater },
+}
+
+impl Inflate {
+    fn held_bytes(&self) -> usize {
+        match self {
+            Inflate::Waits(message, _) => message.bytes.len(),
+            Inflate::Runs { inflating, .. } => inflating.held_bytes(),
+        }
+    }
+}
+
 /// The client's messages.
 pub(super) struct Requests {
     stream: RecvStream,
@@ -101,40 +121,63 @@ pub(super) struct Requests {
     /// `poll_data` was pending since the last `hold`: it has our waker.
     asked: bool,
     assembler: Assembler,
+    inflating: Option<Inflate>,
     encoding: Encoding,
     bytes_max: usize,
+    received: Received,
     /// Memory of the message that has come in part; `RESOURCE_EXHAUSTED` with a retry hint when there is none left.
-    held: Charge,
+    held: Held,
 }
 
 impl Requests {
-    /// Messages of at most `bytes_max` bytes, before and after inflating.
-    pub(super) fn new(stream: RecvStream, encoding: Encoding, bytes_max: usize, budget: &Budget) -> Requests {
-        let (unread, assembler, held) = (Unread::default(), Assembler::new(bytes_max), budget.none(Use::Received));
-        Requests { stream, unread, end: End::Open, asked: false, assembler, encoding, bytes_max, held }
+    /// Messages of at most `bytes_max` bytes, before and after inflating. `received` is the connection's.
+    pub(super) fn new(stream: RecvStream, encoding: Encoding, bytes_max: usize, received: Received) -> Requests {
+        Requests {
+            stream,
+            unread: Unread::new(received.unread()),
+            end: End::Open,
+            asked: false,
+            assembler: Assembler::new(bytes_max),
+            inflating: None,
+            encoding,
+            bytes_max,
+            held: received.none(),
+            received,
+        }
     }
 
-    /// Counts what waits in `connection`.
-    pub(super) fn counted_in(mut self, connection: UnreadBytes) -> Requests {
-        self.unread = Unread::new(connection);
-        self
+    /// What the connection holds.
+    pub(super) fn received(&self) -> &Received {
+        &self.received
+    }
+
+    /// Memory for a message of `bytes` that was read and waits.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED`: the connection holds too much, or all of them.
+    pub(super) fn waiting(&self, bytes: usize) -> Result<Held, CallError> {
+        self.received.waiting(bytes).map_err(|_| receive_busy())
     }
 
     /// The next message; `None` when the client has sent its last. Pending, it is woken when the stream goes on.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Stop>> {
         loop {
+            if self.inflating.is_some() {
+                return self.poll_inflate(cx).map(|message| message.map(Some));
+            }
             let message = self.assembler.next_message();
             self.account()?;
+            self.release()?;
             if let Some(message) = message? {
-                return Poll::Ready(Ok(Some(message.decode(self.encoding, self.bytes_max)?)));
+                if message.compressed {
+                    self.inflating = Some(Inflate::Waits(Box::new(message), None));
+                    continue;
+                }
+                return Poll::Ready(Ok(Some(message.bytes)));
             }
             let piece = self.unread.pop();
-            match piece.or_else(|| self.take_frame(cx)) {
-                Some(piece) => {
-                    // What is not read yet is bounded by the window, what is read by the limits.
-                    self.stream.flow_control().release_capacity(piece.len())?;
-                    self.assembler.push(piece);
-                }
+            match piece.or_else(|| self.take_frame(cx).map(|frame| self.unread.pass(frame))) {
+                Some(piece) => self.assembler.push(piece),
                 None => match self.end {
                     End::Open => return Poll::Pending,
                     End::Gone => return Poll::Ready(Err(Stop::Gone)),
@@ -145,6 +188,32 @@ impl Requests {
                 },
             }
         }
+    }
+
+    /// Goes on with the message that is being inflated, as far as the connection may in this turn.
+    fn poll_inflate(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Stop>> {
+        if let Some(Inflate::Waits(message, waits)) = &mut self.inflating {
+            let inflater = ready!(self.received.poll_inflater(waits, cx));
+            let inflating = Inflating::new(message, self.encoding, self.bytes_max)?;
+            self.inflating = Some(Inflate::Runs { inflating: Box::new(inflating), _inflater: inflater });
+        }
+        let Some(Inflate::Runs { inflating, .. }) = &mut self.inflating else { return Poll::Pending };
+        let left = self.received.may_inflate();
+        if left == 0 {
+            // In its next turn.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let (bytes, message) = inflating.step(left)?;
+        self.received.has_inflated(bytes);
+        if let Some(message) = message {
+            self.inflating = None;
+            self.account()?;
+            return Poll::Ready(Ok(message));
+        }
+        self.account()?;
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// The next frame that h2 has. None while `end` is `Open`: the stream's next frame wakes.
@@ -187,17 +256,31 @@ impl Requests {
         self.end != End::Open && self.unread.is_empty() && self.assembler.is_drained()
     }
 
-    /// Has the charge follow what the message holds that has come in part.
+    /// Has the charge follow what the message holds that has come, or was inflated, in part.
     fn account(&mut self) -> Result<(), Stop> {
-        let held = self.assembler.held_bytes();
+        let held = self.assembler.held_bytes() + self.inflating.as_ref().map_or(0, Inflate::held_bytes);
         if held == self.held.bytes() {
             return Ok(());
         }
-        self.held.resize(Class::Client, held).map_err(|_| {
-            let message = "too many large messages are being received; retry after a moment";
-            CallError::retry(Code::ResourceExhausted, "RECEIVE_BUSY", message).into()
-        })
+        self.held.resize(held).map_err(|_| receive_busy().into())
     }
+
+    /// Gives the client room for more: for all that was taken, but for messages that are whole and wait.
+    fn release(&mut self) -> Result<(), h2::Error> {
+        let taken = self.unread.taken();
+        let bytes = taken - self.assembler.waiting_bytes();
+        // Often there is another small message in the same frame.
+        if bytes > 0 && (bytes == taken || bytes >= RELEASE_BYTES) {
+            self.stream.flow_control().release_capacity(bytes)?;
+            self.unread.give_back(bytes);
+        }
+        Ok(())
+    }
+}
+
+fn receive_busy() -> CallError {
+    let message = "too much is being received on this connection, or on all of them; retry after a moment";
+    CallError::retry(Code::ResourceExhausted, "RECEIVE_BUSY", message)
 }
 
 /// Our messages and the status.
@@ -206,21 +289,21 @@ pub(super) struct Responses {
     /// Once the headers are sent.
     stream: Option<SendStream<Body>>,
     small_frames: SmallFrames,
-    unread: UnreadBytes,
+    received: Received,
     answers: Answers,
     /// Runs while the rest of a window is not used, as it makes only a small frame.
     held_back: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
 
 impl Responses {
-    /// `small_frames` and `unread` are the connection's, `answers` the call's.
+    /// `small_frames` and `received` are the connection's, `answers` the call's.
     pub(super) fn new(
         respond: SendResponse<Body>,
         small_frames: SmallFrames,
-        unread: UnreadBytes,
+        received: Received,
         answers: Answers,
     ) -> Responses {
-        Responses { respond, stream: None, small_frames, unread, answers, held_back: None }
+        Responses { respond, stream: None, small_frames, received, answers, held_back: None }
     }
 
     /// Memory for what is to be sent.
@@ -228,9 +311,9 @@ impl Responses {
         &self.answers
     }
 
-    /// What counts the unread bytes of the connection.
-    pub(super) fn unread(&self) -> UnreadBytes {
-        self.unread.clone()
+    /// What the connection has received.
+    pub(super) fn received(&self) -> Received {
+        self.received.clone()
     }
 
     /// Sends the headers, if that has not happened. A streaming call does so at once, so that the client knows that
@@ -373,13 +456,18 @@ fn headers(mut head: HeaderMap) -> Response<()> {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::rc::Rc;
 
     use http::Request;
 
     use super::*;
+    use crate::budget::Budget;
+    use crate::budget::Class;
+    use crate::budget::Use;
     use crate::env;
     use crate::env::real::RealEnv;
     use crate::env::runtime::block_on;
+    use crate::frontend::grpc::received;
     use crate::frontend::grpc::tests::answer_within;
     use crate::frontend::grpc::tests::pair;
 
@@ -420,10 +508,11 @@ mod tests {
         block_on(async {
             let (near, far) = pair().await;
             let budget = Budget::default();
+            let received = Received::new(&Rc::new(received::Pool::new(budget.clone())));
             let serve = async {
                 let mut connection = h2::server::handshake(far).await.unwrap();
                 let (request, _respond) = connection.accept().await.unwrap().unwrap();
-                let mut requests = Requests::new(request.into_body(), Encoding::Identity, BYTES_MAX, &budget);
+                let mut requests = Requests::new(request.into_body(), Encoding::Identity, BYTES_MAX, received);
                 let reading = async {
                     poll_fn(|cx| {
                         let polled = requests.poll_next(cx);
@@ -469,6 +558,80 @@ mod tests {
                 () = serve => {}
                 () = ask => panic!("the client goes on until the server has seen enough"),
             }
+        });
+    }
+
+    /// Serves one request by `server`, whose body is `sent`.
+    fn receive(encoding: Encoding, sent: Vec<u8>, server: impl AsyncFnOnce(&mut Requests)) {
+        block_on(async {
+            let (near, far) = pair().await;
+            let serve = async {
+                let mut connection = h2::server::handshake(far).await.unwrap();
+                let (request, _respond) = connection.accept().await.unwrap().unwrap();
+                let mut requests =
+                    Requests::new(request.into_body(), encoding, 4 << 20, crate::frontend::grpc::tests::received());
+                tokio::select! {
+                    biased;
+                    () = server(&mut requests) => {}
+                    more = connection.accept() => panic!("{:?}", more.map(|more| more.is_ok())),
+                }
+            };
+            let ask = async {
+                let (mut requests, connection) = h2::client::handshake(near).await.unwrap();
+                let send = async {
+                    poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+                    let (_response, mut stream) =
+                        requests.send_request(Request::post("http://x/").body(()).unwrap(), false).unwrap();
+                    stream.send_data(Bytes::from(sent), false).unwrap();
+                    std::future::pending::<()>().await;
+                };
+                tokio::join!(send, connection).1.unwrap();
+            };
+            tokio::select! {
+                biased;
+                () = serve => {}
+                () = ask => panic!("the client stays"),
+            }
+        });
+    }
+
+    /// What lies behind a message that was read stays in the client's window until it is wanted, too.
+    #[test]
+    fn whole_messages_stay_in_the_window() {
+        const MESSAGES: usize = 100;
+        let message = [&grpc::prefix(100)[..], &[7; 100]].concat();
+        receive(Encoding::Identity, message.repeat(MESSAGES), async |requests| {
+            for read in 1..=MESSAGES {
+                assert_eq!(poll_fn(|cx| requests.poll_next(cx)).await.unwrap().unwrap().len(), 100);
+                let unread = requests.received().unread().get();
+                assert!(unread >= (MESSAGES - read) * message.len(), "{unread} bytes after {read}");
+            }
+            assert_eq!(requests.received().unread().get(), 0);
+        });
+    }
+
+    /// A connection inflates so much in a turn and no more.
+    #[test]
+    fn inflated_in_turns() {
+        const BYTES: usize = 3 << 20;
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut encoder, &[0; BYTES]).unwrap();
+        let message = encoder.finish().unwrap();
+        let sent = [&[1][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), &message].concat();
+        receive(Encoding::Gzip, sent, async |requests| {
+            let mut turns = 0;
+            let message = poll_fn(|cx| {
+                let before = requests.received().may_inflate();
+                let polled = requests.poll_next(cx);
+                if requests.received().may_inflate() == 0 && before > 0 {
+                    turns += 1;
+                    assert!(requests.poll_next(cx).is_pending());
+                    requests.received().begin_turn();
+                }
+                polled
+            });
+            assert_eq!(message.await.unwrap().unwrap().len(), BYTES);
+            assert!(turns >= 10, "{turns} turns");
         });
     }
 }

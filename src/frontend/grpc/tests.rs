@@ -14,9 +14,9 @@ use crate::env::real::RealEnv;
 use crate::env::runtime::block_on;
 use crate::frontend::grpc::answers::Answers;
 use crate::frontend::grpc::body::Body;
+use crate::frontend::grpc::received::Received;
 use crate::frontend::grpc::small_frames::SmallFrames;
 use crate::frontend::grpc::stream::Responses;
-use crate::frontend::grpc::unread::UnreadBytes;
 
 /// Two ends of a TCP connection.
 pub(super) async fn pair() -> (TcpStream, TcpStream) {
@@ -33,6 +33,11 @@ pub(super) async fn pair() -> (TcpStream, TcpStream) {
 /// A connection's answers, alone on its reactor.
 pub(super) fn answers() -> Answers {
     Answers::new::<RealEnv>(&Rc::default())
+}
+
+/// What a connection has received, alone on its reactor.
+pub(super) fn received() -> Received {
+    Received::new(&Rc::default())
 }
 
 /// One request, answered by `server`; `client` gets the response's body. The client's windows are the
@@ -53,7 +58,7 @@ pub(super) fn answer_within(
             let mut connection: h2::server::Connection<_, Body> =
                 h2::server::Builder::new().max_send_buffer_size(1 << 20).handshake(far).await.unwrap();
             let (_, respond) = connection.accept().await.unwrap().unwrap();
-            let responses = Responses::new(respond, SmallFrames::default(), UnreadBytes::default(), answers());
+            let responses = Responses::new(respond, SmallFrames::default(), received(), answers());
             let ((), ()) = tokio::join!(server(responses), async {
                 assert!(connection.accept().await.is_none());
             });

@@ -24,13 +24,15 @@ impl UnreadBytes {
     }
 }
 
-/// A queue of bytes. How many there can be is the affair of the windows: their room is given back when they are popped.
+/// A queue of bytes, and how many of them were taken out of it whose room is not given back. How many there can be is the affair
+/// of the windows.
 ///
-/// `bytes` is the sum of all pieces, and part of `connection`.
+/// `bytes` is the sum of all pieces and `taken`, and part of `connection`.
 #[derive(Debug, Default)]
 pub(super) struct Unread {
     connection: UnreadBytes,
     bytes: usize,
+    taken: usize,
     whole: VecDeque<Bytes>,
     /// Behind the others; never grown beyond its capacity.
     last: BytesMut,
@@ -39,7 +41,7 @@ pub(super) struct Unread {
 impl Unread {
     /// Empty; counted in `connection`.
     pub(super) fn new(connection: UnreadBytes) -> Unread {
-        Unread { connection, bytes: 0, whole: VecDeque::new(), last: BytesMut::new() }
+        Unread { connection, bytes: 0, taken: 0, whole: VecDeque::new(), last: BytesMut::new() }
     }
 
     fn set_bytes(&mut self, bytes: usize) {
@@ -55,9 +57,10 @@ impl Unread {
             return self.whole.push_back(frame);
         }
         if self.last.len() + frame.len() > self.last.capacity() {
-            let twice = 2 * self.last.capacity();
             self.close_last();
-            self.last = BytesMut::with_capacity(twice.clamp(PIECE_BYTES_MIN, PIECE_BYTES).max(frame.len()));
+            // What is not used of the last piece is a quarter of all at most: there are thousands of queues.
+            let wanted = (self.bytes / 4).clamp(PIECE_BYTES_MIN, PIECE_BYTES);
+            self.last = BytesMut::with_capacity(wanted.max(frame.len()));
         }
         self.last.extend_from_slice(&frame);
     }
@@ -69,14 +72,32 @@ impl Unread {
         }
     }
 
-    /// The next piece.
+    /// The next piece. Its room is not given back yet.
     pub(super) fn pop(&mut self) -> Option<Bytes> {
         if self.whole.is_empty() {
             self.close_last();
         }
         let piece = self.whole.pop_front()?;
-        self.set_bytes(self.bytes - piece.len());
+        self.taken += piece.len();
         Some(piece)
+    }
+
+    /// A frame is taken that was never put in here.
+    pub(super) fn pass(&mut self, frame: Bytes) -> Bytes {
+        self.set_bytes(self.bytes + frame.len());
+        self.taken += frame.len();
+        frame
+    }
+
+    /// What was taken and whose room is not given back.
+    pub(super) fn taken(&self) -> usize {
+        self.taken
+    }
+
+    /// The room of so many bytes is given back.
+    pub(super) fn give_back(&mut self, bytes: usize) {
+        self.taken -= bytes;
+        self.set_bytes(self.bytes - bytes);
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -107,8 +128,9 @@ mod tests {
             unread.push(frame.into());
             if i % 5 == 0 {
                 received.extend_from_slice(&unread.pop().unwrap_or_default());
+                unread.give_back(unread.taken() / 2);
             }
-            assert_eq!(count.get(), sent.len() - received.len());
+            assert_eq!(count.get(), sent.len() - received.len() + unread.taken());
         }
         while let Some(piece) = unread.pop() {
             received.extend_from_slice(&piece);
@@ -116,9 +138,12 @@ mod tests {
         assert!(unread.is_empty() && received == sent);
 
         (0..100_000).for_each(|_| unread.push(Bytes::from_static(b"x")));
-        let held = unread.whole.len() * PIECE_BYTES + unread.last.capacity();
-        assert!(unread.whole.len() < 15 && held < 200_000, "{held} bytes in {} pieces", unread.whole.len());
+        let held = unread.whole.iter().map(Bytes::len).sum::<usize>() + unread.last.capacity();
+        assert!(unread.whole.len() < 30 && held < 125_000, "{held} bytes in {} pieces", unread.whole.len());
+        unread.give_back(unread.taken());
         assert_eq!(count.get(), 100_000);
+        unread.pass(Bytes::from_static(b"yz"));
+        assert_eq!((unread.taken(), count.get()), (2, 100_002));
         drop(unread);
         assert_eq!(count.get(), 0);
     }

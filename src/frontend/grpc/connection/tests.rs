@@ -10,7 +10,6 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::budget::Budget;
 use crate::env::real::RealEnv;
 use crate::env::runtime::block_on;
 use crate::format::grpc;
@@ -19,6 +18,7 @@ use crate::frontend::grpc::RESET_MEMORY;
 use crate::frontend::grpc::stream::Requests;
 use crate::frontend::grpc::tests::answers;
 use crate::frontend::grpc::tests::pair;
+use crate::frontend::grpc::tests::received;
 
 const NEVER: Times = Times { keepalive: Duration::from_secs(3_600), reset_memory: RESET_MEMORY };
 
@@ -29,7 +29,7 @@ async fn answer(_: Request<h2::RecvStream>, responses: Responses) {
 
 /// Alone on its reactor.
 fn shared() -> Shared {
-    Shared { answers: answers(), lane: Rc::default() }
+    Shared { answers: answers(), received: received(), lane: Rc::default() }
 }
 
 fn never() -> Timer {
@@ -60,7 +60,7 @@ fn windows_begin_small() {
         let start = |request: Request<h2::RecvStream>, responses: Responses| {
             let read = read.clone();
             async move {
-                let mut requests = Requests::new(request.into_body(), Encoding::Identity, 1 << 20, &Budget::default());
+                let mut requests = Requests::new(request.into_body(), Encoding::Identity, 1 << 20, received());
                 while !read.get() {
                     crate::env::yield_now().await;
                 }
@@ -101,8 +101,7 @@ fn a_stream_that_waits() {
         let (stream, server) = pair().await;
         let start = async |request: Request<h2::RecvStream>, responses: Responses| {
             let waits = request.uri().path() == "/waits";
-            let requests = Requests::new(request.into_body(), Encoding::Identity, 1 << 20, &Budget::default());
-            let mut requests = requests.counted_in(responses.unread());
+            let mut requests = Requests::new(request.into_body(), Encoding::Identity, 1 << 20, responses.received());
             if waits {
                 poll_fn(|cx| {
                     requests.hold(cx);
@@ -197,7 +196,7 @@ fn tiny_frames_that_wait() {
         let (stream, server) = pair().await;
         let start = async |request: Request<h2::RecvStream>, responses: Responses| {
             let request_is_tiny = request.uri().path() == "/tiny";
-            let mut requests = Requests::new(request.into_body(), Encoding::Identity, 1 << 20, &Budget::default());
+            let mut requests = Requests::new(request.into_body(), Encoding::Identity, 1 << 20, received());
             if request_is_tiny {
                 // Busy with other things, until the client has sent all.
                 poll_fn(|cx| {
@@ -520,7 +519,7 @@ fn busy_connections_take_turns() {
     block_on(async {
         let lane: Rc<Lane> = Rc::default();
         let serve = |server| {
-            let shared = Shared { answers: answers(), lane: Rc::clone(&lane) };
+            let shared = Shared { lane: Rc::clone(&lane), ..shared() };
             env::spawn::<RealEnv>(run::<RealEnv, _, _>(server, shared, never(), NEVER, answer));
         };
         let (stream, server) = pair().await;

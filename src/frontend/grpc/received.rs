@@ -1,0 +1,263 @@
+//! Memory for what clients send: messages that have come in part, and those of producing streams that wait for room.
+//!
+//! What was not read is bounded by HTTP/2's windows. A message takes its bytes out of them before it is whole, or it could be
+//! no larger than they are, and a client may leave thousands unfinished: so all connections of a reactor share half of what
+//! its budget has for clients, and each may hold half of what the others have left. Above that its messages are refused, and
+//! there is always some for the next connection. Compressed messages of a connection are inflated one after the other, as what
+//! inflates takes 40 KiB by itself. A stream whose requests only wait is not read meanwhile: what waits takes
+//! half of the connection's share, and what is behind it stays in the windows.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Context;
+use std::task::Poll;
+
+use crate::budget::Budget;
+use crate::budget::Charge;
+use crate::budget::Class;
+use crate::budget::NoRoom;
+use crate::budget::Use;
+use crate::env::channel::Notified;
+use crate::env::channel::Notify;
+use crate::frontend::grpc::unread::UnreadBytes;
+use crate::limits;
+
+/// Bytes that the calls of a connection inflate in one of its turns: some fifth of a millisecond.
+const INFLATE_BYTES: usize = 128 << 10;
+
+/// What all connections of a reactor hold.
+#[derive(Debug, Default)]
+pub struct Pool {
+    budget: Budget,
+    /// The sum over all connections.
+    held: Cell<usize>,
+}
+
+impl Pool {
+    /// Takes all of it from `budget`.
+    pub fn new(budget: Budget) -> Pool {
+        Pool { budget, held: Cell::new(0) }
+    }
+}
+
+/// What one connection has received. Clones are the same.
+#[derive(Clone)]
+pub(super) struct Received(Rc<Connection>);
+
+struct Connection {
+    pool: Rc<Pool>,
+    unread: UnreadBytes,
+    held: Cell<usize>,
+    /// The part of it that waits.
+    waiting: Cell<usize>,
+    /// Something waits no more.
+    passed_on: Notify,
+    /// Bytes that may still be inflated in this turn.
+    may_inflate: Cell<usize>,
+    /// Somebody has the `Inflater`.
+    inflates: Cell<bool>,
+    inflated: Notify,
+}
+
+/// The right to inflate a message: one call of the connection has it.
+pub(super) struct Inflater(Rc<Connection>);
+
+/// What one message holds, in part or while it waits; given back when it is dropped.
+pub(super) struct Held {
+    connection: Rc<Connection>,
+    charge: Charge,
+    waits: bool,
+}
+
+impl Received {
+    /// Of a new connection.
+    pub(super) fn new(pool: &Rc<Pool>) -> Received {
+        Received(Rc::new(Connection {
+            pool: Rc::clone(pool),
+            unread: UnreadBytes::default(),
+            held: Cell::new(0),
+            waiting: Cell::new(0),
+            passed_on: Notify::new(),
+            may_inflate: Cell::new(INFLATE_BYTES),
+            inflates: Cell::new(false),
+            inflated: Notify::new(),
+        }))
+    }
+
+    /// The connection's next turn begins.
+    pub(super) fn begin_turn(&self) {
+        self.0.may_inflate.set(INFLATE_BYTES);
+    }
+
+    /// The connection's `Inflater`. While another call has it, `waits` is kept, and wakes when it is free.
+    pub(super) fn poll_inflater(&self, waits: &mut Option<Notified>, cx: &mut Context<'_>) -> Poll<Inflater> {
+        while self.0.inflates.get() {
+            let inflated = waits.get_or_insert_with(|| self.0.inflated.notified());
+            if Pin::new(inflated).poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            *waits = None;
+        }
+        self.0.inflates.set(true);
+        Poll::Ready(Inflater(Rc::clone(&self.0)))
+    }
+
+    /// Bytes that may be inflated in this turn.
+    pub(super) fn may_inflate(&self) -> usize {
+        self.0.may_inflate.get()
+    }
+
+    /// So many of them were.
+    pub(super) fn has_inflated(&self, bytes: usize) {
+        self.0.may_inflate.set(self.0.may_inflate.get().saturating_sub(bytes));
+    }
+
+    /// What counts the unread bytes of the connection.
+    pub(super) fn unread(&self) -> UnreadBytes {
+        self.0.unread.clone()
+    }
+
+    /// Of a message that is to come.
+    pub(super) fn none(&self) -> Held {
+        Held { connection: Rc::clone(&self.0), charge: self.0.pool.budget.none(Use::Received), waits: false }
+    }
+
+    /// Of a whole message of `bytes` that waits.
+    ///
+    /// # Errors
+    /// `NoRoom`: the connection holds too much, or all of them.
+    pub(super) fn waiting(&self, bytes: usize) -> Result<Held, NoRoom> {
+        let mut held = self.none();
+        held.waits = true;
+        held.resize(bytes)?;
+        Ok(held)
+    }
+
+    /// Whether so much waits that streams of this connection are not read.
+    pub(super) fn is_full(&self) -> bool {
+        self.0.waiting.get() > 0 && self.0.waiting.get() >= self.0.share() / 2
+    }
+
+    /// Resolves when something waits no more.
+    pub(super) fn passed_on(&self) -> Notified {
+        self.0.passed_on.notified()
+    }
+}
+
+impl Connection {
+    fn share(&self) -> usize {
+        let all = self.pool.budget.limit(Class::Client) / 2;
+        let others = self.pool.held.get() - self.held.get();
+        (all.saturating_sub(others) / 2).max(limits::RECEIVED_BYTES_MIN)
+    }
+}
+
+impl Held {
+    /// What it stands for.
+    pub(super) fn bytes(&self) -> usize {
+        self.charge.bytes()
+    }
+
+    /// Makes it `bytes`.
+    ///
+    /// # Errors
+    /// `NoRoom`: the connection would hold too much, or all of them. It is as it was.
+    pub(super) fn resize(&mut self, bytes: usize) -> Result<(), NoRoom> {
+        let (connection, before) = (&self.connection, self.charge.bytes());
+        if bytes > before && connection.held.get() - before + bytes > connection.share() {
+            return Err(NoRoom { wanted: bytes - before });
+        }
+        self.charge.resize(Class::Client, bytes)?;
+        let changed = |cell: &Cell<usize>| cell.set(cell.get() - before + bytes);
+        changed(&connection.held);
+        changed(&connection.pool.held);
+        if self.waits {
+            changed(&connection.waiting);
+            connection.passed_on.notify_all();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Inflater {
+    fn drop(&mut self) {
+        self.0.inflates.set(false);
+        self.0.inflated.notify_one();
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.resize(0).expect("less always finds room");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MESSAGE: usize = limits::MESSAGE_BYTES_MAX;
+
+    fn pool() -> Rc<Pool> {
+        Rc::new(Pool::new(Budget::default()))
+    }
+
+    /// Connections that leave messages unfinished, in pieces of any size, have half of what there is for clients, and each new one
+    /// receives what it sends.
+    #[test]
+    fn greedy_connections() {
+        let pool = pool();
+        let mut held = Vec::new();
+        for piece in [MESSAGE, 100_000, 5_000, 1_000].into_iter().cycle().take(limits::CONNECTIONS_MAX) {
+            let connection = Received::new(&pool);
+            let before = held.len();
+            loop {
+                let mut message = connection.none();
+                if message.resize(piece).is_err() {
+                    break;
+                }
+                held.push(message);
+            }
+            assert!(piece > limits::RECEIVED_BYTES_MIN || held.len() > before);
+        }
+        let least = limits::CONNECTIONS_MAX * limits::RECEIVED_BYTES_MIN;
+        let client = pool.budget.limit(Class::Client);
+        assert!(pool.held.get() <= client / 2 + least && pool.held.get() + 2 * MESSAGE < client);
+        drop(held);
+        assert_eq!((pool.held.get(), pool.budget.used()), (0, 0));
+    }
+
+    /// One call inflates at a time, and hands on to the next, also when that one is gone.
+    #[test]
+    fn one_inflates() {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let connection = Received::new(&pool());
+        let mut waits = [const { None }; 3];
+        let Poll::Ready(inflater) = connection.poll_inflater(&mut waits[0], &mut cx) else { panic!("it is free") };
+        assert!(waits.iter_mut().skip(1).all(|waits| connection.poll_inflater(waits, &mut cx).is_pending()));
+        drop(inflater);
+        waits[1] = None;
+        let Poll::Ready(inflater) = connection.poll_inflater(&mut waits[2], &mut cx) else { panic!("it is its turn") };
+        assert!(connection.poll_inflater(&mut waits[0], &mut cx).is_pending());
+        drop(inflater);
+        assert!(connection.poll_inflater(&mut waits[0], &mut cx).is_ready());
+    }
+
+    /// What waits fills half of a connection's share, and then no more is read until something was passed on.
+    #[test]
+    fn waiting_ones() {
+        let (pool, mut messages) = (pool(), Vec::new());
+        let connection = Received::new(&pool);
+        while !connection.is_full() {
+            messages.push(connection.waiting(MESSAGE).unwrap());
+        }
+        let half = pool.budget.limit(Class::Client) / 8;
+        assert!((half..half + MESSAGE).contains(&connection.0.waiting.get()));
+        let mut in_part = connection.none();
+        in_part.resize(MESSAGE).unwrap();
+        messages.pop();
+        assert!(!connection.is_full() && !Received::new(&pool).is_full());
+    }
+}
