@@ -85,7 +85,6 @@ impl Waiters {
     }
 
     /// How many wait.
-    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.queue.len() - self.gone
     }

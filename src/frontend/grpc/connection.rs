@@ -32,6 +32,7 @@ use crate::frontend::grpc::answers::Answers;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::call;
 use crate::frontend::grpc::lane::Lane;
+use crate::frontend::grpc::lane::Load;
 use crate::frontend::grpc::lane::Place;
 use crate::frontend::grpc::received::Received;
 use crate::frontend::grpc::share::Share;
@@ -59,11 +60,11 @@ const SMALL_FRAMES_BUDGET: usize = 16 << 20;
 
 /// Bytes that h2 is given in one round. All calls that have not read their client's last message look at what it has brought
 /// before the next one (`Requests::hold`), so not more than this can lie in h2.
-const ROUND_BYTES: usize = 256 << 10;
+const ROUND_BYTES: usize = 64 << 10;
 
 /// Frames of them: with `ROUNDS_MAX`, a tenth of a millisecond of work for a client that sends nothing but the cheapest ones. h2
 /// keeps room for so many in each connection, some 200 bytes each.
-const ROUND_FRAMES: usize = 128;
+const ROUND_FRAMES: usize = 64;
 
 /// A frame header and one byte.
 const SMALLEST_FRAME_BYTES: usize = 10;
@@ -83,13 +84,19 @@ const ERROR_RESETS_MAX: usize = 16 << 10;
 const CALLS_MAX: usize = 2 * limits::STREAMS_PER_CONNECTION_MAX as usize;
 
 /// Rounds before other tasks of the reactor get their turn. Who has more to read then waits in the [`Lane`].
-const ROUNDS_MAX: usize = 4;
+const ROUNDS_MAX: usize = 8;
+
+/// No round begins later than this in a turn, if others wait for theirs, or if none do: a round of data takes a fiftieth of a
+/// millisecond, one of headers a fifth.
+const TURN_US: u64 = 100;
+const TURN_ALONE_US: u64 = 400;
 
 /// Requests accepted in one turn: each begins its call there.
 const ACCEPTS_MAX: usize = 32;
 
-/// Who is sent so much in one turn has to wait in the [`Lane`], too: a hundredth of a millisecond's work.
-const BUSY_BYTES: u64 = 64 << 10;
+/// Who sends and is sent so much in one turn has to wait in the [`Lane`] for its next one. (To measure a turn's time instead takes
+/// many for busy that are not: the kernel does others' work in it, too.)
+const HEAVY_BYTES: u64 = 4 << 10;
 
 type H2<S> = h2::server::Connection<Socket<S>, Body>;
 type Timer = Pin<Box<dyn Future<Output = ()>>>;
@@ -284,13 +291,16 @@ where
         let (received, sent) = (self.socket.received(), self.socket.sent());
         self.accepted = 0;
         self.messages.begin_turn();
+        let began_us = (self.now_us)();
         let mut rounds = 0;
         let ended = loop {
             rounds += 1;
             self.then = if rounds == ROUNDS_MAX { Then::Wait } else { Then::Wake };
             let ended = self.round(cx, start);
             // A wake in the last round is not taken: the turn's end passes it on, and wakes this task.
-            if ended || rounds == ROUNDS_MAX || !self.turn.take_woken() {
+            let turn_us = if self.lane.others_wait() { TURN_US } else { TURN_ALONE_US };
+            let is_last = rounds == ROUNDS_MAX || (self.now_us)() - began_us >= turn_us;
+            if ended || is_last || !self.turn.take_woken() {
                 break ended;
             }
         };
@@ -302,11 +312,14 @@ where
         let written = self.socket.poll_write_out(cx);
         self.socket.end_turn(self.socket.received() - received);
         let is_full = self.accepted == ACCEPTS_MAX;
-        let busy = is_full
-            || self.socket.wants_more()
-            || self.socket.sent() - sent >= BUSY_BYTES
-            || self.messages.may_inflate() == 0;
-        self.lane.end_turn(busy, cx.waker());
+        let has_more = is_full || self.socket.wants_more() || self.messages.may_inflate() == 0;
+        let bytes = (self.socket.received() - received) + (self.socket.sent() - sent);
+        let load = match has_more {
+            true => Load::More,
+            false if bytes >= HEAVY_BYTES => Load::Heavy,
+            false => Load::Light,
+        };
+        self.lane.end_turn(load, cx.waker());
         ended || matches!(written, Poll::Ready(Err(_)))
     }
 

@@ -2,11 +2,10 @@
 //! their turns the reactor looks at its sockets, and every task that is ready runs once. So a good client waits for one busy
 //! connection, and not for each of thousands. A new connection is taken for a busy one.
 //!
-//! What a call needs is done by several tasks, each woken by the one before it: so a turn comes when all that was ready has run
-//! [`PAUSES`] times.
+//! What a call needs is done by several tasks, each woken by the one before it: so where many are busy, a turn comes when all
+//! that was ready has run [`PAUSES_MAX`] times. Where nobody waits, a busy connection is served like any other.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -16,9 +15,14 @@ use std::task::Waker;
 use std::task::ready;
 
 use crate::env;
+use crate::env::channel::Ticket;
+use crate::env::channel::Waiters;
 
-/// How often others run before a turn. Where nobody else is, it costs as many looks at the sockets.
-const PAUSES: usize = 4;
+/// How often others run before a turn, at most. It costs as many looks at the sockets ...
+const PAUSES_MAX: usize = 4;
+
+/// ... so they do once more for so many who wait.
+const WAITING_PER_PAUSE: usize = 4;
 
 /// The busy connections of a reactor.
 #[derive(Debug, Default)]
@@ -27,16 +31,18 @@ pub struct Lane(RefCell<State>);
 /// Invariant: if somebody waits, somebody has the turn, and was woken for it.
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<(u64, Waker)>,
-    turn: Option<u64>,
-    next_number: u64,
+    waiting: Waiters,
+    turn: Option<Ticket>,
 }
 
 impl Lane {
     /// How many wait.
-    #[cfg(test)]
     pub(super) fn waiting(&self) -> usize {
         self.0.borrow().waiting.len()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.0.borrow().turn.is_none() && self.waiting() == 0
     }
 
     /// Gives the turn to the first who waits, if nobody has it.
@@ -45,97 +51,109 @@ impl Lane {
         if state.turn.is_some() {
             return;
         }
-        if let Some((number, waker)) = state.waiting.pop_front() {
-            state.turn = Some(number);
+        if let Some((ticket, waker)) = state.waiting.take_first() {
+            state.turn = Some(ticket);
             drop(state);
             waker.wake();
         }
     }
 }
 
+/// What a connection had to do in a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Load {
+    /// Little.
+    Light,
+    /// Much. It goes into the lane when it next has something to do.
+    Heavy,
+    /// More than it could do in one turn.
+    More,
+}
+
 /// One connection's place; dropping it leaves.
 pub(super) struct Place {
     lane: Rc<Lane>,
     /// While it waits or has the turn.
-    number: Option<u64>,
+    ticket: Option<Ticket>,
     /// Before its turn others run.
     pause: Option<Pin<Box<dyn Future<Output = ()>>>>,
-    is_new: bool,
+    /// It goes into the lane before it is served next, unless that is idle.
+    is_heavy: bool,
 }
 
 impl Place {
     /// Of a new connection.
     pub(super) fn new(lane: Rc<Lane>) -> Place {
-        Place { lane, number: None, pause: None, is_new: true }
+        Place { lane, ticket: None, pause: None, is_heavy: true }
     }
 
     fn has_turn(&self) -> bool {
-        self.number.is_some() && self.lane.0.borrow().turn == self.number
+        self.ticket.is_some() && self.lane.0.borrow().turn == self.ticket
+    }
+
+    /// Whether others wait for their turns.
+    pub(super) fn others_wait(&self) -> bool {
+        self.lane.waiting() > 0
     }
 
     /// Ready when the connection is to be served: outside of the lane, or in its turn. Pending, it is woken for it.
     pub(super) fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if std::mem::take(&mut self.is_new) {
-            self.end_turn(true, cx.waker());
+        if std::mem::take(&mut self.is_heavy) && !self.lane.is_idle() {
+            self.end_turn(Load::More, cx.waker());
         }
-        if self.number.is_none() {
+        if self.ticket.is_none() {
             return Poll::Ready(());
         }
         if !self.has_turn() {
             // Woken by `pass_on`.
             return Poll::Pending;
         }
-        ready!(self.pause.get_or_insert_with(|| Box::pin(pause())).as_mut().poll(cx));
+        let pauses = (self.lane.waiting() / WAITING_PER_PAUSE).clamp(1, PAUSES_MAX);
+        ready!(self.pause.get_or_insert_with(|| Box::pin(pause(pauses))).as_mut().poll(cx));
         Poll::Ready(())
     }
 
     /// From now on `waker` is woken when it is the connection's turn.
     pub(super) fn set_waker(&self, waker: &Waker) {
-        let mut state = self.lane.0.borrow_mut();
-        let mine = state.waiting.iter_mut().find(|(number, _)| Some(*number) == self.number);
-        let before = mine.map(|(_, present)| std::mem::replace(present, waker.clone()));
-        drop(state);
+        let before = self.ticket.map(|ticket| self.lane.0.borrow_mut().waiting.renew(ticket, waker));
         drop(before);
     }
 
-    /// Ends a turn. A busy connection waits for its next one, and `waker` is woken then.
+    /// Ends a turn, and says what it was like. Who has more to do waits for its next one, and `waker` is woken then.
     ///
     /// # Panics
     /// When it was not ready for a turn.
-    pub(super) fn end_turn(&mut self, busy: bool, waker: &Waker) {
+    pub(super) fn end_turn(&mut self, load: Load, waker: &Waker) {
         let held = self.has_turn();
         let mut state = self.lane.0.borrow_mut();
         if held {
             state.turn = None;
-            (self.number, self.pause) = (None, None);
+            (self.ticket, self.pause) = (None, None);
         }
-        assert!(self.number.is_none(), "who waits is not served");
-        if busy {
-            let number = state.next_number;
-            state.next_number += 1;
-            state.waiting.push_back((number, waker.clone()));
-            self.number = Some(number);
+        assert!(self.ticket.is_none(), "who waits is not served");
+        self.is_heavy = load == Load::Heavy;
+        if load == Load::More {
+            self.ticket = Some(state.waiting.push(waker.clone()));
         }
         drop(state);
         self.lane.pass_on();
     }
 }
 
-async fn pause() {
-    for _ in 0..PAUSES {
+async fn pause(times: usize) {
+    for _ in 0..times {
         env::yield_now().await;
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let Some(mine) = self.number else { return };
+        let Some(mine) = self.ticket else { return };
         let mut state = self.lane.0.borrow_mut();
         if state.turn == Some(mine) {
             state.turn = None;
         }
-        let at = state.waiting.iter().position(|(number, _)| *number == mine);
-        let left = at.and_then(|at| state.waiting.remove(at));
+        let left = state.waiting.remove(mine);
         drop(state);
         drop(left);
         self.lane.pass_on();
@@ -168,18 +186,19 @@ mod tests {
     impl Client {
         fn new(lane: &Rc<Lane>) -> Client {
             let mut client = Client { place: Place::new(Rc::clone(lane)), woken: Arc::default() };
-            client.place.is_new = false;
+            client.place.is_heavy = false;
             client
         }
 
-        fn end_turn(&mut self, busy: bool) {
-            self.place.end_turn(busy, &Waker::from(Arc::clone(&self.woken)));
+        fn end_turn(&mut self, load: Load) {
+            self.place.end_turn(load, &Waker::from(Arc::clone(&self.woken)));
         }
 
         /// Whether it may read, once others had their turn, and how often it was woken so far.
         fn state(&mut self) -> (bool, usize) {
             let mut context = Context::from_waker(Waker::noop());
-            let pauses = if self.place.number.is_some() { PAUSES } else { 0 };
+            // Few wait.
+            let pauses = usize::from(self.place.ticket.is_some());
             assert!((0..pauses).all(|_| self.place.poll_turn(&mut context).is_pending()));
             (self.place.poll_turn(&mut context).is_ready(), self.woken.0.load(Ordering::SeqCst))
         }
@@ -190,13 +209,13 @@ mod tests {
     fn alone() {
         let lane = Rc::default();
         let mut client = Client::new(&lane);
-        client.end_turn(false);
+        client.end_turn(Load::Light);
         assert_eq!(client.state(), (true, 0));
         for turns in 1..4 {
-            client.end_turn(true);
+            client.end_turn(Load::More);
             assert_eq!(client.state(), (true, turns));
         }
-        client.end_turn(false);
+        client.end_turn(Load::Light);
         assert_eq!(client.state(), (true, 3));
         assert_eq!(lane.0.borrow().turn, None);
     }
@@ -206,15 +225,38 @@ mod tests {
     fn new_ones() {
         let lane = Rc::default();
         let mut busy = Client::new(&lane);
-        busy.end_turn(true);
+        busy.end_turn(Load::More);
         let mut new = Place::new(Rc::clone(&lane));
         let mut context = Context::from_waker(Waker::noop());
-        assert!((0..2 * PAUSES).all(|_| new.poll_turn(&mut context).is_pending()));
-        busy.end_turn(true);
-        assert!((0..PAUSES).all(|_| new.poll_turn(&mut context).is_pending()));
+        assert!((0..9).all(|_| new.poll_turn(&mut context).is_pending()));
+        busy.end_turn(Load::More);
+        assert!(new.poll_turn(&mut context).is_pending());
         assert!(new.poll_turn(&mut context).is_ready());
-        new.end_turn(false, Waker::noop());
+        new.end_turn(Load::Light, Waker::noop());
         assert!(new.poll_turn(&mut context).is_ready());
+    }
+
+    /// One that had much to do is served when it next has something to do, if nobody waits; else it waits for its turn. The more
+    /// wait, the more often others run before a turn.
+    #[test]
+    fn heavy_ones() {
+        let lane = Rc::default();
+        let mut heavy = Client::new(&lane);
+        heavy.end_turn(Load::Heavy);
+        assert_eq!(heavy.state(), (true, 0));
+        heavy.end_turn(Load::Heavy);
+        let mut others: Vec<_> = (0..PAUSES_MAX * WAITING_PER_PAUSE).map(|_| Client::new(&lane)).collect();
+        others.iter_mut().for_each(|client| client.end_turn(Load::More));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(heavy.place.poll_turn(&mut context).is_pending());
+        assert_eq!(lane.waiting(), PAUSES_MAX * WAITING_PER_PAUSE);
+        assert!((0..PAUSES_MAX).all(|_| others[0].place.poll_turn(&mut context).is_pending()));
+        for client in &mut others {
+            while client.place.poll_turn(&mut context).is_pending() {}
+            client.end_turn(Load::Light);
+        }
+        assert!(heavy.place.poll_turn(&mut context).is_pending());
+        assert!(heavy.place.poll_turn(&mut context).is_ready());
     }
 
     /// Busy ones take turns, in the order in which they came, and one that is gone is left out, with the turn or without.
@@ -222,19 +264,19 @@ mod tests {
     fn in_turn() {
         let lane = Rc::default();
         let mut clients: Vec<_> = (0..4).map(|_| Client::new(&lane)).collect();
-        clients.iter_mut().for_each(|client| client.end_turn(true));
+        clients.iter_mut().for_each(|client| client.end_turn(Load::More));
         let reads = |clients: &mut [Client]| clients.iter_mut().map(|client| client.state().0).collect::<Vec<_>>();
         assert_eq!(reads(&mut clients), [true, false, false, false]);
-        clients[0].end_turn(true);
+        clients[0].end_turn(Load::More);
         assert_eq!(reads(&mut clients), [false, true, false, false]);
-        clients[1].end_turn(false);
+        clients[1].end_turn(Load::Light);
         // The second one is outside again, and reads what comes.
         assert_eq!(reads(&mut clients), [false, true, true, false]);
         drop(clients.remove(3));
         drop(clients.remove(2));
-        assert_eq!(lane.0.borrow().turn, clients[0].place.number);
-        clients[0].end_turn(false);
+        assert_eq!(lane.0.borrow().turn, clients[0].place.ticket);
+        clients[0].end_turn(Load::Light);
         assert_eq!(reads(&mut clients), [true, true]);
-        assert!(lane.0.borrow().waiting.is_empty() && lane.0.borrow().turn.is_none());
+        assert!(lane.waiting() == 0 && lane.0.borrow().turn.is_none());
     }
 }
