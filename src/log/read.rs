@@ -404,17 +404,31 @@ impl<E: Env> Inner<E> {
         Ok(Some(Index(segment.base.next.0 + number as u64)))
     }
 
-    /// See `Log::find_timestamp`: the running maximum in the headers never falls, so it can be halved.
+    /// See `Log::find_timestamp`.
     pub(super) async fn find_timestamp(&self, timestamp_us: i64) -> Result<Option<Index>, LogError> {
-        let (mut low, mut high) = {
-            let state = self.state.borrow();
-            if state.end.timestamp_max_us < timestamp_us || state.end.next <= state.start.next {
-                return Ok(None);
+        while let Some((low, high)) = self.entries_around(timestamp_us) {
+            match self.halve(low, high, timestamp_us).await {
+                // Purged meanwhile: what is left is looked at anew.
+                Err(LogError::NotFound { index, first, .. }) if first > index => {}
+                found => return found.map(Some),
             }
-            let after = state.segments.partition_point(|segment| segment.end().timestamp_max_us < timestamp_us);
-            let Some(segment) = state.segments.get(after) else { return Ok(None) };
-            (segment.base.next.max(state.start.next), segment.end().next)
-        };
+        }
+        Ok(None)
+    }
+
+    /// The entries, of one segment, among which the first with that running maximum is.
+    fn entries_around(&self, timestamp_us: i64) -> Option<(Index, Index)> {
+        let state = self.state.borrow();
+        if state.end.timestamp_max_us < timestamp_us || state.end.next <= state.start.next {
+            return None;
+        }
+        let after = state.segments.partition_point(|segment| segment.end().timestamp_max_us < timestamp_us);
+        let segment = state.segments.get(after)?;
+        Some((segment.base.next.max(state.start.next), segment.end().next))
+    }
+
+    /// The running maximum in the headers never falls, so it can be halved.
+    async fn halve(&self, mut low: Index, mut high: Index, timestamp_us: i64) -> Result<Index, LogError> {
         while low < high {
             let middle = Index(low.0 + (high.0 - low.0) / 2);
             if self.header(middle).await?.timestamp_max_us < timestamp_us {
@@ -423,6 +437,6 @@ impl<E: Env> Inner<E> {
                 high = middle;
             }
         }
-        Ok(Some(low))
+        Ok(low)
     }
 }
