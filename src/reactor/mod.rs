@@ -616,9 +616,11 @@ impl<E: Env> Reactor<E> {
         self.closing.get()
     }
 
-    /// Notes a shard that has stopped, for readiness and for the log.
+    /// Notes a shard that has stopped, for readiness and for the log; not one that was removed, whose last answers come later.
     fn noted<T>(&self, uid: ShardUid, result: Result<T, ShardError>) -> Result<T, ReactorError> {
-        if let Err(ShardError::Failed { cause, .. } | ShardError::Damaged { cause }) = &result {
+        if let Err(ShardError::Failed { cause, .. } | ShardError::Damaged { cause }) = &result
+            && self.shards.borrow().contains_key(&uid)
+        {
             self.node.note_fault(uid, cause);
         }
         Ok(result?)

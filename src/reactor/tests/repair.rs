@@ -7,6 +7,7 @@ use crate::{
     format::state_files::{HardState, HardStateSlot},
     limits::BLOCK_BYTES,
     reactor::ReactorError,
+    shard::ShardError,
     sim::{DiskFault, Fault, Operation, PlantedFault},
 };
 
@@ -371,5 +372,18 @@ fn removed_without_its_votes() {
         let left = disk.content("/data/shards/1.left");
         let slot = HardStateSlot::parse(&left).unwrap();
         assert_eq!((slot.shard, slot.sequence, slot.state), (UID, 1, HardState::default()));
+    });
+}
+
+/// What a replica answers that was removed meanwhile is no fault of the node's.
+#[test]
+fn last_answers() {
+    block_on(async {
+        let worlds = three(5).await;
+        let World { node, reactor, .. } = &worlds[1];
+        within("a removal", reactor.remove(vec![UID])).await;
+        let error = ShardError::Failed { cause: "the replica is closing".into(), maybe_written: true };
+        assert!(reactor.noted::<()>(UID, Err(error)).is_err());
+        assert!(node.faults().is_empty(), "{:?}", node.faults());
     });
 }
