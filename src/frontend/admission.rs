@@ -67,7 +67,11 @@ impl<E: Env> Admission<E> {
         let placed = if local.is_sought(name) { None } else { local.topics.get(name) };
         match placed {
             Some(placed) => self.poll_to(&placed, call, cx),
-            None if !alone => Poll::Pending,
+            None if !alone => {
+                // Those who wait for a room do not wait for this topic, too.
+                self.place.leave();
+                Poll::Pending
+            }
             None => Poll::Ready(Admitted::without_room(self.frontend.produce(call.take().expect(THERE_IS_A_CALL)))),
         }
     }
