@@ -202,7 +202,12 @@ impl Inflating {
         if self.out.len() > self.bytes_max {
             return Err(FrameError::InflatesTooLarge { max: self.bytes_max });
         }
-        Ok((more, (more < bytes).then(|| std::mem::take(&mut self.out).into())))
+        if more == bytes {
+            return Ok((more, None));
+        }
+        // What waits is counted by its length.
+        self.out.shrink_to(self.out.len() / 4 * 5);
+        Ok((more, Some(std::mem::take(&mut self.out).into())))
     }
 
     /// Bytes of memory that it holds.

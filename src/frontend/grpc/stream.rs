@@ -47,6 +47,9 @@ const HELD_BACK_MAX: Duration = Duration::from_secs(1);
 /// So much is given back to a client's window at a time, if there is more of the same frame.
 const RELEASE_BYTES: usize = 16 << 10;
 
+/// So much is counted at least for each step of inflating.
+const INFLATE_BYTES_MIN: usize = 4 << 10;
+
 const CONTENT_TYPE_GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
@@ -99,8 +102,8 @@ enum End {
 enum Inflate {
     /// Others of the connection are inflated.
     Waits(Box<grpc::Message>, Option<Notified>),
-    /// It may, until it is whole.
-    Runs { inflating: Box<Inflating>, _inflater: Inflater },
+    /// It may, until it is whole, or nobody reads here for a while.
+    Runs { message: Box<grpc::Message>, inflating: Box<Inflating>, _inflater: Inflater },
 }
 
 impl Inflate {
@@ -122,6 +125,8 @@ pub(super) struct Requests {
     asked: bool,
     assembler: Assembler,
     inflating: Option<Inflate>,
+    /// The next message was asked for since the last `hold`.
+    wanted: bool,
     encoding: Encoding,
     bytes_max: usize,
     received: Received,
@@ -139,6 +144,7 @@ impl Requests {
             asked: false,
             assembler: Assembler::new(bytes_max),
             inflating: None,
+            wanted: false,
             encoding,
             bytes_max,
             held: received.none(),
@@ -192,10 +198,20 @@ impl Requests {
 
     /// Goes on with the message that is being inflated, as far as the connection may in this turn.
     fn poll_inflate(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Stop>> {
+        self.wanted = true;
+        let polled = self.poll_inflate_more(cx);
+        if matches!(polled, Poll::Ready(Err(_))) {
+            self.inflating = None;
+            self.account()?;
+        }
+        polled
+    }
+
+    fn poll_inflate_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Stop>> {
         if let Some(Inflate::Waits(message, waits)) = &mut self.inflating {
             let inflater = ready!(self.received.poll_inflater(waits, cx));
-            let inflating = Inflating::new(message, self.encoding, self.bytes_max)?;
-            self.inflating = Some(Inflate::Runs { inflating: Box::new(inflating), _inflater: inflater });
+            let inflating = Box::new(Inflating::new(message, self.encoding, self.bytes_max)?);
+            self.inflating = Some(Inflate::Runs { message: message.clone(), inflating, _inflater: inflater });
         }
         let Some(Inflate::Runs { inflating, .. }) = &mut self.inflating else { return Poll::Pending };
         let left = self.received.may_inflate();
@@ -205,7 +221,8 @@ impl Requests {
             return Poll::Pending;
         }
         let (bytes, message) = inflating.step(left)?;
-        self.received.has_inflated(bytes);
+        // To begin costs as much by itself.
+        self.received.has_inflated(bytes.max(INFLATE_BYTES_MIN));
         if let Some(message) = message {
             self.inflating = None;
             self.account()?;
@@ -233,7 +250,16 @@ impl Requests {
     /// Takes what h2 has, now and whenever it wakes, without giving its room back to the client. To be called when nothing
     /// is wanted for the moment: frames that lie in h2 are charged there as an attack if they are small, and a client
     /// that is far ahead of us is none.
+    ///
+    /// What was inflated in part is inflated again later: other calls of the connection do not wait until this one goes on.
     pub(super) fn hold(&mut self, cx: &mut Context<'_>) {
+        if !std::mem::take(&mut self.wanted)
+            && let Some(Inflate::Runs { message, .. }) = &self.inflating
+        {
+            self.inflating = Some(Inflate::Waits(message.clone(), None));
+            // It only becomes less.
+            let _ = self.account();
+        }
         if !std::mem::take(&mut self.asked) {
             while let Some(frame) = self.take_frame(cx) {
                 self.unread.push(frame);
