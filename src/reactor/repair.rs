@@ -90,8 +90,10 @@ impl<E: Env> Reactor<E> {
             };
             match attempt {
                 Ok(mended) => {
-                    tracing::warn!(shard_uid = uid.0, ?mended, "what is damaged of a replica was mended");
-                    self.count_mended(&mended);
+                    if mended != Mended::default() {
+                        tracing::warn!(shard_uid = uid.0, ?mended, "what is damaged of a replica was mended");
+                        self.count_mended(&mended);
+                    }
                     // What opening finds damaged may have gone bad only now: also when there was nothing to mend.
                     if self.open_again(&options).await {
                         return;
