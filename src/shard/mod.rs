@@ -132,7 +132,7 @@ struct Inner<E: Env> {
     held: Cell<bool>,
     /// An entry was proposed, or the shard has closed: the pump looks.
     work: Notify,
-    /// An entry has landed or an operation has ended: `close` looks. Or it has begun: a purge does.
+    /// An entry has landed or an operation has ended: `close` looks. Or the shard has begun to close: `purge` looks.
     idle: Notify,
     /// A segment has filled up, or the shard closes: retention looks.
     rolled: Notify,

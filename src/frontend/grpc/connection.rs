@@ -86,15 +86,15 @@ const CALLS_MAX: usize = 2 * limits::STREAMS_PER_CONNECTION_MAX as usize;
 /// Rounds before other tasks of the reactor get their turn. Who has more to read then waits in the [`Lane`].
 const ROUNDS_MAX: usize = 8;
 
-/// No round begins later than this in a turn, if others wait for theirs, or if none do: a round of data takes a fiftieth of a
-/// millisecond, one of headers a fifth.
+/// No round begins later than `TURN_US` in a turn while others wait for theirs, nor than `TURN_ALONE_US` while nobody does: a
+/// round of data takes a fiftieth of a millisecond, one of headers a fifth.
 const TURN_US: u64 = 100;
 const TURN_ALONE_US: u64 = 400;
 
 /// Requests accepted in one turn: each begins its call there.
 const ACCEPTS_MAX: usize = 32;
 
-/// Who sends and is sent so much in one turn has to wait in the [`Lane`] for its next one. (To measure a turn's time instead takes
+/// Who sends and is sent so much together in one turn goes into the [`Lane`] before its next one, unless that is idle. (To measure a turn's time instead takes
 /// many for busy that are not: the kernel does others' work in it, too.)
 const HEAVY_BYTES: u64 = 4 << 10;
 

@@ -11,7 +11,7 @@ use bytes::BytesMut;
 /// Frames below this are copied together into pieces of up to this size; larger ones are kept as they are.
 const PIECE_BYTES: usize = 16 << 10;
 
-/// The first piece.
+/// The smallest piece.
 const PIECE_BYTES_MIN: usize = 512;
 
 /// Bytes in all queues of a connection; clones are the same count.

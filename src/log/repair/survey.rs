@@ -383,7 +383,7 @@ struct Building<'a> {
     durable_end: Index,
     /// The last entry that is known to have been durable, by the hard state or by who had the log open.
     last_known: Option<LogId>,
-    /// Until now: nothing was durable behind `last_known`.
+    /// The log was open until now, and whoever had it open knows that nothing behind `last_known` was durable.
     was_open: bool,
     /// Where the log stands behind the last piece.
     point: LogPoint,
