@@ -167,7 +167,6 @@ impl Message {
 
 /// A message that is inflated step by step: a few KiB may become megabytes, which take milliseconds.
 pub struct Inflating {
-    compressed_bytes: usize,
     decoder: flate2::read::MultiGzDecoder<bytes::buf::Reader<Bytes>>,
     out: Vec<u8>,
     bytes_max: usize,
@@ -182,7 +181,6 @@ impl Inflating {
         match encoding {
             Encoding::Identity => Err(FrameError::NotEncoded),
             Encoding::Gzip => Ok(Inflating {
-                compressed_bytes: message.bytes.len(),
                 decoder: flate2::read::MultiGzDecoder::new(message.bytes.clone().reader()),
                 out: Vec::new(),
                 bytes_max,
@@ -210,9 +208,9 @@ impl Inflating {
         Ok((more, Some(std::mem::take(&mut self.out).into())))
     }
 
-    /// Bytes of memory that it holds.
+    /// Bytes of memory that it holds beside the message.
     pub fn held_bytes(&self) -> usize {
-        self.compressed_bytes + self.out.capacity()
+        self.out.capacity()
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 use super::waiters::{Ticket, Waiters};
@@ -58,6 +58,22 @@ impl Notify {
     /// look at the condition, await.
     pub fn notified(&self) -> Notified {
         Notified { rounds: self.shared.rounds.get(), shared: self.shared.clone(), ticket: None, done: false }
+    }
+
+    /// Ready when a condition, of whose changes this tells, holds no more. Pending, it is woken to look again; `waits` is its
+    /// place meanwhile, and belongs to nobody else.
+    pub fn poll_while(
+        &self,
+        waits: &mut Option<Notified>,
+        holds: impl Fn() -> bool,
+        context: &mut Context<'_>,
+    ) -> Poll<()> {
+        while holds() {
+            let notified = waits.get_or_insert_with(|| self.notified());
+            ready!(Pin::new(notified).poll(context));
+            *waits = None;
+        }
+        Poll::Ready(())
     }
 }
 

@@ -16,6 +16,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::rc::Weak;
+use std::task::Context;
+use std::task::Poll;
 use std::task::Waker;
 use std::time::Duration;
 
@@ -192,13 +194,19 @@ impl Answers {
         self.take(bytes).ok_or(NoRoom)?.fit(bytes)
     }
 
+    /// Pending as long as the client leaves too much of the call unread, of which h2 and the socket may have most; woken when
+    /// something goes out. `waits` is the call's.
+    pub(super) fn poll_crowded(&self, waits: &mut Option<Notified>, cx: &mut Context<'_>) -> Poll<()> {
+        self.connection.freed.poll_while(waits, || self.is_crowded(), cx)
+    }
+
     /// Whether the call has more waiting than a little, and its connection no room for it.
-    pub(super) fn is_crowded(&self) -> bool {
+    fn is_crowded(&self) -> bool {
         self.call.get() > LITTLE_BYTES && self.connection.held.get() >= self.connection.share()
     }
 
     /// Resolves when something of the connection's has gone out after this call.
-    pub(super) fn freed(&self) -> Notified {
+    fn freed(&self) -> Notified {
         self.connection.freed.notified()
     }
 

@@ -29,7 +29,6 @@ use crate::frontend::grpc::answers::Held;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::call::Call;
 use crate::frontend::grpc::received;
-use crate::frontend::grpc::received::Received;
 use crate::frontend::grpc::stream::Stop;
 use crate::limits;
 use crate::proto::ringlog::v1;
@@ -155,8 +154,8 @@ impl<F: Future<Output = Result<ProduceAck, CallError>> + Unpin> Pipeline<F> {
     /// - a request is not passed on: who has room (`Admission`), or an answer to the first in flight;
     /// - requests are not read (limits of what is in flight): the first in flight, which is always polled;
     /// - requests are not read (`ACK_BYTES_MAX`): h2, when the client's windows let acknowledgements go;
-    /// - requests are not read (`is_crowded`): `Answers::freed`, when the client takes something;
-    /// - requests are not read (`is_full`): `Received::passed_on`, when another stream's request is;
+    /// - requests are not read (`poll_crowded`): `Answers`, when the client takes something;
+    /// - requests are not read (`poll_full`): `Received`, when another stream's request is passed on;
     /// - nothing is in flight and nothing to be sent: the client's next message, or the end of its stream.
     fn poll<E: Env>(
         &mut self,
@@ -195,8 +194,8 @@ impl<F: Future<Output = Result<ProduceAck, CallError>> + Unpin> Pipeline<F> {
         {
             if self.waiting.is_none() {
                 if self.acks.len() >= ACK_BYTES_MAX
-                    || self.is_crowded(call.responses.answers(), cx)
-                    || self.is_full(call.requests.received(), cx)
+                    || call.responses.answers().poll_crowded(&mut self.freed, cx).is_pending()
+                    || call.requests.received().poll_full(&mut self.passed_on, cx).is_pending()
                 {
                     break;
                 }
@@ -233,31 +232,6 @@ impl<F: Future<Output = Result<ProduceAck, CallError>> + Unpin> Pipeline<F> {
             }
         }
         Ok(read)
-    }
-
-    /// Whether the client leaves too many acknowledgements unread, of which h2 and the socket may have most. True, it is woken
-    /// when some go out.
-    fn is_crowded(&mut self, answers: &Answers, cx: &mut Context<'_>) -> bool {
-        while answers.is_crowded() {
-            let freed = self.freed.get_or_insert_with(|| answers.freed());
-            if Pin::new(freed).poll(cx).is_pending() {
-                return true;
-            }
-            self.freed = None;
-        }
-        false
-    }
-
-    /// Whether too many requests of the connection's wait to be passed on. True, it is woken when one was.
-    fn is_full(&mut self, received: &Received, cx: &mut Context<'_>) -> bool {
-        while received.is_full() {
-            let passed_on = self.passed_on.get_or_insert_with(|| received.passed_on());
-            if Pin::new(passed_on).poll(cx).is_pending() {
-                return true;
-            }
-            self.passed_on = None;
-        }
-        false
     }
 
     /// Takes what has been answered, in order. True if there was something.

@@ -3,16 +3,16 @@
 //! What was not read is bounded by HTTP/2's windows. A message takes its bytes out of them before it is whole, or it could be
 //! no larger than they are, and a client may leave thousands unfinished: so all connections of a reactor share half of what
 //! its budget has for clients, and each may hold half of what the others have left. Above that its messages are refused, and
-//! there is always some for the next connection. Compressed messages of a connection are inflated one after the other, as what
-//! inflates takes 40 KiB by itself. A stream whose requests only wait is not read meanwhile: what waits takes
-//! half of the connection's share, and what is behind it stays in the windows.
+//! there is always some for the next connection. A stream whose requests only wait is not read meanwhile: what waits takes half
+//! of the connection's share, and what is behind it stays in the windows.
+//!
+//! Compressed messages of a connection are inflated one after the other, as what inflates takes 40 KiB by itself.
 
 use std::cell::Cell;
-use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Context;
 use std::task::Poll;
+use std::task::ready;
 
 use crate::budget::Budget;
 use crate::budget::Charge;
@@ -26,6 +26,9 @@ use crate::limits;
 
 /// Bytes that the calls of a connection inflate in one of its turns: some fifth of a millisecond.
 const INFLATE_BYTES: usize = 128 << 10;
+
+/// Each step counts as so many at least: to begin costs as much by itself.
+const INFLATE_BYTES_MIN: usize = 4 << 10;
 
 /// What all connections of a reactor hold.
 #[derive(Debug, Default)]
@@ -93,13 +96,7 @@ impl Received {
 
     /// The connection's `Inflater`. While another call has it, `waits` is kept, and wakes when it is free.
     pub(super) fn poll_inflater(&self, waits: &mut Option<Notified>, cx: &mut Context<'_>) -> Poll<Inflater> {
-        while self.0.inflates.get() {
-            let inflated = waits.get_or_insert_with(|| self.0.inflated.notified());
-            if Pin::new(inflated).poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            *waits = None;
-        }
+        ready!(self.0.inflated.poll_while(waits, || self.0.inflates.get(), cx));
         self.0.inflates.set(true);
         Poll::Ready(Inflater(Rc::clone(&self.0)))
     }
@@ -109,9 +106,10 @@ impl Received {
         self.0.may_inflate.get()
     }
 
-    /// So many of them were.
+    /// So many of them were, in one step.
     pub(super) fn has_inflated(&self, bytes: usize) {
-        self.0.may_inflate.set(self.0.may_inflate.get().saturating_sub(bytes));
+        let counted = bytes.max(INFLATE_BYTES_MIN);
+        self.0.may_inflate.set(self.0.may_inflate.get().saturating_sub(counted));
     }
 
     /// What counts the unread bytes of the connection.
@@ -135,14 +133,10 @@ impl Received {
         Ok(held)
     }
 
-    /// Whether so much waits that streams of this connection are not read.
-    pub(super) fn is_full(&self) -> bool {
-        self.0.is_full()
-    }
-
-    /// Resolves when something waits no more.
-    pub(super) fn passed_on(&self) -> Notified {
-        self.0.passed_on.notified()
+    /// Pending as long as so much waits that streams of this connection are not read; woken when it does no more. `waits` is
+    /// the stream's.
+    pub(super) fn poll_full(&self, waits: &mut Option<Notified>, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.passed_on.poll_while(waits, || self.0.is_full(), cx)
     }
 }
 
@@ -256,7 +250,7 @@ mod tests {
     fn waiting_ones() {
         let (pool, mut messages) = (pool(), Vec::new());
         let connection = Received::new(&pool);
-        while !connection.is_full() {
+        while !connection.0.is_full() {
             messages.push(connection.waiting(MESSAGE).unwrap());
         }
         let half = pool.budget.limit(Class::Client) / 8;
@@ -264,6 +258,6 @@ mod tests {
         let mut in_part = connection.none();
         in_part.resize(MESSAGE).unwrap();
         messages.pop();
-        assert!(!connection.is_full() && !Received::new(&pool).is_full());
+        assert!(!connection.0.is_full() && !Received::new(&pool).0.is_full());
     }
 }

@@ -47,9 +47,6 @@ const HELD_BACK_MAX: Duration = Duration::from_secs(1);
 /// So much is given back to a client's window at a time, if there is more of the same frame.
 const RELEASE_BYTES: usize = 16 << 10;
 
-/// So much is counted at least for each step of inflating.
-const INFLATE_BYTES_MIN: usize = 4 << 10;
-
 const CONTENT_TYPE_GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
@@ -99,19 +96,17 @@ enum End {
 }
 
 /// A compressed message.
-enum Inflate {
-    /// Others of the connection are inflated.
-    Waits(Box<grpc::Message>, Option<Notified>),
-    /// It may, until it is whole, or nobody reads here for a while.
-    Runs { message: Box<grpc::Message>, inflating: Box<Inflating>, _inflater: Inflater },
+struct Inflate {
+    message: grpc::Message,
+    /// While others of the connection are inflated.
+    waits: Option<Notified>,
+    /// From when it may be until it is whole, or nobody reads here for a while.
+    runs: Option<(Inflating, Inflater)>,
 }
 
 impl Inflate {
     fn held_bytes(&self) -> usize {
-        match self {
-            Inflate::Waits(message, _) => message.bytes.len(),
-            Inflate::Runs { inflating, .. } => inflating.held_bytes(),
-        }
+        self.message.bytes.len() + self.runs.as_ref().map_or(0, |(inflating, _)| inflating.held_bytes())
     }
 }
 
@@ -124,7 +119,7 @@ pub(super) struct Requests {
     /// `poll_data` was pending since the last `hold`: it has our waker.
     asked: bool,
     assembler: Assembler,
-    inflating: Option<Inflate>,
+    inflating: Option<Box<Inflate>>,
     /// The next message was asked for since the last `hold`.
     wanted: bool,
     encoding: Encoding,
@@ -176,7 +171,7 @@ impl Requests {
             self.release()?;
             if let Some(message) = message? {
                 if message.compressed {
-                    self.inflating = Some(Inflate::Waits(Box::new(message), None));
+                    self.inflating = Some(Box::new(Inflate { message, waits: None, runs: None }));
                     continue;
                 }
                 return Poll::Ready(Ok(Some(message.bytes)));
@@ -208,12 +203,15 @@ impl Requests {
     }
 
     fn poll_inflate_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Stop>> {
-        if let Some(Inflate::Waits(message, waits)) = &mut self.inflating {
-            let inflater = ready!(self.received.poll_inflater(waits, cx));
-            let inflating = Box::new(Inflating::new(message, self.encoding, self.bytes_max)?);
-            self.inflating = Some(Inflate::Runs { message: message.clone(), inflating, _inflater: inflater });
-        }
-        let Some(Inflate::Runs { inflating, .. }) = &mut self.inflating else { return Poll::Pending };
+        let Some(inflate) = &mut self.inflating else { return Poll::Pending };
+        let (inflating, _) = match &mut inflate.runs {
+            Some(runs) => runs,
+            None => {
+                let inflater = ready!(self.received.poll_inflater(&mut inflate.waits, cx));
+                let inflating = Inflating::new(&inflate.message, self.encoding, self.bytes_max)?;
+                inflate.runs.insert((inflating, inflater))
+            }
+        };
         let left = self.received.may_inflate();
         if left == 0 {
             // In its next turn.
@@ -221,8 +219,7 @@ impl Requests {
             return Poll::Pending;
         }
         let (bytes, message) = inflating.step(left)?;
-        // To begin costs as much by itself.
-        self.received.has_inflated(bytes.max(INFLATE_BYTES_MIN));
+        self.received.has_inflated(bytes);
         if let Some(message) = message {
             self.inflating = None;
             self.account()?;
@@ -254,9 +251,9 @@ impl Requests {
     /// What was inflated in part is inflated again later: other calls of the connection do not wait until this one goes on.
     pub(super) fn hold(&mut self, cx: &mut Context<'_>) {
         if !std::mem::take(&mut self.wanted)
-            && let Some(Inflate::Runs { message, .. }) = &self.inflating
+            && let Some(inflate) = &mut self.inflating
+            && inflate.runs.take().is_some()
         {
-            self.inflating = Some(Inflate::Waits(message.clone(), None));
             // It only becomes less.
             let _ = self.account();
         }
@@ -284,7 +281,7 @@ impl Requests {
 
     /// Has the charge follow what the message holds that has come, or was inflated, in part.
     fn account(&mut self) -> Result<(), Stop> {
-        let held = self.assembler.held_bytes() + self.inflating.as_ref().map_or(0, Inflate::held_bytes);
+        let held = self.assembler.held_bytes() + self.inflating.as_ref().map_or(0, |inflate| inflate.held_bytes());
         if held == self.held.bytes() {
             return Ok(());
         }
