@@ -168,7 +168,7 @@ async fn take_up<D: Disk>(disk: &D, options: &LogOptions, node: NodeId, founds: 
     let kept = read(disk, options).await?;
     let before = kept.map(|kept| kept.left);
     if !is_new(disk, options).await? {
-        if let Some(Kept { left, is_whole: false }) = kept
+        if let Some(Kept { left, is_to_be_mended: true }) = kept
             && let Err(error) = write(disk, options, left).await
         {
             // As much is known as before.
@@ -214,8 +214,8 @@ async fn is_new<D: Disk>(disk: &D, options: &LogOptions) -> Result<bool, LogErro
 #[derive(Clone, Copy)]
 struct Kept {
     left: Left,
-    /// Twice.
-    is_whole: bool,
+    /// One of the two copies is damaged or missing, and the other one says it.
+    is_to_be_mended: bool,
 }
 
 /// What an earlier replica left. What one in another data directory left is nothing. A file that does not say it any more is
@@ -237,12 +237,12 @@ async fn read<D: Disk>(disk: &D, options: &LogOptions) -> Result<Option<Kept>, L
         };
         let shard_uid = options.shard.0;
         tracing::warn!(path = %path.display(), shard_uid, what, "how the replica that was here before voted is lost");
-        return Ok(Some(Kept { left: UNKNOWN, is_whole: true }));
+        return Ok(Some(Kept { left: UNKNOWN, is_to_be_mended: false }));
     };
     let is_ours = options.owner == 0 || slot.owner == options.owner;
     let HardState { vote, committed: last } = slot.state;
     let left = Left { vote, last, unheard: slot.sequence == 1 };
-    Ok(is_ours.then_some(Kept { left, is_whole: of_shard.len() == 2 }))
+    Ok(is_ours.then_some(Kept { left, is_to_be_mended: of_shard.len() != 2 }))
 }
 
 async fn write<D: Disk>(disk: &D, options: &LogOptions, left: Left) -> Result<(), LogError> {

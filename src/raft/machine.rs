@@ -229,15 +229,12 @@ impl<M: Machine> Shared<M> {
 
     /// The present state as a checkpoint, and the entry that it follows.
     pub fn present(&self) -> Option<(Index, Bytes)> {
-        let checkpoint = self.checkpoint()?;
-        Some((checkpoint.position.applied?.index, checkpoint.bytes))
+        self.checkpoint()?.numbered()
     }
 
     /// The checkpoint that followers get, and the entry that it follows.
     pub fn snapshot(&self) -> Option<(Index, Bytes)> {
-        let snapshot = self.snapshot.borrow();
-        let Checkpoint { position, bytes } = snapshot.as_ref()?;
-        Some((position.applied?.index, bytes.clone()))
+        self.snapshot.borrow().as_ref()?.numbered()
     }
 
     fn install<E: Env>(&self, log: &Log<E>, checkpoint: &Checkpoint) -> Result<(), String> {
@@ -339,6 +336,11 @@ impl Position {
 }
 
 impl Checkpoint {
+    /// The entry that it follows, and its content.
+    fn numbered(&self) -> Option<(Index, Bytes)> {
+        Some((self.position.applied?.index, self.bytes.clone()))
+    }
+
     fn decode(bytes: Bytes) -> Result<Checkpoint, String> {
         let decoded = v1::Checkpoint::decode(bytes.clone()).map_err(|error| error.to_string())?;
         let id = |id: v1::LogId| LogId { term: Term(id.term), index: Index(id.index) };

@@ -122,19 +122,21 @@ impl<E: Env> Control<E> {
     pub async fn reconcile(&self) -> bool {
         self.publish_book();
         self.remember_members().await;
-        let topics = self.topics();
-        let wanted = self.wanted(&topics);
+        let known = || {
+            let topics = self.topics();
+            let wanted = self.wanted(&topics);
+            (topics, wanted)
+        };
+        let (topics, wanted) = known();
         self.withdraw_deleted(&topics);
         let noted = self.note_lost(&topics).await.is_ok();
         let opened = self.open_wanted(&wanted, true).await;
         // As it is by now: what follows removes and forgets by it.
-        let topics = self.topics();
-        let wanted = self.wanted(&topics);
+        let (topics, wanted) = known();
         let is_fresh = !self.needs_fresh(&topics, &wanted) || self.inner.catalog.linearize(FRESH_MAX).await.is_ok();
         // What was applied meanwhile comes with the next round.
         let (topics, wanted) = if is_fresh {
-            let topics = self.topics();
-            let wanted = self.wanted(&topics);
+            let (topics, wanted) = known();
             self.publish_book();
             self.withdraw_deleted(&topics);
             let removed = self.remove_unwanted(&wanted).await;

@@ -75,21 +75,23 @@ fn begins_from_a_snapshot() {
     assert!(starts.len() == 3 && starts.iter().all(|(_, start)| *start > Some(0)), "{starts:?}");
 }
 
-/// What befalls one replica of three, and what is met in the run.
-fn strikes(action: Action, met: (&str, &str)) {
-    let plan = light(0, Scenario::Mixed);
-    let steps = vec![Step { at_ms: 1_000, action }];
-    let plan = Plan {
+/// A plan with one shard that three nodes have, and that keeps all.
+fn on_three(load_ms: u64, steps: Vec<Step>) -> Plan {
+    Plan {
         nodes: 3,
         shards: 1,
         replication_factor: 3,
         retention_age_ms: 0,
         retention_bytes: 0,
-        load_ms: 6_000,
+        load_ms,
         steps,
-        ..plan
-    };
-    let outcome = run(plan, 0);
+        ..light(0, Scenario::Mixed)
+    }
+}
+
+/// What befalls one replica of three, and what is met in the run.
+fn strikes(action: Action, met: (&str, &str)) {
+    let outcome = run(on_three(6_000, vec![Step { at_ms: 1_000, action }]), 0);
     assert_eq!(outcome.problems, [""; 0]);
     assert_eq!(outcome.coverage.missing(&[met]), [("", ""); 0]);
 }
@@ -174,18 +176,7 @@ fn a_replacement_beside_a_stopped_node() {
     let fails = Action::Fail { who: Who::Any(0), fault, chance_ppm: 1_000_000, times: 3 };
     let steps = [(1_000, fails), (2_000, Action::Replace { who: Who::Any(1) })];
     let steps = steps.map(|(at_ms, action)| Step { at_ms, action });
-    let plan = light(0, Scenario::Mixed);
-    let plan = Plan {
-        nodes: 3,
-        shards: 1,
-        replication_factor: 3,
-        retention_age_ms: 0,
-        retention_bytes: 0,
-        load_ms: 4_000,
-        steps: steps.into(),
-        ..plan
-    };
-    let outcome = run(plan, 0);
+    let outcome = run(on_three(4_000, steps.into()), 0);
     assert_eq!(outcome.problems, [""; 0]);
     assert_eq!(outcome.coverage.missing(&[("EIO on append", "store append")]), [("", ""); 0]);
     assert!(outcome.coverage.iter().any(|(fault, ..)| fault == "replacement"));
