@@ -84,10 +84,10 @@
 //! requests that are not answered, and room for their entries), `unflushed` (entries between the proposal, or their arrival
 //! from the leader, and the flush here), `frames` (what peers have announced), `stopped`. Clients may use two thirds of it;
 //! then they are told to come back. Replication has the rest but for a part that is left to votes and answers. A request is
-//! charged once, at the door, for all that will become of it, so that nothing that was admitted waits for memory. A disk that
-//! does not keep up shows as `unflushed`: its node's leaders refuse records, its followers leave entries with their leaders.
-//! Beside the budget are answers that wait for clients, recent entries
-//! (`tail_bytes`), which could be read back at any time, and the mailbox (16 MiB).
+//! charged when its shard takes it (until then for what it is) for all that will become of it, so that nothing that was admitted
+//! waits for memory. A disk that does not keep up shows as `unflushed`: its node's leaders refuse records, its followers leave
+//! entries with their leaders. Beside the budget are answers that wait for clients, recent entries (`tail_bytes`), which could
+//! be read back at any time, and the mailbox (16 MiB).
 //!
 //! ## Where this departs from the design page, and why
 //! - *Durable form.* Neither RWF_DSYNC nor write + fdatasync is faster everywhere: see

@@ -94,8 +94,8 @@ const TURN_ALONE_US: u64 = 400;
 /// Requests accepted in one turn: each begins its call there.
 const ACCEPTS_MAX: usize = 32;
 
-/// Who sends and is sent so much together in one turn goes into the [`Lane`] before its next one, unless that is idle. (To measure a turn's time instead takes
-/// many for busy that are not: the kernel does others' work in it, too.)
+/// Who sends and is sent so much together in one turn goes into the [`Lane`] before its next one, unless that is idle. (To
+/// measure a turn's time instead takes many for busy that are not: the kernel does others' work in it, too.)
 const HEAVY_BYTES: u64 = 4 << 10;
 
 type H2<S> = h2::server::Connection<Socket<S>, Body>;
