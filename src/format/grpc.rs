@@ -10,6 +10,8 @@
 //! have really arrived, and inflating stops at the limit. Does no input or output; client and server
 //! share it, and the settings of the HTTP/2 connections that carry the messages.
 
+use std::io::BufRead;
+use std::io::ErrorKind;
 use std::io::Read;
 
 use bytes::Buf;
@@ -167,9 +169,17 @@ impl Message {
 
 /// A message that is inflated step by step: a few KiB may become megabytes, which take milliseconds.
 pub struct Inflating {
-    decoder: flate2::read::MultiGzDecoder<bytes::buf::Reader<Bytes>>,
+    /// Of one gzip member; the next one gets another.
+    decoder: flate2::bufread::GzDecoder<Input>,
     out: Vec<u8>,
     bytes_max: usize,
+}
+
+/// A compressed message, of which a step reads a part.
+struct Input {
+    bytes: Bytes,
+    /// Bytes that may still be read in this step; what asks for more gets `WouldBlock`.
+    may_read: usize,
 }
 
 impl Inflating {
@@ -181,36 +191,70 @@ impl Inflating {
         match encoding {
             Encoding::Identity => Err(FrameError::NotEncoded),
             Encoding::Gzip => Ok(Inflating {
-                decoder: flate2::read::MultiGzDecoder::new(message.bytes.clone().reader()),
+                decoder: flate2::bufread::GzDecoder::new(Input { bytes: message.bytes.clone(), may_read: 0 }),
                 out: Vec::new(),
                 bytes_max,
             }),
         }
     }
 
-    /// Inflates `bytes` more at most: how many there were, and the message if those were its last. Not to be called again then.
+    /// Inflates `bytes` more at most, reads at most as many, and stops after a gzip member: what it has read or inflated,
+    /// whichever is more, and the message if that was its last part. Not to be called again then.
     ///
     /// # Errors
     /// `Corrupt`, `InflatesTooLarge`.
     pub fn step(&mut self, bytes: usize) -> Result<(usize, Option<Bytes>), FrameError> {
         // One byte more than allowed tells "too long" from "just fits".
-        let bytes = bytes.min(self.bytes_max + 1 - self.out.len());
-        let more =
-            (&mut self.decoder).take(bytes as u64).read_to_end(&mut self.out).map_err(|_| FrameError::Corrupt)?;
+        let may_inflate = bytes.min(self.bytes_max + 1 - self.out.len());
+        let (inflated_before, input) = (self.out.len(), self.decoder.get_mut());
+        let unread_before = input.bytes.len();
+        input.may_read = bytes;
+        let inflated = (&mut self.decoder).take(may_inflate as u64).read_to_end(&mut self.out);
         if self.out.len() > self.bytes_max {
             return Err(FrameError::InflatesTooLarge { max: self.bytes_max });
         }
-        if more == bytes {
-            return Ok((more, None));
+        let done = (unread_before - self.decoder.get_ref().bytes.len()).max(self.out.len() - inflated_before);
+        match inflated {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok((done, None)),
+            Err(_) => return Err(FrameError::Corrupt),
+            Ok(inflated) if inflated == may_inflate => return Ok((done, None)),
+            Ok(_) => {}
+        }
+        let rest = self.decoder.get_ref().bytes.clone();
+        if !rest.is_empty() {
+            self.decoder = flate2::bufread::GzDecoder::new(Input { bytes: rest, may_read: 0 });
+            return Ok((done, None));
         }
         // What waits is counted by its length.
         self.out.shrink_to(self.out.len() / 4 * 5);
-        Ok((more, Some(std::mem::take(&mut self.out).into())))
+        Ok((done, Some(std::mem::take(&mut self.out).into())))
     }
 
     /// Bytes of memory that it holds beside the message.
     pub fn held_bytes(&self) -> usize {
         self.out.capacity()
+    }
+}
+
+impl Read for Input {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.fill_buf()?.read(into)?;
+        self.consume(read);
+        Ok(read)
+    }
+}
+
+impl BufRead for Input {
+    fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
+        match self.may_read.min(self.bytes.len()) {
+            0 if !self.bytes.is_empty() => Err(ErrorKind::WouldBlock.into()),
+            readable => Ok(&self.bytes[..readable]),
+        }
+    }
+
+    fn consume(&mut self, read: usize) {
+        self.may_read -= read;
+        self.bytes.advance(read);
     }
 }
 
@@ -556,5 +600,31 @@ mod tests {
 
         let cut = Message { compressed: true, bytes: half[..half.len() - 1].to_vec().into() };
         assert_eq!(cut.decode(Encoding::Gzip, MAX), Err(FrameError::Corrupt));
+    }
+
+    /// What inflates to nothing takes steps, too: a gzip member, however small, and as many bytes as a step may read.
+    #[test]
+    fn much_for_nothing() {
+        const STEP: usize = 1_000;
+        let members = gzip(&[]).repeat(100);
+        // Stored blocks without a byte, of which the last says that it is, and the sum and length of nothing.
+        let header: &[u8] = &gzip(&[])[..10];
+        let blocks = [0, 0, 0, 0xff, 0xff].repeat(1_000);
+        let one_member = [header, &blocks, &[1, 0, 0, 0xff, 0xff], &[0; 8]].concat();
+        for (bytes, steps) in [(members, 100), (one_member, 6)] {
+            let message = Message { compressed: true, bytes: bytes.into() };
+            let mut inflating = Inflating::new(&message, Encoding::Gzip, MAX).unwrap();
+            let mut done = Vec::new();
+            let inflated = loop {
+                let (more, inflated) = inflating.step(STEP).unwrap();
+                done.push(more);
+                if let Some(inflated) = inflated {
+                    break inflated;
+                }
+            };
+            assert!(inflated.is_empty());
+            assert!(done.len() >= steps && done.iter().all(|&done| done <= STEP), "{done:?}");
+            assert_eq!(done.iter().sum::<usize>(), message.bytes.len());
+        }
     }
 }

@@ -290,7 +290,7 @@ where
     fn take_turn(&mut self, cx: &mut Context<'_>, start: &impl Fn(Request<h2::RecvStream>, Responses) -> F) -> bool {
         let (received, sent) = (self.socket.received(), self.socket.sent());
         self.accepted = 0;
-        self.messages.begin_turn();
+        self.messages.inflater().begin_turn();
         let began_us = (self.now_us)();
         let mut rounds = 0;
         let ended = loop {
@@ -312,7 +312,7 @@ where
         let written = self.socket.poll_write_out(cx);
         self.socket.end_turn(self.socket.received() - received);
         let is_full = self.accepted == ACCEPTS_MAX;
-        let has_more = is_full || self.socket.wants_more() || self.messages.may_inflate() == 0;
+        let has_more = is_full || self.socket.wants_more() || self.messages.inflater().is_turn_over();
         let bytes = (self.socket.received() - received) + (self.socket.sent() - sent);
         let load = match has_more {
             true => Load::More,

@@ -4,7 +4,8 @@
 //! socket      reads and writes of the byte stream below (TCP, or the simulator's), coalesced
 //! connection  one connection: accept, run calls, flush; keepalive, handshake, going away
 //! call        one request: its checks, its method, its deadline and cancellation
-//! stream      messages in (flow control, size limits, gzip) and out (few frames, back-pressure)
+//! stream      messages in (flow control, size limits) and out (few frames, back-pressure)
+//! inflate     compressed messages, in steps
 //! unread      bytes of a stream before they are wanted
 //! received    how many bytes of messages may be here in part, or wait
 //! window      how much a client may send ahead
@@ -31,6 +32,7 @@ mod cluster;
 mod connection;
 mod consume;
 mod health;
+mod inflate;
 pub mod lane;
 mod method;
 mod produce;

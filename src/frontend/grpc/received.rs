@@ -5,14 +5,11 @@
 //! its budget has for clients, and each may hold half of what the others have left. Above that its messages are refused, and
 //! there is always some for the next connection. A stream whose requests only wait is not read meanwhile: what waits takes half
 //! of the connection's share, and what is behind it stays in the windows.
-//!
-//! Compressed messages of a connection are inflated one after the other, as what inflates takes 40 KiB by itself.
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::task::Context;
 use std::task::Poll;
-use std::task::ready;
 
 use crate::budget::Budget;
 use crate::budget::Charge;
@@ -21,27 +18,24 @@ use crate::budget::NoRoom;
 use crate::budget::Use;
 use crate::env::channel::Notified;
 use crate::env::channel::Notify;
+use crate::frontend::grpc::inflate::Inflater;
+use crate::frontend::grpc::inflate::Large;
 use crate::frontend::grpc::unread::UnreadBytes;
 use crate::limits;
 
-/// Bytes that the calls of a connection inflate in one of its turns: some fifth of a millisecond.
-const INFLATE_BYTES: usize = 128 << 10;
-
-/// Each step counts as so many at least: to begin costs as much by itself.
-const INFLATE_BYTES_MIN: usize = 4 << 10;
-
 /// What all connections of a reactor hold.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Pool {
     budget: Budget,
     /// The sum over all connections.
     held: Cell<usize>,
+    large: Rc<Large>,
 }
 
 impl Pool {
     /// Takes all of it from `budget`.
     pub fn new(budget: Budget) -> Pool {
-        Pool { budget, held: Cell::new(0) }
+        Pool { budget, ..Pool::default() }
     }
 }
 
@@ -57,15 +51,8 @@ struct Connection {
     waiting: Cell<usize>,
     /// Something waits no more.
     passed_on: Notify,
-    /// Bytes that may still be inflated in this turn.
-    may_inflate: Cell<usize>,
-    /// Somebody has the `Inflater`.
-    inflates: Cell<bool>,
-    inflated: Notify,
+    inflater: Inflater,
 }
-
-/// The right to inflate a message: one call of the connection has it.
-pub(super) struct Inflater(Rc<Connection>);
 
 /// What one message holds, in part or while it waits; given back when it is dropped.
 pub(super) struct Held {
@@ -83,33 +70,13 @@ impl Received {
             held: Cell::new(0),
             waiting: Cell::new(0),
             passed_on: Notify::new(),
-            may_inflate: Cell::new(INFLATE_BYTES),
-            inflates: Cell::new(false),
-            inflated: Notify::new(),
+            inflater: Inflater::new(&pool.large),
         }))
     }
 
-    /// The connection's next turn begins.
-    pub(super) fn begin_turn(&self) {
-        self.0.may_inflate.set(INFLATE_BYTES);
-    }
-
-    /// The connection's `Inflater`. While another call has it, `waits` is kept, and wakes when it is free.
-    pub(super) fn poll_inflater(&self, waits: &mut Option<Notified>, cx: &mut Context<'_>) -> Poll<Inflater> {
-        ready!(self.0.inflated.poll_while(waits, || self.0.inflates.get(), cx));
-        self.0.inflates.set(true);
-        Poll::Ready(Inflater(Rc::clone(&self.0)))
-    }
-
-    /// Bytes that may be inflated in this turn.
-    pub(super) fn may_inflate(&self) -> usize {
-        self.0.may_inflate.get()
-    }
-
-    /// So many of them were, in one step.
-    pub(super) fn has_inflated(&self, bytes: usize) {
-        let counted = bytes.max(INFLATE_BYTES_MIN);
-        self.0.may_inflate.set(self.0.may_inflate.get().saturating_sub(counted));
+    /// What inflates the connection's messages.
+    pub(super) fn inflater(&self) -> &Inflater {
+        &self.0.inflater
     }
 
     /// What counts the unread bytes of the connection.
@@ -181,13 +148,6 @@ impl Held {
     }
 }
 
-impl Drop for Inflater {
-    fn drop(&mut self) {
-        self.0.inflates.set(false);
-        self.0.inflated.notify_one();
-    }
-}
-
 impl Drop for Held {
     fn drop(&mut self) {
         self.resize(0).expect("less always finds room");
@@ -227,22 +187,6 @@ mod tests {
         assert!(pool.held.get() <= client / 2 + least && pool.held.get() + 2 * MESSAGE < client);
         drop(held);
         assert_eq!((pool.held.get(), pool.budget.used()), (0, 0));
-    }
-
-    /// One call inflates at a time, and hands on to the next, also when that one is gone.
-    #[test]
-    fn one_inflates() {
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        let connection = Received::new(&pool());
-        let mut waits = [const { None }; 3];
-        let Poll::Ready(inflater) = connection.poll_inflater(&mut waits[0], &mut cx) else { panic!("it is free") };
-        assert!(waits.iter_mut().skip(1).all(|waits| connection.poll_inflater(waits, &mut cx).is_pending()));
-        drop(inflater);
-        waits[1] = None;
-        let Poll::Ready(inflater) = connection.poll_inflater(&mut waits[2], &mut cx) else { panic!("it is its turn") };
-        assert!(connection.poll_inflater(&mut waits[0], &mut cx).is_pending());
-        drop(inflater);
-        assert!(connection.poll_inflater(&mut waits[0], &mut cx).is_ready());
     }
 
     /// What waits fills half of a connection's share, and then no more is read until something was passed on.

@@ -19,18 +19,16 @@ use http::Response;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 
-use crate::env::channel::Notified;
 use crate::format::grpc;
 use crate::format::grpc::Assembler;
 use crate::format::grpc::Encoding;
-use crate::format::grpc::Inflating;
 use crate::frontend::CallError;
 use crate::frontend::Code;
 use crate::frontend::grpc::answers::Answers;
 use crate::frontend::grpc::answers::NoRoom;
 use crate::frontend::grpc::body::Body;
+use crate::frontend::grpc::inflate::Inflate;
 use crate::frontend::grpc::received::Held;
-use crate::frontend::grpc::received::Inflater;
 use crate::frontend::grpc::received::Received;
 use crate::frontend::grpc::small_frames::FREE_BYTES;
 use crate::frontend::grpc::small_frames::SmallFrames;
@@ -95,21 +93,6 @@ enum End {
     Gone,
 }
 
-/// A compressed message.
-struct Inflate {
-    message: grpc::Message,
-    /// While others of the connection are inflated.
-    waits: Option<Notified>,
-    /// From when it may be until it is whole, or nobody reads here for a while.
-    runs: Option<(Inflating, Inflater)>,
-}
-
-impl Inflate {
-    fn held_bytes(&self) -> usize {
-        self.message.bytes.len() + self.runs.as_ref().map_or(0, |(inflating, _)| inflating.held_bytes())
-    }
-}
-
 /// The client's messages.
 pub(super) struct Requests {
     stream: RecvStream,
@@ -171,7 +154,7 @@ impl Requests {
             self.release()?;
             if let Some(message) = message? {
                 if message.compressed {
-                    self.inflating = Some(Box::new(Inflate { message, waits: None, runs: None }));
+                    self.inflating = Some(Box::new(Inflate::new(message)));
                     continue;
                 }
                 return Poll::Ready(Ok(Some(message.bytes)));
@@ -194,40 +177,16 @@ impl Requests {
     /// Goes on with the message that is being inflated, as far as the connection may in this turn.
     fn poll_inflate(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Stop>> {
         self.wanted = true;
-        let polled = self.poll_inflate_more(cx);
-        if matches!(polled, Poll::Ready(Err(_))) {
-            self.inflating = None;
-            self.account()?;
-        }
-        polled
-    }
-
-    fn poll_inflate_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Stop>> {
         let Some(inflate) = &mut self.inflating else { return Poll::Pending };
-        let (inflating, _) = match &mut inflate.runs {
-            Some(runs) => runs,
-            None => {
-                let inflater = ready!(self.received.poll_inflater(&mut inflate.waits, cx));
-                let inflating = Inflating::new(&inflate.message, self.encoding, self.bytes_max)?;
-                inflate.runs.insert((inflating, inflater))
-            }
-        };
-        let left = self.received.may_inflate();
-        if left == 0 {
-            // In its next turn.
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let (bytes, message) = inflating.step(left)?;
-        self.received.has_inflated(bytes);
-        if let Some(message) = message {
+        let polled = inflate.poll(self.received.inflater(), self.encoding, self.bytes_max, cx);
+        if polled.is_ready() {
             self.inflating = None;
-            self.account()?;
-            return Poll::Ready(Ok(message));
         }
-        self.account()?;
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        if let Err(stop) = self.account() {
+            self.inflating = None;
+            return Poll::Ready(Err(stop));
+        }
+        polled.map_err(Stop::from)
     }
 
     /// The next frame that h2 has. None while `end` is `Open`: the stream's next frame wakes.
@@ -252,8 +211,8 @@ impl Requests {
     pub(super) fn hold(&mut self, cx: &mut Context<'_>) {
         if !std::mem::take(&mut self.wanted)
             && let Some(inflate) = &mut self.inflating
-            && inflate.runs.take().is_some()
         {
+            inflate.pause();
             // It only becomes less.
             let _ = self.account();
         }
@@ -490,6 +449,7 @@ mod tests {
     use crate::env;
     use crate::env::real::RealEnv;
     use crate::env::runtime::block_on;
+    use crate::frontend::grpc::inflate;
     use crate::frontend::grpc::received;
     use crate::frontend::grpc::tests::answer_within;
     use crate::frontend::grpc::tests::pair;
@@ -637,19 +597,16 @@ mod tests {
     #[test]
     fn inflated_in_turns() {
         const BYTES: usize = 3 << 20;
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        std::io::Write::write_all(&mut encoder, &[0; BYTES]).unwrap();
-        let message = encoder.finish().unwrap();
+        let message = inflate::tests::compressed(BYTES).bytes;
         let sent = [&[1][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), &message].concat();
         receive(Encoding::Gzip, sent, async |requests| {
             let mut turns = 0;
             let message = poll_fn(|cx| {
-                let before = requests.received().may_inflate();
                 let polled = requests.poll_next(cx);
-                if requests.received().may_inflate() == 0 && before > 0 {
+                if requests.received().inflater().is_turn_over() {
                     turns += 1;
                     assert!(requests.poll_next(cx).is_pending());
-                    requests.received().begin_turn();
+                    requests.received().inflater().begin_turn();
                 }
                 polled
             });

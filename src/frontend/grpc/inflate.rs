@@ -1,0 +1,257 @@
+//! Inflating compressed messages: a few KiB may become megabytes, which takes milliseconds, and the decoder alone 40 KiB.
+//!
+//! A connection inflates one message at a time, and [`TURN_BYTES`] in each of its turns. A message that takes longer than a
+//! whole turn is large. [`LARGE_MAX`] large ones of a reactor are inflated at a time; the others wait in turn, hold nothing,
+//! and begin anew. Small ones do not wait for them.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+
+use bytes::Bytes;
+
+use crate::env::channel::Notified;
+use crate::env::channel::Notify;
+use crate::format::grpc::Encoding;
+use crate::format::grpc::FrameError;
+use crate::format::grpc::Inflating;
+use crate::format::grpc::Message;
+
+/// Bytes that the calls of a connection inflate in one of its turns: some fifth of a millisecond.
+const TURN_BYTES: usize = 128 << 10;
+
+/// Each step counts as so many at least: to begin a gzip member costs as much by itself.
+const STEP_BYTES_MIN: usize = 4 << 10;
+
+/// Large messages that are inflated at a time: each holds up to the limit of a message.
+const LARGE_MAX: usize = 16;
+
+/// The large messages of a reactor that are being inflated.
+#[derive(Default)]
+pub(super) struct Large {
+    count: Cell<usize>,
+    ended: Notify,
+}
+
+/// What inflates the messages of one connection. Clones are the same.
+#[derive(Clone)]
+pub(super) struct Inflater(Rc<Connection>);
+
+struct Connection {
+    large: Rc<Large>,
+    /// Bytes that may still be inflated in this turn.
+    left: Cell<usize>,
+    /// A message has the `Right`.
+    is_taken: Cell<bool>,
+    released: Notify,
+}
+
+/// To inflate a message: one of the connection has it.
+struct Right(Rc<Connection>);
+
+/// One of the `LARGE_MAX`.
+struct Place(Rc<Large>);
+
+/// A compressed message.
+pub(super) struct Inflate {
+    message: Message,
+    is_large: bool,
+    /// For the right, then for a place.
+    waits: Option<Notified>,
+    right: Option<Right>,
+    place: Option<Place>,
+    decoder: Option<Inflating>,
+}
+
+impl Inflater {
+    /// Of a new connection.
+    pub(super) fn new(large: &Rc<Large>) -> Inflater {
+        Inflater(Rc::new(Connection {
+            large: Rc::clone(large),
+            left: Cell::new(TURN_BYTES),
+            is_taken: Cell::new(false),
+            released: Notify::new(),
+        }))
+    }
+
+    /// The connection's next turn begins.
+    pub(super) fn begin_turn(&self) {
+        self.0.left.set(TURN_BYTES);
+    }
+
+    /// Nothing more is inflated in this turn.
+    pub(super) fn is_turn_over(&self) -> bool {
+        self.0.left.get() == 0
+    }
+
+    fn poll_right(&self, waits: &mut Option<Notified>, cx: &mut Context<'_>) -> Poll<Right> {
+        ready!(self.0.released.poll_while(waits, || self.0.is_taken.get(), cx));
+        self.0.is_taken.set(true);
+        Poll::Ready(Right(Rc::clone(&self.0)))
+    }
+
+    fn poll_place(&self, waits: &mut Option<Notified>, cx: &mut Context<'_>) -> Poll<Place> {
+        let large = &self.0.large;
+        ready!(large.ended.poll_while(waits, || large.count.get() == LARGE_MAX, cx));
+        large.count.set(large.count.get() + 1);
+        Poll::Ready(Place(Rc::clone(large)))
+    }
+}
+
+impl Inflate {
+    /// Of a message whose flag says that it is compressed.
+    pub(super) fn new(message: Message) -> Inflate {
+        Inflate { message, is_large: false, waits: None, right: None, place: None, decoder: None }
+    }
+
+    /// Bytes that it holds.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.message.bytes.len() + self.decoder.as_ref().map_or(0, |decoder| decoder.held_bytes())
+    }
+
+    /// Goes on as far as the connection may in this turn. Ready with the message, it is not to be polled again.
+    ///
+    /// # Errors
+    /// `NotEncoded`, `Corrupt`, `InflatesTooLarge`.
+    pub(super) fn poll(
+        &mut self,
+        inflater: &Inflater,
+        encoding: Encoding,
+        bytes_max: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Bytes, FrameError>> {
+        if self.right.is_none() {
+            self.right = Some(ready!(inflater.poll_right(&mut self.waits, cx)));
+        }
+        if self.is_large {
+            ready!(self.poll_place(inflater, cx));
+        }
+        let left = &inflater.0.left;
+        let has_whole_turn = left.get() == TURN_BYTES;
+        while left.get() > 0 {
+            let decoder = match &mut self.decoder {
+                Some(decoder) => decoder,
+                None => self.decoder.insert(Inflating::new(&self.message, encoding, bytes_max)?),
+            };
+            let (bytes, message) = decoder.step(left.get())?;
+            left.set(left.get().saturating_sub(bytes.max(STEP_BYTES_MIN)));
+            if let Some(message) = message {
+                return Poll::Ready(Ok(message));
+            }
+        }
+        self.is_large |= has_whole_turn;
+        if !self.is_large || self.poll_place(inflater, cx).is_pending() {
+            self.decoder = None;
+        }
+        // In the connection's next turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_place(&mut self, inflater: &Inflater, cx: &mut Context<'_>) -> Poll<()> {
+        if self.place.is_none() {
+            self.place = Some(ready!(inflater.poll_place(&mut self.waits, cx)));
+        }
+        Poll::Ready(())
+    }
+
+    /// Nobody asks for the message for a while: others do not wait until somebody does, and it begins anew.
+    pub(super) fn pause(&mut self) {
+        (self.waits, self.right, self.place, self.decoder) = (None, None, None, None);
+    }
+}
+
+impl Drop for Right {
+    fn drop(&mut self) {
+        self.0.is_taken.set(false);
+        self.0.released.notify_one();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.count.set(self.0.count.get() - 1);
+        self.0.ended.notify_one();
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    const BYTES_MAX: usize = 4 << 20;
+
+    /// A message of so many bytes once it is inflated.
+    pub(in crate::frontend::grpc) fn compressed(bytes: usize) -> Message {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut encoder, &vec![0; bytes]).unwrap();
+        Message { compressed: true, bytes: encoder.finish().unwrap().into() }
+    }
+
+    fn poll(inflate: &mut Inflate, inflater: &Inflater) -> Poll<usize> {
+        let mut cx = Context::from_waker(Waker::noop());
+        inflate.poll(inflater, Encoding::Gzip, BYTES_MAX, &mut cx).map(|bytes| bytes.unwrap().len())
+    }
+
+    /// Of a hundred connections with large messages a few hold memory for them; all are done, and a small one waits for none.
+    #[test]
+    fn few_large_ones() {
+        const BYTES: usize = 1 << 20;
+        let large = Rc::new(Large::default());
+        let mut all: Vec<_> = (0..100).map(|_| (Inflater::new(&large), Inflate::new(compressed(BYTES)))).collect();
+        let mut turns = 0;
+        while !all.is_empty() {
+            all.retain_mut(|(inflater, inflate)| {
+                inflater.begin_turn();
+                match poll(inflate, inflater) {
+                    Poll::Pending => true,
+                    Poll::Ready(bytes) => {
+                        assert_eq!(bytes, BYTES);
+                        false
+                    }
+                }
+            });
+            let held = all.iter().filter(|(_, inflate)| inflate.decoder.is_some()).count();
+            assert!(held <= LARGE_MAX, "{held}");
+            assert_eq!(
+                poll(&mut Inflate::new(compressed(TURN_BYTES - 1)), &Inflater::new(&large)),
+                Poll::Ready(TURN_BYTES - 1)
+            );
+            turns += 1;
+            assert!(turns < 100 * BYTES / TURN_BYTES, "they do not come to an end");
+        }
+        assert_eq!(large.count.get(), 0);
+    }
+
+    /// A message that is whole within a turn does not count as large because little of a turn was left when it began.
+    #[test]
+    fn begun_late_in_a_turn() {
+        let inflater = Inflater::new(&Rc::default());
+        assert_eq!(poll(&mut Inflate::new(compressed(TURN_BYTES / 2)), &inflater), Poll::Ready(TURN_BYTES / 2));
+        let mut second = Inflate::new(compressed(TURN_BYTES - 1));
+        assert!(poll(&mut second, &inflater).is_pending() && !second.is_large);
+        inflater.begin_turn();
+        assert!(poll(&mut second, &inflater).is_ready());
+    }
+
+    /// One message of a connection is inflated at a time. Who has the right hands it on when it is gone, or when nobody asks for its
+    /// message, and so does who waits for it.
+    #[test]
+    fn handed_on() {
+        let inflater = Inflater::new(&Rc::default());
+        let mut inflates = [(); 4].map(|()| Inflate::new(compressed(BYTES_MAX)));
+        assert!(inflates.iter_mut().all(|inflate| poll(inflate, &inflater).is_pending()));
+        assert_eq!(inflates.each_ref().map(|inflate| inflate.right.is_some()), [true, false, false, false]);
+        inflates[1].pause();
+        inflates[0].pause();
+        inflates[2] = Inflate::new(compressed(1));
+        inflater.begin_turn();
+        assert!(poll(&mut inflates[3], &inflater).is_pending());
+        assert!(inflates[3].right.is_some() && inflates[3].place.is_some());
+        assert_eq!(inflater.0.large.count.get(), 1);
+    }
+}
