@@ -35,7 +35,7 @@ use self::{
     lane::{Done, Pending},
     routing::Routes,
 };
-use super::{ClientError, Cluster};
+use super::Cluster;
 use crate::{
     frontend::route,
     limits,
@@ -356,9 +356,4 @@ fn size(record: &Record) -> Result<usize, ProduceError> {
 pub fn shard_of_key(key: &[u8], shards: u32) -> u32 {
     let shard = twox_hash::XxHash3_64::oneshot(key) % u64::from(shards.max(1));
     u32::try_from(shard).expect("less than the number of shards")
-}
-
-/// The error of a record whose topic could not be found out.
-fn refused(topic: &str, cause: ClientError) -> ProduceError {
-    ProduceError::Refused { place: format!("topic {topic}"), cause }
 }

@@ -126,11 +126,21 @@ struct Request {
     deadline: Instant,
     /// Empty once they were told that the time is over.
     done: Vec<Done>,
+    /// Why it may have been written by an earlier try, or may still be: no later one makes that certain.
+    maybe: Option<ClientError>,
 }
 
 impl Request {
     fn fail(&mut self, error: &ProduceError) {
         self.done.drain(..).for_each(|done| done.tell(Err(error.clone())));
+    }
+
+    /// As `fail`, with an error that says that it was not written: as far as this try goes.
+    fn fail_definitely(&mut self, place: &str, error: &ProduceError) {
+        match self.maybe.take() {
+            Some(cause) => self.fail(&ProduceError::Maybe { place: place.to_owned(), cause }),
+            None => self.fail(error),
+        }
     }
 }
 
@@ -289,7 +299,7 @@ impl Runner {
             durability: self.context.options.durability.into(),
             ..ProduceStreamRequest::default()
         };
-        Request { frame: framed(&message), count, deadline, done }
+        Request { frame: framed(&message), count, deadline, done, maybe: None }
     }
 
     /// Takes an ack; true if another server leads.
@@ -350,7 +360,13 @@ impl Runner {
             let (place, cause) = (self.place(), error.clone());
             match fate {
                 Fate::Again => again.push_back(request),
-                Fate::Refused => request.fail(&ProduceError::Refused { place, cause }),
+                Fate::AgainMaybe => {
+                    request.maybe = Some(cause);
+                    again.push_back(request);
+                }
+                Fate::Refused => {
+                    request.fail_definitely(&place, &ProduceError::Refused { place: place.clone(), cause });
+                }
                 Fate::Maybe => request.fail(&ProduceError::Maybe { place, cause }),
             }
         }
@@ -419,8 +435,10 @@ impl Runner {
         let late = self.lane.queue().take_while(|pending| pending.deadline <= now);
         late.into_iter().for_each(|pending| pending.done.tell(Err(error())));
         if self.again.iter().any(|request| request.deadline <= now) {
-            let error = error();
-            self.again.iter_mut().filter(|request| request.deadline <= now).for_each(|request| request.fail(&error));
+            let (place, error) = (self.place(), error());
+            for request in self.again.iter_mut().filter(|request| request.deadline <= now) {
+                request.fail_definitely(&place, &error);
+            }
             self.again.retain(|request| request.deadline > now);
         }
     }

@@ -10,8 +10,10 @@ use crate::client::{ClientError, cluster};
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Send it again.
+    /// Send it again: it was certainly not written.
     Again,
+    /// Send it again although it may have been written, or may still be.
+    AgainMaybe,
     /// It was not written and will not be; trying again would not help.
     Refused,
     /// It may have been written, or may still be.
@@ -32,7 +34,7 @@ pub struct Fates {
 /// Decides, from the error with which a stream ended.
 pub fn decide(error: &ClientError, at_least_once: bool) -> Fates {
     let may_pass = cluster::may_pass(error);
-    let unknown = if at_least_once { Fate::Again } else { Fate::Maybe };
+    let unknown = if at_least_once { Fate::AgainMaybe } else { Fate::Maybe };
     let first = match (error.is_definite(), may_pass) {
         (true, true) => Fate::Again,
         (true, false) => Fate::Refused,
@@ -119,17 +121,17 @@ mod tests {
     /// Perhaps written: the caller is told, unless it wants it at least once.
     #[test]
     fn indefinite() {
-        use Fate::{Again, Maybe};
+        use Fate::{Again, AgainMaybe, Maybe};
         let lost = ClientError::Lost { address: "a".into(), cause: "c".into(), definite: false };
         for error in [lost, status(Code::Unavailable, false, false, None)] {
             assert_eq!(fates(&error, false), (Maybe, Maybe), "{error:?}");
-            assert_eq!(fates(&error, true), (Again, Again), "{error:?}");
+            assert_eq!(fates(&error, true), (AgainMaybe, AgainMaybe), "{error:?}");
         }
         let deposed = status(Code::Unavailable, false, true, None);
         assert_eq!(fates(&deposed, false), (Maybe, Again), "those behind it are known");
         let riddle = ClientError::Protocol { address: "a".into(), what: "w".into() };
         assert_eq!(fates(&riddle, false), (Maybe, Maybe));
-        assert_eq!(fates(&riddle, true), (Maybe, Again));
+        assert_eq!(fates(&riddle, true), (Maybe, AgainMaybe));
     }
 
     /// After an overload one request at a time, then more with each ack.

@@ -14,7 +14,7 @@ use std::{
 use super::{
     Acked, Context, ProduceError, Spread,
     lane::{Lane, Pending},
-    refused, shard_of_key,
+    shard_of_key,
 };
 use crate::{
     client::{
@@ -184,6 +184,8 @@ impl Routes {
             ..ProduceRequest::default()
         };
         let mut failures = 0;
+        // Why an earlier try may have written it: no later one makes that certain.
+        let mut maybe = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let outcome = match cluster.any().await {
@@ -203,17 +205,29 @@ impl Routes {
             failures += 1;
             let fates = retry::decide(&cause, options.at_least_once);
             let wait = fates.wait.max(backoff::jittered(failures));
-            let error = match fates.first {
-                Fate::Again if Instant::now() + wait < deadline => {
-                    tokio::time::sleep(wait).await;
-                    continue;
+            let tries_again = match fates.first {
+                Fate::Again => true,
+                Fate::AgainMaybe => {
+                    maybe = Some(cause.clone());
+                    true
                 }
-                Fate::Again if cause.is_definite() => {
-                    let place = format!("topic {topic}");
+                Fate::Maybe => {
+                    maybe = Some(cause.clone());
+                    false
+                }
+                Fate::Refused => false,
+            };
+            if tries_again && Instant::now() + wait < deadline {
+                tokio::time::sleep(wait).await;
+                continue;
+            }
+            let place = format!("topic {topic}");
+            let error = match maybe {
+                Some(cause) => ProduceError::Maybe { place, cause },
+                None if tries_again => {
                     ProduceError::Expired { place, after: options.delivery_timeout, cause: Some(cause) }
                 }
-                Fate::Refused => refused(topic, cause),
-                Fate::Again | Fate::Maybe => ProduceError::Maybe { place: format!("topic {topic}"), cause },
+                None => ProduceError::Refused { place, cause },
             };
             done.tell(Err(error));
             return None;

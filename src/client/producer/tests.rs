@@ -289,3 +289,21 @@ fn unknown_topics() {
         assert!(world.produced[2..].iter().all(|(_, _, shard, _)| *shard == Some(0)));
     });
 }
+
+/// What a producer sends again although it may have been written is not given back as certainly not written: neither when
+/// the next try is refused for good, nor when time is up. Through a lane, and by a call of its own.
+#[test]
+fn at_least_once_is_not_certain() {
+    for (topic, code, times) in [("t", 3, 1), ("t", 14, 500), ("new", 3, 1), ("new", 14, 500)] {
+        with_servers(1, 1, async |servers, cluster| {
+            servers.world.lock().unwrap().auto_create = Some(1);
+            let builder = cluster.producer(topic).at_least_once(true).delivery_timeout(Duration::from_millis(200));
+            let producer = builder.open();
+            servers.fault(1, [Fault::Vanish { written: true }]);
+            servers.fault(1, vec![Fault::Refuse(refusal(code, true)); times]);
+            let error = producer.send(record("x")).await.unwrap().await.unwrap_err();
+            assert!(matches!(error, ProduceError::Maybe { .. }), "{topic} {code}: {error}");
+            assert_eq!(servers.world.lock().unwrap().logs[topic][0].len(), 1, "it is there");
+        });
+    }
+}
