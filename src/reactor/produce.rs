@@ -14,7 +14,7 @@ use crate::{
 
 impl<E: Env> Reactor<E> {
     /// Queues a produce at once, for the shard's leader, wherever it is; calls for one shard made one after the other keep
-    /// their order. Dropping the future does not take the request back.
+    /// their order. Dropping the future does not take back what is proposed, or sent to a leader elsewhere.
     pub fn produce(
         self: &Rc<Self>,
         uid: ShardUid,

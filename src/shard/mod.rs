@@ -203,7 +203,7 @@ impl<E: Env> Shard<E> {
     }
 
     /// Queues the request at once (calls made one after the other get ascending offsets); the future resolves with the ack.
-    /// Dropping the future does not take the request back.
+    /// Dropping the future does not take back what is proposed.
     ///
     /// # Errors
     /// Those of `ShardError` but `OutOfRange`; each says whether the records may still appear.

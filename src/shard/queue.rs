@@ -108,7 +108,7 @@ impl Request {
     }
 
     /// Whether its client is gone. (One that is answered already has to be written all the same.)
-    fn is_forsaken(&self) -> bool {
+    pub fn is_forsaken(&self) -> bool {
         self.reply.as_ref().is_some_and(Reply::is_closed)
     }
 }

@@ -7,6 +7,8 @@
 //! ```
 //! Answers come in the order of sending. A leader that refuses a request for want of leadership refuses everything behind
 //! it in the same session, so one such answer speaks for all that were sent.
+//!
+//! What waits and nobody waits for any more is not sent, and makes room for others: so it is in a shard's own queue, too.
 
 use std::collections::VecDeque;
 
@@ -37,20 +39,30 @@ pub(super) struct Fifo<T> {
     waiting: VecDeque<Item<T>>,
     bytes: usize,
     sent_bytes: usize,
+    /// Requests that came since it was last looked for forsaken ones.
+    unseen: usize,
 }
 
 impl<T> Default for Fifo<T> {
     fn default() -> Fifo<T> {
-        Fifo { sent: VecDeque::new(), waiting: VecDeque::new(), bytes: 0, sent_bytes: 0 }
+        Fifo { sent: VecDeque::new(), waiting: VecDeque::new(), bytes: 0, sent_bytes: 0, unseen: 0 }
     }
 }
 
 impl<T> Fifo<T> {
-    /// Whether a request of `bytes` may come in: the bounds are those of a shard's own queue.
+    /// Whether a request of `bytes` may come in: the bounds are those of a shard's own queue. When one is met, those that
+    /// wait and are `forsaken` leave.
     ///
     /// # Errors
     /// Which bound is met, in words.
-    pub(super) fn admit(&self, bytes: usize) -> Result<(), &'static str> {
+    pub(super) fn admit(&mut self, bytes: usize, forsaken: impl Fn(&T) -> bool) -> Result<(), &'static str> {
+        let is_full = self.len() >= PRODUCE_QUEUE_REQUESTS_MAX || self.bytes + bytes > PRODUCE_QUEUE_BYTES_MAX;
+        // It is gone through once for so many that came, so that a refusal stays cheap.
+        if is_full && self.unseen >= self.waiting.len() / 16 {
+            self.waiting.retain(|item| !forsaken(&item.request));
+            self.bytes = self.sent_bytes + self.waiting.iter().map(|item| item.bytes).sum::<usize>();
+            self.unseen = 0;
+        }
         if self.len() >= PRODUCE_QUEUE_REQUESTS_MAX {
             return Err("too many requests wait for the shard's leader");
         }
@@ -62,6 +74,7 @@ impl<T> Fifo<T> {
 
     /// Adds a request behind all others.
     pub(super) fn push(&mut self, item: Item<T>) {
+        self.unseen += 1;
         self.bytes += item.bytes;
         self.waiting.push_back(item);
     }
@@ -90,8 +103,13 @@ impl<T> Fifo<T> {
     }
 
     /// Moves what goes into the next frame from `waiting` to `sent`: up to `requests_max` of them and about `bytes_max`
-    /// bytes, but at least one, if the window has room. Returns them, in order.
-    pub(super) fn send(&mut self, requests_max: usize, bytes_max: usize) -> impl Iterator<Item = &Item<T>> {
+    /// bytes, but at least one, if the window has room. Returns them, in order. Those that are `forsaken` leave.
+    pub(super) fn send(
+        &mut self,
+        requests_max: usize,
+        bytes_max: usize,
+        forsaken: impl Fn(&T) -> bool,
+    ) -> impl Iterator<Item = &Item<T>> {
         let before = self.sent.len();
         let mut bytes = 0;
         while self.sent.len() - before < requests_max
@@ -99,6 +117,11 @@ impl<T> Fifo<T> {
             && self.sent_bytes < STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX
             && let Some(next) = self.waiting.front()
         {
+            if forsaken(&next.request) {
+                self.bytes -= next.bytes;
+                self.waiting.pop_front();
+                continue;
+            }
             if bytes > 0 && bytes + next.bytes > bytes_max {
                 break;
             }
@@ -180,6 +203,11 @@ mod tests {
         Item { request, bytes, since_us: 0, until_us: None }
     }
 
+    /// Everybody waits for the answer.
+    fn nobody(_: &u32) -> bool {
+        false
+    }
+
     fn numbers<'a>(items: impl IntoIterator<Item = &'a Item<u32>>) -> Vec<u32> {
         items.into_iter().map(|item| item.request).collect()
     }
@@ -199,20 +227,20 @@ mod tests {
     #[test]
     fn refused_ones_go_first() {
         let mut fifo = with(3, 10);
-        assert_eq!(numbers(fifo.send(10, 1_000)), [0, 1, 2]);
+        assert_eq!(numbers(fifo.send(10, 1_000, nobody)), [0, 1, 2]);
         fifo.push(item(3, 10));
         assert_eq!(fifo.answered().map(|item| item.request), Some(0));
         fifo.refused();
         assert_eq!(waiting(&fifo), [1, 2, 3]);
-        assert_eq!(numbers(fifo.send(10, 1_000)), [1, 2, 3]);
-        assert!(fifo.send(10, 1_000).next().is_none(), "all are sent");
+        assert_eq!(numbers(fifo.send(10, 1_000, nobody)), [1, 2, 3]);
+        assert!(fifo.send(10, 1_000, nobody).next().is_none(), "all are sent");
     }
 
     /// When the connection is lost nobody knows of what was sent, and what was not sent goes elsewhere.
     #[test]
     fn lost_ones_are_out() {
         let mut fifo = with(4, 10);
-        assert_eq!(numbers(fifo.send(2, 1_000)), [0, 1]);
+        assert_eq!(numbers(fifo.send(2, 1_000, nobody)), [0, 1]);
         assert_eq!(numbers(&fifo.lost()), [0, 1]);
         assert!(fifo.sent.is_empty());
         assert_eq!((waiting(&fifo), fifo.bytes), (vec![2, 3], 20));
@@ -235,27 +263,48 @@ mod tests {
     #[test]
     fn frames_and_window() {
         let mut fifo = with(3, 400);
-        assert_eq!(numbers(fifo.send(10, 1_000)), [0, 1]);
-        assert_eq!(numbers(fifo.send(10, 1)), [2]);
+        assert_eq!(numbers(fifo.send(10, 1_000, nobody)), [0, 1]);
+        assert_eq!(numbers(fifo.send(10, 1, nobody)), [2]);
         let mut fifo = with(STREAM_PRODUCES_IN_FLIGHT_MAX as u32 + 1, 1);
-        assert_eq!(fifo.send(usize::MAX, usize::MAX).count(), STREAM_PRODUCES_IN_FLIGHT_MAX);
-        assert_eq!(fifo.send(usize::MAX, usize::MAX).count(), 0);
+        assert_eq!(fifo.send(usize::MAX, usize::MAX, nobody).count(), STREAM_PRODUCES_IN_FLIGHT_MAX);
+        assert_eq!(fifo.send(usize::MAX, usize::MAX, nobody).count(), 0);
         fifo.answered();
-        assert_eq!(fifo.send(usize::MAX, usize::MAX).count(), 1);
+        assert_eq!(fifo.send(usize::MAX, usize::MAX, nobody).count(), 1);
         let mut fifo = with(3, STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX);
-        assert_eq!(fifo.send(9, usize::MAX).count(), 1);
+        assert_eq!(fifo.send(9, usize::MAX, nobody).count(), 1);
     }
 
     /// The bounds are a shard's own, and count what is sent, too.
     #[test]
     fn bounds() {
         let mut fifo = with(PRODUCE_QUEUE_REQUESTS_MAX as u32, 1);
-        assert_eq!(fifo.send(5, 5).count(), 5);
-        assert!(fifo.admit(1).unwrap_err().contains("requests"));
+        assert_eq!(fifo.send(5, 5, nobody).count(), 5);
+        assert!(fifo.admit(1, nobody).unwrap_err().contains("requests"));
         let mut fifo = with(1, PRODUCE_QUEUE_BYTES_MAX - 1);
-        assert_eq!(fifo.send(1, 1).count(), 1);
-        assert_eq!(fifo.admit(1), Ok(()));
-        assert!(fifo.admit(2).unwrap_err().contains("bytes"));
+        assert_eq!(fifo.send(1, 1, nobody).count(), 1);
+        assert_eq!(fifo.admit(1, nobody), Ok(()));
+        assert!(fifo.admit(2, nobody).unwrap_err().contains("bytes"));
+    }
+
+    /// What nobody waits for is passed over, and leaves when there is no room for another.
+    #[test]
+    fn forsaken() {
+        let even = |request: &u32| request.is_multiple_of(2);
+        let mut fifo = with(6, 10);
+        assert_eq!(numbers(fifo.send(2, 1_000, even)), [1, 3]);
+        assert_eq!((waiting(&fifo), fifo.bytes), (vec![4, 5], 40));
+        fifo.refused();
+        assert_eq!(numbers(fifo.send(9, 1_000, even)), [1, 3, 5], "it waits again");
+        assert_eq!((fifo.bytes, fifo.sent_bytes), (30, 30));
+        assert_eq!(numbers(fifo.send(9, 1_000, even)), [] as [u32; 0]);
+
+        let mut fifo = with(PRODUCE_QUEUE_REQUESTS_MAX as u32, 1);
+        assert_eq!(fifo.send(4, 4, nobody).count(), 4);
+        assert_eq!(fifo.admit(1, even), Ok(()));
+        assert_eq!((fifo.len(), fifo.bytes), (PRODUCE_QUEUE_REQUESTS_MAX / 2 + 2, fifo.len()), "two of those are sent");
+        let mut fifo = with(2, PRODUCE_QUEUE_BYTES_MAX / 2);
+        assert_eq!(fifo.admit(1, even), Ok(()));
+        assert_eq!(waiting(&fifo), [1]);
     }
 
     /// A request waits until its own time, or until a leader has been looked for in vain for long enough.
@@ -310,7 +359,7 @@ mod tests {
                         fifo.push(item(next, 1));
                         next += 1;
                     }
-                    Step::Send(count) => drop(fifo.send(count, 100).count()),
+                    Step::Send(count) => drop(fifo.send(count, 100, nobody).count()),
                     Step::Answer => log.extend(fifo.answered().map(|item| item.request)),
                     Step::Refuse => fifo.refused(),
                     Step::Lose => lost.extend(numbers(&fifo.lost())),

@@ -184,7 +184,8 @@ impl<E: Env> Reactor<E> {
         // Whoever asks, the queue is everybody's.
         domain::core(|| {
             let queue = self.queue(uid);
-            queue.fifo.borrow().admit(bytes).map_err(|what| ShardError::Busy { what })?;
+            let admitted = queue.fifo.borrow_mut().admit(bytes, |owed| owed.is_forsaken());
+            admitted.map_err(|what| ShardError::Busy { what })?;
             self.push(uid, &queue, [owed], now_us);
             Ok(answer)
         })

@@ -19,7 +19,7 @@ use crate::{
     ids::{NodeId, ShardUid, Term},
     peer::{Destination, frame::FrameKind, frame::FrameReceiver, frame::FrameSender, frame::FrameStream},
     reactor::{Reactor, forward::leaders::Leader},
-    shard::{Shard, ShardError},
+    shard::{Owed, Shard, ShardError},
 };
 
 /// A session without requests for that long is ended, and the FIFO forgotten.
@@ -299,7 +299,8 @@ async fn send<E: Env>(
         queue.expire(now_us, None);
         let frame = {
             let mut fifo = queue.fifo.borrow_mut();
-            let mut items = fifo.send(FRAME_REQUESTS_MAX, FRAME_BYTES_TARGET).peekable();
+            let forsaken = |owed: &Owed| owed.is_forsaken();
+            let mut items = fifo.send(FRAME_REQUESTS_MAX, FRAME_BYTES_TARGET, forsaken).peekable();
             let any = items.peek().is_some();
             any.then(|| wire::produce_frame(uid, items.map(|item| &item.request.produce), now_us))
         };

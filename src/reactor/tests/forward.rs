@@ -160,6 +160,27 @@ fn waits_for_the_leader() {
     });
 }
 
+/// What nobody waits for any more when the leader appears is not sent to it.
+#[test]
+fn gone_before_the_leader_comes() {
+    block_on(async {
+        let (holder, other) = two().await;
+        other.network.crash(NodeId(1));
+        let acks: Vec<_> = (0..10).map(|n| other.reactor.produce(UID, produce(&n.to_string()))).collect();
+        settle().await;
+        let mut acks: Vec<_> = acks.into_iter().enumerate().collect();
+        acks.retain(|(n, _)| n % 2 == 1);
+        let net = other.network.endpoint(NodeId(1), "n1", 1);
+        let (book, liveness) = (Arc::clone(&holder.node.book), Arc::clone(&holder.node.liveness));
+        let peers = Peers::<TestEnv>::new(NodeId(1), ReactorNumber(0), net, book, liveness, Default::default());
+        peers.serve(Inbound::new(Rc::clone(&holder.reactor), refusal));
+        for (_, ack) in acks {
+            within("ack", ack).await.unwrap();
+        }
+        assert_eq!(holder.values().await, ["1", "3", "5", "7", "9"]);
+    });
+}
+
 /// A consumer that waits elsewhere is woken by a record, and one that is gone waits no more.
 #[test]
 fn waiting_consumers() {
