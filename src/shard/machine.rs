@@ -89,6 +89,7 @@ pub(crate) mod planted {
 
     thread_local! {
         static PLANTED: Cell<Option<Offset>> = const { Cell::new(None) };
+        static ADMISSIONS: Cell<Option<u32>> = const { Cell::new(None) };
     }
 
     /// Of another process, by a test that starts it: an offset.
@@ -97,6 +98,17 @@ pub(crate) mod planted {
     /// From now on no entry with this base offset can be applied on this thread.
     pub(crate) fn plant(at: Option<Offset>) {
         PLANTED.set(at);
+    }
+
+    /// Lets so many more requests be admitted on this thread, and panics at the next one.
+    pub(crate) fn plant_in_admission(after: u32) {
+        ADMISSIONS.set(Some(after));
+    }
+
+    pub(in crate::shard) fn admission() {
+        let left = ADMISSIONS.get();
+        ADMISSIONS.set(left.and_then(|left| left.checked_sub(1)));
+        assert!(left != Some(0), "a bug planted in an admission");
     }
 
     pub(super) fn panic_at(offset: Offset) {

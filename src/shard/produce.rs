@@ -162,6 +162,8 @@ impl<E: Env> Inner<E> {
     /// Queues what is asked for, and takes it; proposes it if nothing is in flight. An error leaves it where it is.
     pub(super) fn admit(&self, asked: &mut Option<Owed>, now_us: u64) -> Result<(), ShardError> {
         self.check_life()?;
+        #[cfg(test)]
+        super::machine::planted::admission();
         let owed = asked.as_ref().expect("something is asked for");
         let mut state = self.state.borrow_mut();
         if !self.group.leads() && state.is_idle() {

@@ -137,8 +137,9 @@ impl Queue {
                 Ok(()) => {}
                 Err((error, request)) if goes_elsewhere(&error) => {
                     waiting.push_front(Item { request, bytes, since_us, until_us });
-                    self.fifo.borrow_mut().put_back(waiting);
-                    return;
+                    let mut fifo = self.fifo.borrow_mut();
+                    // Behind what the replica has handed back meanwhile, when a panic has stopped it: that was taken before.
+                    return waiting.into_iter().for_each(|item| fifo.push(item));
                 }
                 Err((error, request)) => request.answer(Err(error)),
             }

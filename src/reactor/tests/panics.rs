@@ -110,6 +110,28 @@ fn an_assertion_in_apply() {
     });
 }
 
+/// A panic while the leader is handed what has waited: what it hands back was before what it was not given yet.
+#[test]
+fn in_the_middle_of_what_waited() {
+    block_on(async {
+        let worlds = three().await;
+        let world = worlds.iter().find(|world| world.leads()).unwrap();
+        world.reactor.hold(UID);
+        let answers: Vec<_> = (1..=6).map(|n| world.reactor.produce(UID, produce(&n.to_string()))).collect();
+        settle().await;
+        // 1 is proposed, 2 waits behind it, 3 meets the panic.
+        planted::plant_in_admission(2);
+        world.reactor.release(UID);
+        for (n, answer) in (1..).zip(answers) {
+            let answer = within("an answer", answer).await;
+            assert!(answer.is_ok() || [1, 3].contains(&n), "{n}: {answer:?}");
+        }
+        let mut values = within("values", world.values()).await;
+        values.retain(|value| !["0", "1", "3"].contains(&value.as_str()));
+        assert_eq!(values, ["2", "4", "5", "6"]);
+    });
+}
+
 /// A replica whose recovery panics is as one that does not open; the node goes on.
 #[test]
 fn recovery() {
