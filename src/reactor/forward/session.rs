@@ -54,8 +54,7 @@ pub(super) async fn drive<E: Env>(reactor: Rc<Reactor<E>>, uid: ShardUid, queue:
     loop {
         queue.expire(E::monotonic_us(), Some(searching_us));
         if queue.is_held() {
-            let changed = queue.changed.notified();
-            changed.await;
+            queue.while_held::<E>(Some(searching_us)).await;
             continue;
         }
         if queue.fifo.borrow().is_empty() {
@@ -144,6 +143,14 @@ impl Queue {
                 Err((error, request)) => request.answer(Err(error)),
             }
         }
+    }
+
+    /// Waits for a change, but not longer than until the next one that waits has done so until its time.
+    async fn while_held<E: Env>(&self, searching_us: Option<u64>) {
+        let changed = self.changed.notified();
+        let expiry_us = self.expiry_us(searching_us).unwrap_or(u64::MAX);
+        let pause = Duration::from_micros(expiry_us.saturating_sub(E::monotonic_us()));
+        drop(E::Runtime::timeout(pause.min(IDLE_MAX), changed).await);
     }
 
     /// Nobody will say what became of what was sent.
@@ -293,7 +300,9 @@ async fn send<E: Env>(
             continue;
         }
         if queue.is_held() {
-            changed.await;
+            // Nothing is sent anywhere, so each has looked for a leader since it came.
+            queue.expire(E::monotonic_us(), Some(0));
+            queue.while_held::<E>(Some(0)).await;
             continue;
         }
         let now_us = E::monotonic_us();

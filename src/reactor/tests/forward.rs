@@ -181,6 +181,36 @@ fn gone_before_the_leader_comes() {
     });
 }
 
+/// While the own replica is being closed, requests wait until their time, and not for the end of that: with a session to another
+/// node that is open, and without one.
+#[test]
+fn deadlines_while_held() {
+    for is_open in [false, true] {
+        block_on(async {
+            let (_holder, other) = two().await;
+            if is_open {
+                other.reactor.produce(UID, produce("first")).await.unwrap();
+            }
+            other.reactor.hold(UID);
+            let deadline_us = Some(<TestEnv as env::Env>::monotonic_us() + 300_000);
+            let impatient = other.reactor.produce(UID, Produce { deadline_us, ..produce("a") });
+            let patient = other.reactor.produce(UID, produce("b"));
+            settle().await;
+            TestEnv::advance_us(299_000);
+            let error = within("the deadline", impatient).await.unwrap_err();
+            assert_eq!(error_of(error), (4, "NO_LEADER".into(), true));
+            TestEnv::advance_us(6_000_000);
+            // Its time is looked at when another one comes: the clocks of this test stand still meanwhile.
+            drop(other.reactor.produce(UID, produce("gone")));
+            let error = within("patience", patient).await.unwrap_err();
+            assert_eq!(error_of(error), (14, "NO_LEADER".into(), true));
+            other.reactor.release(UID);
+            let after = within("an ack", other.reactor.produce(UID, produce("c"))).await.unwrap();
+            assert_eq!(after.base_offset, Offset(u64::from(is_open)));
+        });
+    }
+}
+
 /// A consumer that waits elsewhere is woken by a record, and one that is gone waits no more.
 #[test]
 fn waiting_consumers() {
