@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     client::{
+        ClientError,
         cluster::backoff,
         producer::retry::{self, Fate},
     },
@@ -141,17 +142,30 @@ impl Routes {
             if let Ok(Ok(shards)) = tokio::time::timeout_at(until.into(), cluster.shards(topic)).await {
                 return self.release(shards, unkeyed);
             }
-            let first = match &mut self.state().way {
-                Way::Unknown { waiting, asking } => {
-                    let first = waiting.pop_front();
-                    *asking = first.is_some();
-                    first
-                }
-                Way::Known { .. } => None,
-            };
+            let (late, first) = self.next_unknown();
+            let late_ones = late.into_iter().map(|pending| pending.done);
+            late_ones.for_each(|done| done.tell(Err(self.expired(None))));
             let Some(first) = first else { return };
             unkeyed = self.produce(first).await.or(unkeyed);
         }
+    }
+
+    /// Takes out what has waited until its time, and the first behind it; without one, nobody asks any more.
+    fn next_unknown(&self) -> (Vec<Pending>, Option<Pending>) {
+        let mut state = self.state();
+        let Way::Unknown { waiting, asking } = &mut state.way else { return (Vec::new(), None) };
+        let now = Instant::now();
+        // In the order in which they came, and so of their deadlines.
+        let late = waiting.iter().take_while(|pending| pending.deadline <= now).count();
+        let late = waiting.drain(..late).collect();
+        let first = waiting.pop_front();
+        *asking = first.is_some();
+        (late, first)
+    }
+
+    fn expired(&self, cause: Option<ClientError>) -> ProduceError {
+        let Context { topic, options, .. } = &*self.context;
+        ProduceError::Expired { place: format!("topic {topic}"), after: options.delivery_timeout, cause }
     }
 
     /// Hands all that waits to the lanes, in order.
@@ -187,12 +201,18 @@ impl Routes {
         // Why an earlier try may have written it: no later one makes that certain.
         let mut maybe = None;
         loop {
+            let connected = tokio::time::timeout_at(deadline.into(), cluster.any()).await;
             let left = deadline.saturating_duration_since(Instant::now());
-            let outcome = match cluster.any().await {
-                Ok(client) => {
-                    client.with_timeout(left.max(std::time::Duration::from_millis(1))).produce(&request).await
+            let outcome = match connected {
+                Ok(Ok(client)) if !left.is_zero() => client.with_timeout(left).produce(&request).await,
+                Ok(Err(error)) => Err(error),
+                // This try was not begun.
+                Ok(Ok(_)) | Err(_) => {
+                    let place = format!("topic {topic}");
+                    let maybe = maybe.map(|cause| ProduceError::Maybe { place, cause });
+                    done.tell(Err(maybe.unwrap_or_else(|| self.expired(None))));
+                    return None;
                 }
-                Err(error) => Err(error),
             };
             let cause = match outcome {
                 Ok(ack) => {
@@ -224,9 +244,7 @@ impl Routes {
             let place = format!("topic {topic}");
             let error = match maybe {
                 Some(cause) => ProduceError::Maybe { place, cause },
-                None if tries_again => {
-                    ProduceError::Expired { place, after: options.delivery_timeout, cause: Some(cause) }
-                }
+                None if tries_again => self.expired(Some(cause)),
                 None => ProduceError::Refused { place, cause },
             };
             done.tell(Err(error));

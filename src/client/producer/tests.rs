@@ -307,3 +307,39 @@ fn at_least_once_is_not_certain() {
         });
     }
 }
+
+/// What waits for an unknown topic is given back together when its time is over, not one by one with a call for each.
+#[test]
+fn unknown_topics_in_time() {
+    with_servers(1, 1, async |servers, cluster| {
+        let producer = cluster.producer("new").delivery_timeout(Duration::from_millis(200)).open();
+        servers.fault(1, vec![Fault::Silence; 50]);
+        let begun = Instant::now();
+        let outcomes = join_all((0..50).map(|number| producer.try_send(record(number.to_string())).unwrap())).await;
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert!(matches!(outcomes[0], Err(ProduceError::Maybe { .. })), "{:?}", outcomes[0]);
+        for outcome in &outcomes[1..] {
+            assert!(matches!(outcome, Err(ProduceError::Expired { .. })), "{outcome:?}");
+        }
+        assert_eq!(servers.world.lock().unwrap().produced.len(), 1, "what is late is not sent");
+    });
+}
+
+/// A dial that nobody answers is not waited for longer than the records may take.
+#[test]
+fn unknown_topics_without_a_server() {
+    with_servers(1, 1, async |mut servers, cluster| {
+        let address = servers.address(1);
+        servers.kill(1);
+        tokio::task::yield_now().await;
+        // It takes connections, and says nothing on them.
+        let _silent = tokio::net::TcpListener::bind(address).await.unwrap();
+        let producer = cluster.producer("new").delivery_timeout(Duration::from_millis(200)).open();
+        let begun = Instant::now();
+        let outcomes = join_all((0..50).map(|number| producer.try_send(record(number.to_string())).unwrap())).await;
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        for outcome in outcomes {
+            assert!(matches!(outcome, Err(ProduceError::Expired { .. })), "{outcome:?}");
+        }
+    });
+}
