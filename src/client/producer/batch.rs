@@ -95,6 +95,11 @@ impl<T> Batcher<T> {
         taken
     }
 
+    /// Takes all items.
+    pub fn drain(&mut self) -> Vec<T> {
+        self.take_while(|_| true)
+    }
+
     /// The oldest item.
     pub fn front(&self) -> Option<&T> {
         self.items.front().map(|(item, _, _)| item)

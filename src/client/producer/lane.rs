@@ -17,7 +17,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::{
     Acked, Context, ProduceError,
@@ -68,13 +68,16 @@ pub(super) struct Lane {
     queue: Mutex<Batcher<Pending>>,
     wake: Notify,
     closed: AtomicBool,
+    /// Closed when its task has ended, while the queue is locked; nobody gets a permit.
+    ended: Semaphore,
 }
 
 impl Lane {
-    /// A lane; its task runs until it is closed and empty.
-    pub(super) fn start(context: &Arc<Context>, shard: u32) -> Arc<Lane> {
+    /// A lane; its task runs until it is closed and empty, and sends nothing before that of `former` has ended.
+    pub(super) fn start(context: &Arc<Context>, shard: u32, former: Option<Arc<Lane>>) -> Arc<Lane> {
         let queue = Mutex::new(Batcher::new(context.options.bounds()));
-        let lane = Arc::new(Lane { shard, queue, wake: Notify::new(), closed: AtomicBool::new(false) });
+        let (wake, closed, ended) = (Notify::new(), AtomicBool::new(false), Semaphore::new(0));
+        let lane = Arc::new(Lane { shard, queue, wake, closed, ended });
         let runner = Runner {
             lane: Arc::clone(&lane),
             window: Window::new(context.options.requests_in_flight),
@@ -85,15 +88,35 @@ impl Lane {
             wait: Duration::ZERO,
             last: None,
         };
-        tokio::spawn(runner.run());
+        tokio::spawn(runner.run(former));
         lane
     }
 
-    /// Puts a record behind the others.
-    pub(super) fn push(&self, pending: Pending) {
+    /// Puts a record behind the others; gives it back when the task has ended, with its runtime or in a panic.
+    pub(super) fn push(&self, pending: Pending) -> Option<Pending> {
         let bytes = pending.bytes;
-        self.queue().push(pending, bytes, Instant::now());
+        let mut queue = self.queue();
+        if self.has_ended() {
+            return Some(pending);
+        }
+        queue.push(pending, bytes, Instant::now());
+        drop(queue);
         self.wake.notify_one();
+        None
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.is_closed()
+    }
+
+    /// Resolves when its task has ended.
+    pub(super) async fn wait_ended(&self) {
+        drop(self.ended.acquire().await);
+    }
+
+    /// Takes out what was not sent yet.
+    pub(super) fn take_queued(&self) -> Vec<Pending> {
+        self.queue().drain()
     }
 
     /// What is here does not linger.
@@ -180,8 +203,22 @@ struct Runner {
     last: Option<ClientError>,
 }
 
+/// When the task ends before it is done, with its runtime or in a panic, what is left is abandoned.
+impl Drop for Runner {
+    fn drop(&mut self) {
+        let mut queue = self.lane.queue();
+        let left = queue.drain();
+        self.lane.ended.close();
+        drop(queue);
+        drop(left);
+    }
+}
+
 impl Runner {
-    async fn run(mut self) {
+    async fn run(mut self, former: Option<Arc<Lane>>) {
+        if let Some(former) = former {
+            self.follow(&former).await;
+        }
         while self.has_work().await {
             let deadline = self.deadline().unwrap_or_else(|| Instant::now() + self.context.options.delivery_timeout);
             match tokio::time::timeout_at(deadline.into(), self.open()).await {
@@ -195,6 +232,21 @@ impl Runner {
                 Err(_) => {}
             }
             self.pause().await;
+        }
+    }
+
+    /// Waits until the task of another lane of the same shard has ended.
+    async fn follow(&mut self, former: &Lane) {
+        let mut ended = std::pin::pin!(former.wait_ended());
+        loop {
+            self.expire();
+            let wait = self.deadline();
+            tokio::select! {
+                biased;
+                () = &mut ended => return,
+                () = sleep_until(wait) => {}
+                () = self.lane.wake.notified() => {}
+            }
         }
     }
 
@@ -350,7 +402,7 @@ impl Runner {
         let fates = retry::decide(&error, self.context.options.at_least_once);
         // A message whose end has not left was never whole on the other side.
         let left = session.bytes - session.sender.queued_bytes() as u64;
-        let mut again = VecDeque::new();
+        let (mut again, mut refused) = (VecDeque::new(), false);
         for (number, (mut request, end)) in session.in_flight.drain(..).enumerate() {
             let fate = match number {
                 _ if end > left => Fate::Again,
@@ -365,6 +417,7 @@ impl Runner {
                     again.push_back(request);
                 }
                 Fate::Refused => {
+                    refused = true;
                     request.fail_definitely(&place, &ProduceError::Refused { place: place.clone(), cause });
                 }
                 Fate::Maybe => request.fail(&ProduceError::Maybe { place, cause }),
@@ -381,6 +434,10 @@ impl Runner {
         }
         self.wait = fates.wait;
         self.failed(error);
+        if refused && self.wait.is_zero() {
+            // A refusal for good is an answer: the next ones need not wait.
+            self.failures = 0;
+        }
     }
 
     fn note_status(&mut self, status: &Status) {

@@ -34,6 +34,10 @@ pub(super) struct Routes {
 struct State {
     way: Way,
     closed: bool,
+    /// What waits does not linger when it is known where it goes.
+    hurried: bool,
+    /// By shard, the last lanes of the topic that had the same name: new ones send nothing before these have ended.
+    former: Vec<Option<Arc<Lane>>>,
 }
 
 enum Way {
@@ -51,6 +55,11 @@ struct Turn {
 }
 
 impl Turn {
+    /// Begins with that shard, or, if there is none of that number, with some other one.
+    fn new(shard: u32, shards: u32, spread: Spread) -> Turn {
+        Turn { shard: shard % shards.max(1), spread }
+    }
+
     /// The shard for the next record: another one when the present one has no batch that could still grow.
     fn next(&mut self, shards: u32, queued_bytes: impl Fn(u32) -> usize, batch_bytes: usize) -> u32 {
         let queued = queued_bytes(self.shard);
@@ -67,14 +76,18 @@ impl Way {
     }
 
     fn known(context: &Context, shards: u32, unkeyed: Option<u32>) -> Way {
-        let shard = unkeyed.unwrap_or_else(|| fastrand::u32(..shards.max(1)));
-        Way::Known { lanes: vec![None; shards as usize], turn: Turn { shard, spread: context.options.spread } }
+        let shard = unkeyed.unwrap_or_else(|| fastrand::u32(..));
+        // The topic may have been made again, with fewer shards, since it told of `unkeyed`.
+        Way::Known { lanes: vec![None; shards as usize], turn: Turn::new(shard, shards, context.options.spread) }
     }
 }
 
 impl Routes {
     pub(super) fn new(context: Arc<Context>) -> Routes {
-        Routes { context, state: Mutex::new(State { way: Way::unknown(), closed: false }) }
+        Routes {
+            context,
+            state: Mutex::new(State { way: Way::unknown(), closed: false, hurried: false, former: Vec::new() }),
+        }
     }
 
     /// Puts a record on its way, behind all that went to the same shard before.
@@ -86,12 +99,8 @@ impl Routes {
         if state.closed {
             return Err(ProduceError::Closed);
         }
-        if self.context.is_stale.swap(false, Ordering::AcqRel)
-            && let Way::Known { lanes, .. } = &state.way
-        {
-            // What is in them still finishes.
-            lanes.iter().flatten().for_each(|lane| lane.close());
-            state.way = Way::unknown();
+        if self.context.is_stale.swap(false, Ordering::AcqRel) {
+            state.forget();
         }
         if let Way::Unknown { waiting, asking: false } = &state.way
             && waiting.is_empty()
@@ -99,23 +108,31 @@ impl Routes {
         {
             state.way = Way::known(&self.context, shards, None);
         }
-        match &mut state.way {
+        let State { way, former, .. } = &mut *state;
+        match way {
             Way::Unknown { waiting, asking } => {
                 waiting.push_back(pending);
                 if !*asking {
                     *asking = true;
-                    tokio::spawn(Arc::clone(self).find_out());
+                    let asking = Asking { routes: Arc::clone(self), is_done: false };
+                    drop(state);
+                    // Where there is no runtime any more it is dropped at once, and looks at the state.
+                    tokio::spawn(find_out(asking));
                 }
                 Ok(())
             }
-            Way::Known { lanes, turn } => push(&self.context, lanes, turn, pending).map_err(|refused| refused.0),
+            Way::Known { lanes, turn } => {
+                push(&self.context, lanes, former, turn, pending).map_err(|refused| refused.0)
+            }
         }
     }
 
     /// Nothing of what is there lingers.
     pub(super) fn hurry(&self) {
-        if let Way::Known { lanes, .. } = &self.state().way {
-            lanes.iter().flatten().for_each(|lane| lane.hurry());
+        let State { way, hurried, .. } = &mut *self.state();
+        match way {
+            Way::Known { lanes, .. } => lanes.iter().flatten().for_each(|lane| lane.hurry()),
+            Way::Unknown { waiting, .. } => *hurried |= !waiting.is_empty(),
         }
     }
 
@@ -128,8 +145,7 @@ impl Routes {
         }
     }
 
-    /// Sends waiting records one by one to any server, until the topic is known; then the rest go their way.
-    async fn find_out(self: Arc<Self>) {
+    async fn find_out(&self) {
         let mut unkeyed = None;
         loop {
             let Context { cluster, topic, .. } = &*self.context;
@@ -142,11 +158,22 @@ impl Routes {
             if let Ok(Ok(shards)) = tokio::time::timeout_at(until.into(), cluster.shards(topic)).await {
                 return self.release(shards, unkeyed);
             }
+            // A record that makes the topic again does not overtake what was sent to the former one.
+            drop(tokio::time::timeout_at(until.into(), self.former_ended()).await);
             let (late, first) = self.next_unknown();
             let late_ones = late.into_iter().map(|pending| pending.done);
             late_ones.for_each(|done| done.tell(Err(self.expired(None))));
             let Some(first) = first else { return };
             unkeyed = self.produce(first).await.or(unkeyed);
+        }
+    }
+
+    /// Resolves when all lanes of the topic that had the same name have ended.
+    async fn former_ended(&self) {
+        loop {
+            let lane = self.state().former.iter().flatten().find(|lane| !lane.has_ended()).cloned();
+            let Some(lane) = lane else { return };
+            lane.wait_ended().await;
         }
     }
 
@@ -173,15 +200,18 @@ impl Routes {
         let mut state = self.state();
         let known = Way::known(&self.context, shards, unkeyed);
         let Way::Unknown { waiting, .. } = std::mem::replace(&mut state.way, known) else { return };
-        let closed = state.closed;
-        let Way::Known { lanes, turn } = &mut state.way else { return };
+        let State { way, former, closed, hurried } = &mut *state;
+        let Way::Known { lanes, turn } = way else { return };
         for pending in waiting {
-            if let Err(refused) = push(&self.context, lanes, turn, pending) {
+            if let Err(refused) = push(&self.context, lanes, former, turn, pending) {
                 let (error, pending) = *refused;
                 pending.done.tell(Err(error));
             }
         }
-        if closed {
+        if std::mem::take(hurried) {
+            lanes.iter().flatten().for_each(|lane| lane.hurry());
+        }
+        if *closed {
             lanes.iter().flatten().for_each(|lane| lane.close());
         }
     }
@@ -257,15 +287,69 @@ impl Routes {
     }
 }
 
-/// Puts a record into its lane.
+impl State {
+    /// Nothing is known of the topic any more. What was sent to it still finishes; what was not goes where it belongs by then.
+    fn forget(&mut self) {
+        let Way::Known { lanes, .. } = &mut self.way else { return };
+        let mut waiting = Vec::new();
+        if self.former.len() < lanes.len() {
+            self.former.resize(lanes.len(), None);
+        }
+        for (former, lane) in self.former.iter_mut().zip(lanes).filter(|(_, lane)| lane.is_some()) {
+            *former = lane.take();
+            let Some(lane) = former else { continue };
+            waiting.extend(lane.take_queued());
+            lane.close();
+        }
+        // As they came, so that those of one key stay in order, and the first is due first.
+        waiting.sort_by_key(|pending| pending.deadline);
+        // It has lingered already.
+        self.hurried = !waiting.is_empty();
+        self.way = Way::Unknown { waiting: waiting.into(), asking: false };
+    }
+}
+
+/// Finds the topic out: sends waiting records one by one to any server, until it is known; then the rest go their way.
+async fn find_out(mut asking: Asking) {
+    asking.routes.find_out().await;
+    asking.is_done = true;
+}
+
+/// The task that finds out the topic. When it ends before it is done, with its runtime or in a panic, what waits is abandoned.
+struct Asking {
+    routes: Arc<Routes>,
+    is_done: bool,
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if self.is_done {
+            return;
+        }
+        let mut state = self.routes.state();
+        let abandoned = match &mut state.way {
+            Way::Unknown { waiting, asking } => {
+                *asking = false;
+                std::mem::take(waiting)
+            }
+            Way::Known { .. } => VecDeque::new(),
+        };
+        drop(state);
+        drop(abandoned);
+    }
+}
+
+/// Puts a record into its lane, and begins one where there is none. A lane whose task has ended by itself is replaced.
 fn push(
     context: &Arc<Context>,
     lanes: &mut [Option<Arc<Lane>>],
+    former: &mut [Option<Arc<Lane>>],
     turn: &mut Turn,
     pending: Pending,
 ) -> Result<(), Box<(ProduceError, Pending)>> {
     let shards = u32::try_from(lanes.len()).expect("a topic has at most TOPIC_SHARDS_MAX shards");
-    let queued_bytes = |shard: u32| lanes[shard as usize].as_ref().map_or(0, |lane| lane.queued_bytes());
+    let queued_bytes =
+        |shard: u32| lanes.get(shard as usize).and_then(Option::as_ref).map_or(0, |lane| lane.queued_bytes());
     let shard = match pending.shard {
         Some(shard) => shard,
         None if pending.record.key.is_empty() => turn.next(shards, queued_bytes, context.options.batch_bytes),
@@ -274,7 +358,15 @@ fn push(
     let Some(lane) = lanes.get_mut(shard as usize) else {
         return Err(Box::new((ProduceError::NoShard { topic: context.topic.clone(), shard, shards }, pending)));
     };
-    lane.get_or_insert_with(|| Lane::start(context, shard)).push(pending);
+    let lane = lane.get_or_insert_with(|| {
+        let former = former.get_mut(shard as usize).and_then(Option::take);
+        Lane::start(context, shard, former)
+    });
+    if let Some(pending) = lane.push(pending) {
+        // Where there is no runtime any more the record is abandoned.
+        *lane = Lane::start(context, shard, None);
+        drop(lane.push(pending));
+    }
     Ok(())
 }
 
@@ -291,6 +383,7 @@ mod tests {
         assert_eq!(turn.next(3, |_| 99, 100), 0);
         assert_eq!(turn.next(3, |shard| if shard == 0 { 100 } else { 0 }, 100), 1);
         assert_eq!(turn.next(3, |_| 0, 100), 2);
+        assert_eq!((Turn::new(7, 3, Spread::One).shard, Turn::new(7, 0, Spread::One).shard), (1, 0));
         let mut one = Turn { shard: 2, spread: Spread::One };
         assert!((0..9).all(|bytes| one.next(3, |_| bytes * 50, 100) == 2));
     }

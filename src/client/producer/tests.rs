@@ -260,6 +260,12 @@ fn linger_flush_close() {
         producer.close().await;
         assert_eq!(last.await.unwrap().offset, 3);
         assert!(matches!(other.send(record("4")).await, Err(ProduceError::Closed)));
+        // What a flush finds waiting for its topic does not linger afterwards.
+        servers.world.lock().unwrap().auto_create = Some(1);
+        let producer = cluster.producer("new").linger(2 * PATIENCE).open();
+        let deliveries: Vec<_> = (0..3).map(|number| producer.try_send(record(number.to_string())).unwrap()).collect();
+        producer.flush().await;
+        assert_eq!(written(&join_all(deliveries).await), 3);
         // Without a close, what was sent is delivered all the same.
         let producer = cluster.producer("t").linger(2 * PATIENCE).open();
         let delivery = producer.try_send(record("4")).unwrap();
@@ -342,4 +348,44 @@ fn unknown_topics_without_a_server() {
             assert!(matches!(outcome, Err(ProduceError::Expired { .. })), "{outcome:?}");
         }
     });
+}
+
+/// A topic that was deleted and made again: what was sent before and goes again is not overtaken by what is sent since.
+#[test]
+fn a_topic_made_again() {
+    for in_flight in [1, 64] {
+        with_servers(1, 1, async |servers, cluster| {
+            let producer = cluster.producer("t").batch_records(1).requests_in_flight(in_flight).open();
+            let not_found = Refusal { retry_after: Some(Duration::from_millis(100)), ..refusal(5, true) };
+            servers.fault(1, [Fault::Refuse(not_found)]);
+            let mut deliveries: Vec<_> =
+                (0..10).map(|number| producer.try_send(record(number.to_string())).unwrap()).collect();
+            assert!(deliveries.remove(0).await.is_err());
+            deliveries.extend((10..20).map(|number| producer.try_send(record(number.to_string())).unwrap()));
+            assert_eq!(written(&join_all(deliveries).await), 19);
+            assert_eq!(servers.values(0), numbers(20)[1..], "{in_flight} in flight");
+        });
+    }
+}
+
+/// When the runtime of a shard's task ends, its records are given back as abandoned, and later ones go by a new task.
+#[test]
+fn runtimes_that_end() {
+    for topic in ["t", "new"] {
+        with_servers(1, 1, async |servers, cluster| {
+            servers.world.lock().unwrap().auto_create = Some(1);
+            let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let producer = cluster.producer(topic).open();
+            let first = {
+                let _inside = other.enter();
+                producer.try_send(record("0")).unwrap()
+            };
+            let behind = producer.try_send(record("1")).unwrap();
+            other.shutdown_background();
+            for delivery in [first, behind] {
+                assert!(matches!(delivery.await, Err(ProduceError::Abandoned)));
+            }
+            producer.send(record("2")).await.unwrap().await.unwrap();
+        });
+    }
 }
