@@ -58,9 +58,16 @@ impl Topology {
     /// This table with what a server has told since.
     #[must_use]
     pub fn updated(&self, told: v1::GetServersResponse, scope: Scope) -> Topology {
+        // Whoever is asked for a topic may be cut off from the rest: then it does not know who is alive.
+        let is_believed = scope == Scope::All || self.servers.is_empty() || sees_majority(&told);
         let v1::GetServersResponse { cluster_id, servers, topics } = told;
-        let mut servers: Vec<Server> = servers.into_iter().map(Server::from).collect();
-        servers.sort_by_key(|server| server.node);
+        let servers = if is_believed {
+            let mut servers: Vec<Server> = servers.into_iter().map(Server::from).collect();
+            servers.sort_by_key(|server| server.node);
+            servers
+        } else {
+            self.servers.clone()
+        };
         let mut merged = match scope {
             Scope::All => BTreeMap::new(),
             Scope::Some => self.topics.clone(),
@@ -336,6 +343,18 @@ mod tests {
         assert!(sees_majority(&answer));
         answer.servers[1].alive = false;
         assert!(!sees_majority(&answer));
+    }
+
+    /// Nor is it when it is asked for a topic: what it says of that counts, by the term, and who is alive is left as it was.
+    #[test]
+    fn told_by_one_that_is_cut_off() {
+        let known = Topology::default().updated(told("t", vec![shard(0, 1, 1)]), Scope::All);
+        let mut answer = told("u", vec![shard(0, 2, 1)]);
+        answer.servers.iter_mut().skip(1).for_each(|server| server.alive = false);
+        assert!(!sees_majority(&answer));
+        let updated = known.updated(answer.clone(), Scope::Some);
+        assert_eq!((&updated.servers, updated.shards("u")), (&known.servers, Some(1)));
+        assert_eq!(Topology::default().updated(answer, Scope::Some).servers.len(), known.servers.len());
     }
 
     /// Numbers that cannot be are not believed.

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use prost::Message;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::{ConsumeError, Fetched, Item, Options, Range, Start};
@@ -252,7 +253,7 @@ impl Reader {
         let next_offset = next_offset.min(end);
         (self.next, self.is_begun) = (Start::Offset(next_offset), true);
         if !records.is_empty() {
-            let bytes: usize = records.iter().map(|record| record.key.len() + record.value.len() + 32).sum();
+            let bytes: usize = records.iter().map(|record| record.encoded_len() + 32).sum();
             let permits =
                 u32::try_from(bytes.min(self.options.prefetch_bytes)).expect("prefetch_bytes is at most 1 GiB");
             let Ok(room) = Arc::clone(&self.output.room).acquire_many_owned(permits).await else { return Ok(None) };

@@ -7,7 +7,10 @@ use std::future::Future;
 use futures_util::{FutureExt, StreamExt};
 
 use super::*;
-use crate::{client::cluster::scripted::Servers, proto::ringlog::v1::consume_stream_request};
+use crate::{
+    client::cluster::scripted::Servers,
+    proto::ringlog::v1::{Header, consume_stream_request},
+};
 
 /// Long enough for any machine: only a hang reaches it.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -160,5 +163,21 @@ fn bounded() {
         assert!(consumer.received.len() <= 2, "{}", consumer.received.len());
         let offsets: Vec<u64> = consumer.take(1_000).map(|fetched| fetched.unwrap().records[0].offset).collect().await;
         assert_eq!(offsets, (0..1_000).collect::<Vec<_>>());
+    });
+}
+
+/// Headers count for what is read ahead, too.
+#[test]
+fn bounded_with_headers() {
+    with_servers(1, 1, async |servers, cluster| {
+        let header = Header { name: "h".into(), value: vec![0; 1_000].into() };
+        servers.change(|world| {
+            let log = &mut world.logs.get_mut("t").unwrap()[0];
+            log.extend((0..10).map(|offset| Record { offset, headers: vec![header.clone()], ..Record::default() }));
+        });
+        let consumer = cluster.consumer("t").prefetch_bytes(1_500).open().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(consumer.received.len() <= 1, "{}", consumer.received.len());
+        assert_eq!(consumer.take(10).count().await, 10);
     });
 }
