@@ -18,6 +18,7 @@ mod accept;
 mod congestion;
 mod connection;
 mod error;
+mod handshakes;
 mod join;
 mod options;
 mod socket;

@@ -14,6 +14,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::{
     CODE_BUSY, CODE_NOT_MEMBER, CODE_REFUSED, Membership, QuicConnection, QuicOptions, WELCOME, congestion, error,
+    handshakes::Handshakes,
     join::{self, JoinConnection},
     options,
 };
@@ -23,7 +24,8 @@ use crate::{
     tls::{JOIN_PROTOCOL, PEER_PROTOCOL, name_of},
 };
 
-/// Handshakes at the same time; more are refused, and dialled again.
+/// Handshakes at the same time; of more, those of addresses that have few take the place of others (`handshakes`), and the
+/// rest are refused, and dialled again.
 pub(super) const HANDSHAKES_MAX: usize = 256;
 
 /// Connections and requests that wait to be taken; more are closed as busy.
@@ -108,7 +110,7 @@ pub(super) struct Acceptor {
     options: QuicOptions,
     accepted: Queue<QuicConnection>,
     joins: Queue<JoinConnection>,
-    handshakes: Rc<Cell<usize>>,
+    handshakes: Handshakes,
     joining: Rc<Cell<usize>>,
     refusals: Refusals,
 }
@@ -139,7 +141,8 @@ impl Acceptor {
         accepted: Queue<QuicConnection>,
         joins: Queue<JoinConnection>,
     ) {
-        let (handshakes, joining, refusals) = (Rc::default(), Rc::default(), Refusals::default());
+        let handshakes = Handshakes::new(HANDSHAKES_MAX);
+        let (joining, refusals) = (Rc::default(), Refusals::default());
         let acceptor = Rc::new(Acceptor { me, members, options, accepted, joins, handshakes, joining, refusals });
         env::spawn::<RealEnv>(async move {
             while let Some(incoming) = endpoint.accept().await {
@@ -160,19 +163,25 @@ impl Acceptor {
             return drop(incoming.retry());
         }
         let from = incoming.remote_address();
-        let busy = self.handshakes.get();
-        if busy >= HANDSHAKES_MAX {
+        let Some(mut place) = self.handshakes.take(from.ip()) else {
             self.refusals.note(from, "too many connect at the same time");
             return incoming.refuse();
-        }
-        let place = Place::take(&self.handshakes);
+        };
         let acceptor = self.clone();
         env::spawn::<RealEnv>(async move {
             let within = acceptor.options.handshake;
-            match options::timeout(within, acceptor.greet(incoming)).await {
-                Some(Ok(())) => {}
-                Some(Err(cause)) => acceptor.refusals.note(from, &cause),
-                None => acceptor.refusals.note(from, &format!("it did not end its handshake within {within:?}")),
+            let greeting = options::timeout(within, acceptor.greet(incoming));
+            let cause = tokio::select! {
+                biased;
+                greeted = greeting => match greeted {
+                    Some(Ok(())) => None,
+                    Some(Err(cause)) => Some(cause),
+                    None => Some(format!("it did not end its handshake within {within:?}")),
+                },
+                () = place.lost() => Some("others connect, too, and most handshakes were with its address".to_owned()),
+            };
+            if let Some(cause) = cause {
+                acceptor.refusals.note(from, &cause);
             }
             drop(place);
         });

@@ -165,3 +165,46 @@ fn little_for_an_unproven_address() {
         assert_eq!((dialled.peer(), accepted.peer()), (NodeId(2), NodeId(1)));
     });
 }
+
+/// Whoever begins as many handshakes as there may be, from one address, and ends none of them keeps nobody else out.
+#[test]
+fn handshakes_of_one_address() {
+    run(async {
+        let (lines, _guard) = Lines::catch();
+        let authority = authority(CLUSTER);
+        let (one, two) = (net(&authority, 1), net(&authority, 2));
+        // A stranger to whom nothing gets through but that it has to prove its address.
+        let stranger = net(&authority, 9);
+        let near = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let far = tokio::net::UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 2), 0)).await.unwrap();
+        let (near_address, target) = (near.local_addr().unwrap(), two.local_address());
+        env::spawn::<RealEnv>(async move {
+            let (mut out, mut back) = (vec![0; 65_536], vec![0; 65_536]);
+            let mut from = None;
+            loop {
+                tokio::select! {
+                    packet = near.recv_from(&mut out) => {
+                        let (bytes, address) = packet.unwrap();
+                        from = Some(address);
+                        drop(far.send_to(&out[..bytes], target).await);
+                    }
+                    packet = far.recv(&mut back) => {
+                        let bytes = packet.unwrap();
+                        // Retry (RFC 9000, section 17.2.5).
+                        if let Some(from) = from.filter(|_| back[0] & 0xf0 == 0xf0) {
+                            drop(near.send_to(&back[..bytes], from).await);
+                        }
+                    }
+                }
+            }
+        });
+        let config = PATIENT.client_config(credentials(&authority, 9).client_config(), &Ending::default());
+        let name = credentials(&authority, 9).name_of_peer(NodeId(2));
+        let begin = || stranger.0.endpoint.connect_with(config.clone(), near_address, &name).unwrap();
+        let _begun: Vec<_> = (0..accept::HANDSHAKES_MAX + 20).map(|_| begin()).collect();
+        let taken = options::timeout(Duration::from_secs(60), lines.say("too many connect at the same time"));
+        taken.await.expect("all places are taken");
+        let (dialled, accepted) = pair(&one, &two, 2).await;
+        assert_eq!((dialled.peer(), accepted.peer()), (NodeId(2), NodeId(1)));
+    });
+}
