@@ -21,7 +21,7 @@ use crate::{
     limits,
     proto::ringlog::state::v1::ClusterNode,
     reactor::{
-        Reactor,
+        Reactor, ReactorError,
         control::{
             Control,
             join::{NewToken, Signed, Trust},
@@ -205,6 +205,14 @@ impl Process {
     /// The replica of a shard here, if it serves.
     pub fn shard(&self, uid: ShardUid) -> Option<crate::shard::Shard<SimEnv>> {
         self.reactors.iter().find_map(|reactor| reactor.shard(uid).ok())
+    }
+
+    /// Whether it has a replica of a shard that is not open, or has panicked.
+    pub fn has_stopped_replica(&self, uid: ShardUid) -> bool {
+        self.reactors.iter().any(|reactor| match reactor.shard(uid) {
+            Ok(shard) => shard.has_panicked(),
+            Err(error) => !matches!(error, ReactorError::Gone),
+        })
     }
 
     /// As after SIGTERM: leaders go to other nodes, then everything is closed. Resolves when the process would end.

@@ -9,9 +9,10 @@ use crate::{
     env::Env,
     ids::{NodeId, ShardUid},
     reactor::control::shard_dir,
+    shard::Shard,
     sim::{
         DiskFault, Operation, SimEnv, World,
-        cluster::DATA,
+        cluster::{DATA, Process},
         disk::{PlantedPanic, panic_of},
         executor::TaskPanic,
     },
@@ -56,7 +57,10 @@ impl Run {
         self.note_paths("planted panic", node);
         let number = disk.plant_panic(PlantedPanic { operation, path_contains });
         let mut waited_ms = 0;
+        let mut struck = process.shard(uid);
         while disk.awaits_panic(number) {
+            // It may move away, and be made anew, before it comes to such an operation.
+            struck = process.shard(uid).or(struck);
             sleep_ms(LOOK_MS).await;
             waited_ms += LOOK_MS;
             if waited_ms > PANIC_MAX_MS {
@@ -71,19 +75,24 @@ impl Run {
             return;
         }
         self.coverage.borrow_mut().hit("panic", "replica");
-        self.until_told(node, process.number, uid).await;
+        self.until_told(node, &process, uid, struck).await;
         sleep_ms(down_ms).await;
         self.until_started(node).await;
         self.restart(node);
     }
 
-    /// The node names the replica that has panicked, unless its process ends or the replica is not to be there any more.
-    async fn until_told(&self, node: NodeId, number: u64, uid: ShardUid) {
+    /// The node names the replica that has panicked, unless its process ends, or the replica is not to be there any more.
+    /// `struck`: the one that was open when the panic came, if any.
+    async fn until_told(&self, node: NodeId, process: &Process, uid: ShardUid, struck: Option<Shard<SimEnv>>) {
         let mut waited_ms = 0;
         while waited_ms < NAMED_MAX_MS {
-            let process = self.cluster.process(node).filter(|process| process.number == number);
-            let Some(process) = process.filter(|process| process.serves()) else { return };
-            if process.node.faults().contains_key(&uid) || self.is_placed(node, uid) == Some(false) {
+            let lives = self.cluster.process(node).is_some_and(|now| now.number == process.number && now.serves());
+            // What is removed has no faults, and the panic may have come while it closed. Until its directory is gone the node
+            // says that it is to be there; and then it may say so of another one.
+            let has_panicked = struck.as_ref().is_some_and(Shard::has_panicked);
+            let is_removed = has_panicked && !process.has_stopped_replica(uid);
+            let is_named = process.node.faults().contains_key(&uid);
+            if !lives || is_named || is_removed || self.is_placed(node, uid) == Some(false) {
                 return;
             }
             sleep_ms(LOOK_MS).await;
