@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     env::Env,
-    ids::{LogId, NodeId},
+    ids::{LogId, NodeId, is_most},
 };
 
 /// Who is this close behind has caught up.
@@ -61,8 +61,8 @@ impl<E: Env, M: Machine> Group<E, M> {
 
     /// Makes `voters` the voters: adds those that are missing as learners, waits until they have caught up, then changes by
     /// a joint configuration. Who is no voter any more is no member any more; learners stay. Safe to call again after any
-    /// failure, by any later leader. Only the leader can. Waits as long as it takes: for a learner that cannot be
-    /// reached for ever; dropping the future leaves what is under way to go on.
+    /// failure, by any later leader. Only the leader can. Waits as long as it takes: for a learner that cannot be reached,
+    /// and for new voters of whom most take no entries, for ever; dropping the future leaves what is under way to go on.
     ///
     /// # Errors
     /// `NotLeader`; `Stopped`. What is under way goes on.
@@ -85,6 +85,7 @@ impl<E: Env, M: Machine> Group<E, M> {
             for learner in voters.difference(&members.voters) {
                 self.wait_caught_up(*learner).await?;
             }
+            self.wait_taken(&voters).await?;
             self.change(ChangeMembers::ReplaceAllVoters(voters.iter().map(|node| node.0).collect())).await?;
         }
     }
@@ -136,16 +137,8 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// A leader that a committed change has removed leads on for a moment, until another is elected: it changes nothing.
     /// (openraft would let it, and panics when its debug assertions are on.)
     async fn change(&self, change: Change) -> Result<(), GroupError> {
-        let Inner { raft, log, state, .. } = &*self.inner;
-        self.unable().map_err(|cause| GroupError::Stopped { cause, maybe_written: false })?;
-        if !state.leading.get() || state.transferring.get() {
-            return Err(GroupError::NotLeader { leader: self.leader().0 });
-        }
-        let members = self.members();
-        if !members.changing && !members.voters.contains(&self.inner.node) {
-            return Err(GroupError::NotLeader { leader: None });
-        }
-        log.has_room_for_command(crate::limits::BLOCK_BYTES).map_err(super::refused)?;
+        self.check_may_write()?;
+        let raft = &self.inner.raft;
         let turned = self.inner.shared.turned.notified();
         // Not of others, that were made meanwhile.
         let last_membership_log_id = *self.inner.server.borrow_watched().membership_config.log_id();
@@ -157,6 +150,28 @@ impl<E: Env, M: Machine> Group<E, M> {
             }
             Err(RaftError::APIError(error)) => self.not_changed(error, turned).await,
             Err(RaftError::Fatal(fatal)) => Err(self.stopped_late(&fatal.to_string())),
+        }
+    }
+
+    /// Whether this leader may write an entry of its own now.
+    fn check_may_write(&self) -> Result<(), GroupError> {
+        let Inner { log, state, .. } = &*self.inner;
+        self.check_leads()?;
+        if state.transferring.get() {
+            return Err(GroupError::NotLeader { leader: self.leader().0 });
+        }
+        let members = self.members();
+        if !members.changing && !members.voters.contains(&self.inner.node) {
+            return Err(GroupError::NotLeader { leader: None });
+        }
+        log.has_room_for_command(crate::limits::BLOCK_BYTES).map_err(super::refused)
+    }
+
+    fn check_leads(&self) -> Result<(), GroupError> {
+        self.unable().map_err(|cause| GroupError::Stopped { cause, maybe_written: false })?;
+        match self.inner.state.leading.get() {
+            true => Ok(()),
+            false => Err(GroupError::NotLeader { leader: self.leader().0 }),
         }
     }
 
@@ -204,10 +219,7 @@ impl<E: Env, M: Machine> Group<E, M> {
         let mut catching_up = CatchingUp::default();
         loop {
             let turned = self.inner.shared.turned.notified();
-            self.unable().map_err(|cause| GroupError::Stopped { cause, maybe_written: false })?;
-            if !self.inner.state.leading.get() {
-                return Err(GroupError::NotLeader { leader: self.leader().0 });
-            }
+            self.check_leads()?;
             data.borrow_and_update();
             let matched = self.progress().into_iter().find(|follower| follower.node == learner);
             let matched = matched.and_then(|follower| follower.matched);
@@ -215,6 +227,48 @@ impl<E: Env, M: Machine> Group<E, M> {
                 return Ok(());
             }
             select(pin!(data_changed::<E, M>(&mut data)), turned).await;
+        }
+    }
+
+    /// Suspends until most of `voters` have acknowledged an entry since the call. A replica may be lost, closed or damaged
+    /// while its node is alive, and how far it was is known still; a joint configuration in whose new half nothing can be
+    /// committed is never ended, and nothing else is committed either.
+    async fn wait_taken(&self, voters: &BTreeSet<NodeId>) -> Result<(), GroupError> {
+        let mut last = self.log().last();
+        if self.have_taken(voters, last) {
+            // When, nobody knows: they are asked for one more. (Not otherwise: a call that is made again and again, because
+            // they take none, would write one each time.)
+            last = Some(self.write_blank().await?);
+        }
+        let mut data = self.inner.data.clone();
+        loop {
+            let turned = self.inner.shared.turned.notified();
+            self.check_leads()?;
+            data.borrow_and_update();
+            if self.have_taken(voters, last) {
+                return Ok(());
+            }
+            select(pin!(data_changed::<E, M>(&mut data)), turned).await;
+        }
+    }
+
+    /// Whether most of `voters` have all up to `last`. This leader has: one that cannot write leads no more.
+    fn have_taken(&self, voters: &BTreeSet<NodeId>, last: Option<LogId>) -> bool {
+        let progress = self.progress();
+        let has = |voter| progress.iter().any(|follower| follower.node == voter && follower.matched >= last);
+        is_most(voters, |voter| *voter == self.inner.node || has(*voter))
+    }
+
+    /// Writes an entry that says nothing, and waits until it is committed.
+    async fn write_blank(&self) -> Result<LogId, GroupError> {
+        loop {
+            self.check_may_write()?;
+            let turned = self.inner.shared.turned.notified();
+            match self.inner.raft.write_blank().await {
+                Ok(written) => return Ok(types::from_raft(&written.log_id)),
+                Err(RaftError::APIError(error)) => self.not_changed(error, turned).await?,
+                Err(RaftError::Fatal(fatal)) => return Err(self.stopped_late(&fatal.to_string())),
+            }
         }
     }
 }

@@ -138,6 +138,41 @@ fn half_made_changes() {
     });
 }
 
+/// Two of three are to be left, one of which is gone though its node is called alive: the change does not begin, as it could
+/// never end, and the group goes on. It is made when that one is back.
+#[test]
+fn new_voters_that_take_nothing() {
+    block_on(async {
+        let mut cluster = Cluster::founded(8, &[1, 2, 3]).await;
+        cluster.produce(&[1, 2, 3], 2, 10).await;
+        cluster.agree(&[1, 2, 3]).await;
+        let leader = cluster.leader().await;
+        let [gone, other] = cluster.followers(leader)[..] else { panic!("three") };
+        cluster.crash(gone);
+        let group = cluster.group(leader).clone();
+        let wanted = ids(&[leader, gone]);
+        let mut ends = Vec::new();
+        for _ in 0..3 {
+            let change = group.change_members(wanted.clone());
+            let ended = <TestEnv as Env>::Runtime::timeout(Duration::from_millis(300), change).await;
+            assert!(ended.is_err(), "{ended:?}");
+            ends.push(group.log().last().unwrap().index);
+        }
+        assert_eq!(group.members(), Members { voters: ids(&[1, 2, 3]), learners: ids(&[]), changing: false });
+        assert_eq!(ends[0], ends[2], "what is tried again writes nothing");
+        let produced = <TestEnv as Env>::Runtime::timeout(Duration::from_secs(10), produce(&group, 1, 10)).await;
+        assert!(matches!(produced, Ok(Ok(_))), "{produced:?}");
+        guard("a change to who is there", group.change_members(ids(&[leader, other]))).await.unwrap();
+
+        cluster.start(gone, None).await;
+        guard("a change to who is back", group.change_members(wanted.clone())).await.unwrap();
+        assert_eq!(group.members(), Members { voters: wanted, learners: ids(&[]), changing: false });
+        cluster.produce(&[leader, gone], 1, 10).await;
+        cluster.agree(&[leader, gone]).await;
+        cluster.end().await;
+    });
+}
+
 /// Leadership goes to and fro under load: every acknowledged record is there, refused ones are not, and nobody hears that
 /// something may have been written.
 #[test]
