@@ -234,38 +234,43 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// while its node is alive, and how far it was is known still; a joint configuration in whose new half nothing can be
     /// committed is never ended, and nothing else is committed either.
     async fn wait_taken(&self, voters: &BTreeSet<NodeId>) -> Result<(), GroupError> {
-        let mut last = self.log().last();
-        if self.have_taken(voters, last) {
-            // When, nobody knows: they are asked for one more. (Not otherwise: a call that is made again and again, because
-            // they take none, would write one each time.)
-            last = Some(self.write_blank().await?);
-        }
+        let (known, last) = (self.matched(), self.log().last());
         let mut data = self.inner.data.clone();
+        let mut has_asked = false;
         loop {
             let turned = self.inner.shared.turned.notified();
             self.check_leads()?;
             data.borrow_and_update();
-            if self.have_taken(voters, last) {
+            let now = self.matched();
+            // This leader takes entries: one that cannot write leads no more.
+            let is_most_of =
+                |such: &dyn Fn(&NodeId) -> bool| is_most(voters, |node| *node == self.inner.node || such(node));
+            if is_most_of(&|node| now.get(node) > known.get(node)) {
                 return Ok(());
+            }
+            if !has_asked && is_most_of(&|node| now.get(node).copied() >= last) {
+                // They have nothing to acknowledge. (Not otherwise: a call that is made again and again, because they take
+                // nothing, would write an entry each time.)
+                has_asked = true;
+                self.write_blank().await?;
+                continue;
             }
             select(pin!(data_changed::<E, M>(&mut data)), turned).await;
         }
     }
 
-    /// Whether most of `voters` have all up to `last`. This leader has: one that cannot write leads no more.
-    fn have_taken(&self, voters: &BTreeSet<NodeId>, last: Option<LogId>) -> bool {
-        let progress = self.progress();
-        let has = |voter| progress.iter().any(|follower| follower.node == voter && follower.matched >= last);
-        is_most(voters, |voter| *voter == self.inner.node || has(*voter))
+    /// Last entry of each follower that has acknowledged any.
+    fn matched(&self) -> BTreeMap<NodeId, LogId> {
+        self.progress().into_iter().filter_map(|follower| Some((follower.node, follower.matched?))).collect()
     }
 
     /// Writes an entry that says nothing, and waits until it is committed.
-    async fn write_blank(&self) -> Result<LogId, GroupError> {
+    async fn write_blank(&self) -> Result<(), GroupError> {
         loop {
             self.check_may_write()?;
             let turned = self.inner.shared.turned.notified();
             match self.inner.raft.write_blank().await {
-                Ok(written) => return Ok(types::from_raft(&written.log_id)),
+                Ok(_) => return Ok(()),
                 Err(RaftError::APIError(error)) => self.not_changed(error, turned).await?,
                 Err(RaftError::Fatal(fatal)) => return Err(self.stopped_late(&fatal.to_string())),
             }
