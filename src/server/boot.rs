@@ -12,7 +12,7 @@ use crate::{
     raft::left::left_uid,
     reactor::{
         Reactor, ReactorError,
-        control::{Control, join::Trust, made::REPLICAS_FILE, shard_dir},
+        control::{Control, join::Trust, made::REPLICAS_FILE, remembered::MEMBERS_FILE, shard_dir},
         node::Node,
     },
 };
@@ -33,9 +33,9 @@ pub const FOUNDER: NodeId = NodeId(1);
 /// In one sentence: what is wrong, and what to do.
 pub async fn boot<E: Env>(reactor: Rc<Reactor<E>>, trust: Trust) -> Result<Control<E>, String> {
     let found = shards_on_disk::<E>(&reactor).await?;
-    check_catalog(&reactor, &found).await?;
     let me = reactor.node().identity().expect("it was established before").node;
     let founder = me == FOUNDER;
+    check_catalog(&reactor, founder, &found).await?;
     let (control, recovered) = Control::open(Rc::clone(&reactor), founder, trust)
         .await
         .map_err(|error| format!("the catalog of topics could not be opened, and the node does not start: {error}"))?;
@@ -69,12 +69,25 @@ pub async fn boot<E: Env>(reactor: Rc<Reactor<E>>, trust: Trust) -> Result<Contr
     Ok(control)
 }
 
-/// Where replicas are, or were, a catalog was: a new one would hide that it is gone.
-async fn check_catalog<E: Env>(reactor: &Reactor<E>, found: &BTreeSet<ShardUid>) -> Result<(), String> {
+/// Where replicas are, or were, a catalog was: a new one would hide that it is gone. So it is where the founder has written down who
+/// the nodes are, which it knows from its catalog; with a new one it would begin the cluster once more, beside the others. (Another
+/// node is told by its first answer, and gets its catalog from the others.)
+async fn check_catalog<E: Env>(reactor: &Reactor<E>, founder: bool, found: &BTreeSet<ShardUid>) -> Result<(), String> {
     let data = &reactor.node().config.data;
     let dir = shard_dir(data, ShardUid::CATALOG);
     if found.contains(&ShardUid::CATALOG) && !is_emptied(reactor, ShardUid::CATALOG).await? {
         return Ok(());
+    }
+    let is_absent = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let members = data.join(MEMBERS_FILE);
+    if founder && !reactor.disk().read_file(&members).await.is_err_and(is_absent) {
+        return Err(format!(
+            "this node has begun a cluster ({} is there), but the catalog in {} is missing or empty: restore it from a \
+             backup; or have another node remove this one with `ringlog cluster remove {FOUNDER} --dead`, and begin with an \
+             empty data directory and --join as a new node",
+            members.display(),
+            dir.display()
+        ));
     }
     let had_replicas = match reactor.disk().read_file(&data.join(REPLICAS_FILE)).await {
         Ok(content) => !content.is_empty(),

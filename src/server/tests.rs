@@ -283,6 +283,27 @@ fn foreign_directories() {
     refused("catalog");
 }
 
+/// A node without replicas, such as one that was drained, does not begin its cluster anew either when its catalog is gone or emptied.
+#[test]
+fn lost_catalog_without_shards() {
+    let data = tempfile::tempdir().unwrap();
+    let node = start(data.path());
+    assert_eq!(call(&node, "DELETE", "/v1/topics/default", &Value::Null).0, 200);
+    node.shutdown().unwrap();
+    let catalog = shard_path(data.path(), 0);
+    for keeps_dir in [false, true] {
+        if catalog.exists() {
+            fs::remove_dir_all(&catalog).unwrap();
+        }
+        if keeps_dir {
+            fs::create_dir(&catalog).unwrap();
+        }
+        let error = Node::start(config(data.path())).unwrap_err();
+        assert!(error.contains("the catalog in") && error.contains("missing"), "{error}");
+        assert!(!catalog.join("hard_state").exists(), "it was begun anew");
+    }
+}
+
 /// A shard whose files are gone says so, whether its directory went with them, or was emptied, or holds a lone checkpoint;
 /// the others, and the node, serve.
 #[test]
