@@ -9,7 +9,7 @@
 //!   other shards serve.
 //!
 //! `produce`, `control` (topics are made and removed; on reactor 0), `forward` (what another node has to do), `inbound` (what other
-//! nodes ask), `repair` (of damaged replicas), `gossip` (who is there; on reactor 0), `listen` (sockets), `thread` (pinning).
+//! nodes ask), `repair` (of damaged replicas), `stays` (who may touch a replica's directory), `gossip` (who is there; on reactor 0), `listen` (sockets), `thread` (pinning).
 
 pub mod control;
 pub mod descriptors;
@@ -22,6 +22,7 @@ pub mod node;
 mod phase;
 mod produce;
 pub mod repair;
+mod stays;
 #[cfg(test)]
 mod tests;
 pub mod thread;
@@ -54,6 +55,7 @@ use crate::{
         inbound::Hooks,
         mailbox::{Mailbox, Reply, Request},
         node::Node,
+        stays::{Stay, Stays},
     },
     shard::{Consume, Consumed, Owed, Shard, ShardError, ShardOptions, ShardStatus},
 };
@@ -120,6 +122,7 @@ pub struct Reactor<E: Env> {
     tail: TailBudget,
     peers: OnceCell<Peers<E>>,
     shards: RefCell<BTreeMap<ShardUid, Slot<E>>>,
+    stays: Stays,
     forwards: Forwards,
     /// Leaders are asked for once at a time.
     finding: channel::Mutex<()>,
@@ -143,6 +146,7 @@ impl<E: Env> Reactor<E> {
             tail,
             peers: OnceCell::new(),
             shards: RefCell::default(),
+            stays: Stays::default(),
             forwards: Forwards::default(),
             finding: channel::Mutex::new(()),
             closing: Cell::new(false),
@@ -341,17 +345,19 @@ impl<E: Env> Reactor<E> {
     /// all were tried.
     pub async fn open(self: &Rc<Self>, shards: Vec<ShardOptions>) -> Vec<(ShardUid, ReactorError)> {
         let opened = stream::iter(shards).map(|options| async move {
-            let uid = options.uid;
+            let (uid, stay) = (options.uid, self.stays.of(options.uid));
+            let held = stay.enter().await;
             let shard = Shard::open(self.disk.clone(), self.tail.clone(), self.peers().clone(), options.clone()).await;
             let (slot, failed) = match shard {
-                Ok(shard) => (self.opened(&options, shard), None),
+                Ok(shard) => (self.opened(&options, shard, &stay), None),
                 Err(error) => (Slot::not_open(&self.node, &options, error.clone()), Some(error)),
             };
             let replaced = self.shards.borrow_mut().insert(uid, slot);
             assert!(replaced.is_none(), "a shard is opened once");
+            drop(held);
             match &failed {
-                Some(ShardError::Full(_)) => env::spawn::<E>(Rc::clone(self).reopen(options)),
-                Some(ShardError::Damaged { .. }) => env::spawn::<E>(Rc::clone(self).repair(options, None)),
+                Some(ShardError::Full(_)) => env::spawn::<E>(Rc::clone(self).reopen(options, stay)),
+                Some(ShardError::Damaged { .. }) => env::spawn::<E>(Rc::clone(self).repair(options, stay, None)),
                 Some(_) | None => {}
             }
             failed.map(|error| (uid, error.into()))
@@ -362,18 +368,19 @@ impl<E: Env> Reactor<E> {
     }
 
     /// Tries a shard that found the disk full again, until it opens, fails otherwise, or is removed.
-    async fn reopen(self: Rc<Self>, options: ShardOptions) {
+    async fn reopen(self: Rc<Self>, options: ShardOptions, stay: Rc<Stay>) {
         let uid = options.uid;
-        let waits = || matches!(self.shards.borrow().get(&uid), Some(Slot::NotOpen { .. }));
+        let waits = || self.is_not_open(uid, &stay);
         loop {
             env::sleep::<E>(REOPEN_INTERVAL).await;
+            let held = stay.enter().await;
             if !waits() {
                 return;
             }
             let opened = Shard::open(self.disk.clone(), self.tail.clone(), self.peers().clone(), options.clone()).await;
             match opened {
                 Ok(shard) if waits() => {
-                    let slot = self.opened(&options, shard);
+                    let slot = self.opened(&options, shard, &stay);
                     self.shards.borrow_mut().insert(uid, slot);
                     self.node.forget_fault(uid);
                     tracing::info!(shard_uid = uid.0, "shard serves again");
@@ -385,7 +392,10 @@ impl<E: Env> Reactor<E> {
                     return;
                 }
                 Err(ShardError::Full(_)) => {}
-                Err(ShardError::Damaged { .. }) => return self.repair(options, None).await,
+                Err(ShardError::Damaged { .. }) => {
+                    drop(held);
+                    return Rc::clone(&self).repair(options, Rc::clone(&stay), None).await;
+                }
                 Err(error) => {
                     if waits() {
                         let slot = Slot::not_open(&self.node, &options, error);
@@ -398,7 +408,7 @@ impl<E: Env> Reactor<E> {
     }
 
     /// A shard that was just opened: what it cannot do goes elsewhere, and who leads it is told.
-    fn opened(self: &Rc<Self>, options: &ShardOptions, shard: Shard<E>) -> Slot<E> {
+    fn opened(self: &Rc<Self>, options: &ShardOptions, shard: Shard<E>, stay: &Rc<Stay>) -> Slot<E> {
         let uid = options.uid;
         let reactor = Rc::downgrade(self);
         let hand_back = move |owed: Vec<Owed>, error: ShardError| match reactor.upgrade() {
@@ -407,13 +417,13 @@ impl<E: Env> Reactor<E> {
         };
         shard.set_elsewhere(Rc::new(hand_back));
         self.tell_leader(uid, &shard);
-        env::spawn::<E>(Rc::clone(self).watch(options.clone(), shard.clone()));
+        env::spawn::<E>(Rc::clone(self).watch(options.clone(), shard.clone(), Rc::clone(stay)));
         Slot::Serving(shard)
     }
 
     /// Tells who leads a shard, each time it changes, until it closes, is found to be damaged or ends in a panic; and that it has stopped, also
     /// if nobody asks it for anything: a follower is asked for nothing.
-    async fn watch(self: Rc<Self>, options: ShardOptions, shard: Shard<E>) {
+    async fn watch(self: Rc<Self>, options: ShardOptions, shard: Shard<E>, stay: Rc<Stay>) {
         let uid = options.uid;
         while shard.is_open() {
             let changed = shard.wait_changed();
@@ -425,7 +435,7 @@ impl<E: Env> Reactor<E> {
                 return self.close_panicked(uid, &shard);
             }
             if shard.is_damaged() {
-                return self.close_damaged(options, shard).await;
+                return self.close_damaged(options, shard, stay).await;
             }
             changed.await;
         }
@@ -444,36 +454,44 @@ impl<E: Env> Reactor<E> {
     /// that the shard hands back.
     pub async fn remove(self: &Rc<Self>, uids: Vec<ShardUid>) {
         for uid in uids {
-            self.hold(uid);
-            let slot = self.shards.borrow_mut().remove(&uid);
-            self.node.forget_fault(uid);
-            self.node.leaders.forget_own(uid);
-            let shard = match slot {
-                Some(Slot::Serving(shard)) => Some(shard),
-                Some(Slot::NotOpen { .. }) | None => None,
-            };
-            if let Some(shard) = &shard
-                && let Err(error) = shard.close().await
-            {
-                tracing::warn!(shard_uid = uid.0, %error, "replica that is not to be here any more did not close cleanly");
-            }
-            self.release(uid);
-            let dir = control::shard_dir(&self.node.config.data, uid);
-            if let Err(cause) = self.leave(uid, &dir, shard).await {
-                let dir = dir.display();
-                tracing::warn!(%dir, cause, "directory of a replica that is not to be here stays: how it voted could not be kept");
-                continue;
-            }
-            match self.disk.remove_dir_all(&dir).await {
-                Ok(()) => tracing::info!(shard_uid = uid.0, "replica that is not to be here any more removed"),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    let dir = dir.display();
-                    tracing::warn!(%dir, %error, "directory of a replica that is not to be here stays until the next start");
-                }
-            }
+            let stay = self.stays.end(uid);
+            let held = stay.enter().await;
+            self.remove_one(uid).await;
+            drop(held);
+            self.stays.forget(&stay, uid);
         }
         self.count_shards();
+    }
+
+    /// Nobody else touches the directory meanwhile.
+    async fn remove_one(self: &Rc<Self>, uid: ShardUid) {
+        self.hold(uid);
+        let slot = self.shards.borrow_mut().remove(&uid);
+        self.node.forget_fault(uid);
+        self.node.leaders.forget_own(uid);
+        let shard = match slot {
+            Some(Slot::Serving(shard)) => Some(shard),
+            Some(Slot::NotOpen { .. }) | None => None,
+        };
+        if let Some(shard) = &shard
+            && let Err(error) = shard.close().await
+        {
+            tracing::warn!(shard_uid = uid.0, %error, "replica that is not to be here any more did not close cleanly");
+        }
+        self.release(uid);
+        let path = control::shard_dir(&self.node.config.data, uid);
+        let dir = path.display();
+        if let Err(cause) = self.leave(uid, &path, shard).await {
+            tracing::warn!(%dir, cause, "directory of a replica that is not to be here stays: how it voted could not be kept");
+            return;
+        }
+        match self.disk.remove_dir_all(&path).await {
+            Ok(()) => tracing::info!(shard_uid = uid.0, "replica that is not to be here any more removed"),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(%dir, %error, "directory of a replica that is not to be here stays until the next start");
+            }
+        }
     }
 
     /// Keeps what a replica of the same shard has to know if one is made here again. Of one whose files do not say how it voted,

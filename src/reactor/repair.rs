@@ -10,7 +10,7 @@
 
 use std::{collections::BTreeSet, path::Path, rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use super::{Reactor, Slot, control, inbound};
+use super::{Reactor, Slot, control, inbound, stays::Stay};
 use crate::{
     env::{self, Env, domain},
     ids::{LogId, NodeId, ShardUid},
@@ -63,29 +63,40 @@ impl<E: Env> Reactor<E> {
         Some(nodes.into_iter().filter(|node| asked.insert(*node)).collect())
     }
 
-    fn is_not_open(&self, uid: ShardUid) -> bool {
-        matches!(self.shards.borrow().get(&uid), Some(Slot::NotOpen { .. }))
+    /// Whether the replica of this stay is here, and not open.
+    pub(super) fn is_not_open(&self, uid: ShardUid, stay: &Stay) -> bool {
+        !stay.is_over() && matches!(self.shards.borrow().get(&uid), Some(Slot::NotOpen { .. }))
     }
 
     /// Mends a replica that is not open, from others, until it opens, cannot be mended, or is removed.
     /// `flushed`: the last entry that it has said to be durable, if it was open until now.
-    pub(super) async fn repair(self: Rc<Self>, options: ShardOptions, flushed: Option<LogId>) {
+    pub(super) async fn repair(self: Rc<Self>, options: ShardOptions, stay: Rc<Stay>, flushed: Option<LogId>) {
         let uid = options.uid;
         let mut pause = RETRY_MIN;
         let mut repair = Repair::new(self.disk.clone(), self.peers().clone(), &options.group(), flushed);
         let mut said = None;
-        while self.is_not_open(uid) && !self.is_closing() {
+        loop {
+            let held = stay.enter().await;
+            if !self.is_not_open(uid, &stay) || self.is_closing() {
+                return;
+            }
             let others = self.others(&options);
             let alone = others.as_ref().is_some_and(Vec::is_empty);
             let others = others.unwrap_or_default();
-            let attempt = domain::contain_call("the repair of a replica", repair.attempt(&others)).await;
+            let attempt = domain::contain_call("the repair of a replica", repair.attempt(&others));
+            let attempt = tokio::select! {
+                biased;
+                // Whoever removes the replica waits for the directory.
+                () = stay.over() => return,
+                attempt = attempt => attempt,
+            };
             let attempt = match attempt {
                 Ok(attempt) => attempt,
                 Err(panic) => {
                     let cause = format!(
                         "its repair has ended because of a bug: {panic}; it is tried again when the node restarts"
                     );
-                    return self.note_damage(&options, cause);
+                    return self.note_damage(&options, &stay, cause);
                 }
             };
             match attempt {
@@ -95,7 +106,7 @@ impl<E: Env> Reactor<E> {
                         self.count_mended(&mended);
                     }
                     // What opening finds damaged may have gone bad only now: also when there was nothing to mend.
-                    if self.open_again(&options).await {
+                    if self.open_again(&options, &stay).await {
                         return;
                     }
                 }
@@ -107,12 +118,13 @@ impl<E: Env> Reactor<E> {
                         tracing::error!(shard_uid = uid.0, %cause, "a damaged replica cannot be mended from others");
                         said = Some(cause.clone());
                     }
-                    self.note_damage(&options, cause);
+                    self.note_damage(&options, &stay, cause);
                     if hopeless {
                         return;
                     }
                 }
             }
+            drop(held);
             env::sleep::<E>(pause).await;
             pause = (pause * 2).min(RETRY_MAX);
         }
@@ -125,20 +137,20 @@ impl<E: Env> Reactor<E> {
         }
     }
 
-    fn note_damage(&self, options: &ShardOptions, cause: String) {
-        if self.is_not_open(options.uid) {
+    fn note_damage(&self, options: &ShardOptions, stay: &Stay, cause: String) {
+        if self.is_not_open(options.uid, stay) {
             let slot = Slot::not_open(&self.node, options, ShardError::Damaged { cause });
             self.shards.borrow_mut().insert(options.uid, slot);
         }
     }
 
     /// Opens a mended replica; false: it is to be mended again.
-    async fn open_again(self: &Rc<Self>, options: &ShardOptions) -> bool {
+    async fn open_again(self: &Rc<Self>, options: &ShardOptions, stay: &Rc<Stay>) -> bool {
         let uid = options.uid;
         let shard = Shard::open(self.disk.clone(), self.tail.clone(), self.peers().clone(), options.clone()).await;
         match shard {
-            Ok(shard) if self.is_not_open(uid) => {
-                let slot = self.opened(options, shard);
+            Ok(shard) if self.is_not_open(uid, stay) => {
+                let slot = self.opened(options, shard, stay);
                 self.shards.borrow_mut().insert(uid, slot);
                 self.node.forget_fault(uid);
                 tracing::info!(shard_uid = uid.0, "shard serves again");
@@ -152,9 +164,9 @@ impl<E: Env> Reactor<E> {
             Err(error) => {
                 let again = matches!(error, ShardError::Damaged { .. });
                 if matches!(error, ShardError::Full(_)) {
-                    env::spawn::<E>(Rc::clone(self).reopen(options.clone()));
+                    env::spawn::<E>(Rc::clone(self).reopen(options.clone(), Rc::clone(stay)));
                 }
-                if self.is_not_open(uid) {
+                if self.is_not_open(uid, stay) {
                     let slot = Slot::not_open(&self.node, options, error);
                     self.shards.borrow_mut().insert(uid, slot);
                 }
@@ -164,25 +176,29 @@ impl<E: Env> Reactor<E> {
     }
 
     /// A read has found damage in a replica: if there are others, it is closed, mended and opened again.
-    pub(super) async fn close_damaged(self: Rc<Self>, options: ShardOptions, shard: Shard<E>) {
+    pub(super) async fn close_damaged(self: Rc<Self>, options: ShardOptions, shard: Shard<E>, stay: Rc<Stay>) {
         let uid = options.uid;
         if self.others(&options).is_none_or(|others| others.is_empty()) || self.is_closing() {
             return;
         }
+        let held = stay.enter().await;
         let cause = shard.fault().unwrap_or_default();
-        tracing::error!(shard_uid = uid.0, %cause, "a damaged replica is closed, to be mended from the others");
         {
             let mut shards = self.shards.borrow_mut();
-            if !matches!(shards.get(&uid), Some(Slot::Serving(_))) {
+            // Removed meanwhile: who removes it closes it.
+            if stay.is_over() || !matches!(shards.get(&uid), Some(Slot::Serving(_))) {
                 return;
             }
+            tracing::error!(shard_uid = uid.0, %cause, "a damaged replica is closed, to be mended from the others");
             shards.insert(uid, Slot::not_open(&self.node, &options, ShardError::Damaged { cause }));
         }
         self.hold(uid);
         shard.abandon().await;
         self.release(uid);
         self.node.leaders.forget_own(uid);
-        self.repair(options, shard.flushed()).await;
+        drop(held);
+        let flushed = shard.flushed();
+        Rc::clone(&self).repair(options, Rc::clone(&stay), flushed).await;
     }
 
     /// A panic has stopped a replica. It stays closed until the node starts again: an assertion in what all replicas compute alike

@@ -375,6 +375,37 @@ fn removed_without_its_votes() {
     });
 }
 
+/// A replica that is removed while its repair waits for an answer is left alone from then on: the directory may be another one's by
+/// then.
+#[test]
+fn removed_while_it_is_mended() {
+    block_on(async {
+        let mut worlds = three(20).await;
+        let disk = crash(&worlds, 1);
+        flip(&disk, 8);
+        let network = worlds[1].network.clone();
+        network.hold_dials(true);
+        let dials = network.dials();
+        restart(&mut worlds, 1, disk).await.unwrap_err();
+        until("it asks", || network.dials() > dials).await;
+        settle().await;
+        let World { disk, reactor, .. } = &worlds[1];
+        within("a removal", reactor.remove(vec![UID])).await;
+        assert!(!disk.paths().contains(&STORE.into()));
+        // As another one would, that is made there next.
+        let others = b"another replica's".to_vec();
+        disk.set_content("/data/shards/1/hard_state", others.clone());
+        let operations =
+            [Operation::Open, Operation::Read, Operation::Write, Operation::Rename, Operation::Remove, Operation::List];
+        let count = || operations.map(|operation| disk.count(operation));
+        let before = count();
+        network.hold_dials(false);
+        env::sleep::<TestEnv>(Duration::from_secs(1)).await;
+        assert_eq!(count(), before, "the repair has gone on");
+        assert_eq!(disk.content("/data/shards/1/hard_state"), others);
+    });
+}
+
 /// What a replica answers that was removed meanwhile is no fault of the node's.
 #[test]
 fn last_answers() {
