@@ -179,7 +179,7 @@ impl Catalog {
     /// Shards with too few replicas get more, up to the replication factor or the number of active nodes; replicas on
     /// nodes that are being drained go to active ones. A replica on a dead node stays, and no replica goes while most of
     /// those that would be left are on dead nodes. A move that waits for a node that is not active any more gets another
-    /// target. Every command passes `check`, applied in order.
+    /// target; one that only lets replicas go is taken back when all of them may stay again. Every command passes `check`, applied in order.
     pub fn plan(&self, dead: &BTreeSet<NodeId>) -> Vec<Command> {
         let mut load = Load::of(self);
         let mut traffic = Traffic::of(self, dead);
@@ -208,6 +208,9 @@ impl Catalog {
         let kept: Vec<NodeId> = present.iter().copied().filter(|node| self.is_active(*node)).collect();
         let wanted = shard.replication_factor.min(load.nodes.len());
         let is_whole = kept.len() == present.len();
+        if let Some(back) = self.taken_back(shard.replicas, wanted) {
+            return Some(back);
+        }
         // One thing at a time: a move that can end is let end.
         if is_whole && (kept.len() >= wanted || shard.replicas.is_moving()) {
             return None;
@@ -229,6 +232,15 @@ impl Catalog {
         }
         self.lead(shard, load, &mut target);
         Some(target)
+    }
+
+    /// Where a move goes back to that only lets replicas go, of which now all may stay: the drain that it was for was taken back.
+    /// Ended, it would leave fewer replicas, and all of the shard would be copied anew.
+    fn taken_back(&self, replicas: &Replicas, wanted: usize) -> Option<Vec<NodeId>> {
+        let Replicas { nodes, target, .. } = replicas;
+        let only_lets_go = target.len() < nodes.len() && target.iter().all(|node| nodes.contains(node));
+        let may_stay = nodes.len() <= wanted && nodes.iter().all(|node| self.is_active(*node));
+        (replicas.is_moving() && only_lets_go && may_stay).then(|| nodes.clone())
     }
 
     /// Puts the one to lead in front: the present one, unless another one has so much less to do that both will be

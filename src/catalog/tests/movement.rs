@@ -145,6 +145,34 @@ fn plan_drains() {
     assert_eq!(loads(&catalog).iter().map(|load| load.0).collect::<Vec<_>>(), [8, 8, 8]);
 }
 
+/// A drain that is taken back takes its moves back that have not ended and make nothing new: no shard goes down to fewer replicas
+/// that are then all copied again.
+#[test]
+fn plan_takes_a_drain_back() {
+    let mut catalog = cluster(3);
+    catalog.run(create("t", 1)).unwrap();
+    catalog.run(set_state(2, NodeState::Draining)).unwrap();
+    let commands = catalog.plan(&BTreeSet::new());
+    carry_out(&mut catalog, commands);
+    assert_eq!(replicas(&catalog, "t", 0).target.len(), 2);
+    assert_eq!(catalog.plan(&BTreeSet::new()), [], "it is let end");
+    catalog.run(set_state(2, NodeState::Active)).unwrap();
+    assert_eq!(catalog.plan(&BTreeSet::new()), [move_shard(1, &[1, 2, 3])]);
+    catalog.run(move_shard(1, &[1, 2, 3])).unwrap();
+    assert_eq!(catalog.plan(&BTreeSet::new()), [], "it is on its way back");
+    finish_all(&mut catalog);
+    assert_eq!(catalog.plan(&BTreeSet::new()), []);
+    let back = replicas(&catalog, "t", 0);
+    assert_eq!((nodes(&back), back.is_moving()), (vec![1, 2, 3], false));
+
+    // One that makes a new replica is let end.
+    let mut catalog = one_shard();
+    catalog.run(set_state(2, NodeState::Draining)).unwrap();
+    catalog.run(move_shard(1, &[1, 3, 4])).unwrap();
+    catalog.run(set_state(2, NodeState::Active)).unwrap();
+    assert_eq!(catalog.plan(&BTreeSet::new()), []);
+}
+
 /// A dead node keeps what it has and gets nothing; drained, its replicas are made anew elsewhere. A shard never has fewer
 /// replicas for want of a living node.
 #[test]
