@@ -97,20 +97,28 @@ impl<E: Env> Control<E> {
                 env::sleep::<E>(RETRY_INTERVAL).await;
             }
             if self.fault().is_some() {
+                // Nothing is carried out any more: nobody may wait for it.
+                self.inner.reconciled_changed.notify_all();
                 return;
             }
         }
     }
 
     /// Waits until an entry of the catalog is carried out here, as far as it can be.
-    pub(super) async fn reconciled(&self, index: Index) -> Result<(), ControlError> {
+    ///
+    /// # Errors
+    /// `NoLeader`: the catalog has stopped here, or the node is closing.
+    pub async fn reconciled(&self, index: Index) -> Result<(), ControlError> {
         loop {
             let changed = self.inner.reconciled_changed.notified();
             if self.inner.reconciled.get() > index {
                 return Ok(());
             }
-            if self.inner.closing.get() || self.fault().is_some() {
-                let cause = "this node is shutting down".to_owned();
+            let ended = match self.fault() {
+                _ if self.inner.closing.get() => Some("this node is shutting down".to_owned()),
+                fault => fault.map(|cause| format!("it has stopped on this node: {cause}")),
+            };
+            if let Some(cause) = ended {
                 return Err(ControlError::NoLeader { cause, maybe_written: true });
             }
             changed.await;

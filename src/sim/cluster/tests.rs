@@ -7,7 +7,7 @@ use crate::{
         made::{self, REPLICAS_FILE},
         shard_dir,
     },
-    sim::{DiskTimes, NetTimes, SimRuntime},
+    sim::{DiskTimes, Fault, NetTimes, Operation, SimRuntime},
 };
 
 /// Longer than a node takes to be told all there is to know.
@@ -103,6 +103,33 @@ fn unlisted_before_it_goes() {
             !is_here()
         })
         .await;
+    });
+    assert_eq!(runtime.world().panics(), []);
+}
+
+/// Whoever waits for a command to be carried out is told, and the cause, when the catalog stops meanwhile.
+#[test]
+fn a_wait_ends_with_the_catalog() {
+    let runtime = SimRuntime::seeded(4);
+    runtime.block_on(async {
+        let cluster = cluster_of(1, 4).await;
+        let process = cluster.process(FOUNDER).unwrap();
+        let control = process.control().unwrap();
+        let far = crate::ids::Index(control.group().applied_end().0 + 1_000);
+        let waiting = World::current().spawn_on(FOUNDER, async move { control.reconciled(far).await });
+        env::sleep::<SimEnv>(SOON).await;
+        for operation in [Operation::AppendDurable, Operation::Write, Operation::Sync] {
+            let (path_contains, error) = ("shards/0/".to_owned(), std::io::ErrorKind::Other);
+            let fault = Fault { operation, path_contains, skip: 0, times: u64::MAX, error };
+            cluster.disk(FOUNDER).unwrap().plant(fault);
+        }
+        let frontend = process.frontend(0);
+        let request = CreateTopicRequest { name: "t".to_owned(), shards: 1, ..CreateTopicRequest::default() };
+        let created = World::current().spawn_on(FOUNDER, async move { frontend.create_topic(request).await });
+        assert!(created.await.unwrap().is_err());
+        let waited = <<SimEnv as Env>::Runtime as openraft::AsyncRuntime>::timeout(SOON, waiting).await;
+        let error = waited.expect("it waits for ever").unwrap().unwrap_err().to_string();
+        assert!(!error.contains("shutting down"), "{error}");
     });
     assert_eq!(runtime.world().panics(), []);
 }
