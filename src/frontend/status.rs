@@ -383,7 +383,10 @@ impl From<CatalogError> for CallError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Index, Offset};
+    use crate::{
+        ids::{Index, Offset},
+        proto::ringlog::state::v1::PeerRefusal,
+    };
 
     fn row(error: impl Into<CallError>) -> (&'static str, &'static str, bool, bool) {
         let error = error.into();
@@ -445,6 +448,41 @@ mod tests {
         assert_eq!(row(RecordsError::Empty), ("INVALID_ARGUMENT", "NO_RECORDS", true, false));
         assert_eq!(row(RecordsError::TimestampNegative { number: 0, timestamp_us: -1 }), ("INVALID_ARGUMENT", "TIMESTAMP_NEGATIVE", true, false));
         assert_eq!(row(RecordsError::RecordTooLong { number: 0, bytes: 9, max: 8 }), ("INVALID_ARGUMENT", "RECORD_TOO_LONG", true, false));
+    }
+
+    /// What clients are told is definite is so for whoever asks on, too (`maybe_written`), for every kind of error.
+    #[test]
+    fn definite_as_it_says() {
+        let refusal = |definite| Box::new(PeerRefusal { code: 14, definite, ..PeerRefusal::default() });
+        let at = Offset(1);
+        for error in [
+            ShardError::Busy { what: "bytes" },
+            ShardError::NoMemory,
+            ShardError::DiskBehind { node: crate::ids::NodeId(3), unflushed_bytes: 1 },
+            ShardError::NotLeader { leader: None },
+            ShardError::Deadline,
+            ShardError::OffsetMismatch { expected: at, actual: at },
+            ShardError::OutOfRange { offset: at, log_start: at, high_watermark: at },
+            ShardError::NotTransferred(TransferError::NoSuccessor { cause: "x".into() }),
+            ShardError::Deposed { leader: None },
+            ShardError::NoLeader { waited: Duration::ZERO, deadline: true },
+            ShardError::Lost { cause: "x".into() },
+            ShardError::Behind { min_offset: at, high_watermark: at },
+            ShardError::Elsewhere(refusal(true)),
+            ShardError::Elsewhere(refusal(false)),
+            ShardError::Full(LogError::Full { dir: "d".into() }),
+            ShardError::Damaged { cause: "x".into() },
+            ShardError::Failed { cause: "x".into(), maybe_written: true },
+            ShardError::Failed { cause: "x".into(), maybe_written: false },
+            ShardError::Closing { maybe_written: true },
+            ShardError::Closing { maybe_written: false },
+        ] {
+            let error = ReactorError::Shard(error);
+            assert_eq!(CallError::from(error.clone()).definite, !error.maybe_written(), "{error}");
+        }
+        for error in [ReactorError::Gone, ReactorError::MailboxFull, ReactorError::Stopped { maybe_written: true }] {
+            assert_eq!(CallError::from(error.clone()).definite, !error.maybe_written(), "{error}");
+        }
     }
 
     /// The numbers are google.rpc.Code's.

@@ -98,6 +98,17 @@ pub enum ReactorError {
     },
 }
 
+impl ReactorError {
+    /// As `ShardError::maybe_written`.
+    pub fn maybe_written(&self) -> bool {
+        match self {
+            ReactorError::Shard(error) => error.maybe_written(),
+            ReactorError::Stopped { maybe_written } => *maybe_written,
+            ReactorError::NotOpen { error: _, cause: _ } | ReactorError::Gone | ReactorError::MailboxFull => false,
+        }
+    }
+}
+
 enum Slot<E: Env> {
     Serving(Shard<E>),
     NotOpen { error: ShardError, cause: String },

@@ -123,6 +123,30 @@ pub enum ShardError {
     },
 }
 
+impl ShardError {
+    /// Whether what was asked for may have been done, or may still be. Whoever asks on after such an answer is not certain of anything
+    /// any more, whatever the next answer is.
+    pub fn maybe_written(&self) -> bool {
+        match self {
+            ShardError::Deposed { leader: _ } | ShardError::Lost { cause: _ } => true,
+            ShardError::Failed { cause: _, maybe_written } | ShardError::Closing { maybe_written } => *maybe_written,
+            ShardError::Elsewhere(refusal) => !refusal.definite,
+            ShardError::Busy { what: _ }
+            | ShardError::NoMemory
+            | ShardError::DiskBehind { node: _, unflushed_bytes: _ }
+            | ShardError::NotLeader { leader: _ }
+            | ShardError::Deadline
+            | ShardError::OffsetMismatch { expected: _, actual: _ }
+            | ShardError::OutOfRange { offset: _, log_start: _, high_watermark: _ }
+            | ShardError::NotTransferred(_)
+            | ShardError::NoLeader { waited: _, deadline: _ }
+            | ShardError::Behind { min_offset: _, high_watermark: _ }
+            | ShardError::Full(_)
+            | ShardError::Damaged { cause: _ } => false,
+        }
+    }
+}
+
 impl From<GroupError> for ShardError {
     fn from(error: GroupError) -> ShardError {
         match error {

@@ -196,7 +196,7 @@ impl<E: Env> Control<E> {
                         last = cause;
                         maybe |= maybe_written;
                     }
-                    Err(error) => return Err(error),
+                    Err(error) => return Err(after_an_answer(maybe, error)),
                 }
             }
             env::sleep::<E>(limits::RETRY_AFTER).await;
@@ -237,22 +237,12 @@ impl<E: Env> Control<E> {
     async fn move_here(&self, place: ShardPlace, to: Option<NodeId>) -> Result<NodeId, ControlError> {
         let (reply, answer) = oneshot::channel();
         let request = Request::MoveLeader { uid: place.uid, to, reply };
-        self.inner.reactor.node().send(place.reactor, request)?;
-        match answer.await.unwrap_or(Err(ReactorError::Stopped { maybe_written: true })) {
-            Ok(()) => Ok(to.unwrap_or(NodeId(0))),
-            Err(ReactorError::Shard(error @ ShardError::NotTransferred(_))) => Err(ReactorError::from(error).into()),
-            Err(error) => {
-                let maybe_written = matches!(
-                    error,
-                    ReactorError::Stopped { maybe_written: true }
-                        | ReactorError::Shard(
-                            ShardError::Failed { maybe_written: true, .. }
-                                | ShardError::Closing { maybe_written: true }
-                        )
-                );
-                Err(ControlError::NoLeader { cause: error.to_string(), maybe_written })
-            }
-        }
+        let moved = match self.inner.reactor.node().send(place.reactor, request) {
+            Ok(()) => answer.await.unwrap_or(Err(ReactorError::Stopped { maybe_written: true })),
+            // One that could not be asked says nothing of the others.
+            Err(error) => Err(error),
+        };
+        moved.map(|()| to.unwrap_or(NodeId(0))).map_err(not_moved)
     }
 
     fn place(&self, topic: &str, shard: u32) -> Result<(ShardPlace, Vec<NodeId>), ControlError> {
@@ -268,6 +258,25 @@ impl<E: Env> Control<E> {
         })?;
         Ok((*place, replicas.nodes.clone()))
     }
+}
+
+/// Why a replica of this node has not let go of its leadership: in its own words if it leads, and nobody else can do it; else the next
+/// one is asked.
+fn not_moved(error: ReactorError) -> ControlError {
+    match error {
+        ReactorError::Shard(ShardError::NotTransferred(_)) => error.into(),
+        error => ControlError::NoLeader { cause: error.to_string(), maybe_written: error.maybe_written() },
+    }
+}
+
+/// What ended a transfer; `maybe`: one that was asked before may have done it, although no answer came.
+fn after_an_answer(maybe: bool, error: ControlError) -> ControlError {
+    if !maybe {
+        return error;
+    }
+    let message =
+        format!("{error}; but a replica that was asked before has not answered, and leadership may have moved by that");
+    ControlError::RefusedThere { message, definite: false, retry: true }
 }
 
 /// What ended a rebalancing when this many of its moves were ordered.
@@ -294,4 +303,34 @@ fn describe(catalog: &Catalog, command: &Command) -> Option<ShardMove> {
     }
     let ids = |nodes: Vec<NodeId>| nodes.into_iter().map(|node| node.0).collect();
     Some(ShardMove { topic: topic.name.to_string(), shard, from_node_ids: ids(from), to_node_ids: ids(to) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{frontend::status::CallError, raft::TransferError};
+
+    /// A leader that leads on says nothing of an answer that was lost before, and a replica that could not be asked nothing of the others.
+    #[test]
+    fn a_transfer_after_a_lost_answer() {
+        let leads_on = || {
+            let cause = "nobody can take over".to_owned();
+            not_moved(ShardError::from(TransferError::NoSuccessor { cause }).into())
+        };
+        assert!(matches!(leads_on(), ControlError::Shards(_)), "nobody else is asked");
+        assert!(CallError::from(after_an_answer(false, leads_on())).definite);
+        let error = CallError::from(after_an_answer(true, leads_on()));
+        assert!(!error.definite && error.message.contains("nobody can take over"), "{error}");
+        for (error, expected) in [
+            (ReactorError::MailboxFull, false),
+            (ReactorError::Gone, false),
+            (ReactorError::Stopped { maybe_written: true }, true),
+            (ShardError::NotLeader { leader: None }.into(), false),
+            (ShardError::Deposed { leader: None }.into(), true),
+            (ShardError::Lost { cause: "x".into() }.into(), true),
+        ] {
+            let ControlError::NoLeader { maybe_written, .. } = not_moved(error.clone()) else { panic!("{error}") };
+            assert_eq!(maybe_written, expected, "{error}");
+        }
+    }
 }
