@@ -39,8 +39,11 @@ type Change = ChangeMembers<u64, Node>;
 pub(super) fn members_of(effective: &StoredMembership, committed: &StoredMembership) -> Members {
     let voters: BTreeSet<NodeId> = effective.voter_ids().map(NodeId).collect();
     let learners = effective.membership().learner_ids().map(NodeId).collect();
-    let changing = effective.get_joint_config().len() > 1 || effective.log_id() != committed.log_id();
-    Members { voters, learners, changing }
+    let configurations = effective.membership().get_joint_config();
+    let changing = configurations.len() > 1 || effective.log_id() != committed.log_id();
+    let halves: Vec<BTreeSet<NodeId>> =
+        configurations.iter().map(|voters| voters.iter().copied().map(NodeId).collect()).collect();
+    Members { voters, learners, changing, halves: if halves.len() > 1 { halves } else { Vec::new() } }
 }
 
 impl<E: Env, M: Machine> Group<E, M> {
@@ -306,11 +309,32 @@ impl CatchingUp {
 
 #[cfg(test)]
 mod tests {
+    use openraft::Membership;
+
     use super::*;
     use crate::ids::{Index, Term};
 
     fn entry(term: u64, index: u64) -> Option<LogId> {
         Some(LogId { term: Term(term), index: Index(index) })
+    }
+
+    /// During a change both the old and the new voters have to agree.
+    #[test]
+    fn majorities_of_a_change() {
+        let members = |configurations: Vec<BTreeSet<u64>>| {
+            let nodes: BTreeMap<u64, Node> = (1..=4).map(|node| (node, Node::default())).collect();
+            let membership =
+                StoredMembership::new(None, Membership::new(configurations, nodes).expect("all are nodes"));
+            members_of(&membership, &membership)
+        };
+        let with = |members: &Members, alive: &[u64]| members.has_majority(|node| alive.contains(&node.0));
+        let joint = members(vec![[1, 2, 3].into(), [1, 3].into()]);
+        assert_eq!(joint.voters, [1, 2, 3].map(NodeId).into());
+        assert!(!with(&joint, &[2, 3]), "of the new ones only one");
+        assert!(with(&joint, &[1, 3]) && with(&joint, &[1, 2, 3]));
+        assert!(!with(&members(vec![[1, 2, 3].into(), [4].into()]), &[1, 2, 3]));
+        let plain = members(vec![[1, 2, 3].into()]);
+        assert!(plain.halves.is_empty() && with(&plain, &[2, 3]) && !with(&plain, &[3, 4]));
     }
 
     /// However few entries it lacks: it votes only with what was committed when it came.

@@ -72,7 +72,7 @@ use crate::{
         entry::{ENTRY_HEADER_BYTES, EntryHeader, StoredEntry},
         state_files::Vote,
     },
-    ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
+    ids::{Index, LogId, NodeId, Offset, ShardUid, Term, is_most},
     limits::{BLOCK_BYTES, UNFLUSHED_BYTES_MAX, UNFLUSHED_PART},
     log::{Log, LogError, Recovered, TailBudget},
     peer::Peers,
@@ -128,12 +128,21 @@ pub struct Members {
     pub learners: BTreeSet<NodeId>,
     /// A change is under way (joint configuration), or not committed yet.
     pub changing: bool,
+    /// The voters of the old and of the new configuration while both are in force; empty while there is one.
+    pub halves: Vec<BTreeSet<NodeId>>,
 }
 
 impl Members {
     /// Whether no other node votes, as far as is known: then all that is in the log here is committed.
     pub fn is_alone(&self, me: NodeId) -> bool {
         self.voters.iter().all(|voter| *voter == me)
+    }
+
+    /// Whether such nodes can commit: most of the voters, and during a change most of the old ones and most of the new ones (Ongaro
+    /// and Ousterhout, 2014, 6). Most of all of them may be most of neither.
+    pub fn has_majority(&self, is_such: impl Fn(NodeId) -> bool) -> bool {
+        let most = |voters: &BTreeSet<NodeId>| is_most(voters, |voter| is_such(*voter));
+        if self.halves.is_empty() { most(&self.voters) } else { self.halves.iter().all(most) }
     }
 }
 

@@ -124,7 +124,12 @@ mod tests {
     use crate::ids::Term;
 
     fn members(voters: impl IntoIterator<Item = u64>, changing: bool) -> Members {
-        Members { voters: voters.into_iter().map(NodeId).collect(), learners: BTreeSet::new(), changing }
+        Members {
+            voters: voters.into_iter().map(NodeId).collect(),
+            learners: BTreeSet::new(),
+            changing,
+            halves: Vec::new(),
+        }
     }
 
     fn at(index: u64) -> Option<LogId> {

@@ -43,7 +43,7 @@ use futures_util::{StreamExt, stream};
 use crate::{
     budget::Budget,
     env::{self, Disk, Env, channel, domain},
-    ids::{NodeId, Offset, ReactorNumber, ShardUid, is_most},
+    ids::{NodeId, Offset, ReactorNumber, ShardUid},
     limits,
     log::{LogError, LogOptions, TailBudget, repair::RepairError},
     peer::Peers,
@@ -333,15 +333,14 @@ impl<E: Env> Reactor<E> {
     /// Adds what the replica does not know by itself: whether a leader hears most of its voters. Idle groups exchange nothing,
     /// and openraft's leader stays one until it hears of another; what the nodes' pings say holds for all groups.
     fn with_majority(&self, status: ShardStatus) -> ShardStatus {
-        let no_majority =
-            status.leader == Some(self.me()) && !is_most(&status.members.voters, |node| self.hears(*node));
+        let no_majority = status.leader == Some(self.me()) && !status.members.has_majority(|node| self.hears(node));
         ShardStatus { no_majority, ..status }
     }
 
     /// Whether a replica here follows a leader that is heard, or is one that hears most of its voters.
     pub(in crate::reactor) fn is_led(&self, shard: &Shard<E>) -> bool {
         match shard.leader().0 {
-            Some(leader) if leader == self.me() => is_most(&shard.members().voters, |node| self.hears(*node)),
+            Some(leader) if leader == self.me() => shard.members().has_majority(|node| self.hears(node)),
             Some(leader) => self.hears(leader),
             None => false,
         }

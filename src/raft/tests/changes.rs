@@ -20,7 +20,7 @@ fn members_change() {
         let group = cluster.group(1).clone();
         guard("a change", group.change_members(ids(&[1, 2, 3]))).await.unwrap();
         guard("no change", group.change_members(ids(&[1, 2, 3]))).await.unwrap();
-        let expected = Members { voters: ids(&[1, 2, 3]), learners: ids(&[]), changing: false };
+        let expected = Members { voters: ids(&[1, 2, 3]), learners: ids(&[]), ..Members::default() };
         assert_eq!(group.members(), expected);
         acknowledged.push(cluster.produce(&[1], 1, 10).await);
         cluster.agree(&[1, 2, 3]).await;
@@ -51,7 +51,7 @@ fn members_change() {
         acknowledged.push(cluster.produce(&[last], 1, 10).await);
         let alone = cluster.group(last);
         guard("a change", alone.change_members(ids(&[last]))).await.unwrap();
-        assert_eq!(alone.members(), Members { voters: ids(&[last]), learners: ids(&[]), changing: false });
+        assert_eq!(alone.members(), Members { voters: ids(&[last]), learners: ids(&[]), ..Members::default() });
         assert!(alone.members().is_alone(NodeId(last)));
         assert!(!alone.members().is_alone(NodeId(last + 1)), "a learner is not alone");
         cluster.holds(last, &acknowledged).await;
@@ -96,7 +96,7 @@ fn broken_off_changes() {
         guard("a learner", group.add_learner(NodeId(1))).await.unwrap();
         assert_eq!(group.members().learners, ids(&[1]));
         guard("no learner", group.remove_learners(ids(&[1, 2]))).await.unwrap();
-        assert_eq!(group.members(), Members { voters: wanted, learners: ids(&[]), changing: false });
+        assert_eq!(group.members(), Members { voters: wanted, learners: ids(&[]), ..Members::default() });
         cluster.produce(&[3, 4, 5], 2, 10).await;
         cluster.agree(&[3, 4, 5]).await;
         cluster.end().await;
@@ -158,7 +158,7 @@ fn new_voters_that_take_nothing() {
             assert!(ended.is_err(), "{ended:?}");
             ends.push(group.log().last().unwrap().index);
         }
-        assert_eq!(group.members(), Members { voters: ids(&[1, 2, 3]), learners: ids(&[]), changing: false });
+        assert_eq!(group.members(), Members { voters: ids(&[1, 2, 3]), learners: ids(&[]), ..Members::default() });
         assert_eq!(ends[0], ends[2], "what is tried again writes nothing");
         let produced = <TestEnv as Env>::Runtime::timeout(Duration::from_secs(10), produce(&group, 1, 10)).await;
         assert!(matches!(produced, Ok(Ok(_))), "{produced:?}");
@@ -166,7 +166,7 @@ fn new_voters_that_take_nothing() {
 
         cluster.start(gone, None).await;
         guard("a change to who is back", group.change_members(wanted.clone())).await.unwrap();
-        assert_eq!(group.members(), Members { voters: wanted, learners: ids(&[]), changing: false });
+        assert_eq!(group.members(), Members { voters: wanted, learners: ids(&[]), ..Members::default() });
         cluster.produce(&[leader, gone], 1, 10).await;
         cluster.agree(&[leader, gone]).await;
         cluster.end().await;

@@ -9,7 +9,7 @@ use super::{Control, ControlError, NOT_LEADER, join::NewToken, propose::control_
 use crate::{
     catalog::{AddJoinToken, Catalog, NodeState, SetNodeState},
     env::{self, Env, net::Priority},
-    ids::{NodeId, ShardNumber, ShardUid, is_most},
+    ids::{NodeId, ShardNumber, ShardUid},
     limits,
     peer::{Destination, PeerError},
     proto::ringlog::state::v1::{
@@ -68,10 +68,10 @@ impl<E: Env> Control<E> {
     /// The catalog's leader, if it is heard, and, if it is this node, hears most of the voters.
     fn heard_leader(&self) -> Option<NodeId> {
         let liveness = &self.inner.reactor.node().liveness;
-        let is_heard = |node: &NodeId| *node == self.inner.me || liveness.is_alive(*node);
-        let leader = self.inner.catalog.leader().0.filter(is_heard)?;
-        let voters = self.inner.catalog.members().voters;
-        Some(leader).filter(|leader| *leader != self.inner.me || is_most(&voters, is_heard))
+        let is_heard = |node: NodeId| node == self.inner.me || liveness.is_alive(node);
+        let leader = self.inner.catalog.leader().0.filter(|leader| is_heard(*leader))?;
+        let members = self.inner.catalog.members();
+        Some(leader).filter(|leader| *leader != self.inner.me || members.has_majority(is_heard))
     }
 
     async fn create_token(&self, valid_s: u32, uses: u32) -> Result<AdminAnswer, ControlError> {
