@@ -22,6 +22,7 @@ use crate::{
     env::{
         Disk,
         disk::{DiskOptions, RealDisk},
+        is_half_removed,
     },
     ids::ShardUid,
     log::verify::{Problem, Report, verify_and_read, verify_dir},
@@ -115,7 +116,7 @@ async fn check_shards(disk: &RealDisk, findings: &mut Findings, identity: Option
     let owner = identity.map_or(0, Identity::owner);
     let mut found = BTreeSet::new();
     let mut catalog = None;
-    for entry in entries.iter().filter(|entry| entry.is_dir) {
+    for entry in entries.iter().filter(|entry| entry.is_dir && !is_half_removed(&entry.name)) {
         let path = shards.join(&entry.name);
         let is_catalog = uid(&entry.name) == Some(ShardUid::CATALOG);
         let (mut report, content) = if is_catalog {

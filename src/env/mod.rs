@@ -107,6 +107,14 @@ pub enum OpenMode {
     Create,
 }
 
+/// How the name of a directory ends that is being removed.
+const HALF_REMOVED: &str = ".gone";
+
+/// Whether a directory of this name is what a crash has left of one that was being removed.
+pub fn is_half_removed(name: &Path) -> bool {
+    name.as_os_str().as_encoded_bytes().ends_with(HALF_REMOVED.as_bytes())
+}
+
 /// A file system below one data directory.
 ///
 /// Clones are handles to the same disk. All operations suspend and never block the reactor. An
@@ -138,7 +146,8 @@ pub trait Disk: Clone + 'static {
     /// Removes a file. Durable only after `sync_dir`.
     fn remove(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
 
-    /// Removes a directory and all in it; durable when it returns.
+    /// Removes a directory and all in it; durable when it returns. A crash meanwhile leaves all of it under its name, or nothing;
+    /// what it may leave under another one, `is_half_removed`, is to be removed.
     fn remove_dir_all(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
 
     /// Makes renames, creations and removals in this directory durable.

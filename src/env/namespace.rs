@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::DirEntry;
+use super::{DirEntry, HALF_REMOVED, is_half_removed};
 
 /// See `Disk::read_file`.
 pub(super) fn read_file(path: &Path) -> io::Result<Bytes> {
@@ -89,7 +89,23 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
 
 /// See `Disk::remove_dir_all`.
 pub(super) fn remove_dir_all(path: &Path) -> io::Result<()> {
-    fs::remove_dir_all(path)?;
+    if is_half_removed(path) {
+        fs::remove_dir_all(path)?;
+        return sync_dir(parent(path));
+    }
+    let mut name = path.file_name().ok_or_else(|| no_name(path))?.to_owned();
+    name.push(HALF_REMOVED);
+    let aside = path.with_file_name(name);
+    match fs::remove_dir_all(&aside) {
+        // Left by an earlier one.
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    // Files go one by one: what a crash left of them under its name would be taken for damage.
+    fs::rename(path, &aside)?;
+    sync_dir(parent(path))?;
+    fs::remove_dir_all(&aside)?;
     sync_dir(parent(path))
 }
 

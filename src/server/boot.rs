@@ -212,6 +212,11 @@ async fn shards_on_disk<E: Env>(reactor: &Reactor<E>) -> Result<BTreeSet<ShardUi
         match entry.name.to_str().and_then(ShardUid::of_name) {
             Some(uid) if entry.is_dir => drop(found.insert(uid)),
             _ if left_uid(&entry.name).is_some() => {}
+            _ if entry.is_dir && env::is_half_removed(&entry.name) => {
+                if let Err(error) = reactor.disk().remove_dir_all(&dir.join(&entry.name)).await {
+                    tracing::warn!(name = %entry.name.display(), %error, "what is left of a removed replica stays");
+                }
+            }
             _ => tracing::warn!(name = %entry.name.display(), "not a shard's directory; it is left alone"),
         }
     }

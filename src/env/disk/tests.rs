@@ -170,6 +170,23 @@ fn names() {
     });
 }
 
+/// A directory that is removed has another name before any of its files goes; what a crash has left of an earlier one is not in the way.
+#[test]
+fn directories_go_as_a_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, aside) = (dir.path().join("7"), dir.path().join("7.gone"));
+    for name in ["7", "7.gone"] {
+        namespace::create_dir_all(&dir.path().join(name).join("deep")).unwrap();
+    }
+    assert!(super::super::is_half_removed(&aside) && !super::super::is_half_removed(&path));
+    namespace::remove_dir_all(&path).unwrap();
+    assert_eq!(namespace::list(dir.path()).unwrap(), []);
+    namespace::create_dir_all(&aside).unwrap();
+    namespace::remove_dir_all(&aside).unwrap();
+    assert_eq!(namespace::list(dir.path()).unwrap(), []);
+    assert_eq!(namespace::remove_dir_all(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
+}
+
 /// A write that fails half-way leaves the old content, and no temporary file.
 #[test]
 fn write_file_is_all_or_nothing() {
