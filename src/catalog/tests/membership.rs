@@ -1,5 +1,7 @@
 //! Nodes: how they join, with certificates and tokens, change and go.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::limits::{CATALOG_VOTERS_MAX, CLUSTER_NODES_MAX, JOIN_TOKENS_MAX, NODE_ID_MAX};
 
@@ -42,7 +44,7 @@ fn a_cluster_begins_once() {
     let nobody = Command::InitCluster(InitCluster { cluster_id: CLUSTER.into(), node: None });
     assert!(matches!(catalog.run(nobody), Err(CatalogError::NodeInvalid { .. })));
     assert_eq!((catalog.cluster_id(), catalog.members().len()), (None, 0));
-    assert!(catalog.wanted_voters().is_empty());
+    assert!(catalog.wanted_voters(&BTreeSet::new(), &BTreeSet::new()).is_empty());
 
     let answer = Ok(CatalogAnswer::Cluster { cluster_id: CLUSTER.into() });
     assert_eq!(catalog.run(init()), answer);
@@ -223,20 +225,54 @@ fn removal() {
     assert_eq!(catalog.nodes().count(), 2, "its id stays taken");
 }
 
+fn nodes_of(ids: &[u64]) -> BTreeSet<NodeId> {
+    ids.iter().copied().map(NodeId).collect()
+}
+
 /// An odd number of active nodes votes in the catalog, those that do already first; draining ones do not.
 #[test]
 fn voters() {
     let mut catalog = cluster(1);
-    assert_eq!(ids(catalog.wanted_voters()), [1]);
+    let mut present = BTreeSet::new();
+    let mut change = |catalog: &Catalog| {
+        present = catalog.wanted_voters(&present, &BTreeSet::new());
+        ids(present.clone())
+    };
+    assert_eq!(change(&catalog), [1]);
     for (node, voters) in [(2, 1), (3, 3), (4, 3), (5, 5), (6, 5), (7, CATALOG_VOTERS_MAX)] {
         catalog.run(claim(node, node)).unwrap();
-        assert_eq!(ids(catalog.wanted_voters()), (1..=voters as u64).collect::<Vec<_>>());
+        assert_eq!(change(&catalog), (1..=voters as u64).collect::<Vec<_>>());
     }
     catalog.run(set_state(2, NodeState::Draining)).unwrap();
-    assert_eq!(ids(catalog.wanted_voters()), [1, 3, 4, 5, 6]);
+    assert_eq!(change(&catalog), [1, 3, 4, 5, 6]);
     assert_eq!(ids(catalog.members()), [1, 2, 3, 4, 5, 6, 7]);
     catalog.run(set_state(2, NodeState::Active)).unwrap();
-    assert_eq!(ids(catalog.wanted_voters()), [1, 2, 3, 4, 5]);
+    assert_eq!(change(&catalog), [1, 3, 4, 5, 6], "whoever votes stays");
+}
+
+/// A dead node keeps its vote and gets none; another one takes the place of one that goes. Where there is no other one, one that
+/// drains keeps its vote, and one that was removed loses it: it will not come back.
+#[test]
+fn dead_voters() {
+    let mut catalog = cluster(7);
+    let five = nodes_of(&[1, 2, 3, 4, 5]);
+    let wanted = |catalog: &Catalog, present: &BTreeSet<NodeId>, dead: &[u64]| {
+        ids(catalog.wanted_voters(present, &nodes_of(dead)))
+    };
+    assert_eq!(wanted(&catalog, &five, &[2, 3]), [1, 2, 3, 4, 5]);
+    catalog.run(set_state(3, NodeState::Draining)).unwrap();
+    assert_eq!(wanted(&catalog, &five, &[6]), [1, 2, 4, 5, 7]);
+    assert_eq!(wanted(&catalog, &five, &[6, 7]), [1, 2, 3, 4, 5]);
+    assert_eq!(wanted(&catalog, &nodes_of(&[1]), &[3, 4, 5, 6, 7]), [1], "two of three would need both");
+    catalog.run(set_state(3, NodeState::Removed)).unwrap();
+    assert_eq!(wanted(&catalog, &five, &[6]), [1, 2, 4, 5, 7]);
+    assert_eq!(wanted(&catalog, &five, &[6, 7]), [1, 2, 4]);
+    assert_eq!(wanted(&catalog, &five, &[2, 6, 7]), [1, 4, 5]);
+    assert_eq!(
+        wanted(&catalog, &nodes_of(&[1, 4, 5]), &[6, 7]),
+        [1, 4, 5],
+        "the other one of four alone gains nothing"
+    );
 }
 
 /// A cluster has room for so many nodes.

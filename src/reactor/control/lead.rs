@@ -65,8 +65,9 @@ impl<E: Env> Control<E> {
             tracing::warn!(error, "a change of the catalog's members could not be ended; it is tried again");
             return;
         }
-        let (members, wanted) = group.with_machine(|catalog| (catalog.members(), catalog.wanted_voters()));
-        let present = group.members();
+        let (present, dead) = (group.members(), self.dead());
+        let (members, wanted) =
+            group.with_machine(|catalog| (catalog.members(), catalog.wanted_voters(&present.voters, &dead)));
         // A leader that was removed leads on until another is elected.
         if members.is_empty() || !present.voters.contains(&self.inner.me) {
             return;
@@ -78,12 +79,8 @@ impl<E: Env> Control<E> {
             }
             tracing::info!(node = node.0, "node follows the catalog");
         }
-        // A voter that is dead would only make the quorum harder to reach: it is let in when it is heard of. And voters of
-        // whom most are dead could not even end the change.
-        let dead = self.dead();
-        let mut new_ones = wanted.difference(&present.voters);
+        // Voters of whom most are dead could not even end the change.
         if wanted != present.voters
-            && new_ones.all(|node| !dead.contains(node))
             && is_most(&wanted, |node| !dead.contains(node))
             && let Err(error) = soon::<E, _>(group.change_members(wanted.clone())).await
         {
