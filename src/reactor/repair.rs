@@ -10,9 +10,17 @@
 
 use std::{collections::BTreeSet, path::Path, rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use super::{Reactor, Slot, control, inbound, stays::Stay};
+use super::{
+    Reactor, Slot,
+    control::{
+        self,
+        remembered::{self, MEMBERS_FILE},
+    },
+    inbound,
+    stays::Stay,
+};
 use crate::{
-    env::{self, Env, domain},
+    env::{self, Disk, Env, domain},
     ids::{LogId, NodeId, ShardUid},
     log::{
         LogError,
@@ -28,6 +36,9 @@ const RETRY_MIN: Duration = Duration::from_millis(500);
 
 /// ... up to this.
 const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// So often in a row a catalog may be found damaged when it is opened, and whole when it is to be mended.
+const UNEXPLAINED_MAX: u32 = 5;
 
 /// What the only copy's operator may do.
 pub fn way_out(error: &RepairError, dir: &Path) -> String {
@@ -225,39 +236,92 @@ impl<E: Env> Reactor<E> {
     }
 }
 
-/// Mends this node's damaged catalog from the nodes that it remembers; it can be opened then.
-///
-/// # Errors
-/// When nothing can help, or there is no other node: with the way out.
-pub(super) async fn mend_catalog<E: Env>(
-    reactor: &Rc<Reactor<E>>,
-    options: &GroupOptions,
-    error: LogError,
-) -> Result<(), GroupError> {
-    tracing::error!(%error, "the catalog is damaged: it is mended from the other nodes before this one starts");
-    let mut repair = Repair::new(reactor.disk().clone(), reactor.peers().clone(), options, None);
-    let mut pause = RETRY_MIN;
-    loop {
-        let book = reactor.node().book.snapshot();
-        let others: Vec<_> = book.keys().copied().filter(|node| *node != options.node).collect();
-        match repair.attempt(&others).await {
-            Ok(mended) if mended == Mended::default() => return Err(unmended(error.to_string(), &options.dir)),
-            Ok(mended) => {
-                tracing::warn!(?mended, "the catalog was mended");
-                reactor.count_mended(&mended);
-                return Ok(());
-            }
-            Err(RepairError::Unfilled { gap, reasons }) if !others.is_empty() => {
-                tracing::warn!(%gap, reasons, "the catalog cannot be mended yet: are other nodes up?");
-            }
-            Err(error @ RepairError::Stateless { .. }) if !others.is_empty() => {
-                tracing::warn!(%error, "the catalog cannot be mended yet: are other nodes up?");
-            }
-            Err(error) => return Err(unmended(way_out(&error, &options.dir), &options.dir)),
-        }
-        env::sleep::<E>(pause).await;
-        pause = (pause * 2).min(RETRY_MAX);
+/// Mends this node's damaged catalog from the nodes that it remembers, before the node starts. (A panic in it ends the process, where
+/// that of a shard's repair ends the repair: without its catalog a node does not start.)
+pub(super) struct CatalogMending {
+    pause: Duration,
+    /// How often in a row nothing was found to be mended.
+    unexplained: u32,
+}
+
+impl CatalogMending {
+    /// Nothing was tried yet.
+    pub fn new() -> CatalogMending {
+        CatalogMending { pause: RETRY_MIN, unexplained: 0 }
     }
+
+    /// Mends it once more; it is to be opened again then. Waits as long as that takes: for other nodes, and for a device that does not
+    /// read now.
+    ///
+    /// # Errors
+    /// When nothing can help, there is no other node, it is not known which there are, or it was in vain too often: with the way out.
+    pub async fn mend<E: Env>(
+        &mut self,
+        reactor: &Rc<Reactor<E>>,
+        options: &GroupOptions,
+        error: LogError,
+    ) -> Result<(), GroupError> {
+        tracing::error!(%error, "the catalog is damaged: it is mended from the other nodes before this one starts");
+        let mut repair = Repair::new(reactor.disk().clone(), reactor.peers().clone(), options, None);
+        let stop = |cause| Err(unmended(cause, &options.dir));
+        loop {
+            let book = reactor.node().book.snapshot();
+            let others: Vec<_> = book.keys().copied().filter(|node| *node != options.node).collect();
+            match repair.attempt(&others).await {
+                Ok(mended) if mended == Mended::default() => {
+                    self.unexplained += 1;
+                    if self.unexplained == UNEXPLAINED_MAX {
+                        return stop(error.to_string());
+                    }
+                    // What opening found damaged may have gone bad just then, or be readable again.
+                    tracing::warn!(%error, "nothing of the catalog is found to be damaged: it is opened again");
+                    self.wait::<E>().await;
+                    return Ok(());
+                }
+                Ok(mended) => {
+                    tracing::warn!(?mended, "the catalog was mended");
+                    self.unexplained = 0;
+                    reactor.count_mended(&mended);
+                    return Ok(());
+                }
+                Err(error @ RepairError::Hopeless(_)) => return stop(way_out(&error, &options.dir)),
+                Err(error @ RepairError::Disk(_)) => {
+                    let cause = way_out(&error, &options.dir);
+                    note_waiting(reactor, &format!("the catalog cannot be read now, and the node waits: {cause}"));
+                }
+                Err(error) if others.is_empty() => return stop(alone(reactor, &error, options).await),
+                Err(error) => {
+                    note_waiting(reactor, &format!("the catalog cannot be mended yet: are other nodes up? {error}"))
+                }
+            }
+            self.wait::<E>().await;
+        }
+    }
+
+    async fn wait<E: Env>(&mut self) {
+        env::sleep::<E>(self.pause).await;
+        self.pause = (self.pause * 2).min(RETRY_MAX);
+    }
+}
+
+fn note_waiting<E: Env>(reactor: &Reactor<E>, cause: &str) {
+    tracing::warn!(cause);
+    reactor.node().note_fault(ShardUid::CATALOG, cause);
+}
+
+/// What is said of a catalog for which no other node can be asked: the way out of the only one only if it is known to be that. In a
+/// cluster the others go on with what was given up here, and this node would have forgotten what it acknowledged.
+async fn alone<E: Env>(reactor: &Reactor<E>, error: &RepairError, options: &GroupOptions) -> String {
+    let (members, way_out) = (reactor.node().config.data.join(MEMBERS_FILE), way_out(error, &options.dir));
+    let known = reactor.disk().read_file(&members).await.ok().and_then(|content| remembered::decode(&content));
+    if known.is_some_and(|known| known.nodes.iter().all(|node| node.node_id == options.node.0)) {
+        return way_out;
+    }
+    let members = members.display();
+    format!(
+        "which other nodes there are is not known, as {members} is missing or damaged: copy that file from another node's data \
+         directory, and the catalog is mended from the others; only if there has never been another node: {way_out}"
+    )
 }
 
 fn unmended(cause: String, dir: &Path) -> GroupError {

@@ -270,13 +270,15 @@ impl<E: Env> Control<E> {
             owner: identity.owner(),
             preferred: founder,
         };
+        let mut mending = repair::CatalogMending::new();
         let (catalog, recovered) = loop {
             let (disk, tail, peers) = (reactor.disk().clone(), reactor.tail().clone(), reactor.peers().clone());
             match Group::open(disk, tail, peers, options.clone(), Catalog::new()).await {
-                Err(GroupError::Damaged(error)) => repair::mend_catalog(&reactor, &options, error).await?,
+                Err(GroupError::Damaged(error)) => mending.mend(&reactor, &options, error).await?,
                 opened => break opened?,
             }
         };
+        reactor.node().forget_fault(ShardUid::CATALOG);
         let served = catalog.clone();
         reactor.hooks().set_catalog_streams(move |from, first, stream| served.serve(from, first, stream));
         let inner = Inner {

@@ -6,7 +6,9 @@ use super::*;
 use crate::{
     format::state_files::{HardState, HardStateSlot},
     limits::BLOCK_BYTES,
-    reactor::ReactorError,
+    log::LogError,
+    raft::{GroupError, GroupOptions},
+    reactor::{ReactorError, control::remembered, repair::CatalogMending},
     shard::ShardError,
     sim::{DiskFault, Fault, Operation, PlantedFault},
 };
@@ -403,6 +405,80 @@ fn removed_while_it_is_mended() {
         env::sleep::<TestEnv>(Duration::from_secs(1)).await;
         assert_eq!(count(), before, "the repair has gone on");
         assert_eq!(disk.content("/data/shards/1/hard_state"), others);
+    });
+}
+
+fn catalog_options(world: &World) -> GroupOptions {
+    GroupOptions {
+        dir: "/data/shards/1".into(),
+        shard: UID,
+        node: world.id,
+        segment_bytes_max: crate::limits::SEGMENT_BYTES_MIN,
+        slot: 0,
+        founders: None,
+        owner: world.node.identity().unwrap().owner(),
+        preferred: false,
+    }
+}
+
+/// Mends a catalog at node `place`, of which this replica's files are taken.
+async fn mend_as_catalog(worlds: &mut [World], place: usize, disk: SimDisk, nodes: u64) -> Result<(), GroupError> {
+    let id = worlds[place].id;
+    worlds[place] = World::start(&worlds[place].network.clone(), id, disk, nodes, &[1, 2, 3]);
+    let error = LogError::Corrupt { file: "f".into(), position: 0, what: "just a test".into() };
+    let options = catalog_options(&worlds[place]);
+    let mut mending = CatalogMending::new();
+    within("a look", mending.mend(&worlds[place].reactor, &options, error)).await
+}
+
+/// A catalog that the device could not read when it was opened, and can when it is looked at, is opened again, as a shard is.
+#[test]
+fn catalog_unreadable_for_a_moment() {
+    block_on(async {
+        let mut worlds = three(5).await;
+        let disk = crash(&worlds, 1);
+        mend_as_catalog(&mut worlds, 1, disk, 3).await.unwrap();
+    });
+}
+
+/// Nor does a start end because the device cannot read the catalog's votes just now.
+#[test]
+fn catalog_with_unreadable_votes() {
+    block_on(async {
+        let mut worlds = three(5).await;
+        let disk = crash(&worlds, 1);
+        disk.plant_fault(PlantedFault {
+            fault: DiskFault::ErrorRead,
+            path_contains: "hard_state".into(),
+            chance_ppm: 1_000_000,
+            times: u64::MAX,
+        });
+        let heals = disk.clone();
+        env::spawn::<TestEnv>(async move {
+            env::sleep::<TestEnv>(Duration::from_millis(200)).await;
+            heals.heal();
+        });
+        mend_as_catalog(&mut worlds, 1, disk, 3).await.unwrap();
+    });
+}
+
+/// A node that does not know which others there are does not take its catalog for the only one.
+#[test]
+fn catalog_of_unknown_nodes() {
+    block_on(async {
+        for is_alone in [false, true] {
+            let mut worlds = three(20).await;
+            let disk = crash(&worlds, 0);
+            flip(&disk, 8);
+            if is_alone {
+                let own = worlds[0].node.own_entry();
+                let members = remembered::encode(crate::ids::Index(0), [own]);
+                disk.set_content("/data/members", members.into_bytes());
+            }
+            let error = mend_as_catalog(&mut worlds, 0, disk, 1).await.unwrap_err().to_string();
+            assert!(error.contains("ringlog repair"), "{error}");
+            assert_eq!(error.contains("/data/members"), !is_alone, "{error}");
+        }
     });
 }
 
