@@ -619,8 +619,9 @@ impl<E: Env> Reactor<E> {
     fn lose(&self, uid: ShardUid) {
         let dir = control::shard_dir(&self.node.config.data, uid);
         let cause = format!(
-            "shard {uid} is lost: its directory {} is missing; drain this node and take it back, and the replica is made anew from \
-             others; without others restore the directory from a backup, or delete the topic",
+            "shard {uid} is lost: its directory {} was missing, emptied or unreadable when the node started; if it is there again, \
+             restart the node; else drain the node and take it back, and the replica is made anew from others; without others \
+             restore the directory from a backup, or delete the topic",
             dir.display()
         );
         self.node.note_fault(uid, &cause);

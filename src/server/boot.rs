@@ -12,7 +12,13 @@ use crate::{
     raft::left::left_uid,
     reactor::{
         Reactor, ReactorError,
-        control::{Control, join::Trust, made::REPLICAS_FILE, remembered::MEMBERS_FILE, shard_dir},
+        control::{
+            Control, OnDisk,
+            join::Trust,
+            made::{self, REPLICAS_FILE},
+            remembered::MEMBERS_FILE,
+            shard_dir,
+        },
         node::Node,
     },
 };
@@ -41,14 +47,8 @@ pub async fn boot<E: Env>(reactor: Rc<Reactor<E>>, trust: Trust) -> Result<Contr
         .map_err(|error| format!("the catalog of topics could not be opened, and the node does not start: {error}"))?;
     tracing::debug!(?recovered, "catalog recovered");
     learn_cluster(&reactor, &control, founder).await?;
-    let mut emptied = BTreeSet::new();
-    for uid in found.iter().filter(|uid| **uid != ShardUid::CATALOG) {
-        if is_emptied(&reactor, *uid).await? {
-            emptied.insert(*uid);
-        }
-    }
-    let shards = found.iter().filter(|uid| **uid != ShardUid::CATALOG).copied().collect();
-    control.take_over(&shards, &emptied).await?;
+    let shards = found.into_iter().filter(|uid| *uid != ShardUid::CATALOG).collect();
+    control.take_over(look_into(&reactor, shards).await).await?;
     // Where others vote, this node may not know yet what they have committed.
     let is_alone = control.group().members().is_alone(me);
     if is_alone && let Some(dir) = control.stranger() {
@@ -90,7 +90,7 @@ async fn check_catalog<E: Env>(reactor: &Reactor<E>, founder: bool, found: &BTre
         ));
     }
     let had_replicas = match reactor.disk().read_file(&data.join(REPLICAS_FILE)).await {
-        Ok(content) => !content.is_empty(),
+        Ok(content) => !made::decode(&content).is_ok_and(|made| made.is_empty()),
         Err(_) => false,
     };
     if had_replicas || found.iter().any(|uid| *uid != ShardUid::CATALOG) {
@@ -221,6 +221,22 @@ async fn shards_on_disk<E: Env>(reactor: &Reactor<E>) -> Result<BTreeSet<ShardUi
         }
     }
     Ok(found)
+}
+
+/// Which of these directories hold nothing any more, and of which the device does not say it.
+async fn look_into<E: Env>(reactor: &Reactor<E>, shards: BTreeSet<ShardUid>) -> OnDisk {
+    let mut on_disk = OnDisk::default();
+    for uid in &shards {
+        match is_emptied(reactor, *uid).await {
+            Ok(true) => drop(on_disk.emptied.insert(*uid)),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(shard_uid = uid.0, error, "a shard's directory cannot be read: it stays closed");
+                on_disk.unreadable.insert(*uid);
+            }
+        }
+    }
+    OnDisk { shards, ..on_disk }
 }
 
 /// Whether a shard's directory has lost both its votes and its records: opened as it is, it would begin anew at offset 0, and

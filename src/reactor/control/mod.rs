@@ -112,6 +112,17 @@ pub fn shard_dir(data: &Path, uid: ShardUid) -> PathBuf {
     data.join("shards").join(uid.to_string())
 }
 
+/// What a node finds of its replicas when it starts.
+#[derive(Debug, Default)]
+pub struct OnDisk {
+    /// All of which there is a directory.
+    pub shards: BTreeSet<ShardUid>,
+    /// Those of them that have neither votes nor records.
+    pub emptied: BTreeSet<ShardUid>,
+    /// Those of them of which the device does not say that.
+    pub unreadable: BTreeSet<ShardUid>,
+}
+
 #[derive(Debug)]
 enum Job {
     Create { create: CreateTopic, reply: oneshot::Sender<Result<Arc<PlacedTopic>, ControlError>> },
@@ -211,8 +222,10 @@ struct Inner<E: Env> {
     on_disk: RefCell<BTreeSet<ShardUid>>,
     /// Those of them that have neither votes nor records.
     emptied: RefCell<BTreeSet<ShardUid>>,
-    /// Replicas whose files are gone: they are not made anew.
+    /// Replicas whose files are gone, or cannot be looked at: they are not made anew.
     lost: RefCell<BTreeSet<ShardUid>>,
+    /// The list of replicas was damaged, and what is lost cannot be told before the catalog is fresh.
+    unlisted: Cell<bool>,
     /// Why replicas that were to be opened were not, until they are.
     failed: RefCell<BTreeMap<ShardUid, ReactorError>>,
     /// Of them those that could not be made, and are not tried again before this node is started anew: nothing of them may be on
@@ -289,6 +302,7 @@ impl<E: Env> Control<E> {
             on_disk: RefCell::default(),
             emptied: RefCell::default(),
             lost: RefCell::default(),
+            unlisted: Cell::new(false),
             failed: RefCell::default(),
             unmade: RefCell::default(),
             reconciled: Cell::default(),

@@ -21,7 +21,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Control, ControlError, made,
+    Control, ControlError, OnDisk, made,
     remembered::{self, MEMBERS_FILE},
     shard_dir,
 };
@@ -59,23 +59,28 @@ impl<E: Env> Control<E> {
     /// gone. Before the first `reconcile`.
     ///
     /// # Errors
-    /// In one sentence, when files cannot be read, or are of a shard that this catalog never made.
-    pub async fn take_over(&self, found: &BTreeSet<ShardUid>, emptied: &BTreeSet<ShardUid>) -> Result<(), String> {
+    /// In one sentence, when the list of them cannot be read.
+    pub async fn take_over(&self, found: OnDisk) -> Result<(), String> {
         let path = self.replicas_file();
         let made = match self.inner.reactor.disk().read_file(&path).await {
-            Ok(content) => made::decode(&content).map_err(|what| format!("{} {what}", path.display()))?,
+            Ok(content) => made::decode(&content).unwrap_or_else(|what| {
+                tracing::error!(path = %path.display(), "{what}: all that are to be here and are not are taken for lost");
+                self.inner.unlisted.set(true);
+                BTreeSet::new()
+            }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeSet::new(),
             Err(error) => return Err(format!("{} could not be read: {error}", path.display())),
         };
-        let lost = made.iter().filter(|uid| !found.contains(uid) || emptied.contains(uid));
-        *self.inner.lost.borrow_mut() = lost.copied().collect();
-        self.inner.on_disk.borrow_mut().clone_from(found);
+        let OnDisk { shards, emptied, unreadable } = found;
+        let lost = made.iter().filter(|uid| !shards.contains(uid) || emptied.contains(uid));
+        *self.inner.lost.borrow_mut() = lost.chain(&unreadable).copied().collect();
+        *self.inner.on_disk.borrow_mut() = shards;
         if let Ok(content) = self.inner.reactor.disk().read_file(&self.members_file()).await
             && let Some(remembered) = remembered::decode(&content)
         {
             self.inner.remembered_end.set(remembered.applied_end);
         }
-        self.inner.emptied.borrow_mut().clone_from(emptied);
+        *self.inner.emptied.borrow_mut() = emptied;
         Ok(())
     }
 
@@ -144,11 +149,12 @@ impl<E: Env> Control<E> {
         let is_fresh = !self.needs_fresh(&topics, &wanted) || self.inner.catalog.linearize(FRESH_MAX).await.is_ok();
         // What was applied meanwhile comes with the next round.
         let (topics, wanted) = if is_fresh {
+            let listed = self.take_for_lost(&known().1).await;
             let (topics, wanted) = known();
             self.publish_book();
             self.withdraw_deleted(&topics);
             let removed = self.remove_unwanted(&wanted).await;
-            (topics, removed.then_some(wanted))
+            (topics, (removed && listed).then_some(wanted))
         } else {
             (topics, None)
         };
@@ -160,6 +166,23 @@ impl<E: Env> Control<E> {
         noted && opened && made
     }
 
+    /// With a fresh catalog, once: what is to be here and is not was lost, if it cannot be told what was here. False: another round
+    /// tells the reactors, or tries again.
+    async fn take_for_lost(&self, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>) -> bool {
+        if !self.inner.unlisted.get() {
+            return true;
+        }
+        {
+            let (on_disk, emptied) = (self.inner.on_disk.borrow(), self.inner.emptied.borrow());
+            let is_gone = |uid: &&ShardUid| !on_disk.contains(uid) || emptied.contains(uid);
+            self.inner.lost.borrow_mut().extend(wanted.keys().filter(is_gone));
+        }
+        self.inner.unlisted.set(false);
+        let is_written = self.write_replicas().await;
+        self.inner.unlisted.set(!is_written);
+        false
+    }
+
     /// Whether a replica is to be made anew, or removed, or a lost one forgotten: then a new one may be made some day.
     fn needs_fresh(
         &self,
@@ -169,7 +192,8 @@ impl<E: Env> Control<E> {
         let (held, on_disk) = (self.inner.held.borrow(), self.inner.on_disk.borrow());
         let lost = self.inner.lost.borrow();
         let unknown = |uid: &ShardUid| !wanted.contains_key(uid) && !lost.contains(uid);
-        wanted.keys().any(|uid| !held.contains_key(uid))
+        self.inner.unlisted.get()
+            || wanted.keys().any(|uid| !held.contains_key(uid))
             || held.keys().any(unknown)
             || on_disk.iter().any(unknown)
             || lost.iter().any(|uid| !is_here(topics, *uid))
@@ -419,6 +443,10 @@ impl<E: Env> Control<E> {
 
     /// Lists the replicas that this node has made but for those that are `leaving`; false: it is tried again.
     async fn write_replicas_without(&self, leaving: &BTreeSet<ShardUid>) -> bool {
+        if self.inner.unlisted.get() {
+            // Lost ones would not be in it. The damaged one says at least that it is not known.
+            return true;
+        }
         let uids: BTreeSet<ShardUid> = {
             let (held, lost) = (self.inner.held.borrow(), self.inner.lost.borrow());
             let unmade = self.inner.unmade.borrow();

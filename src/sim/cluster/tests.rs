@@ -107,6 +107,68 @@ fn unlisted_before_it_goes() {
     assert_eq!(runtime.world().panics(), []);
 }
 
+/// A damaged list of replicas does not keep a node from starting: what is to be there and is not is taken for lost, and nothing is
+/// made anew that may have voted. The list is whole again then.
+#[test]
+fn a_damaged_list() {
+    let runtime = SimRuntime::seeded(5);
+    runtime.block_on(async {
+        let cluster = cluster_of(3, 5).await;
+        let (node, made) = (NodeId(3), Path::new(DATA).join(REPLICAS_FILE));
+        let uid = make_topic(&cluster, 3).await;
+        until("a replica", || cluster.process(node).unwrap().shard(uid).is_some()).await;
+        env::sleep::<SimEnv>(SOON).await;
+        cluster.kill(node);
+        let disk = cluster.disk(node).unwrap();
+        let before = made::decode(&disk.content(&made)).unwrap();
+        assert!(before.len() > 1 && before.contains(&uid));
+        disk.flip_bit(&made, 0, 0);
+        assert!(disk.delete_dir(shard_dir(DATA.as_ref(), uid)));
+        cluster.start(node);
+        cluster.until_serving(node).await;
+        assert_eq!(cluster.failure(node), None);
+        env::sleep::<SimEnv>(SOON).await;
+        let process = cluster.process(node).unwrap();
+        assert!(process.shard(uid).is_none(), "it was made anew");
+        assert!(process.node.faults()[&uid].contains("is lost"));
+        assert_eq!(made::decode(&disk.content(&made)), Ok(before.clone()));
+        let others = before.iter().filter(|other| **other != uid);
+        assert!(others.copied().all(|other| process.shard(other).is_some()));
+    });
+    assert_eq!(runtime.world().panics(), []);
+}
+
+/// A replica's directory that the device cannot read when the node starts keeps that replica closed, and nothing else.
+#[test]
+fn an_unreadable_directory() {
+    let runtime = SimRuntime::seeded(6);
+    runtime.block_on(async {
+        let cluster = cluster_of(3, 6).await;
+        let node = NodeId(3);
+        let uid = make_topic(&cluster, 3).await;
+        until("a replica", || cluster.process(node).unwrap().shard(uid).is_some()).await;
+        env::sleep::<SimEnv>(SOON).await;
+        cluster.kill(node);
+        let disk = cluster.disk(node).unwrap();
+        let (path_contains, error) = (format!("shards/{uid}"), std::io::ErrorKind::Other);
+        disk.plant(Fault { operation: Operation::List, path_contains, skip: 0, times: u64::MAX, error });
+        cluster.start(node);
+        cluster.until_serving(node).await;
+        assert_eq!(cluster.failure(node), None);
+        disk.heal();
+        env::sleep::<SimEnv>(SOON).await;
+        let process = cluster.process(node).unwrap();
+        assert!(process.shard(uid).is_none() && process.node.faults()[&uid].contains("restart the node"));
+        cluster.kill(node);
+        cluster.start(node);
+        cluster.until_serving(node).await;
+        env::sleep::<SimEnv>(SOON).await;
+        let process = cluster.process(node).unwrap();
+        assert!(process.shard(uid).is_some() && process.node.faults().is_empty());
+    });
+    assert_eq!(runtime.world().panics(), []);
+}
+
 /// Whoever waits for a command to be carried out is told, and the cause, when the catalog stops meanwhile.
 #[test]
 fn a_wait_ends_with_the_catalog() {
@@ -140,14 +202,16 @@ fn a_failed_start() {
     let runtime = SimRuntime::seeded(1);
     runtime.block_on(async {
         let cluster = cluster_of(3, 1).await;
-        let (node, made) = (NodeId(3), Path::new(DATA).join(REPLICAS_FILE));
+        let node = NodeId(3);
         cluster.kill(node);
         // It is read after the catalog was opened.
-        cluster.disk(node).unwrap().set_content(&made, b"all of them".to_vec());
+        let (path_contains, error) = (format!("{DATA}/{REPLICAS_FILE}"), std::io::ErrorKind::Other);
+        let fault = Fault { operation: Operation::Read, path_contains, skip: 0, times: u64::MAX, error };
+        cluster.disk(node).unwrap().plant(fault);
         cluster.start(node);
         cluster.until_serving(node).await;
         let failure = cluster.failure(node).unwrap();
-        assert!(failure.contains("is damaged") && cluster.process(node).is_none(), "{failure}");
+        assert!(failure.contains("could not be read") && cluster.process(node).is_none(), "{failure}");
         cluster.start(node);
         assert!(cluster.process(node).is_none(), "it is not started again by whoever only brings back what is down");
         env::sleep::<SimEnv>(SOON).await;
@@ -155,7 +219,7 @@ fn a_failed_start() {
             assert!(!cluster.process(other).unwrap().node.liveness.is_alive(node));
         }
         cluster.kill(node);
-        cluster.disk(node).unwrap().set_content(&made, Vec::new());
+        cluster.disk(node).unwrap().heal();
         cluster.start(node);
         cluster.until_serving(node).await;
         assert_eq!((cluster.failure(node), cluster.serving().len()), (None, 3));
