@@ -140,7 +140,8 @@ impl<E: Env> Inner<E> {
         }
         self.tail.purge(to.next);
         self.drop_segments(to.next).await?;
-        self.drop_checkpoints().await
+        self.drop_checkpoints().await;
+        Ok(())
     }
 
     /// The log begins anew at `to`, beyond its present end.
@@ -159,7 +160,8 @@ impl<E: Env> Inner<E> {
             self.tail.purge(to.next);
             self.tail.flushed(to.next);
             self.drop_segments(to.next).await?;
-            self.drop_checkpoints().await
+            self.drop_checkpoints().await;
+            Ok(())
         };
         let outcome = outcome.await;
         self.state.borrow_mut().exclusive = false;

@@ -1,6 +1,6 @@
 //! What is kept beside the entries: the hard state (vote, committed, log start) and checkpoints.
 
-use std::{path::PathBuf, rc::Rc, time::Duration};
+use std::{io, path::PathBuf, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 
@@ -100,18 +100,31 @@ impl<E: Env> Inner<E> {
             });
         }
         self.state.borrow_mut().checkpoints.insert(index);
-        self.drop_checkpoints().await
+        self.drop_checkpoints().await;
+        Ok(())
     }
 
-    /// Removes checkpoints that are of no more use.
-    pub(super) async fn drop_checkpoints(&self) -> Result<(), LogError> {
+    /// Removes checkpoints that are of no more use. A purge and the saving of a checkpoint may do so at the same time.
+    pub(super) async fn drop_checkpoints(&self) {
         for index in self.useless_checkpoints() {
-            self.state.borrow_mut().checkpoints.remove(&index);
-            let path = self.checkpoint_path(index);
-            // Not synced: one that comes back after a crash is removed again.
-            self.disk.remove(&path).await.map_err(|error| io_error(&path, "removed", &error))?;
+            self.remove_checkpoint(index).await;
         }
-        Ok(())
+    }
+
+    /// Removes a checkpoint, unless another caller does so already. A file that cannot be removed costs its space and does
+    /// not stop the log.
+    async fn remove_checkpoint(&self, index: Index) {
+        if !self.state.borrow_mut().checkpoints.remove(&index) {
+            return;
+        }
+        let path = self.checkpoint_path(index);
+        // Not synced: one that comes back after a crash is removed again.
+        match self.disk.remove(&path).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.display(), %error, "a checkpoint that is not needed stays until the next start");
+            }
+            Ok(()) | Err(_) => {}
+        }
     }
 
     fn useless_checkpoints(&self) -> Vec<Index> {
@@ -160,10 +173,7 @@ impl<E: Env> Inner<E> {
     pub(super) async fn give_up_checkpoint(&self, index: Index, what: &str) {
         let path = self.checkpoint_path(index);
         tracing::warn!(path = %path.display(), what, "a damaged checkpoint, which is not needed, is removed");
-        self.state.borrow_mut().checkpoints.remove(&index);
-        if let Err(error) = self.disk.remove(&path).await {
-            tracing::warn!(path = %path.display(), %error, "it stays");
-        }
+        self.remove_checkpoint(index).await;
     }
 }
 

@@ -3,6 +3,7 @@
 mod support;
 
 mod basics;
+mod beside;
 mod damage;
 mod faults;
 mod model;
