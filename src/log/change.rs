@@ -4,16 +4,35 @@
 //! Order, so that a crash in between leaves a log without gaps: a truncation removes whole segments
 //! from the newest on, each removal durable before the next; a purge makes the new log start durable first,
 //! and only then removes segments: recovery removes what is left of them.
+//!
+//! Order for those who read meanwhile: the entries leave the log in memory before their bytes leave the disk. A read that does
+//! not find the bytes looks at the bounds again, and is `NotFound`.
 
-use std::rc::Rc;
+use std::{cell::RefCell, collections::VecDeque, rc::Rc};
 
-use super::{Inner, LogError, Phase, SegmentOf, io_error, segment::Slots, segment::parse_slots, state::Change};
+use super::{
+    FileOf, Inner, LogError, Phase, SegmentOf, io_error,
+    segment::{Slots, parse_slots},
+    state::Change,
+};
 use crate::{
     env::{Disk, Env, File, OpenMode},
-    format::segment::LogPoint,
+    format::segment::{LogPoint, Slot},
     ids::Index,
     limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN},
 };
+
+/// A segment of which the first entries stay.
+struct Cut<E: Env> {
+    segment: SegmentOf<E>,
+    file: FileOf<E>,
+    /// Where the file ends then.
+    position: u64,
+    /// Of the entries that stay.
+    slots: Vec<Slot>,
+    /// Of the last one that stays.
+    last_timestamp_us: i64,
+}
 
 impl<E: Env> Inner<E> {
     /// See `Log::truncate_after`.
@@ -39,28 +58,42 @@ impl<E: Env> Inner<E> {
     async fn truncate_to(self: &Rc<Self>, next: Index) -> Result<(), LogError> {
         self.drained().await?;
         let end = self.point_at(next).await?;
-        let start = self.state.borrow().start.next;
         self.settled().await?;
+        let cut = self.cut_at(end).await?;
         self.unmark(next).await?;
-        loop {
-            let last = self.state.borrow().segments.back().cloned();
-            let Some(last) = last.filter(|last| last.end().next > next) else { break };
-            // All that it would keep is purged, or there is nothing.
-            if next <= last.base.next.max(start) {
-                self.state.borrow_mut().segments.pop_back();
-                self.remove_segment(&last).await?;
-                let dir = &self.options.dir;
-                self.disk.sync_dir(dir).await.map_err(|error| self.stop(dir, "synced", &error))?;
-            } else {
-                self.cut(&last, end).await?;
-            }
+        // What fails from here on stops the log.
+        let gone = self.take_back(end, cut.as_ref());
+        let dir = &self.options.dir;
+        for segment in gone.iter().rev() {
+            self.remove_segment(segment).await?;
+            self.disk.sync_dir(dir).await.map_err(|error| self.stop(dir, "synced", &error))?;
         }
-        let state = &mut *self.state.borrow_mut();
-        state.end = end;
-        state.flushed = end;
-        state.check_order();
+        match cut {
+            Some(cut) => self.cut(&cut).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the log in memory at `end`. Returns the segments that have nothing left, oldest first.
+    fn take_back(&self, end: LogPoint, cut: Option<&Cut<E>>) -> VecDeque<SegmentOf<E>> {
+        let gone = {
+            let state = &mut *self.state.borrow_mut();
+            state.end = end;
+            state.flushed = end;
+            state.check_order();
+            let start = state.start.next;
+            // One of which only purged entries would stay goes as well.
+            let stays =
+                |segment: &SegmentOf<E>| segment.end().next <= end.next || segment.base.next.max(start) < end.next;
+            let staying = state.segments.partition_point(stays);
+            state.segments.split_off(staying)
+        };
+        if let Some(cut) = cut {
+            cut.apply(end);
+        }
+        gone.iter().for_each(|segment| self.forget(segment));
         self.tail.truncate(end.next);
-        Ok(())
+        gone
     }
 
     /// Where the log stood before the entry `next`.
@@ -83,10 +116,18 @@ impl<E: Env> Inner<E> {
         .await
     }
 
-    /// Cuts a segment after the entry before `end`; it is open again afterwards.
-    async fn cut(&self, segment: &SegmentOf<E>, end: LogPoint) -> Result<(), LogError> {
+    /// The segment that holds entries on both sides of `end`, if there is one, and what is needed to cut it there.
+    async fn cut_at(&self, end: LogPoint) -> Result<Option<Cut<E>>, LogError> {
+        let segment = {
+            let state = self.state.borrow();
+            let is_cut = |segment: &&SegmentOf<E>| {
+                segment.base.next.max(state.start.next) < end.next && end.next < segment.end().next
+            };
+            state.segments.iter().find(is_cut).cloned()
+        };
+        let Some(segment) = segment else { return Ok(None) };
         let keep = (end.next.0 - segment.base.next.0) as usize;
-        let view = self.index_of(segment).await?;
+        let view = self.index_of(&segment).await?;
         let position = view.get(keep).map(|slot| u64::from(slot.position));
         let position = position.expect("the entry to be cut is in the segment");
         let mut slots = parse_slots(&view.encode());
@@ -94,25 +135,17 @@ impl<E: Env> Inner<E> {
         let last_timestamp_us = self.header(Index(end.next.0 - 1)).await?.timestamp_us;
         let path = segment.path();
         let file = self.disk.open(&path, OpenMode::Append).await.map_err(|error| io_error(&path, "opened", &error))?;
-        // The index of what it was: with as many entries again, it would pass for that of what it will be until it is used.
-        self.remove_index(segment).await?;
-        let dir = &self.options.dir;
+        Ok(Some(Cut { segment, file, position, slots, last_timestamp_us }))
+    }
+
+    /// Cuts a segment's file; its index goes first: with as many entries again, it would pass for that of what the segment will
+    /// be until it is used.
+    async fn cut(&self, cut: &Cut<E>) -> Result<(), LogError> {
+        let (path, dir) = (cut.segment.path(), &self.options.dir);
+        self.remove_index(&cut.segment).await?;
         self.disk.sync_dir(dir).await.map_err(|error| self.stop(dir, "synced", &error))?;
-        file.truncate(position).await.map_err(|error| self.stop(&path, "cut", &error))?;
-        file.sync().await.map_err(|error| self.stop(&path, "synced", &error))?;
-        let now = &mut *segment.now.borrow_mut();
-        now.end = end;
-        now.last_timestamp_us = last_timestamp_us;
-        now.data_end = position;
-        now.disk_end = position;
-        now.capacity = now.intended_bytes.min(position + SEGMENT_BYTES_MIN).max(position + BLOCK_BYTES as u64);
-        now.phase = Phase::Open;
-        now.footer_gone = true;
-        now.requested = false;
-        now.urgent = false;
-        now.appender = None;
-        now.slots = Slots::Live(Rc::new(slots.into()));
-        Ok(())
+        cut.file.truncate(cut.position).await.map_err(|error| self.stop(&path, "cut", &error))?;
+        cut.file.sync().await.map_err(|error| self.stop(&path, "synced", &error))
     }
 
     /// See `Log::purge`.
@@ -237,5 +270,24 @@ impl<E: Env> Inner<E> {
         if matches!(now.slots, Slots::Cached(_)) {
             now.slots = Slots::Cached(None);
         }
+    }
+}
+
+impl<E: Env> Cut<E> {
+    /// The segment in memory ends at `end`, and is open again.
+    fn apply(&self, end: LogPoint) {
+        let now = &mut *self.segment.now.borrow_mut();
+        now.end = end;
+        now.last_timestamp_us = self.last_timestamp_us;
+        now.data_end = self.position;
+        now.disk_end = self.position;
+        now.capacity =
+            now.intended_bytes.min(self.position + SEGMENT_BYTES_MIN).max(self.position + BLOCK_BYTES as u64);
+        now.phase = Phase::Open;
+        now.footer_gone = true;
+        now.requested = false;
+        now.urgent = false;
+        now.appender = None;
+        now.slots = Slots::Live(Rc::new(RefCell::new(self.slots.clone())));
     }
 }

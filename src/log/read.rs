@@ -156,7 +156,11 @@ impl<E: Env> Inner<E> {
                 Ok(entries) => return Ok(entries),
                 // Purged or truncated meanwhile: the bounds tell.
                 Err(_) if segment.removed.get() => {}
-                Err(error) if again => return Err(error),
+                Err(error) if again => {
+                    // Or cut off meanwhile.
+                    self.check_bounds(from)?;
+                    return Err(error);
+                }
                 Err(_) => {
                     again = true;
                     if let Err(error) = self.distrust(&segment).await {
@@ -299,7 +303,11 @@ impl<E: Env> Inner<E> {
         let read = self.disk.read_file(&segment.index_path()).await.ok().filter(fits);
         let content = match read {
             Some(content) => content,
-            None => self.rebuild_index(segment).await?,
+            None => match self.rebuild_index(segment).await {
+                Ok(content) => content,
+                // Of a segment that was cut meanwhile.
+                Err(error) => return segment.view().ok_or(error),
+            },
         };
         let index = CachedIndex::new(content);
         self.keep_index(segment, &index);
@@ -388,28 +396,38 @@ impl<E: Env> Inner<E> {
 
     /// See `Log::find_offset`.
     pub(super) async fn find_offset(&self, offset: Offset) -> Result<Option<Index>, LogError> {
-        let segment = {
-            let state = self.state.borrow();
-            if offset < state.start.offset || offset >= state.end.offset {
-                return Ok(None);
-            }
-            // The last segment that begins at or below it and has records from there on.
-            let after = state.segments.partition_point(|segment| segment.base.offset <= offset);
-            let segment = after.checked_sub(1).and_then(|number| state.segments.get(number));
-            segment.cloned().expect("what is kept is in a segment")
-        };
-        let view = self.index_of(&segment).await?;
-        let relative = u32::try_from(offset.0 - segment.base.offset.0).expect("segments span fewer than 2^32 records");
-        let number = view.last_at_or_below(relative).expect("the first slot is at the base offset");
-        Ok(Some(Index(segment.base.next.0 + number as u64)))
+        while let Some(segment) = self.segment_at(offset) {
+            let view = match self.index_of(&segment).await {
+                // Purged or truncated meanwhile: what is left is looked at anew.
+                Err(_) if segment.removed.get() => continue,
+                view => view?,
+            };
+            let relative =
+                u32::try_from(offset.0 - segment.base.offset.0).expect("segments span fewer than 2^32 records");
+            let number = view.last_at_or_below(relative).expect("the first slot is at the base offset");
+            return Ok(Some(Index(segment.base.next.0 + number as u64)));
+        }
+        Ok(None)
+    }
+
+    /// The segment with the record at `offset`, if the log has that.
+    fn segment_at(&self, offset: Offset) -> Option<SegmentOf<E>> {
+        let state = self.state.borrow();
+        if offset < state.start.offset || offset >= state.end.offset {
+            return None;
+        }
+        // The last segment that begins at or below it and has records from there on.
+        let after = state.segments.partition_point(|segment| segment.base.offset <= offset);
+        let segment = after.checked_sub(1).and_then(|number| state.segments.get(number));
+        Some(segment.cloned().expect("what is kept is in a segment"))
     }
 
     /// See `Log::find_timestamp`.
     pub(super) async fn find_timestamp(&self, timestamp_us: i64) -> Result<Option<Index>, LogError> {
         while let Some((low, high)) = self.entries_around(timestamp_us) {
             match self.halve(low, high, timestamp_us).await {
-                // Purged meanwhile: what is left is looked at anew.
-                Err(LogError::NotFound { index, first, .. }) if first > index => {}
+                // Purged or truncated meanwhile: what is left is looked at anew.
+                Err(LogError::NotFound { .. }) => {}
                 found => return found.map(Some),
             }
         }

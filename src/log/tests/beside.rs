@@ -1,19 +1,98 @@
-//! What goes on at the same time: a purge beside the saving of checkpoints.
+//! What goes on at the same time: reads beside truncations and purges, a purge beside the saving of checkpoints.
 
-use std::io;
+use std::{cell::Cell, io};
 
-use futures_util::future::join;
+use futures_util::future::{join, join_all};
 
 use super::support::*;
 use crate::{
     env::runtime::block_on,
-    ids::Index,
-    log::LogPoint,
+    ids::{Index, Offset},
+    log::{LogError, LogPoint},
     sim::{Fault, Operation, SimDisk},
 };
 
-/// Entries of the logs here: seven in each segment.
+/// Entries of the logs here: seven in each segment, in the order of their timestamps, with one record each.
 const ENTRIES: u64 = 30;
+
+/// A log that was closed.
+async fn closed_log() -> SimDisk {
+    let disk = SimDisk::new();
+    let log = open(&disk).await;
+    for _ in 0..ENTRIES {
+        append_one(&log, 1, 6_000).await;
+    }
+    assert_eq!(log.segments().len() as u64, ENTRIES.div_ceil(7));
+    log.close().await.unwrap();
+    disk
+}
+
+/// Opens such a log on a disk that takes turns, with nothing of it in memory.
+async fn slow_log(made: &SimDisk, seed: u64) -> (SimDisk, TestLog) {
+    let disk = copy(made).with_latency(seed);
+    let log = open_with(&disk, 64 << 10, 0).await.unwrap().0;
+    (disk, log)
+}
+
+async fn turns(count: u64) {
+    for _ in 0..count {
+        crate::env::yield_now().await;
+    }
+}
+
+/// Looks for an entry until `done`: one below `end` is always found, others are found or are not in the log.
+async fn look(log: &TestLog, index: Index, end: Index, done: &Cell<bool>) {
+    let is_kept = index < end;
+    while !done.get() {
+        match log.read(index, Index(ENTRIES), 20_000).await {
+            Ok(entries) => assert_eq!(entries[0].header.id.index, index),
+            Err(LogError::NotFound { .. }) if !is_kept => {}
+            Err(error) => panic!("entry {index}, {end} of {ENTRIES} stay: {error}"),
+        }
+        match log.find_timestamp(index.0 as i64 * 1_000).await {
+            Ok(found) => assert!(!is_kept || found == Some(index), "{found:?} instead of {index}"),
+            Err(error) => panic!("time of entry {index}, {end} of {ENTRIES} stay: {error}"),
+        }
+        match log.find_offset(Offset(index.0)).await {
+            Ok(found) => assert!(!is_kept || found == Some(index), "{found:?} instead of {index}"),
+            Err(error) => panic!("offset of entry {index}, {end} of {ENTRIES} stay: {error}"),
+        }
+        crate::env::yield_now().await;
+    }
+}
+
+/// Who reads while the end is cut off finds what stays as it is. Of what goes they find nothing or all: that it is not there any
+/// more is no damage, also when a read has failed before.
+#[test]
+fn reads_beside_a_truncation() {
+    block_on(async {
+        let made = closed_log().await;
+        for seed in 0..200 {
+            let end = Index(1 + seed % (ENTRIES - 1));
+            let (disk, log) = slow_log(&made, seed).await;
+            if seed % 2 == 0 {
+                let path_contains = ".store".to_owned();
+                let error = io::ErrorKind::Other;
+                disk.plant(Fault { operation: Operation::Read, path_contains, skip: seed, times: 1, error });
+            }
+            let done = Cell::new(false);
+            let truncation = async {
+                // Reads are under way.
+                turns(seed % 50).await;
+                log.truncate_after(Some(Index(end.0 - 1))).await.unwrap();
+                done.set(true);
+            };
+            join(truncation, join_all((0..ENTRIES).map(|index| look(&log, Index(index), end, &done)))).await;
+            assert!(log.fault().is_none(), "{:?}", log.fault());
+            disk.heal();
+            assert_eq!(log.end().next, end);
+            append_one(&log, 1, 100).await;
+            assert_eq!(read_all(&log, 1).await.unwrap().len() as u64, end.0 + 1);
+            let (log, _) = open_with(&power_fails(&disk, seed).await, 64 << 10, 0).await.unwrap();
+            assert_eq!(read_all(&log, 1).await.unwrap().len() as u64, end.0 + 1);
+        }
+    });
+}
 
 /// The checkpoints whose files are there are those that the log speaks of: at the ends of `segments`, and the newest two.
 fn assert_checkpoints(disk: &SimDisk, log: &TestLog, segments: usize) {
