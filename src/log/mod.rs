@@ -580,6 +580,11 @@ impl<E: Env> Log<E> {
 }
 
 impl<E: Env> State<E> {
+    /// The log has failed or was closed: nothing is written any more.
+    fn is_over(&self) -> bool {
+        self.fault.is_some() || self.closed
+    }
+
     /// `log start <= flushed end <= log end`, in indexes and in offsets; asked where one of them changes.
     fn check_order(&self) {
         let order = |point: &LogPoint| (point.next, point.offset);

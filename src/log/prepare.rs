@@ -279,7 +279,7 @@ impl<E: Env> Inner<E> {
     async fn supply_one(self: &Rc<Self>) -> Option<io::Result<()>> {
         let (segment, bytes) = {
             let state = self.state.borrow();
-            if state.fault.is_some() || state.closed {
+            if state.is_over() {
                 return None;
             }
             match state.supply.waiting.front() {
@@ -425,7 +425,7 @@ impl<E: Env> Inner<E> {
     async fn fill(&self, file: &FileOf<E>, start: u64, end: u64) -> io::Result<()> {
         let (mut at, mut unsynced) = (start, 0);
         while at < end {
-            if self.state.borrow().closed {
+            if self.state.borrow().is_over() {
                 // Nobody needs it any more; `run` knows.
                 return Err(io::ErrorKind::Interrupted.into());
             }
@@ -490,8 +490,8 @@ async fn run<E: Env>(weak: Weak<Inner<E>>) {
     loop {
         let Some(inner) = weak.upgrade() else { return };
         let outcome = inner.supply_one().await;
-        // What ends because the log closes is no failure.
-        let outcome = outcome.filter(|outcome| outcome.is_ok() || !inner.state.borrow().closed);
+        // What ends because the log closes, or has failed, is no failure.
+        let outcome = outcome.filter(|outcome| outcome.is_ok() || !inner.state.borrow().is_over());
         let retry = {
             let supply = &mut inner.state.borrow_mut().supply;
             match &outcome {

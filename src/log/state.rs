@@ -55,8 +55,7 @@ impl<E: Env> Inner<E> {
                 let Some(inner) = weak.upgrade() else { return };
                 let (flushed, marked) = {
                     let state = inner.state.borrow();
-                    let over = state.fault.is_some() || state.closed;
-                    (state.flushed.last().filter(|_| !over), state.hard.durable())
+                    (state.flushed.last().filter(|_| !state.is_over()), state.hard.durable())
                 };
                 if flushed <= marked {
                     return inner.marking.set(false);

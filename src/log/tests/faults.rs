@@ -413,22 +413,24 @@ fn no_descriptors_for_a_while() {
     });
 }
 
+/// A log that writes zeros ahead, of a segment for which that takes long.
+async fn makes_a_file(disk: &SimDisk) -> TestLog {
+    let (log, _) = open_with(disk, 64 << 20, 0).await.unwrap();
+    let begun = || names(disk).iter().any(|name| name.ends_with(".tmp"));
+    // Segments grow while they fill fast.
+    while !begun() || disk.count(Operation::Write) < 8 {
+        append_one(&log, 1, 200_000).await;
+        settle().await;
+    }
+    log
+}
+
 /// A log that closes while zeros are written ahead does not wait for all of them, and is closed cleanly.
 #[test]
 fn close_ends_the_making_of_a_file() {
     block_on(async {
         let disk = SimDisk::new();
-        let (log, _) = open_with(&disk, 64 << 20, 0).await.unwrap();
-        let begun = || names(&disk).iter().any(|name| name.ends_with(".tmp"));
-        // Segments grow while they fill fast.
-        while !begun() || disk.count(Operation::Write) < 8 {
-            append_one(&log, 1, 200_000).await;
-            settle().await;
-        }
-        while !begun() {
-            append_one(&log, 1, 200_000).await;
-            crate::env::yield_now().await;
-        }
+        let log = makes_a_file(&disk).await;
         let before = disk.count(Operation::Write);
         log.close().await.unwrap();
         let during = disk.count(Operation::Write) - before;
@@ -441,5 +443,25 @@ fn close_ends_the_making_of_a_file() {
         );
         let (log, recovered) = open_with(&disk, 64 << 20, 0).await.unwrap();
         assert!(log.fault().is_none(), "{recovered:?}");
+    });
+}
+
+/// A log that is given up does not wait for all of them, either; the fault stays the one for which it is given up.
+#[test]
+fn abandon_ends_the_making_of_a_file() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = makes_a_file(&disk).await;
+        let before = disk.count(Operation::Write);
+        log.condemn(LogError::Corrupt { file: "store".into(), position: 0, what: "test".into() });
+        log.abandon().await;
+        let during = disk.count(Operation::Write) - before;
+        assert!(during <= 2, "{during} writes while it was given up");
+        assert!(matches!(log.fault(), Some(LogError::Corrupt { .. })), "{:?}", log.fault());
+        let writes = disk.count(Operation::Write);
+        settle().await;
+        assert_eq!(disk.count(Operation::Write), writes, "nothing is written any more");
+        let (log, _) = open_with(&disk, 64 << 20, 0).await.unwrap();
+        append_one(&log, 1, 200_000).await;
     });
 }
