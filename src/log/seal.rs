@@ -6,7 +6,11 @@
 
 use std::{io, path::PathBuf, rc::Rc};
 
-use super::{FileOf, Inner, LogError, Phase, SegmentOf, io_error, is_full, segment::Slots, segment::store_path};
+use super::{
+    FileOf, Inner, LogError, Phase, SegmentOf, io_error, is_full,
+    segment::{Slots, store_path},
+    state::Change,
+};
 use crate::{
     env::{Disk, Env, File, OpenMode, lacks_descriptors},
     limits::BLOCK_BYTES,
@@ -99,18 +103,36 @@ impl<E: Env> Inner<E> {
         Ok(())
     }
 
-    /// See `Log::close`.
-    pub(super) async fn close(self: &Rc<Self>) -> Result<(), LogError> {
-        let dir = self.options.dir.clone();
+    /// Suspends until all that was queued is durable.
+    ///
+    /// # Errors
+    /// The log's fault; `Full` when entries wait for space that is not there.
+    async fn written(&self) -> Result<(), LogError> {
         self.until(|| {
             let state = self.state.borrow();
             match &state.fault {
                 Some(fault) => Some(Err(fault.clone())),
-                None if state.supply.is_stuck() => Some(Err(LogError::Full { dir: dir.clone() })),
+                None if state.supply.is_stuck() => Some(Err(LogError::Full { dir: self.options.dir.clone() })),
                 None => self.is_idle().then_some(Ok(())),
             }
         })
-        .await?;
+        .await
+    }
+
+    /// See `Log::close`.
+    pub(super) async fn close(self: &Rc<Self>) -> Result<(), LogError> {
+        let dir = self.options.dir.clone();
+        self.written().await?;
+        let is_marked = {
+            let state = self.state.borrow();
+            // A truncation is about to cut what is flushed now.
+            state.exclusive || state.flushed.last() <= state.hard.durable()
+        };
+        if !is_marked {
+            // The footers say it, too; but the last one is cut off when the log goes on.
+            self.save(Change::Flushed).await?;
+            self.written().await?;
+        }
         self.state.borrow_mut().closed = true;
         // The supply ends at its next step; what seals and renames is waited for.
         self.until(|| (self.background.get() == 0 && !self.state.borrow().supply.is_running()).then_some(())).await;

@@ -180,6 +180,25 @@ fn damaged_after_an_idle_time() {
     });
 }
 
+/// A clean end says it for good: its footer is cut off when the log goes on, and if that is all and the power goes, damage to
+/// the last entry is no torn write.
+#[test]
+fn damaged_after_a_clean_end() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        for _ in 0..3 {
+            append_one(&log, 1, 5_000).await;
+        }
+        log.close().await.unwrap();
+        let content = disk.content(path(STORE));
+        disk.set_content(path(STORE), content[..content.len() - BLOCK_BYTES].to_vec());
+        assert_eq!(outcome(&copy(&disk)).await, Ok(3), "without the footer");
+        disk.flip_bit(path(STORE), entry_at(2) + 300, 2);
+        assert_eq!(outcome(&disk).await, Err((STORE.to_owned(), entry_at(2))));
+    });
+}
+
 /// What recovery has found behind the last mark is said to be durable, too.
 #[test]
 fn marked_after_recovery() {
