@@ -253,8 +253,11 @@ impl<E: Env> Inner<E> {
             return Ok(file);
         }
         let file = self.open_by_name(segment, OpenMode::Read).await?;
-        segment.now.borrow_mut().reader = Some(file.clone());
-        self.touch(segment);
+        // Removed while it was opened: what is kept open keeps its space.
+        if !segment.removed.get() {
+            segment.now.borrow_mut().reader = Some(file.clone());
+            self.touch(segment);
+        }
         Ok(file)
     }
 
@@ -310,8 +313,10 @@ impl<E: Env> Inner<E> {
             },
         };
         let index = CachedIndex::new(content);
-        self.keep_index(segment, &index);
-        self.touch(segment);
+        if !segment.removed.get() {
+            self.keep_index(segment, &index);
+            self.touch(segment);
+        }
         Ok(View::Cached(index))
     }
 

@@ -94,6 +94,31 @@ fn reads_beside_a_truncation() {
     });
 }
 
+/// A segment that is removed while its file is being opened is not kept open, nor its index in memory: its space is free.
+#[test]
+fn opened_beside_a_purge() {
+    block_on(async {
+        let made = closed_log().await;
+        for seed in 0..400 {
+            let (_disk, log) = slow_log(&made, seed).await;
+            let read = async {
+                turns(seed % 20).await;
+                match log.read(Index(0), Index(1), 1).await {
+                    Ok(_) | Err(LogError::NotFound { .. }) => {}
+                    Err(error) => panic!("seed {seed}: {error}"),
+                }
+                if let Err(error) = log.find_offset(Offset(7)).await {
+                    panic!("seed {seed}: {error}");
+                }
+            };
+            let (purged, ()) = join(log.purge(LogPoint { next: Index(14), ..log.end() }), read).await;
+            purged.unwrap();
+            let held = log.inner.hot.borrow().iter().filter(|segment| segment.removed.get()).count();
+            assert_eq!(held, 0, "seed {seed}");
+        }
+    });
+}
+
 /// The checkpoints whose files are there are those that the log speaks of: at the ends of `segments`, and the newest two.
 fn assert_checkpoints(disk: &SimDisk, log: &TestLog, segments: usize) {
     let files: Vec<String> = names(disk).into_iter().filter(|name| name.ends_with(".checkpoint")).collect();
