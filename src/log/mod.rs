@@ -340,8 +340,8 @@ impl<E: Env> Log<E> {
         self.inner.has_room(bytes as u64)
     }
 
-    /// As `has_room`, for a command: it may have what is left to Raft's own entries, and the disk's reserve (`env::reserve`), since
-    /// a command may be what frees space.
+    /// As `has_room`, for a command: it may have what is left to Raft's own entries, and the disk's reserve (`env::reserve`) until
+    /// that is spent, since a command may be what frees space.
     ///
     /// # Errors
     /// As `has_room`.

@@ -80,6 +80,8 @@ pub(super) struct Supply<F> {
     running: bool,
     /// The disk was full at the last attempt.
     full: bool,
+    /// At that attempt there was nothing left even for what may have the disk's reserve, and it waits.
+    reserve_spent: bool,
     /// When the last attempt failed.
     failed_us: u64,
     /// Number of the next spare.
@@ -105,6 +107,7 @@ impl<F> Supply<F> {
             waiting: VecDeque::new(),
             running: false,
             full: false,
+            reserve_spent: false,
             failed_us: 0,
             next_number: 0,
             begun_us: now_us,
@@ -115,6 +118,11 @@ impl<F> Supply<F> {
     /// Entries wait for space that is not there.
     pub fn is_stuck(&self) -> bool {
         self.full && !self.waiting.is_empty()
+    }
+
+    /// Entries of Raft's own, or commands, are among what waits.
+    fn is_urgent(&self) -> bool {
+        self.waiting.iter().any(|waiting| waiting.now.borrow().urgent)
     }
 
     /// Its task is at work.
@@ -216,7 +224,8 @@ impl<E: Env> Inner<E> {
     /// Answers `has_room_for_command`.
     pub(super) fn has_room_for_command(self: &Rc<Self>, bytes: u64) -> Result<(), LogError> {
         // On credit: what waits for a file gets one from the reserve.
-        if self.disk.reserve().is_some() { Ok(()) } else { self.has_room_for(bytes) }
+        let credit = self.disk.reserve().is_some() && !self.state.borrow().supply.reserve_spent;
+        if credit { Ok(()) } else { self.has_room_for(bytes) }
     }
 
     /// Answers `has_room`.
@@ -302,7 +311,7 @@ impl<E: Env> Inner<E> {
             given => return given,
         };
         // Those in front of an urgent one are written before it.
-        let urgent = self.state.borrow().supply.waiting.iter().any(|waiting| waiting.now.borrow().urgent);
+        let urgent = self.state.borrow().supply.is_urgent();
         if !urgent || self.disk.reserve().is_none() {
             least_capacity(segment, SEGMENT_BYTES_MIN, full)?;
             return self.give_file(segment, Claim::Records).await;
@@ -497,10 +506,12 @@ async fn run<E: Env>(weak: Weak<Inner<E>>) {
             match &outcome {
                 Some(Ok(())) => {
                     supply.full = false;
+                    supply.reserve_spent = false;
                     false
                 }
                 Some(Err(error)) if is_full(error) => {
                     supply.full = true;
+                    supply.reserve_spent = supply.is_urgent();
                     supply.failed_us = E::monotonic_us();
                     supply.running = !supply.waiting.is_empty();
                     supply.running

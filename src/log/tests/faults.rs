@@ -465,3 +465,25 @@ fn abandon_ends_the_making_of_a_file() {
         append_one(&log, 1, 200_000).await;
     });
 }
+
+/// Commands get the reserve of a full disk. When it is spent they are refused, like records, and do not wait without a bound; and
+/// they are taken again when there is space.
+#[test]
+fn commands_when_the_reserve_is_spent() {
+    block_on(async {
+        let disk = SimDisk::new();
+        disk.keep_reserve(1 << 20);
+        let log = open(&disk).await;
+        disk.set_capacity(Some(disk.used_bytes()));
+        assert!(log.has_room_for_command(100).is_ok(), "on credit");
+        let command = entry(EntryKind::Blank, 0, 1, Offset(0), 0, 0);
+        let waiting = append(&log, vec![command]);
+        settle().await;
+        assert!(matches!(log.has_room_for_command(100), Err(LogError::Full { .. })));
+        assert!(log.fault().is_none());
+        disk.set_capacity(None);
+        waiting.await.unwrap().unwrap();
+        settle().await;
+        assert!(log.has_room_for_command(100).is_ok());
+    });
+}
