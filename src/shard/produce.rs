@@ -63,12 +63,15 @@ struct InFlight {
     proposed_us: u64,
     /// `None` while the pump awaits it.
     landing: Option<Landing>,
+    /// There is no entry: this replica makes sure that it leads, to refuse the requests.
+    confirms: bool,
 }
 
 /// The produce side of a shard.
 ///
 /// Invariants: `in_flight` is in the order of the log, at most `ENTRIES_IN_FLIGHT_MAX`; `void` is empty
-/// unless `stalled`; while something is in flight and not `stalled`, `next` is where the last one will end.
+/// unless `stalled`; while something is in flight and not `stalled`, `next` is where the last one will end; what `confirms` is in
+/// flight alone.
 pub(super) struct State {
     queue: Queue,
     in_flight: VecDeque<InFlight>,
@@ -112,9 +115,11 @@ impl State {
         self.queue.is_empty() && self.in_flight.is_empty() && self.void.is_empty()
     }
 
-    /// Whether an entry is to be proposed now.
+    /// Whether an entry is to be proposed now. None goes behind a confirmation: that may fail while the entry is written, and the
+    /// requests before it would go again behind it.
     fn is_due(&self) -> bool {
-        let room = self.in_flight.len() < ENTRIES_IN_FLIGHT_MAX && !self.refused_held;
+        let confirms = self.in_flight.front().is_some_and(|entry| entry.confirms);
+        let room = self.in_flight.len() < ENTRIES_IN_FLIGHT_MAX && !self.refused_held && !confirms;
         let eager = room && self.queue.bytes() >= PROPOSE_BYTES_EAGER;
         !self.queue.is_empty() && !self.stalled && (self.in_flight.is_empty() || eager)
     }
@@ -293,7 +298,8 @@ impl<E: Env> Inner<E> {
         state.next = base_offset.plus(u64::from(records));
         let proposed_us = E::monotonic_us();
         let landing = Some(landing);
-        state.in_flight.push_back(InFlight { requests, base_offset, timestamp_us, queued_us, proposed_us, landing });
+        let entry = InFlight { requests, base_offset, timestamp_us, queued_us, proposed_us, landing, confirms: false };
+        state.in_flight.push_back(entry);
         assert!(state.in_flight.len() <= ENTRIES_IN_FLIGHT_MAX, "entries in flight are bounded");
         drop(state);
         self.work.notify_one();
@@ -313,10 +319,13 @@ impl<E: Env> Inner<E> {
         let mut state = self.state.borrow_mut();
         let Some(entry) = state.in_flight.pop_front() else { return };
         state.refused_held = false;
+        let mut overtaken = vec![];
         let rolled = match &result {
             Ok(Some(applied)) if applied.answer == ShardAnswer::Appended => {
                 assert_eq!(applied.header.base_offset, entry.base_offset, "a batch lands where it was encoded for");
                 state.estimate.sample(applied_us, applied_us.saturating_sub(entry.proposed_us));
+                // Another leader's records were in front of an entry that is void, and as many as it has.
+                overtaken = std::mem::take(&mut state.void);
                 let before = std::mem::replace(&mut state.segment, applied.header.segment);
                 before != applied.header.segment
             }
@@ -327,6 +336,7 @@ impl<E: Env> Inner<E> {
             }
         };
         drop(state);
+        overtaken.into_iter().for_each(refuse_before_unknown);
         // The disk first: answers are only handed out here, their tasks run later.
         let answers = match result {
             Ok(Some(applied)) if applied.answer == ShardAnswer::Appended => Ok(Some(applied.header)),
@@ -500,7 +510,8 @@ impl<E: Env> Inner<E> {
         let landing: Landing = Box::pin(self.group.confirm_end(end).map_ok(|()| None));
         // Nothing of it is acknowledged: the timestamp is never asked for.
         let (timestamp_us, queued_us, proposed_us, landing) = (0, now_us, now_us, Some(landing));
-        let waiting = InFlight { requests, base_offset: end, timestamp_us, queued_us, proposed_us, landing };
+        let waiting =
+            InFlight { requests, base_offset: end, timestamp_us, queued_us, proposed_us, landing, confirms: true };
         self.state.borrow_mut().in_flight.push_back(waiting);
         self.work.notify_one();
     }
@@ -515,7 +526,7 @@ impl<E: Env> Inner<E> {
     }
 }
 
-/// Answers a request of which nothing was written, but that is before something which may be: it must not go again behind that, nor
+/// Answers a request of which nothing was written, but that is before something which is, or may be: it must not go again behind that, nor
 /// be handed back, which would say that all behind it was not written either.
 fn refuse_before_unknown(waiting: Owed) {
     waiting.answer(Err(ShardError::Busy { what: "the end of the log is not known" }));

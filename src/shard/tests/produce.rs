@@ -177,6 +177,19 @@ fn expected_offsets() {
     });
 }
 
+/// Nothing is proposed behind a condition for whose refusal the leader asks the others, however much waits: it may come to doubt, and
+/// look at the condition again when that is written.
+#[test]
+fn nothing_passes_a_condition() {
+    with_shard(|shard, _disk| async move {
+        let conditional = shard.produce(Produce { expected_offset: Some(Offset(1)), ..value("conditional") });
+        let behind = shard.produce(large(PROPOSE_BYTES_EAGER));
+        assert_eq!(shard.inner.state.borrow().in_flight_bases().len(), 1, "the question");
+        assert!(matches!(conditional.await, Err(ShardError::OffsetMismatch { actual: Offset(0), .. })));
+        assert_eq!(behind.await.unwrap().base_offset, Offset(0));
+    });
+}
+
 /// Leader-memory acks come before the flush, and say what they are.
 #[test]
 fn leader_memory() {
@@ -350,6 +363,25 @@ fn void_before_an_entry_of_unknown_fate() {
         assert!(matches!(behind.await, Err(ShardError::Failed { maybe_written: true, .. })));
         let refused = void.await;
         assert!(matches!(refused, Err(ShardError::Busy { .. })), "{refused:?}");
+    });
+}
+
+/// The same when the one behind is written: the log had grown by just what the void one has.
+#[test]
+fn void_before_an_entry_that_fits() {
+    with_shard(|shard, disk| async move {
+        disk.hold();
+        let first = shard.produce(values(["first", "second"]));
+        shard.inner.state.borrow_mut().mispredict(Offset(1));
+        let void = shard.produce(large(PROPOSE_BYTES_EAGER));
+        let behind = shard.produce(large(PROPOSE_BYTES_EAGER));
+        assert_eq!(shard.inner.state.borrow().in_flight_bases(), [0, 1, 2]);
+        disk.release();
+        assert_eq!(first.await.unwrap().base_offset, Offset(0));
+        assert_eq!(behind.await.unwrap().base_offset, Offset(2));
+        let refused = void.await;
+        assert!(matches!(refused, Err(ShardError::Busy { .. })), "{refused:?}");
+        assert_eq!(shard.produce(value("last")).await.unwrap().base_offset, Offset(3), "it was not written behind");
     });
 }
 
