@@ -243,11 +243,11 @@ pub const CHECKPOINTS_PENDING_MAX: usize = 16;
 pub const APPEND_BYTES_IN_FLIGHT_MAX: usize = 8 << 20;
 
 /// Requests of producing streams on their way from one reactor to the shards of one reactor; the streams of others are not read
-/// meanwhile. As many as a reactor answers in some 4 ms: more would only wait in its queues, with all that comes behind them. One
-/// stream with 1,024 in flight is as fast with this as with 8,192.
+/// meanwhile. Those that are late count for their shards alone (`frontend::room`). As many as a reactor answers in some 4 ms: more
+/// would only wait in its queues, with all that comes behind them. One stream with 1,024 in flight is as fast with this as with 8,192.
 pub const STREAM_REQUESTS_UNDER_WAY_MAX: usize = 1_024;
 
-/// Bytes of them: what the entries in flight of one shard hold, and as much that waits.
+/// Bytes of them: what the entries in flight of one shard hold, and as much that waits. Late ones may have about as many beside it.
 pub const STREAM_BYTES_UNDER_WAY_MAX: usize = 2 * ENTRIES_IN_FLIGHT_MAX * ENTRY_BYTES_TARGET;
 
 /// Entries in one frame to a peer, which holds each in blocks of its own: however small they are, a frame takes at most this many

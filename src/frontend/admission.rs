@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
@@ -97,7 +98,14 @@ impl<E: Env> Admission<E> {
             }
         };
         let room = &self.frontend.local.rooms[place.reactor.0 as usize];
-        let permit = Some(ready!(self.place.poll_enter(room, waiting.records.encoded_bytes_max(), cx)));
+        let Poll::Ready(permit) = self.place.poll_enter(room, place.uid, waiting.records.encoded_bytes_max(), cx)
+        else {
+            if room.begins_to_wait() {
+                env::spawn_core::<E>(Rc::clone(room).pass::<E>());
+            }
+            return Poll::Pending;
+        };
+        let permit = Some(permit);
         let passed = if place.reactor == self.frontend.local.reactor.number() {
             let ProduceCall { head, records, deadline_us } = call.take().expect(THERE_IS_A_CALL);
             produce_of(&head, records, deadline_us)
@@ -163,7 +171,11 @@ impl<E: Env> Future for Admitted<E> {
     // Woken as `UnderWay` is.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let ack = ready!(Pin::new(&mut self.under_way).poll(cx));
-        self.permit = None;
+        if let Some(permit) = self.permit.take()
+            && ack.is_ok()
+        {
+            permit.acknowledged();
+        }
         Poll::Ready(ack)
     }
 }

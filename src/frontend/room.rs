@@ -5,31 +5,77 @@
 //! Each reactor has one [`Room`] for each reactor whose shards its connections write to. Who waits enters in turn, so that a
 //! stream with much to send does not keep out one with little. In its turn a stream enters with several requests: they are
 //! answered together, and to wake a connection and to write to its socket costs far more than an answer does.
+//!
+//! A shard that cannot answer (it has no majority, no leader, or a slow disk) must not stop those that can. So a request takes
+//! room only for a moment, `TICK` to `2 * TICK`: after that it is *late*, and counts for its shard only. A shard of which requests
+//! are late, and none is acknowledged in time, is *slow*, and its streams wait in a line of their own while it has its part of
+//! what may be late (half of what the other shards leave), or a quarter of the room. One is let through now and then, to see. Late
+//! requests alone say little of their shard: acknowledgements leave in the order of their stream, and so its requests to other
+//! shards are not looked at while the first one waits.
+//!
+//! Time passes here only while somebody waits (`tick`): a request costs some additions, and no look at the clock.
+
+mod ages;
 
 use std::cell::Cell;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::task::Context;
 use std::task::Poll;
+use std::time::Duration;
 
+use self::ages::Ages;
+use self::ages::Amount;
+use crate::env;
+use crate::env::Env;
 use crate::env::channel::Ticket;
 use crate::env::channel::Waiters;
+use crate::ids::ShardUid;
 use crate::limits;
 
 /// A turn ends when a stream has entered with so many requests, or with so many bytes.
 const TURN_REQUESTS: usize = 32;
 const TURN_BYTES: usize = 32 << 10;
 
+/// A request that is not answered for this long, or up to twice as long, is late: several times what an append takes on
+/// a good device, to a near replica.
+const TICK: Duration = Duration::from_millis(10);
+
+/// So many times the room may be late, in requests. (In bytes once: that is what memory has to have room for.)
+const LATE_ROOMS: usize = 8;
+
+/// What a slow shard may have in any case.
+const SLOW_MIN: Amount = Amount { requests: 32, bytes: 64 << 10 };
+
+/// Shards that are remembered beside those that have something under way.
+const SHARDS_IDLE_MAX: usize = 256;
+
 /// Requests of streams on their way from one reactor to the shards of one reactor.
 ///
-/// Invariants: `requests <= requests_max`; `bytes <= bytes_max`, or there is one request.
+/// Invariants: those that are not late are at most `max`, or there is one; each shard's ages are a part of `ages`.
 #[derive(Debug)]
 pub struct Room {
-    requests_max: usize,
-    bytes_max: usize,
-    requests: Cell<usize>,
-    bytes: Cell<usize>,
+    max: Amount,
+    ages: RefCell<Ages>,
+    now: Cell<u64>,
     waiting: RefCell<Waiters>,
+    shards: RefCell<BTreeMap<ShardUid, Rc<Shard>>>,
+    /// Above it the idle ones of `shards` are forgotten.
+    shards_max: Cell<usize>,
+    /// A task lets time pass.
+    is_ticking: Cell<bool>,
+}
+
+/// What of it is for one shard.
+#[derive(Debug, Default)]
+struct Shard {
+    ages: RefCell<Ages>,
+    /// Streams that wait for this shard and not for the room.
+    waiting: RefCell<Waiters>,
+    is_slow: Cell<bool>,
+    /// The time at which it last acknowledged a request that was not late.
+    prompt: Cell<Option<u64>>,
 }
 
 impl Room {
@@ -46,26 +92,61 @@ impl Room {
         Room::new(requests, limits::MAILBOX_BYTES_MAX / 2 / senders.max(1))
     }
 
-    fn new(requests_max: usize, bytes_max: usize) -> Rc<Room> {
+    fn new(requests: usize, bytes: usize) -> Rc<Room> {
         Rc::new(Room {
-            requests_max,
-            bytes_max,
-            requests: Cell::new(0),
-            bytes: Cell::new(0),
+            max: Amount { requests, bytes },
+            ages: RefCell::default(),
+            now: Cell::new(0),
             waiting: RefCell::default(),
+            shards: RefCell::default(),
+            shards_max: Cell::new(SHARDS_IDLE_MAX),
+            is_ticking: Cell::new(false),
         })
     }
 
     /// Whether a request of `bytes` finds room. One always does when there is no other.
     fn has(&self, bytes: usize) -> bool {
-        let (requests, used) = (self.requests.get(), self.bytes.get());
-        requests == 0 || (requests < self.requests_max && used.saturating_add(bytes) <= self.bytes_max)
+        let fresh = self.ages.borrow_mut().at(self.now.get()).fresh();
+        fresh.requests == 0 || fresh.plus(bytes).is_within(self.max)
     }
 
-    fn enter(self: &Rc<Self>, bytes: usize) -> Permit {
-        self.requests.set(self.requests.get() + 1);
-        self.bytes.set(self.bytes.get() + bytes);
-        Permit { room: Rc::clone(self), bytes }
+    /// Whether a shard may have another request of `bytes`, as far as that is up to the shard.
+    fn allows(&self, shard: &Shard, bytes: usize) -> bool {
+        if !shard.is_slow.get() {
+            return true;
+        }
+        let now = self.now.get();
+        let mine = *shard.ages.borrow_mut().at(now);
+        let late_of_others = self.ages.borrow_mut().at(now).late().minus(mine.late());
+        let part = |max: usize, others: usize, least: usize| (max.saturating_sub(others) / 2).max(least);
+        let part = Amount {
+            requests: part(LATE_ROOMS * self.max.requests, late_of_others.requests, SLOW_MIN.requests),
+            bytes: part(self.max.bytes, late_of_others.bytes, SLOW_MIN.bytes),
+        };
+        let (fresh, all) = (mine.fresh(), mine.all());
+        let has_part = all.requests == 0 || all.plus(bytes).is_within(part.least(self.max));
+        let has_room = fresh.requests == 0 || fresh.plus(bytes).is_within(self.max.quarter());
+        has_part && has_room || fresh.requests == 0 && bytes <= SLOW_MIN.bytes
+    }
+
+    fn shard(&self, uid: ShardUid) -> Rc<Shard> {
+        let mut shards = self.shards.borrow_mut();
+        if let Some(shard) = shards.get(&uid) {
+            return Rc::clone(shard);
+        }
+        if shards.len() >= self.shards_max.get() {
+            // Requests and streams that wait hold them, too.
+            shards.retain(|_, shard| Rc::strong_count(shard) > 1);
+            self.shards_max.set(2 * shards.len() + SHARDS_IDLE_MAX);
+        }
+        Rc::clone(shards.entry(uid).or_default())
+    }
+
+    fn enter(self: &Rc<Self>, shard: &Rc<Shard>, bytes: usize) -> Permit {
+        let now = self.now.get();
+        self.ages.borrow_mut().at(now).enter(bytes);
+        shard.ages.borrow_mut().at(now).enter(bytes);
+        Permit { room: Rc::clone(self), shard: Rc::clone(shard), entered: now, bytes }
     }
 
     fn wake_first(&self) {
@@ -73,75 +154,191 @@ impl Room {
             waker.wake_by_ref();
         }
     }
+
+    /// Wakes who waits longest for a shard, if it may have something.
+    fn wake_first_of(&self, shard: &Shard) {
+        let waiting = shard.waiting.borrow();
+        if let Some((_, waker)) = waiting.first()
+            && self.allows(shard, 0)
+        {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// To be called by one who has to wait. If it is true, nobody lets time pass yet, and the caller has to see to it that `pass`
+    /// runs.
+    pub fn begins_to_wait(&self) -> bool {
+        !self.is_ticking.replace(true)
+    }
+
+    /// Lets time pass while somebody waits.
+    pub async fn pass<E: Env>(self: Rc<Self>) {
+        while self.is_ticking.get() {
+            env::sleep::<E>(TICK).await;
+            let waits = self.tick();
+            self.is_ticking.set(waits);
+        }
+    }
+
+    /// Time has passed: who waited for what is late now, or for a slow shard, may go on. False when nobody waits.
+    fn tick(&self) -> bool {
+        let before = self.now.get();
+        self.now.set(before + 1);
+        if self.has(0) {
+            self.wake_first();
+        }
+        let mut waits = self.waiting.borrow().len() > 0;
+        for shard in self.shards.borrow().values() {
+            let had_late = shard.ages.borrow().late().requests;
+            let has_late = shard.ages.borrow_mut().at(self.now.get()).late().requests;
+            if has_late > had_late && shard.prompt.get().is_none_or(|prompt| prompt < before) {
+                shard.is_slow.set(true);
+            }
+            waits |= shard.waiting.borrow().len() > 0;
+            self.wake_first_of(shard);
+        }
+        waits
+    }
 }
 
 /// The room that one request has; dropping it gives the room back.
 #[derive(Debug)]
 pub struct Permit {
     room: Rc<Room>,
+    shard: Rc<Shard>,
+    entered: u64,
     bytes: usize,
+}
+
+impl Permit {
+    /// Its request was acknowledged.
+    pub fn acknowledged(self) {
+        let now = self.room.now.get();
+        if !ages::is_late(self.entered, now) {
+            self.shard.prompt.set(Some(now));
+            self.shard.is_slow.set(false);
+        }
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let left = |all: usize, part: usize| all.checked_sub(part).expect("only what was taken is given back");
-        self.room.requests.set(left(self.room.requests.get(), 1));
-        self.room.bytes.set(left(self.room.bytes.get(), self.bytes));
-        self.room.wake_first();
+        let (now, entered) = (self.room.now.get(), self.entered);
+        self.room.ages.borrow_mut().at(now).leave(entered, self.bytes);
+        self.shard.ages.borrow_mut().at(now).leave(entered, self.bytes);
+        if !ages::is_late(entered, now) {
+            self.room.wake_first();
+        }
+        self.room.wake_first_of(&self.shard);
     }
 }
 
-/// A stream's place among those who wait for a room, if it does; dropping it leaves.
+/// A stream's place among those who wait for a room, or for a shard of it, if it does; dropping it leaves.
 #[derive(Debug, Default)]
-pub struct Place(Option<Waits>);
+pub struct Place {
+    /// Of the last request.
+    shard: Option<(Rc<Room>, ShardUid, Rc<Shard>)>,
+    waits: Option<Waits>,
+}
 
 #[derive(Debug)]
 struct Waits {
     room: Rc<Room>,
+    /// It waits for this shard, else for the room.
+    shard: Option<Rc<Shard>>,
     ticket: Ticket,
     /// How often it may still enter when it is the first, and with how many bytes.
     requests: usize,
     bytes: usize,
 }
 
+impl Waits {
+    fn line(&self) -> &RefCell<Waiters> {
+        self.shard.as_ref().map_or(&self.room.waiting, |shard| &shard.waiting)
+    }
+}
+
 impl Place {
-    /// Enters `room` with `bytes`. While that is Pending, `cx` is woken when those before it have had their turn or left, and
-    /// there may be room. To ask for another room leaves the former.
+    /// Enters `room` with `bytes` for a shard. While that is Pending, `cx` is woken when those before it have had their turn or
+    /// left, and there may be room, provided that time passes (`Room::begins_to_wait`). To ask for another room, or for another
+    /// shard while the former is waited for, leaves the former.
     ///
     /// Others may wait until it is the turn's end: who has entered either asks again or calls [`leave`](Place::leave).
-    pub fn poll_enter(&mut self, room: &Rc<Room>, bytes: usize, cx: &mut Context<'_>) -> Poll<Permit> {
-        if self.0.as_ref().is_some_and(|waits| !Rc::ptr_eq(&waits.room, room)) {
+    pub fn poll_enter(&mut self, room: &Rc<Room>, uid: ShardUid, bytes: usize, cx: &mut Context<'_>) -> Poll<Permit> {
+        let shard = self.shard(room, uid);
+        let is_elsewhere = |waits: &Waits| {
+            !Rc::ptr_eq(&waits.room, room) || waits.shard.as_ref().is_some_and(|other| !Rc::ptr_eq(other, &shard))
+        };
+        if self.waits.as_ref().is_some_and(is_elsewhere) {
             self.leave();
         }
-        let first = room.waiting.borrow().first().map(|(ticket, _)| ticket);
-        let mine = self.0.as_ref().map(|waits| waits.ticket);
-        if first == mine && room.has(bytes) {
-            let permit = room.enter(bytes);
-            if let Some(waits) = &mut self.0 {
-                waits.requests = waits.requests.saturating_sub(1);
-                waits.bytes = waits.bytes.saturating_sub(bytes);
-                if waits.requests == 0 || waits.bytes == 0 {
-                    self.leave();
-                }
-            }
+        let first = |line: &RefCell<Waiters>| line.borrow().first().map(|(ticket, _)| ticket);
+        let (for_shard, for_room) = match &self.waits {
+            Some(Waits { shard: Some(_), ticket, .. }) => (Some(*ticket), None),
+            Some(Waits { shard: None, ticket, .. }) => (None, Some(*ticket)),
+            None => (None, None),
+        };
+        // Who waits for the room has passed its shard's line.
+        let passes = room.allows(&shard, bytes) && (for_room.is_some() || first(&shard.waiting) == for_shard);
+        if !passes {
+            return self.wait(room, Some(&shard), cx);
+        }
+        if first(&room.waiting) == for_room && room.has(bytes) {
+            let permit = room.enter(&shard, bytes);
+            self.count(bytes);
             return Poll::Ready(permit);
         }
-        let renewed = mine.and_then(|mine| room.waiting.borrow_mut().renew(mine, cx.waker()));
+        self.wait(room, None, cx)
+    }
+
+    fn shard(&mut self, room: &Rc<Room>, uid: ShardUid) -> Rc<Shard> {
+        if let Some((last, last_uid, shard)) = &self.shard
+            && Rc::ptr_eq(last, room)
+            && *last_uid == uid
+        {
+            return Rc::clone(shard);
+        }
+        let shard = room.shard(uid);
+        self.shard = Some((Rc::clone(room), uid, Rc::clone(&shard)));
+        shard
+    }
+
+    /// It enters with `bytes`.
+    fn count(&mut self, bytes: usize) {
+        if let Some(waits) = &mut self.waits {
+            waits.requests = waits.requests.saturating_sub(1);
+            waits.bytes = waits.bytes.saturating_sub(bytes);
+            if waits.requests == 0 || waits.bytes == 0 {
+                self.leave();
+            }
+        }
+    }
+
+    /// Waits for a shard, or for the room; no longer for the other.
+    fn wait(&mut self, room: &Rc<Room>, shard: Option<&Rc<Shard>>, cx: &mut Context<'_>) -> Poll<Permit> {
+        if self.waits.as_ref().is_some_and(|waits| waits.shard.is_some() != shard.is_some()) {
+            self.leave();
+        }
+        let renewed = self.waits.as_ref().and_then(|waits| waits.line().borrow_mut().renew(waits.ticket, cx.waker()));
         if renewed.is_none() {
-            let ticket = room.waiting.borrow_mut().push(cx.waker().clone());
-            self.0 = Some(Waits { room: Rc::clone(room), ticket, requests: TURN_REQUESTS, bytes: TURN_BYTES });
+            let line = shard.map_or(&room.waiting, |shard| &shard.waiting);
+            let ticket = line.borrow_mut().push(cx.waker().clone());
+            let (room, shard) = (Rc::clone(room), shard.cloned());
+            self.waits = Some(Waits { room, shard, ticket, requests: TURN_REQUESTS, bytes: TURN_BYTES });
         }
         Poll::Pending
     }
 
     /// Waits no more, if it does; its turn ends.
     pub fn leave(&mut self) {
-        let Some(Waits { room, ticket, .. }) = self.0.take() else { return };
-        let waker = room.waiting.borrow_mut().remove(ticket);
+        let Some(waits) = self.waits.take() else { return };
+        let waker = waits.line().borrow_mut().remove(waits.ticket);
         drop(waker);
-        if room.has(0) {
-            // There may be room for the next one, too, whom nobody else would tell.
-            room.wake_first();
+        // There may be room for the next one, too, whom nobody else would tell.
+        match &waits.shard {
+            Some(shard) => waits.room.wake_first_of(shard),
+            None if waits.room.has(0) => waits.room.wake_first(),
+            None => {}
         }
     }
 }
@@ -188,10 +385,21 @@ mod tests {
 
         /// With one request, and perhaps another one.
         fn next(&mut self, room: &Rc<Room>, bytes: usize) -> Option<Permit> {
-            match self.place.poll_enter(room, bytes, &mut Context::from_waker(&Waker::from(Arc::clone(&self.woken)))) {
+            self.next_to(1, room, bytes)
+        }
+
+        /// The same for another shard.
+        fn next_to(&mut self, uid: u64, room: &Rc<Room>, bytes: usize) -> Option<Permit> {
+            let waker = Waker::from(Arc::clone(&self.woken));
+            match self.place.poll_enter(room, ShardUid(uid), bytes, &mut Context::from_waker(&waker)) {
                 Poll::Ready(permit) => Some(permit),
                 Poll::Pending => None,
             }
+        }
+
+        /// As many as find room, of one byte each.
+        fn fill(&mut self, uid: u64, room: &Rc<Room>) -> Vec<Permit> {
+            std::iter::from_fn(|| self.next_to(uid, room, 1)).collect()
         }
 
         fn woken(&self) -> bool {
@@ -241,7 +449,7 @@ mod tests {
         assert!(a.enter(&room, 0).is_none(), "too many requests");
         drop((second, third, fourth));
         assert!(a.woken());
-        assert_eq!((room.requests.get(), room.bytes.get()), (0, 0));
+        assert_eq!(room.ages.borrow_mut().at(0).all(), Amount::default());
     }
 
     /// One request always finds room, however large.
@@ -273,5 +481,99 @@ mod tests {
         drop(a);
         assert!(d.woken() && d.enter(&room, 1).is_some());
         drop(elsewhere);
+    }
+
+    /// A shard that cannot answer holds the room for a moment only, however much its streams send; it has a part of what may be
+    /// late, and is tried now and then. Another one has all of the room.
+    #[test]
+    fn a_shard_that_cannot_answer() {
+        let room = Room::new(100, 1_000);
+        let [mut a, mut other_a, mut b] = [(); 3].map(|()| Stream::default());
+        let mut of_a = a.fill(1, &room);
+        assert_eq!(of_a.len(), 100);
+        assert!(b.next_to(2, &room, 1).is_none() && room.begins_to_wait() && !room.begins_to_wait());
+        assert!(room.tick() && !a.woken());
+        assert!(room.tick() && a.woken() && !b.woken());
+        of_a.extend(a.fill(1, &room));
+        assert_eq!(of_a.len(), 101);
+        assert!(b.woken(), "a waits for its shard");
+        for step in 0..100 {
+            let of_b = b.fill(2, &room);
+            assert!(of_b.len() >= 75, "{} at {step}", of_b.len());
+            of_b.into_iter().for_each(Permit::acknowledged);
+            b.place.leave();
+            of_a.extend(a.fill(1, &room));
+            of_a.extend(other_a.fill(1, &room));
+            assert!(room.tick());
+        }
+        assert!((110..=200).contains(&of_a.len()), "{}: it is tried now and then", of_a.len());
+        assert!(a.place.waits.is_some() && other_a.place.waits.is_some());
+        other_a.place.leave();
+        a.woken();
+        // They were refused, and it goes on like that.
+        drop(of_a);
+        assert!(a.woken());
+        let of_a = a.fill(1, &room);
+        assert_eq!(of_a.len(), 25);
+        assert_eq!(b.fill(2, &room).len(), 75);
+        // It answers again.
+        of_a.into_iter().for_each(Permit::acknowledged);
+        b.place.leave();
+        assert_eq!(a.fill(1, &room).len(), 100);
+    }
+
+    /// Streams that wait for a slow shard enter in turn.
+    #[test]
+    fn in_turn_for_a_slow_shard() {
+        let room = Room::new(4, 1_000);
+        let [mut a, mut b, mut c] = [(); 3].map(|()| Stream::default());
+        let late = a.fill(1, &room);
+        (0..3).for_each(|_| assert!(room.tick()));
+        a.place.leave();
+        let try_out = b.next(&room, 1).unwrap();
+        assert!(b.next(&room, 1).is_none() && c.next(&room, 1).is_none() && a.next(&room, 1).is_none());
+        for stream in [&mut a, &mut b, &mut c] {
+            stream.woken();
+        }
+        drop(try_out);
+        assert!(b.woken() && !c.woken());
+        assert!(c.next(&room, 1).is_none(), "nobody passes those who wait");
+        let try_out = b.enter(&room, 1).unwrap();
+        assert!(!c.woken(), "one is under way");
+        try_out.acknowledged();
+        assert!(c.woken() && c.enter(&room, 1).is_some() && a.woken());
+        drop(late);
+    }
+
+    /// Requests that were answered, and whose stream looks at another shard's answer first, do not make their shard slow while it
+    /// acknowledges others.
+    #[test]
+    fn answers_not_looked_at() {
+        let room = Room::new(100, 1_000);
+        let [mut keyed, mut b] = [(); 2].map(|()| Stream::default());
+        let mut held: Vec<_> = (0..60).map(|_| keyed.next_to(2, &room, 1).unwrap()).collect();
+        for _ in 0..20 {
+            let of_b = b.fill(2, &room);
+            assert!(of_b.len() >= 30);
+            of_b.into_iter().for_each(Permit::acknowledged);
+            b.place.leave();
+            room.tick();
+            held.push(keyed.next_to(2, &room, 1).unwrap());
+        }
+        assert!(!held[0].shard.is_slow.get());
+    }
+
+    /// Shards that nobody has to do with are forgotten.
+    #[test]
+    fn shards_are_forgotten() {
+        let room = Room::new(10, 100);
+        let mut a = Stream::default();
+        let kept = a.next_to(0, &room, 1).unwrap();
+        for uid in 1..10 * SHARDS_IDLE_MAX as u64 {
+            assert!(a.next_to(uid, &room, 1).is_some());
+        }
+        assert!(room.shards.borrow().len() <= SHARDS_IDLE_MAX + 4);
+        assert!(room.shards.borrow().contains_key(&ShardUid(0)));
+        drop(kept);
     }
 }
