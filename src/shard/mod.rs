@@ -23,6 +23,7 @@ mod call;
 mod consume;
 mod error;
 mod estimate;
+mod expiry;
 #[cfg(not(test))]
 mod machine;
 #[cfg(test)]
@@ -53,9 +54,10 @@ use crate::{
 pub use self::{
     call::{Consume, Consumed, Durability, Produce, Produced, ShardStatus, Start},
     error::ShardError,
+    expiry::due_us,
     queue::{Answer, Owed},
 };
-use self::{consume::Cursors, machine::ShardMachine, metrics::Metrics};
+use self::{consume::Cursors, expiry::Expiry, machine::ShardMachine, metrics::Metrics};
 
 /// Where and how a shard is kept.
 #[derive(Clone, Debug)]
@@ -126,6 +128,8 @@ struct Inner<E: Env> {
     elsewhere: RefCell<Option<Elsewhere>>,
     /// How often requests were handed back because this replica could not propose them.
     losses: Cell<u64>,
+    /// When requests that wait are answered because their time is up.
+    expiry: Expiry,
     /// Trims and purges under way; `close` waits for them.
     operations: Cell<u32>,
     /// Requests wait for entries to be flushed here, with nothing in flight that would go on with them: the pump does.
@@ -177,6 +181,7 @@ impl<E: Env> Shard<E> {
             life: Cell::new(Life::Serving),
             elsewhere: RefCell::default(),
             losses: Cell::new(0),
+            expiry: Expiry::default(),
             operations: Cell::new(0),
             held: Cell::new(false),
             work: Notify::new(),

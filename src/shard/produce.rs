@@ -115,6 +115,16 @@ impl State {
         self.queue.is_empty() && self.in_flight.is_empty() && self.void.is_empty()
     }
 
+    /// When the first of those that wait is due, or earlier.
+    pub(super) fn due_us(&self) -> Option<u64> {
+        self.queue.due_us()
+    }
+
+    /// Takes out what waits and is due.
+    pub(super) fn take_due(&mut self, now_us: u64) -> Vec<Owed> {
+        self.queue.take_due(now_us)
+    }
+
     /// Whether an entry is to be proposed now. None goes behind a confirmation: that may fail while the entry is written, and the
     /// requests before it would go again behind it.
     fn is_due(&self) -> bool {
@@ -165,7 +175,7 @@ pub(super) async fn pump<E: Env>(inner: Rc<Inner<E>>) {
 
 impl<E: Env> Inner<E> {
     /// Queues what is asked for, and takes it; proposes it if nothing is in flight. An error leaves it where it is.
-    pub(super) fn admit(&self, asked: &mut Option<Owed>, now_us: u64) -> Result<(), ShardError> {
+    pub(super) fn admit(self: &Rc<Self>, asked: &mut Option<Owed>, now_us: u64) -> Result<(), ShardError> {
         self.check_life()?;
         #[cfg(test)]
         super::machine::planted::admission();
@@ -191,6 +201,8 @@ impl<E: Env> Inner<E> {
         state.queue.push(asked.take().expect("as above"));
         drop(state);
         self.propose_due();
+        // What was not proposed waits.
+        self.expire_later();
         Ok(())
     }
 
@@ -314,7 +326,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// The first entry in flight has landed, or never will.
-    fn landed(&self, result: Landed) {
+    fn landed(self: &Rc<Self>, result: Landed) {
         let applied_us = E::monotonic_us();
         let mut state = self.state.borrow_mut();
         let Some(entry) = state.in_flight.pop_front() else { return };
@@ -481,7 +493,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// When nothing is in flight any more, void batches go again, or all that wait is handed back.
-    fn restart_when_landed(&self) {
+    fn restart_when_landed(self: &Rc<Self>) {
         let mut state = self.state.borrow_mut();
         let mut lost = None;
         if state.stalled && state.in_flight.is_empty() {
@@ -496,6 +508,7 @@ impl<E: Env> Inner<E> {
             self.hand_back(&error);
         }
         self.propose_due();
+        self.expire_later();
     }
 
     /// Refuses requests for their offsets with nothing in flight. At once when that is true for good: records are committed where

@@ -5,7 +5,7 @@ use std::{
     ops::{Deref, DerefMut},
 };
 
-use super::{Produce, Produced, ShardError, estimate::AppendEstimate};
+use super::{Produce, Produced, ShardError, due_us, estimate::AppendEstimate};
 use crate::{
     budget::{Budget, Charge, Class, NoRoom, Use},
     env::channel::{self, OneshotReceiver, OneshotSender},
@@ -107,6 +107,14 @@ impl Request {
         self.charge.set(self.produce.records.message().len());
     }
 
+    /// By when it is answered if it still waits; never, if it has no deadline or is answered already.
+    fn due_us(&self) -> u64 {
+        match self.produce.deadline_us {
+            Some(deadline_us) if self.reply.is_some() => due_us(deadline_us, self.queued_us),
+            Some(_) | None => u64::MAX,
+        }
+    }
+
     /// Whether its client is gone. (One that is answered already has to be written all the same.)
     pub fn is_forsaken(&self) -> bool {
         self.reply.as_ref().is_some_and(Reply::is_closed)
@@ -139,13 +147,19 @@ pub(super) struct Gathered {
 /// Requests that wait, in order. Those whose clients are gone make room for others, and are never proposed: else clients that
 /// come and go could fill it, and streams, which wait for room of their own, would be refused here.
 ///
-/// Invariants: `bytes` is the sum of the requests' bytes; both bounds hold after `push`.
-#[derive(Default)]
+/// Invariants: `bytes` is the sum of the requests' bytes; both bounds hold after `push`; no request is due before `due_us`.
 pub(super) struct Queue {
     waiting: VecDeque<Owed>,
     bytes: usize,
+    due_us: u64,
     /// Requests that came since it was last looked for forsaken ones.
     unseen: usize,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Queue { waiting: VecDeque::new(), bytes: 0, due_us: u64::MAX, unseen: 0 }
+    }
 }
 
 impl Queue {
@@ -178,6 +192,7 @@ impl Queue {
     pub(super) fn push(&mut self, waiting: Owed) {
         self.unseen += 1;
         self.bytes += waiting.bytes();
+        self.due_us = self.due_us.min(waiting.due_us());
         self.waiting.push_back(waiting);
     }
 
@@ -187,13 +202,14 @@ impl Queue {
     pub(super) fn put_back(&mut self, requests: Vec<Owed>) {
         for waiting in requests.into_iter().rev() {
             self.bytes += waiting.bytes();
+            self.due_us = self.due_us.min(waiting.due_us());
             self.waiting.push_front(waiting);
         }
     }
 
     /// Takes everything out.
     pub(super) fn drain(&mut self) -> VecDeque<Owed> {
-        self.bytes = 0;
+        (self.bytes, self.due_us) = (0, u64::MAX);
         std::mem::take(&mut self.waiting)
     }
 
@@ -204,6 +220,31 @@ impl Queue {
     /// Whether the first that waits has memory for its part of an entry, or could have it now.
     pub(super) fn has_memory(&self) -> bool {
         self.waiting.front().is_none_or(|waiting| waiting.charge.can_be(AGAIN, memory_of(&waiting.produce)))
+    }
+
+    /// When the first that waits is due, or earlier.
+    pub(super) fn due_us(&self) -> Option<u64> {
+        Some(self.due_us).filter(|due_us| *due_us < u64::MAX)
+    }
+
+    /// Takes out what is due.
+    pub(super) fn take_due(&mut self, now_us: u64) -> Vec<Owed> {
+        let mut due = Vec::new();
+        if now_us < self.due_us {
+            return due;
+        }
+        self.due_us = u64::MAX;
+        for _ in 0..self.waiting.len() {
+            let Some(waiting) = self.waiting.pop_front() else { break };
+            if waiting.due_us() <= now_us {
+                self.bytes -= waiting.bytes();
+                due.push(waiting);
+            } else {
+                self.due_us = self.due_us.min(waiting.due_us());
+                self.waiting.push_back(waiting);
+            }
+        }
+        due
     }
 
     /// Bytes that wait.
@@ -253,6 +294,9 @@ impl Queue {
                 gathered.records += count;
                 next = next.plus(u64::from(count));
             }
+        }
+        if self.waiting.is_empty() {
+            self.due_us = u64::MAX;
         }
         assert!(gathered.bytes <= ENTRY_BYTES_MAX, "one request always fits into an entry");
         gathered
@@ -425,6 +469,27 @@ mod tests {
         let gathered = queue.gather(Offset(0), 1_000, &estimate);
         assert_eq!(places(&gathered), [(0, false), (1, false)]);
         assert_eq!(gathered.expired.len(), 2);
+    }
+
+    /// What is due is taken out, the rest stays in its order; what was answered from memory has no time any more.
+    #[test]
+    fn due() {
+        let mut queue = Queue::default();
+        assert_eq!(queue.due_us(), None);
+        let deadlines = [Some(300_000), None, Some(100), Some(200_000), Some(50_000)];
+        for (count, deadline_us) in deadlines.into_iter().enumerate() {
+            keep(push(&mut queue, Produce { deadline_us, ..request(count + 1, 1) }));
+        }
+        queue.waiting[4].reply = None;
+        assert_eq!((queue.due_us(), queue.take_due(89).len()), (Some(90), 0));
+        assert_eq!(queue.take_due(90).len(), 1, "a tenth before the deadline");
+        assert_eq!(queue.due_us(), Some(180_000), "but not more than 20 ms before it");
+        assert_eq!(queue.take_due(180_000).len(), 1);
+        let left: Vec<_> = queue.waiting.iter().map(|waiting| waiting.produce.records.count()).collect();
+        assert_eq!((left, queue.due_us()), (vec![1, 2, 5], Some(280_000)));
+        assert_eq!(queue.bytes(), queue.waiting.iter().map(|waiting| waiting.bytes()).sum::<usize>());
+        assert_eq!(queue.gather(Offset(0), 0, &AppendEstimate::default()).requests.len(), 3);
+        assert_eq!(queue.due_us(), None);
     }
 
     /// Both bounds refuse, by name, before anything is taken.

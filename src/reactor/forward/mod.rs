@@ -43,12 +43,8 @@ use crate::{
     peer::Destination,
     proto::ringlog::state::v1::PeerRefusal,
     reactor::{Reactor, ReactorError},
-    shard::{Owed, Produce, Produced, Shard, ShardError},
+    shard::{Owed, Produce, Produced, Shard, ShardError, due_us},
 };
-
-/// How long before its deadline a request that still waits is answered, at most: so that the caller hears that nothing was
-/// written, and not only that time is up.
-const DEADLINE_MARGIN_US: u64 = 20_000;
 
 /// `google.rpc.Code` of refusals that are looked at here.
 const CODE_NOT_FOUND: i32 = 5;
@@ -258,10 +254,7 @@ impl<E: Env> Reactor<E> {
 
 /// A request as it waits.
 fn item(owed: Owed, now_us: u64) -> Item<Owed> {
-    let until_us = owed.produce.deadline_us.map(|deadline_us| {
-        let margin_us = (deadline_us.saturating_sub(now_us) / 10).min(DEADLINE_MARGIN_US);
-        deadline_us - margin_us.min(deadline_us)
-    });
+    let until_us = owed.produce.deadline_us.map(|deadline_us| due_us(deadline_us, now_us));
     let bytes = owed.produce.records.encoded_bytes_max();
     // Also for one that the own replica has kept for a while: what has become of its leadership is the same search.
     Item { since_us: owed.queued_us, request: owed, bytes, until_us }

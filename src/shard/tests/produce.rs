@@ -138,6 +138,36 @@ fn deadlines() {
     });
 }
 
+/// Its answer, on any machine.
+async fn answered<T>(future: impl Future<Output = T>) -> Option<T> {
+    let long = Duration::from_secs(20);
+    <<TestEnv as Env>::Runtime as openraft::AsyncRuntime>::timeout(long, future).await.ok()
+}
+
+/// What waits while nothing is committed is answered before its deadline, as not written, although nothing else happens; also when
+/// one with an earlier deadline comes last.
+#[test]
+fn deadlines_in_the_queue() {
+    with_shard(|shard, disk| async move {
+        disk.hold();
+        let due = |in_ms: u64| Some(TestEnv::monotonic_us() + in_ms * 1_000);
+        let first = shard.produce(value("in flight"));
+        let patient = shard.produce(value("patient"));
+        let mut later = Box::pin(shard.produce(Produce { deadline_us: due(400), ..value("later") }));
+        let sooner = shard.produce(Produce { deadline_us: due(200), ..value("sooner") });
+        settle().await;
+        TestEnv::advance_us(185_000);
+        assert!(matches!(answered(sooner).await, Some(Err(ShardError::Deadline))));
+        assert!(settled(&mut later).await.is_none());
+        TestEnv::advance_us(200_000);
+        assert!(matches!(answered(later).await, Some(Err(ShardError::Deadline))));
+        disk.release();
+        assert_eq!(first.await.unwrap().base_offset, Offset(0));
+        assert_eq!(patient.await.unwrap().base_offset, Offset(1));
+        assert_eq!(shard.status().log_end, Offset(2));
+    });
+}
+
 /// Conditional appends: the right offset passes, also pipelined; a wrong one is refused, and when that depends on
 /// what is not durable yet the refusal waits for it.
 #[test]
