@@ -127,6 +127,10 @@ pub const CONSUME_WAIT_MAX: Duration = Duration::from_secs(60);
 /// written. Several times what an election takes; who is told goes to another node, which may know one.
 pub const LEADER_WAIT: Duration = Duration::from_secs(5);
 
+/// How long calls wait for a topic that is looked up, or made, for the first of them; `UNAVAILABLE` then, and nothing was written. Longer
+/// than a search in which each step waits for the catalog's leader to the end.
+pub const TOPIC_WAIT: Duration = Duration::from_secs(30);
+
 /// Longest topic name in bytes.
 pub const TOPIC_NAME_BYTES_MAX: usize = 249;
 

@@ -16,6 +16,9 @@ pub mod status;
 pub mod topology;
 pub mod under_way;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -24,6 +27,7 @@ use std::{
     sync::Arc,
 };
 
+use openraft::AsyncRuntime;
 use tokio::sync::oneshot;
 
 pub use self::{
@@ -117,6 +121,8 @@ struct Local<E: Env> {
     rooms: Vec<Rc<Room>>,
     /// Calls that wait for a topic that is looked up, or made, for the first of them; in order.
     sought: RefCell<BTreeMap<String, Vec<Waiting>>>,
+    /// How many they are.
+    seeking: Cell<usize>,
 }
 
 struct Waiting {
@@ -151,14 +157,14 @@ impl<E: Env> Frontend<E> {
     pub fn new(reactor: Rc<Reactor<E>>) -> Frontend<E> {
         let node = reactor.node();
         let (remote, topics) = (Remote::new(Arc::clone(node)), TopicReader::new(Arc::clone(&node.topics)));
-        let (turn, near, sought) = (Cell::new(0), Near::default(), RefCell::default());
+        let (turn, near, sought, seeking) = (Cell::new(0), Near::default(), RefCell::default(), Cell::new(0));
         let (here, reactors) = (reactor.number().0 as usize, node.reactors.len());
         let room = |number| if number == here { Room::here() } else { Room::elsewhere(reactors - 1) };
         let rooms = (0..reactors).map(room).collect();
         let answers = Rc::new(answers::Pool::new(reactor.budget().clone()));
         let received = Rc::new(received::Pool::new(reactor.budget().clone()));
         let lane = Rc::default();
-        let local = Local { reactor, remote, topics, turn, near, answers, received, lane, rooms, sought };
+        let local = Local { reactor, remote, topics, turn, near, answers, received, lane, rooms, sought, seeking };
         Frontend { local: Rc::new(local) }
     }
 
@@ -347,17 +353,15 @@ impl<E: Env> Frontend<E> {
     fn look_up_for(&self, call: ProduceCall) -> Result<oneshot::Receiver<Result<ProduceAck, CallError>>, CallError> {
         let name = route::topic_name(&call.head.topic).to_owned();
         self.local.remote.check_unknown(&name)?;
-        self.local.sought.borrow_mut().insert(name.clone(), Vec::new());
-        let ack = self.wait_for_topic(call);
+        // Before anything is looked for: what is refused makes no topic.
+        let ack = self.wait_for_topic(call)?;
         let frontend = self.clone();
         env::spawn_core::<E>(async move { frontend.seek_and_release(name).await });
-        ack
+        Ok(ack)
     }
 
     fn wait_for_topic(&self, call: ProduceCall) -> Result<oneshot::Receiver<Result<ProduceAck, CallError>>, CallError> {
-        let mut sought = self.local.sought.borrow_mut();
-        let waiting: usize = sought.values().map(Vec::len).sum();
-        if waiting >= limits::MAILBOX_REQUESTS_MAX {
+        if self.local.seeking.get() >= limits::MAILBOX_REQUESTS_MAX {
             let message = "too many calls wait for topics that are looked up or created; retry after a moment";
             return Err(CallError::retry(Code::ResourceExhausted, "CATALOG_BUSY", message));
         }
@@ -365,20 +369,54 @@ impl<E: Env> Frontend<E> {
         let held =
             self.local.reactor.budget().take(Use::Queued, Class::Client, bytes).map_err(|_| ShardError::NoMemory)?;
         let (reply, ack) = oneshot::channel();
-        let calls = sought.get_mut(route::topic_name(&call.head.topic)).expect("the caller looked");
+        let mut sought = self.local.sought.borrow_mut();
+        let name = route::topic_name(&call.head.topic);
+        if !sought.contains_key(name) {
+            sought.insert(name.to_owned(), Vec::new());
+        }
+        let calls = sought.get_mut(name).expect("as above");
         calls.push(Waiting { call, held, reply });
+        self.local.seeking.set(self.local.seeking.get() + 1);
         Ok(ack)
     }
 
-    /// Finds or makes the topic, then hands all that waited for it to their shards, in order.
+    /// Finds or makes the topic, then hands all that waited for it to their shards, in order; but for calls whose clients are gone,
+    /// which may have sent them elsewhere since.
     async fn seek_and_release(self, name: String) {
-        let found = self.local.remote.topic_to_write(&name).await;
+        let found = self.seek(&name).await;
         let waiting = self.local.sought.borrow_mut().remove(&name).expect("only this task removes it");
-        for Waiting { call, held, reply } in waiting {
+        self.local.seeking.set(self.local.seeking.get() - waiting.len());
+        for Waiting { call, held, mut reply } in waiting {
             drop(held);
+            if reply.is_closed() {
+                continue;
+            }
             let submitted = found.clone().and_then(|view| self.submit_to(&view, call));
             let under_way = submitted.unwrap_or_else(UnderWay::refused);
-            env::spawn::<E>(async move { drop(reply.send(under_way.await)) });
+            env::spawn::<E>(async move {
+                tokio::select! {
+                    biased;
+                    ack = under_way => drop(reply.send(ack)),
+                    // Its shard sees by this that nobody waits any more.
+                    () = reply.closed() => {}
+                }
+            });
+        }
+    }
+
+    /// Finds or makes the topic. Calls for it wait no longer than `TOPIC_WAIT`, also when another search has found it by then.
+    async fn seek(&self, name: &str) -> Result<Arc<PlacedTopic>, CallError> {
+        let remote = &self.local.remote;
+        let found = <E::Runtime as AsyncRuntime>::timeout(limits::TOPIC_WAIT, remote.topic_to_write(name)).await;
+        match (found, self.local.topics.get(name)) {
+            (Ok(found), _) => found,
+            (Err(_), Some(view)) => Ok(view),
+            (Err(_), None) => {
+                let waited = limits::TOPIC_WAIT.as_secs();
+                let message =
+                    format!("topic {name:?} was neither found nor made within {waited} s; nothing was written");
+                Err(CallError::retry(Code::Unavailable, "CATALOG_UNAVAILABLE", message))
+            }
         }
     }
 

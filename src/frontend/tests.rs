@@ -1,0 +1,116 @@
+//! What calls wait for, and how long: topics that are looked up (nobody answers the searches), and shards. In virtual time.
+
+use futures_util::FutureExt;
+
+use super::*;
+use crate::{
+    catalog::{Replicas, TopicView},
+    config::Config,
+    ids::{NodeId, ReactorNumber, ShardUid, TopicId},
+    limits::{MAILBOX_REQUESTS_MAX, RECORD_BYTES_MAX, TOPIC_WAIT},
+    peer::Peers,
+    proto::ringlog::v1::{ProduceRequest, Record},
+    reactor::node::{Advertised, Identity},
+    sim::{SimDisk, SimEnv, SimRuntime, net::SimNetwork},
+};
+
+const ME: NodeId = NodeId(1);
+
+/// The front doors of a node's only reactor.
+fn frontend() -> Frontend<SimEnv> {
+    let anywhere: std::net::SocketAddr = ([127, 0, 0, 1], 0).into();
+    let config = Config { data: "/data".into(), auto_create: Some(true), ..Config::default() };
+    let (grpc, http) = ("n1:7400".to_owned(), "n1:7480".to_owned());
+    let advertised = Advertised { peer_host: "n1".to_owned(), peer_port: 1, grpc, http };
+    let node = Arc::new(Node::new(config, 1, (anywhere, anywhere), advertised));
+    node.set_identity(Identity { cluster_id: "0".repeat(32), node: ME, incarnation: 1 });
+    let reactor = Reactor::new(ReactorNumber(0), Arc::clone(&node), SimDisk::new());
+    let net = SimNetwork::new().endpoint(ME, "n1", 1);
+    let (book, liveness) = (Arc::clone(&node.book), Arc::clone(&node.liveness));
+    reactor.set_peers(Peers::new(ME, ReactorNumber(0), net, book, liveness, reactor.budget().clone()));
+    node.enter(Phase::Serving);
+    Frontend::new(reactor)
+}
+
+fn call(topic: &str) -> ProduceCall {
+    let record = Record { value: vec![7; 1_000].into(), ..Record::default() };
+    let request = ProduceRequest { topic: topic.to_owned(), records: vec![record], ..ProduceRequest::default() };
+    let message = prost::Message::encode_to_vec(&request);
+    let (head, records) = Records::parse(message.into(), RECORD_BYTES_MAX).unwrap();
+    ProduceCall { head, records, deadline_us: None }
+}
+
+/// Makes a topic known, whose only shard is on that node.
+fn publish(frontend: &Frontend<SimEnv>, name: &str, uid: ShardUid, holder: NodeId) {
+    let view = TopicView {
+        name: name.into(),
+        id: TopicId(uid.0),
+        shards: vec![uid],
+        replication_factor: 1,
+        replicas: vec![Replicas { nodes: vec![holder], ..Default::default() }],
+        retention_bytes_max: 0,
+        retention_age_ms_max: 0,
+        segment_bytes: 0,
+        created_us: 0,
+    };
+    frontend.local.reactor.node().topics.publish([Arc::new(PlacedTopic::new(view.into(), 1, ME))]);
+}
+
+/// A search that never ends keeps nobody waiting for ever: its calls are refused, as not written, and the next call begins anew.
+#[test]
+fn a_search_without_an_end() {
+    SimRuntime::seeded(1).block_on(async {
+        let frontend = frontend();
+        let mut first = frontend.produce(call("a"));
+        let second = frontend.produce(call("a"));
+        env::sleep::<SimEnv>(TOPIC_WAIT / 2).await;
+        assert!((&mut first).now_or_never().is_none());
+        env::sleep::<SimEnv>(TOPIC_WAIT).await;
+        for under_way in [first, second] {
+            let error = under_way.now_or_never().expect("answered").unwrap_err();
+            assert_eq!((error.code, error.reason, error.definite), (Code::Unavailable, "CATALOG_UNAVAILABLE", true));
+        }
+        assert!(!frontend.local.is_sought("a"));
+        assert_eq!((frontend.local.seeking.get(), frontend.local.reactor.budget().used()), (0, 0));
+        drop(frontend.produce(call("a")));
+        assert!(frontend.local.is_sought("a"));
+    });
+}
+
+/// A call that is refused because too many wait has its topic neither looked for nor made; and they give their places back.
+#[test]
+fn a_refused_call_makes_no_topic() {
+    SimRuntime::seeded(1).block_on(async {
+        let frontend = frontend();
+        let waiting: Vec<_> = (0..MAILBOX_REQUESTS_MAX).map(|_| frontend.produce(call("a"))).collect();
+        for topic in ["a", "b"] {
+            let refused = frontend.produce(call(topic)).now_or_never().expect("answered").unwrap_err();
+            assert_eq!((refused.code, refused.definite), (Code::ResourceExhausted, true));
+        }
+        assert!(!frontend.local.is_sought("b"));
+        env::sleep::<SimEnv>(2 * TOPIC_WAIT).await;
+        drop(waiting);
+        assert!(frontend.produce(call("b")).now_or_never().is_none());
+        assert!(frontend.local.is_sought("b"));
+    });
+}
+
+/// Calls whose clients are gone when their topic is found are not handed to its shard.
+#[test]
+fn gone_while_the_topic_was_sought() {
+    SimRuntime::seeded(1).block_on(async {
+        let frontend = frontend();
+        let (gone, waits) = (frontend.produce(call("t")), frontend.produce(call("t")));
+        drop(gone);
+        // The search has begun, and does not see it.
+        env::sleep::<SimEnv>(limits::RETRY_AFTER).await;
+        publish(&frontend, "t", ShardUid(1), NodeId(2));
+        env::sleep::<SimEnv>(TOPIC_WAIT).await;
+        assert!(!frontend.local.is_sought("t"));
+        let records = call("t").records;
+        let of_one = records.message().len() + records.encoded_bytes_max();
+        assert_eq!(frontend.local.reactor.budget().used_for(Use::Queued), of_one);
+        let refused = waits.await.unwrap_err();
+        assert!(refused.definite, "{refused:?}");
+    });
+}
