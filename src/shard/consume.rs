@@ -10,7 +10,7 @@ use openraft::AsyncRuntime;
 
 use super::{Consume, Consumed, Inner, ShardError, Start};
 use crate::{
-    env::Env,
+    env::{self, Env},
     format::{
         entry::{EntryKind, StoredEntry},
         records::{record_ranges, record_timestamp, slice_records},
@@ -133,8 +133,9 @@ fn first_not_before(entry: &StoredEntry, from: Offset, timestamp_us: i64) -> Opt
 enum Place {
     /// With the record at this offset, also if it is still to come.
     At(Offset),
-    /// With a record that is not there yet: there is none below this offset, and the one that comes there may be another.
-    NotBelow(Offset),
+    /// With a record that is not there yet: there is none below `end`, and the one that comes there may be another. `walked`: the
+    /// log's index did not know, and all entries before this one were looked at.
+    NotBelow { end: Offset, walked: Option<Index> },
 }
 
 /// See `Shard::consume`.
@@ -143,17 +144,17 @@ pub(super) async fn consume<E: Env>(inner: Rc<Inner<E>>, consume: Consume) -> Re
     let deadline_us = E::monotonic_us().saturating_add(wait_us);
     inner.check_readable()?;
     inner.wait_for_view(&consume).await?;
-    let mut place = inner.resolve(consume.start).await?;
+    let mut place = inner.resolve(consume.start, None).await?;
     loop {
         inner.check_readable()?;
         let start = match place {
             Place::At(start) => start,
-            Place::NotBelow(end) if end < inner.group.high_watermark().max(inner.log_start()) => {
+            Place::NotBelow { end, walked } if end < inner.group.high_watermark().max(inner.log_start()) => {
                 // What has come since may be older than what is asked for.
-                place = inner.resolve(consume.start).await?;
+                place = inner.resolve(consume.start, walked).await?;
                 continue;
             }
-            Place::NotBelow(end) => end,
+            Place::NotBelow { end, .. } => end,
         };
         inner.check_range(start)?;
         if start < inner.group.high_watermark() && consume.records_max > 0 {
@@ -219,7 +220,7 @@ impl<E: Env> Inner<E> {
             self.group.log().condemn(error.clone());
             let group = self.group.clone();
             // If there is another replica it leads better than one that cannot write.
-            crate::env::spawn::<E>(async move { drop(group.transfer(None, LEADER_WAIT).await) });
+            env::spawn::<E>(async move { drop(group.transfer(None, LEADER_WAIT).await) });
         }
         error.into()
     }
@@ -247,29 +248,30 @@ impl<E: Env> Inner<E> {
         Ok(())
     }
 
-    /// What a start means now.
-    async fn resolve(&self, start: Start) -> Result<Place, ShardError> {
+    /// What a start means now. `walked`: as in `Place`, of a look before.
+    async fn resolve(&self, start: Start, walked: Option<Index>) -> Result<Place, ShardError> {
         match start {
             Start::Offset(offset) => Ok(Place::At(offset)),
             Start::Earliest => Ok(Place::At(self.log_start())),
             Start::Latest => Ok(Place::At(self.group.high_watermark())),
-            Start::Timestamp(timestamp_us) => self.resolve_timestamp(timestamp_us).await,
+            Start::Timestamp(timestamp_us) => self.resolve_timestamp(timestamp_us, walked).await,
         }
     }
 
     /// The first committed record with a timestamp not before this one; without one, not below the high watermark.
     ///
     /// The log's index knows the largest timestamp up to each entry, records below the log start included: where
-    /// those were newer than what follows, the batches are walked until one holds such a record.
-    async fn resolve_timestamp(&self, timestamp_us: i64) -> Result<Place, ShardError> {
+    /// those were newer than what follows, the batches are walked until one holds such a record. A consumer that waits for one
+    /// goes on where it was.
+    async fn resolve_timestamp(&self, timestamp_us: i64, walked: Option<Index>) -> Result<Place, ShardError> {
         let end = self.group.applied_end();
         let high_watermark = self.group.high_watermark();
         let log_start = self.log_start();
-        let found = self.group.log().find_timestamp(timestamp_us).await.map_err(|error| self.read_failed(error))?;
-        let Some(found) = found else { return Ok(Place::NotBelow(high_watermark)) };
-        let kept = self.group.log().find_offset(log_start).await.map_err(|error| self.read_failed(error))?;
-        let kept = kept.unwrap_or(end);
-        let mut index = found.max(kept);
+        let index = match walked {
+            Some(index) => Some(index),
+            None => self.find_timestamp(timestamp_us, log_start, end).await?,
+        };
+        let Some(mut index) = index else { return Ok(Place::NotBelow { end: high_watermark, walked: None }) };
         while index < end {
             let entries = match self.group.log().read(index, end, READ_BYTES).await {
                 Ok(entries) => entries,
@@ -287,8 +289,23 @@ impl<E: Env> Inner<E> {
                 }
             }
             index = next_index(&entries, index)?;
+            // Those in memory are there at once, and may be many.
+            env::yield_now().await;
         }
-        Ok(Place::NotBelow(high_watermark))
+        Ok(Place::NotBelow { end: high_watermark, walked: Some(index.min(end)) })
+    }
+
+    /// The first entry that may hold such a record at or above `log_start`, as the index knows; not below `end` if all are trimmed.
+    async fn find_timestamp(
+        &self,
+        timestamp_us: i64,
+        log_start: Offset,
+        end: Index,
+    ) -> Result<Option<Index>, ShardError> {
+        let found = self.group.log().find_timestamp(timestamp_us).await.map_err(|error| self.read_failed(error))?;
+        let Some(found) = found else { return Ok(None) };
+        let kept = self.group.log().find_offset(log_start).await.map_err(|error| self.read_failed(error))?;
+        Ok(Some(found.max(kept.unwrap_or(end))))
     }
 
     /// Reads from `taking.next` on until something is taken or the committed end is reached. Nothing taken: the

@@ -3,6 +3,10 @@
 use std::pin::pin;
 
 use super::*;
+use crate::{
+    env::{self, channel},
+    sim::{Fault, Operation},
+};
 
 fn stamped(timestamp_us: i64) -> Produce {
     let records = encode(vec![Record { timestamp_us, ..Record::default() }]);
@@ -188,6 +192,44 @@ fn timestamps_after_a_trim() {
         assert_eq!(offsets(&shard, from(Start::Timestamp(40))).await, [3, 4]);
         assert_eq!(offsets(&shard, from(Start::Timestamp(0))).await[0], 1);
         assert_eq!(offsets(&shard, from(Start::Timestamp(60))).await, Vec::<u64>::new());
+    });
+}
+
+/// A consumer that waits for a time looks at each entry once, also when the log's index does not help, because a record of the
+/// future was trimmed: what it has looked at is not read from the device again.
+#[test]
+fn waits_for_a_time_after_a_trim() {
+    TestEnv::reset(1);
+    let disk = SimDisk::new();
+    block_on(async {
+        let options = options();
+        let peers = crate::peer::Peers::alone(options.node);
+        let shard = TestShard::open(disk.clone(), TailBudget::new(64 << 10), peers, options).await.unwrap();
+        let large = |timestamp_us| {
+            let records = encode(vec![Record { timestamp_us, value: vec![7; 10_000].into(), ..Record::default() }]);
+            Produce { records, ..value("") }
+        };
+        shard.produce(stamped(1_000)).await.unwrap();
+        for _ in 0..30 {
+            shard.produce(large(10)).await.unwrap();
+        }
+        shard.trim(Offset(1)).await.unwrap();
+        let consume = shard.consume(waiting(Start::Timestamp(30)));
+        let (send, mut consumer) = channel::oneshot();
+        // On its own: it reads.
+        env::spawn::<TestEnv>(async move { drop(send.send(consume.await)) });
+        assert!(settled(&mut consumer).await.is_none());
+        let path_contains = "/data/shards/1".to_owned();
+        let (operation, error) = (Operation::Read, std::io::ErrorKind::Other);
+        disk.plant(Fault { operation, path_contains, skip: 0, times: u64::MAX, error });
+        for _ in 0..5 {
+            shard.produce(large(20)).await.unwrap();
+            let early = settled(&mut consumer).await;
+            assert!(early.is_none(), "{early:?}");
+        }
+        shard.produce(large(30)).await.unwrap();
+        let consumed = consumer.await.unwrap().unwrap();
+        assert_eq!((consumed.count, consumed.next_offset), (1, Offset(37)));
     });
 }
 
