@@ -1,16 +1,19 @@
 //! What calls wait for, and how long: topics that are looked up (nobody answers the searches), and shards. In virtual time.
 
+use std::{future::poll_fn, task::Poll, time::Duration};
+
 use futures_util::FutureExt;
 
-use super::*;
+use super::{admission::Admission, *};
 use crate::{
     catalog::{Replicas, TopicView},
     config::Config,
     ids::{NodeId, ReactorNumber, ShardUid, TopicId},
-    limits::{MAILBOX_REQUESTS_MAX, RECORD_BYTES_MAX, TOPIC_WAIT},
+    limits::{MAILBOX_REQUESTS_MAX, RECORD_BYTES_MAX, SEGMENT_BYTES_MIN, STREAM_REQUESTS_UNDER_WAY_MAX, TOPIC_WAIT},
     peer::Peers,
     proto::ringlog::v1::{ProduceRequest, Record},
     reactor::node::{Advertised, Identity},
+    shard::ShardOptions,
     sim::{SimDisk, SimEnv, SimRuntime, net::SimNetwork},
 };
 
@@ -111,6 +114,51 @@ fn gone_while_the_topic_was_sought() {
         let of_one = records.message().len() + records.encoded_bytes_max();
         assert_eq!(frontend.local.reactor.budget().used_for(Use::Queued), of_one);
         let refused = waits.await.unwrap_err();
+        assert!(refused.definite, "{refused:?}");
+    });
+}
+
+/// A shard of which no leader answers, and whose streams send what they can, does not keep a stream to another shard of the reactor
+/// from being read.
+#[test]
+fn a_shard_without_a_leader_stops_no_other() {
+    SimRuntime::seeded(1).block_on(async {
+        let frontend = frontend();
+        let reactor = &frontend.local.reactor;
+        publish(&frontend, "stuck", ShardUid(1), NodeId(2));
+        publish(&frontend, "well", ShardUid(2), ME);
+        let options = ShardOptions {
+            dir: "/data/shards/2".into(),
+            uid: ShardUid(2),
+            node: ME,
+            segment_bytes_max: SEGMENT_BYTES_MIN,
+            slot: 0,
+            founders: Some([ME].into()),
+            owner: reactor.node().identity().unwrap().owner(),
+            preferred: true,
+            retention_bytes_max: 0,
+            retention_age_ms_max: 0,
+        };
+        assert!(reactor.open(vec![options]).await.is_empty());
+        let (mut stuck, mut well) = (Admission::new(frontend.clone()), Admission::new(frontend.clone()));
+        let mut under_way = Vec::new();
+        let room = Duration::from_millis(100);
+        for number in 0..60 {
+            let mut asked = Some(call("well"));
+            let entered = poll_fn(|cx| {
+                // Both are polled when they are woken.
+                while let Poll::Ready(admitted) = stuck.poll(&mut Some(call("stuck")), false, cx) {
+                    under_way.push(admitted);
+                }
+                well.poll(&mut asked, true, cx)
+            });
+            let admitted = <SimEnv as Env>::Runtime::timeout(room, entered).await.expect("room");
+            well.leave();
+            assert_eq!(admitted.await.unwrap().produced.base_offset, Offset(number));
+            env::sleep::<SimEnv>(room).await;
+        }
+        assert!(under_way.len() > STREAM_REQUESTS_UNDER_WAY_MAX);
+        let refused = under_way.remove(0).now_or_never().expect("answered after 5 s").unwrap_err();
         assert!(refused.definite, "{refused:?}");
     });
 }
