@@ -233,6 +233,14 @@ pub const CALLS_MAX: usize = 32 << 10;
 /// ... but always so many.
 pub const CALLS_PER_CONNECTION_MIN: usize = 8;
 
+/// Topics that one request may name to be told who leads their shards; `INVALID_ARGUMENT` above it. (One that names none is told
+/// of all.)
+pub const SERVERS_TOPICS_MAX: usize = 1_024;
+
+/// Bytes of such a request, so many names and what each takes beside itself; `RESOURCE_EXHAUSTED` above it. A name takes two bytes
+/// at least, and twenty times that when it is decoded.
+pub const SERVERS_REQUEST_BYTES_MAX: usize = SERVERS_TOPICS_MAX * (TOPIC_NAME_BYTES_MAX + 3);
+
 /// Produce requests of one stream that are not acknowledged yet; the stream is not read above it.
 pub const STREAM_PRODUCES_IN_FLIGHT_MAX: usize = 1_024;
 

@@ -240,8 +240,8 @@ impl<E: Env> Frontend<E> {
     /// `Log.GetServers`; all topics if none is named.
     ///
     /// # Errors
-    /// `NOT_FOUND`, `UNAVAILABLE`.
-    pub async fn get_servers(&self, topics: Vec<String>) -> Result<proto::GetServersResponse, CallError> {
+    /// `INVALID_ARGUMENT` above `SERVERS_TOPICS_MAX` names, `NOT_FOUND`, `UNAVAILABLE`.
+    pub async fn get_servers(&self, topics: &[String]) -> Result<proto::GetServersResponse, CallError> {
         self.local.remote.get_servers(topics).await
     }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::join_all;
 use tokio::sync::{oneshot, watch};
 
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
         status::{CallError, Code},
     },
     ids::{NodeId, ReactorNumber, ShardUid, is_most},
+    limits,
     peer::{Destination, book::PeerNode},
     proto::ringlog::state::v1::{self as state, ShardStatusRequest, control_reply, control_request},
     proto::ringlog::v1 as proto,
@@ -35,18 +36,17 @@ const STATUS_WITHIN: Duration = Duration::from_secs(2);
 type Said = BTreeMap<NodeId, Result<BTreeMap<ShardUid, state::ReplicaStatus>, String>>;
 
 impl Remote {
-    /// `Log.GetServers`; all topics if none is named.
+    /// `Log.GetServers`; all topics if none is named, each of them once however often it is named.
     ///
     /// # Errors
-    /// `NOT_FOUND`, `UNAVAILABLE`.
-    pub async fn get_servers(&self, topics: Vec<String>) -> Result<proto::GetServersResponse, CallError> {
+    /// `INVALID_ARGUMENT` above `SERVERS_TOPICS_MAX` names, `NOT_FOUND`, `UNAVAILABLE`.
+    pub async fn get_servers(&self, topics: &[String]) -> Result<proto::GetServersResponse, CallError> {
         let node = self.node();
         let identity = node.identity().ok_or_else(CallError::starting)?;
-        let placed = if topics.is_empty() {
-            self.all_topics()
-        } else {
-            try_join_all(topics.iter().map(|name| self.find_topic(route::topic_name(name)))).await?
-        };
+        let mut placed = if topics.is_empty() { self.all_topics() } else { Vec::new() };
+        for name in distinct_names(topics)? {
+            placed.push(self.find_topic(name).await?);
+        }
         let members = self.members().await?;
         self.find_leaders(&placed).await?;
         let servers = members.nodes.iter().filter(|member| member.state != state::NodeState::Removed as i32);
@@ -344,6 +344,21 @@ fn replica_message(
     }
 }
 
+/// The topics that a request names, each once, in their order. A name takes two bytes of a request, and the answer to it the shards
+/// of its topic: nothing is made for a name before this.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` above `SERVERS_TOPICS_MAX` names.
+pub fn distinct_names(names: &[String]) -> Result<Vec<&str>, CallError> {
+    if names.len() > limits::SERVERS_TOPICS_MAX {
+        let (most, count) = (limits::SERVERS_TOPICS_MAX, names.len());
+        let message = format!("a request names at most {most} topics, not {count}; name none to be told of all");
+        return Err(CallError::invalid("TOO_MANY_TOPICS", message));
+    }
+    let mut seen = BTreeSet::new();
+    Ok(names.iter().map(|name| route::topic_name(name)).filter(|name| seen.insert(*name)).collect())
+}
+
 fn by_uid(statuses: Vec<state::ReplicaStatus>) -> BTreeMap<ShardUid, state::ReplicaStatus> {
     statuses.into_iter().map(|status| (ShardUid(status.shard_uid), status)).collect()
 }
@@ -408,6 +423,19 @@ mod tests {
         assert_eq!(lost(best(&[], false), &[1]).as_deref(), Some(words));
         assert!(lost(best(&[1, 2], false), &[1]).is_some());
         assert!(lost(best(&[1, 2, 3], true), &[1, 2, 3]).is_some());
+    }
+
+    /// A topic is looked up once, by whatever name and however often; too many names are refused before any is looked up.
+    #[test]
+    fn repeated_names() {
+        let named = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let names = named(&["b", "", "a", "b", route::topic_name(""), ""]);
+        assert_eq!(distinct_names(&names).unwrap(), ["b", route::topic_name(""), "a"]);
+        assert!(distinct_names(&[]).unwrap().is_empty());
+        let many = vec![String::new(); limits::SERVERS_TOPICS_MAX];
+        assert_eq!(distinct_names(&many).unwrap().len(), 1);
+        let error = distinct_names(&vec![String::new(); limits::SERVERS_TOPICS_MAX + 1]).unwrap_err();
+        assert_eq!((error.code, error.reason), (Code::InvalidArgument, "TOO_MANY_TOPICS"));
     }
 
     /// How far a replica is behind is known only beside a leader.

@@ -76,6 +76,7 @@ def consume_request(topic):
 
 
 PRODUCE, PRODUCE_STREAM = b"/ringlog.v1.Log/Produce", b"/ringlog.v1.Log/ProduceStream"
+GET_SERVERS = b"/ringlog.v1.Log/GetServers"
 CONSUME, CONSUME_STREAM = b"/ringlog.v1.Log/Consume", b"/ringlog.v1.Log/ConsumeStream"
 
 
@@ -183,6 +184,15 @@ def inflated(address, connections, topic):
     return _many(address, connections, frame(SETTINGS) + begun)
 
 
+def many_names(address, connections, topic):
+    """Calls that ask for one topic two million times, in a few KiB."""
+    request = message(gzip.compress(_field(1, b"") * 2_000_000), compressed=True)
+    streams = range(1, 2 * (WINDOW_FIRST // len(request)), 2)
+    gzipped = [(b"grpc-encoding", b"gzip")]
+    calls = b"".join(headers(n, GET_SERVERS, more=gzipped) + frame(DATA, END_STREAM, n, request) for n in streams)
+    return _many(address, connections, frame(SETTINGS) + calls)
+
+
 def announced(address, connections, topic):
     """Messages of 4 MiB of which one byte comes."""
     begun = b"".join(headers(n, PRODUCE) + frame(DATA, 0, n, b"\0\0\x3f\xff\xff\x0a") for n in range(1, 33, 2))
@@ -269,6 +279,7 @@ ATTACKS = [
     acks_unread,
     acks_in_sockets,
     inflated,
+    many_names,
     announced,
     tiny_frames,
     large_headers,

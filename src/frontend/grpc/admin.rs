@@ -15,7 +15,7 @@ pub(super) async fn unary<E: Env>(call: &mut Call<E>, method: Method) -> Result<
     call.definite = matches!(method, Method::GetServers | Method::ListTopics | Method::DescribeTopic);
     match method {
         Method::GetServers => {
-            call.unary(async |request: v1::GetServersRequest| frontend.get_servers(request.topics).await).await
+            call.unary(async |request: v1::GetServersRequest| frontend.get_servers(&request.topics).await).await
         }
         Method::CreateTopic => {
             call.unary(async |request: v1::CreateTopicRequest| {

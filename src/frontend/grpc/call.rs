@@ -74,8 +74,9 @@ pub(super) async fn serve<E: Env>(frontend: Frontend<E>, request: Request<RecvSt
     };
     // Up to 16 KiB as sent, and several times that as kept; a call may wait for long.
     drop(head);
+    let bytes_max = method.message_bytes_max(frontend.limits().message_bytes_max);
     let mut call = Call {
-        requests: Requests::new(body, encoding, frontend.limits().message_bytes_max, responses.received()),
+        requests: Requests::new(body, encoding, bytes_max, responses.received()),
         responses,
         deadline_us: timeout_us.map(|us| E::monotonic_us().saturating_add(us)),
         definite: true,

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use crate::frontend::Code;
+use crate::limits;
 
 /// A method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,14 @@ impl Method {
         known.map_or(Method::Unknown, |(method, _)| *method)
     }
 
+    /// Largest message of its requests, where `most` is that of any.
+    pub(super) fn message_bytes_max(self, most: usize) -> usize {
+        match self {
+            Method::GetServers | Method::WatchServers => most.min(limits::SERVERS_REQUEST_BYTES_MAX),
+            _ => most,
+        }
+    }
+
     /// Counts one call of it, in `ringlog_grpc_requests_total{method, code}`.
     pub(super) fn count(self, code: Code) {
         thread_local! {
@@ -89,6 +98,18 @@ impl Method {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Requests that name topics are no larger than that takes.
+    #[test]
+    fn requests_that_name_topics() {
+        let topics = vec!["n".repeat(limits::TOPIC_NAME_BYTES_MAX); limits::SERVERS_TOPICS_MAX];
+        let largest = prost::Message::encoded_len(&crate::proto::ringlog::v1::GetServersRequest { topics });
+        let most = limits::MESSAGE_BYTES_MAX;
+        for method in [Method::GetServers, Method::WatchServers] {
+            assert_eq!((method.message_bytes_max(most), method.message_bytes_max(9)), (largest, 9));
+        }
+        assert_eq!(Method::ProduceStream.message_bytes_max(most), most);
+    }
 
     /// Every method has its path at its own place in the table, and that path leads to it.
     #[test]

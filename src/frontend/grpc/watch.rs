@@ -30,7 +30,7 @@ pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
     let mut changes = frontend.watch_topology();
     let mut told = None;
     loop {
-        let servers = call.wait(frontend.get_servers(request.topics.clone())).await?;
+        let servers = call.wait(frontend.get_servers(&request.topics)).await?;
         let v1::GetServersResponse { cluster_id, servers, topics } = servers;
         let now = v1::WatchServersResponse { cluster_id, servers, topics };
         if told.as_ref() != Some(&now) {

@@ -280,7 +280,7 @@ async fn servers(
     query: std::result::Result<Query<ServersQuery>, QueryRejection>,
 ) -> Result<Json<ServersOut>> {
     let Query(ServersQuery { topic }) = query.map_err(bad_query)?;
-    Ok(Json(api.remote.get_servers(topic.into_iter().collect()).await?.into()))
+    Ok(Json(api.remote.get_servers(topic.as_slice()).await?.into()))
 }
 
 async fn no_page(request: Request) -> CallError {
