@@ -6,16 +6,16 @@
 //! connection's share it waits until something goes out. Streams of one connection do not depend on each other: a call of
 //! which nothing waits gets a small answer in any case, after [`PATIENCE`].
 //!
+//! What has waited for long is its client's share for as long as that does not read, and does not count for the others: clients
+//! that pause leave those that read what they had.
+//!
 //! A record is never cut, so that an answer may be larger than its room. Above [`ANSWER_BYTES_LIMIT`] such answers are let go
-//! and read again later, and as long as somebody waits there, the connection of which nothing went out for longest is closed.
+//! and read again later, and as long as somebody waits there, the connection is closed that holds most of what has waited for long.
 
 use std::cell::Cell;
-use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::rc::Weak;
 use std::task::Context;
 use std::task::Poll;
 use std::task::Waker;
@@ -26,6 +26,9 @@ use crate::env;
 use crate::env::Env;
 use crate::env::channel::Notified;
 use crate::env::channel::Notify;
+use crate::frontend::grpc::holders::Holder;
+use crate::frontend::grpc::holders::Holders;
+use crate::frontend::grpc::holders::Since;
 use crate::frontend::grpc::share::part_of_rest;
 use crate::limits::ANSWER_BYTES_LIMIT;
 use crate::limits::ANSWER_BYTES_MAX;
@@ -34,9 +37,6 @@ use crate::limits::ANSWER_BYTES_MIN;
 /// How long a call waits for room before it gets less than it wants; and how often it looks after that.
 const PATIENCE: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_secs(1);
-
-/// A connection of which nothing went out for so long is closed when its memory is wanted.
-const STALLED_US: u64 = 10_000_000;
 
 /// What a call gets that has waited: a few small records, or one larger one.
 const LITTLE_BYTES: usize = 4 << 10;
@@ -58,26 +58,19 @@ pub struct Pool {
     short_reads: Cell<usize>,
     /// When the last of them began.
     short_read_us: Cell<u64>,
-    /// One of them is done.
+    /// Somebody waits for the end of the pause after it, and is the next.
+    pauses: Cell<bool>,
+    /// One of them is done, or the one who has waited for the end of the pause has had his turn.
     read: Notify,
-    connections: RefCell<BTreeMap<u64, Weak<Connection>>>,
-    next_number: Cell<u64>,
-    /// When it was last looked for a connection to close.
-    looked_us: Cell<u64>,
+    holders: Rc<Holders>,
 }
 
 struct Connection {
     pool: Rc<Pool>,
-    number: u64,
-    held: Cell<usize>,
-    /// Something went out, or was the first to wait.
-    moved_us: Cell<u64>,
+    holder: Holder,
     now_us: fn() -> u64,
     sleep: fn(Duration) -> Pin<Box<dyn Future<Output = ()>>>,
     freed: Notify,
-    /// Its memory is wanted: it has to be closed.
-    is_evicted: Cell<bool>,
-    waker: RefCell<Waker>,
 }
 
 /// The answers of one connection, or of one call of it ([`Answers::of_call`]). Clones are the same.
@@ -92,8 +85,18 @@ pub(super) struct Answers {
 pub(super) struct Held {
     answers: Answers,
     bytes: usize,
+    since: Since,
     /// One of the pool's `short_reads`, until the answer is there.
     is_short: bool,
+}
+
+/// Why a call does not get room at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    /// Too much waits.
+    Full,
+    /// There is less than was wanted, and enough answers are read with that.
+    Short,
 }
 
 /// There is no room for the answer as long as others wait for their clients.
@@ -103,21 +106,14 @@ pub(super) struct NoRoom;
 impl Answers {
     /// Of a new connection.
     pub(super) fn new<E: Env>(pool: &Rc<Pool>) -> Answers {
-        let number = pool.next_number.get();
-        pool.next_number.set(number + 1);
-        let connection = Rc::new(Connection {
+        let connection = Connection {
             pool: Rc::clone(pool),
-            number,
-            held: Cell::new(0),
-            moved_us: Cell::new(0),
+            holder: Holder::new::<E>(&pool.holders),
             now_us: E::monotonic_us,
             sleep: |duration| Box::pin(env::sleep::<E>(duration)),
             freed: Notify::new(),
-            is_evicted: Cell::new(false),
-            waker: RefCell::new(Waker::noop().clone()),
-        });
-        pool.connections.borrow_mut().insert(number, Rc::downgrade(&connection));
-        Answers { connection, call: Rc::default() }
+        };
+        Answers { connection: Rc::new(connection), call: Rc::default() }
     }
 
     /// Those of another call of this connection.
@@ -127,35 +123,39 @@ impl Answers {
 
     /// Whether the connection has to be closed. Sets who is woken when it has to be later.
     pub(super) fn is_evicted(&self, waker: &Waker) -> bool {
-        self.connection.waker.borrow_mut().clone_from(waker);
-        self.connection.is_evicted.get()
+        self.connection.holder.is_evicted(waker)
     }
 
     /// Room for an answer of up to `wanted` bytes, or less if the connection has no answer waiting.
     pub(super) fn take(&self, wanted: usize) -> Option<Held> {
-        let own = self.connection.held.get();
+        self.grant(wanted).ok()
+    }
+
+    fn grant(&self, wanted: usize) -> Result<Held, Refused> {
+        let own = self.connection.holder.held();
         let share = self.connection.share();
         let granted = if own == 0 { wanted.min(share) } else { wanted };
         let fits = own + granted <= share && self.connection.pool.held.get() + granted <= ANSWER_BYTES_LIMIT;
         match fits {
-            true if granted == wanted => Some(self.hold(granted)),
+            true if granted == wanted => Ok(self.hold(granted)),
             true => self.short(granted),
-            false => None,
+            false => Err(Refused::Full),
         }
     }
 
     /// Room for less than was wanted, if few answers are read with that.
-    fn short(&self, bytes: usize) -> Option<Held> {
-        let Pool { short_reads, short_read_us, .. } = &*self.connection.pool;
+    fn short(&self, bytes: usize) -> Result<Held, Refused> {
+        let Pool { short_reads, short_read_us, pauses, .. } = &*self.connection.pool;
         let now_us = (self.connection.now_us)();
-        if short_reads.get() == SHORT_READS_MAX || now_us.saturating_sub(short_read_us.get()) < SHORT_READ_PAUSE_US {
-            return None;
+        let too_soon = pauses.get() || now_us.saturating_sub(short_read_us.get()) < SHORT_READ_PAUSE_US;
+        if short_reads.get() == SHORT_READS_MAX || too_soon {
+            return Err(Refused::Short);
         }
         short_reads.set(short_reads.get() + 1);
         short_read_us.set(now_us);
         let mut held = self.hold(bytes);
         held.is_short = true;
-        Some(held)
+        Ok(held)
     }
 
     /// Waits for room: for `wanted` bytes, or less than that when it takes long.
@@ -164,34 +164,50 @@ impl Answers {
         let mut look = (self.connection.sleep)(PATIENCE);
         let mut is_late = false;
         loop {
-            let (freed, read) = (self.freed(), pool.read.notified());
-            if let Some(held) = self.take(wanted) {
-                return held;
+            let freed = self.freed();
+            let mut granted = self.grant(wanted);
+            if is_late && granted.is_err() {
+                if pool.held.get() + wanted.min(self.connection.share()) > ANSWER_BYTES_LIMIT {
+                    self.connection.holder.evict(0);
+                }
+                if self.call.get() == 0 && pool.held.get() + LITTLE_BYTES <= ANSWER_BYTES_LIMIT {
+                    granted = self.short(LITTLE_BYTES.min(wanted));
+                }
             }
-            let gets_little = is_late && self.call.get() == 0;
-            if is_late && pool.held.get() + LITTLE_BYTES > ANSWER_BYTES_LIMIT {
-                pool.evict((self.connection.now_us)());
-            } else if gets_little && let Some(held) = self.short(LITTLE_BYTES.min(wanted)) {
-                return held;
-            }
+            let refused = match granted {
+                Ok(held) => return held,
+                Err(refused) => refused,
+            };
             tokio::select! {
                 biased;
                 () = &mut look => (is_late, look) = (true, (self.connection.sleep)(LOOK)),
                 () = freed => {}
-                () = read, if gets_little => {}
+                () = self.short_turn(), if refused == Refused::Short => {}
             }
         }
     }
 
-    /// Holds an answer of `bytes` for which no room was taken.
+    /// Resolves when there may be a short read, for one of those who wait at a time.
+    async fn short_turn(&self) {
+        let pool = &self.connection.pool;
+        if pool.short_reads.get() == SHORT_READS_MAX || pool.pauses.get() {
+            return pool.read.notified().await;
+        }
+        let _pausing = Pausing::begin(pool);
+        let passed_us = (self.connection.now_us)().saturating_sub(pool.short_read_us.get());
+        (self.connection.sleep)(Duration::from_micros(SHORT_READ_PAUSE_US.saturating_sub(passed_us))).await;
+    }
+
+    /// Holds an answer of `bytes` for which no room was taken. It is there already: it is not kept waiting as one that is to be read.
     ///
     /// # Errors
-    /// `NoRoom`: it is above the connection's share.
+    /// `NoRoom`: it is above the connection's share, of which something waits already, or far too much waits.
     pub(super) fn unforeseen(&self, bytes: usize) -> Result<Held, NoRoom> {
-        if bytes == 0 {
-            return Ok(self.hold(0));
+        let own = self.connection.holder.held();
+        if own > 0 && bytes > 0 && own + bytes > self.connection.share() {
+            return Err(NoRoom);
         }
-        self.take(bytes).ok_or(NoRoom)?.fit(bytes)
+        self.hold(0).fit(bytes)
     }
 
     /// Pending as long as the client leaves too much of the call unread, of which h2 and the socket may have most; woken when
@@ -202,7 +218,7 @@ impl Answers {
 
     /// Whether the call has more waiting than a little, and its connection no room for it.
     fn is_crowded(&self) -> bool {
-        self.call.get() > LITTLE_BYTES && self.connection.held.get() >= self.connection.share()
+        self.call.get() > LITTLE_BYTES && self.connection.holder.held() >= self.connection.share()
     }
 
     /// Resolves when something of the connection's has gone out after this call.
@@ -212,7 +228,7 @@ impl Answers {
 
     /// Holds `bytes`, whether there is room or not: for what has to be sent.
     pub(super) fn hold(&self, bytes: usize) -> Held {
-        let mut held = Held { answers: self.clone(), bytes: 0, is_short: false };
+        let mut held = Held { answers: self.clone(), bytes: 0, since: Since::default(), is_short: false };
         held.set(bytes);
         held
     }
@@ -225,7 +241,7 @@ impl Answers {
     /// What the connection holds.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
-        self.connection.held.get()
+        self.connection.holder.held()
     }
 }
 
@@ -242,6 +258,7 @@ impl Held {
     pub(super) fn fit(mut self, bytes: usize) -> Result<Held, NoRoom> {
         let others = self.answers.connection.pool.held.get() - self.bytes;
         if bytes > self.bytes && others + bytes > ANSWER_BYTES_LIMIT {
+            self.answers.connection.holder.evict(0);
             return Err(NoRoom);
         }
         self.end_read();
@@ -260,12 +277,12 @@ impl Held {
 
     /// Makes it `bytes`, the same.
     pub(super) fn set(&mut self, bytes: usize) {
+        if bytes == self.bytes {
+            return;
+        }
         let Answers { connection, call } = &self.answers;
         let changed = |cell: &Cell<usize>| cell.set(cell.get() - self.bytes + bytes);
-        if bytes < self.bytes || connection.held.get() == 0 {
-            connection.moved_us.set((connection.now_us)());
-        }
-        changed(&connection.held);
+        connection.holder.change(&mut self.since, self.bytes, bytes);
         changed(&connection.pool.held);
         connection.pool.budget.note_answers(connection.pool.held.get());
         changed(call);
@@ -285,14 +302,24 @@ impl Drop for Held {
 
 impl Connection {
     fn share(&self) -> usize {
-        let others = self.pool.held.get() - self.held.get();
-        part_of_rest(ANSWER_BYTES_MAX, others, ANSWER_BYTES_MIN)
+        part_of_rest(ANSWER_BYTES_MAX, self.holder.young_of_others(), ANSWER_BYTES_MIN)
     }
 }
 
-impl Drop for Connection {
+/// Waits for the end of the pause after a short read; then, or when it is given up, another one may.
+struct Pausing<'a>(&'a Pool);
+
+impl Pausing<'_> {
+    fn begin(pool: &Pool) -> Pausing<'_> {
+        pool.pauses.set(true);
+        Pausing(pool)
+    }
+}
+
+impl Drop for Pausing<'_> {
     fn drop(&mut self) {
-        self.pool.connections.borrow_mut().remove(&self.number);
+        self.0.pauses.set(false);
+        self.0.read.notify_one();
     }
 }
 
@@ -300,25 +327,6 @@ impl Pool {
     /// Of the reactor that has this budget.
     pub fn new(budget: Budget) -> Pool {
         Pool { budget, ..Pool::default() }
-    }
-
-    /// Has the connection closed of which nothing went out for longest, if that is long.
-    fn evict(&self, now_us: u64) {
-        // Thousands may ask.
-        if now_us.saturating_sub(self.looked_us.get()) < LOOK.as_micros() as u64 / 4 {
-            return;
-        }
-        self.looked_us.set(now_us);
-        let connections = self.connections.borrow();
-        let holding = connections.values().filter_map(Weak::upgrade).filter(|connection| connection.held.get() > 0);
-        let Some(longest) = holding.min_by_key(|connection| (connection.is_evicted.get(), connection.moved_us.get()))
-        else {
-            return;
-        };
-        if now_us.saturating_sub(longest.moved_us.get()) > STALLED_US {
-            longest.is_evicted.set(true);
-            longest.waker.borrow().wake_by_ref();
-        }
     }
 }
 

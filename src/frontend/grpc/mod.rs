@@ -11,6 +11,7 @@
 //! window      how much a client may send ahead
 //! share       how many calls a connection may have, as all of them take memory
 //! answers     how many bytes of answers may wait for clients
+//! holders     which connections hold memory for long
 //! scan        frames that bring nothing
 //! stranger    clients that speak no HTTP/2
 //! small_frames  what our small frames cost the client
@@ -32,6 +33,7 @@ mod cluster;
 mod connection;
 mod consume;
 mod health;
+mod holders;
 mod inflate;
 pub mod lane;
 mod method;

@@ -45,7 +45,8 @@ fn shares() {
         let mut of_others: Vec<Vec<Held>> = Vec::new();
         for answers in &others {
             of_others.push(take_all(answers, CONSUME_BYTES_DEFAULT));
-            env::sleep::<SimEnv>(Duration::from_micros(SHORT_READ_PAUSE_US)).await;
+            // As if its pause were over: in that time of all of them what the first ones have would be old.
+            pool.short_read_us.set(0);
         }
         assert_eq!(bytes(&of_others[0]), (ANSWER_BYTES_MAX - ANSWER_BYTES_MAX / 8) / 8 / MIB * MIB);
         assert!(of_others.iter().all(|held| bytes(held) >= ANSWER_BYTES_MIN));
@@ -56,7 +57,7 @@ fn shares() {
         drop((held, others));
         assert_eq!(pool.held.get(), 0);
         drop(first);
-        assert!(pool.connections.borrow().is_empty());
+        assert!(pool.holders.is_empty());
     });
 }
 
@@ -133,6 +134,92 @@ fn waits_for_room() {
         }
         held.truncate(held.len() - 2);
         assert_eq!(one_more.await.bytes(), MIB);
+    });
+}
+
+type Room = Pin<Box<dyn Future<Output = Held>>>;
+
+async fn is_ready(room: &mut Room) -> bool {
+    poll_fn(|cx| Poll::Ready(room.as_mut().poll(cx).is_ready())).await
+}
+
+/// Of those that wait for a little room, the next one has it when the pause is over in which the former has read; also when the
+/// one that waits for the end of the pause gives up.
+#[test]
+fn short_reads_follow_each_other() {
+    SimRuntime::seeded(1).block_on(async {
+        let pool = Rc::<Pool>::default();
+        let greedy: Vec<Answers> = (0..80).map(|_| Answers::new::<SimEnv>(&pool)).collect();
+        let _held: Vec<Vec<Held>> = greedy.iter().map(|answers| take_all(answers, ANSWER_BYTES_MIN)).collect();
+        let begin_us = World::current().now_us();
+        let others: Vec<Answers> = (0..21).map(|_| Answers::new::<SimEnv>(&pool)).collect();
+        let reads = others.iter().map(|answers| async move {
+            let read = answers.clone().room(MIB).await;
+            assert!(read.bytes() < MIB);
+            env::sleep::<SimEnv>(Duration::from_millis(1)).await;
+        });
+        futures_util::future::join_all(reads).await;
+        let taken_us = World::current().now_us() - begin_us;
+        assert!((20 * SHORT_READ_PAUSE_US..22 * SHORT_READ_PAUSE_US).contains(&taken_us), "{taken_us} µs for 21 reads");
+
+        // An answer that is there already does not wait with them, if nothing else of its connection does.
+        let answers = Answers::new::<SimEnv>(&pool);
+        let there = answers.unforeseen(MIB).unwrap();
+        assert!(answers.of_call().unforeseen(1).is_err());
+        drop(there);
+
+        // The first waits for the end of the pause, the second for its turn.
+        let [mut first, mut second] = [1, 0].map(|i: usize| -> Room { Box::pin(others[i].clone().room(MIB)) });
+        let begin_us = World::current().now_us();
+        assert!(!is_ready(&mut first).await && !is_ready(&mut second).await);
+        env::sleep::<SimEnv>(Duration::from_millis(1)).await;
+        assert!(!is_ready(&mut first).await);
+        drop(first);
+        assert_eq!(second.await.bytes(), ANSWER_BYTES_MIN);
+        assert!(World::current().now_us() - begin_us <= 2 * SHORT_READ_PAUSE_US);
+    });
+}
+
+/// Clients that pause take memory from others for some seconds and not for ever, whatever else they do on their connections;
+/// when there is no more, those that hold most of it for long are closed.
+#[test]
+fn paused_clients() {
+    SimRuntime::seeded(1).block_on(async {
+        let pool = Rc::<Pool>::default();
+        let fill = || -> Vec<(Answers, Vec<Held>)> {
+            let paused = (0..80).map(|_| Answers::new::<SimEnv>(&pool));
+            paused.map(|answers| (answers.clone(), take_all(&answers, ANSWER_BYTES_MIN))).collect()
+        };
+        let mut paused = fill();
+        let reads = Answers::new::<SimEnv>(&pool);
+        assert!(reads.take(MIB).is_none_or(|room| room.bytes() == ANSWER_BYTES_MIN));
+        for _ in 0..10 {
+            env::sleep::<SimEnv>(LOOK).await;
+            for (answers, _) in &paused {
+                drop(answers.of_call().hold(1_000));
+            }
+        }
+        for _ in 0..100 {
+            assert_eq!(reads.take(MIB).unwrap().bytes(), MIB);
+        }
+        assert!(!paused.iter().any(|(answers, _)| answers.is_evicted(Waker::noop())));
+
+        // They stay, and so many again pause.
+        paused.append(&mut fill());
+        let left = ANSWER_BYTES_LIMIT - pool.held.get();
+        assert!(left < 2 * MIB, "{left} bytes");
+        let large = paused[0].0.hold(left);
+        let mut waits = pin!(reads.clone().room(MIB));
+        for waited in 0.. {
+            assert!(waited < 4, "nobody makes room");
+            if poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx).is_ready())).await {
+                break;
+            }
+            env::sleep::<SimEnv>(LOOK).await;
+            paused.retain(|(answers, _)| !answers.is_evicted(Waker::noop()));
+        }
+        assert!(paused.len() >= 156, "{} are left", paused.len());
+        drop(large);
     });
 }
 
