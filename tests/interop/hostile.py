@@ -193,6 +193,63 @@ def many_names(address, connections, topic):
     return _many(address, connections, frame(SETTINGS) + calls)
 
 
+class _Windows:
+    """What a node lets a connection send."""
+
+    def __init__(self, connection):
+        self.connection, self.received = connection, b""
+        self.left, self.first = {0: WINDOW_FIRST}, WINDOW_FIRST
+
+    def _read(self):
+        with contextlib.suppress(BlockingIOError):
+            self.received += self.connection.recv(1 << 20)
+        while len(self.received) >= 9:
+            end = 9 + int.from_bytes(self.received[:3], "big")
+            if len(self.received) < end:
+                break
+            kind, stream, payload = self.received[3], int.from_bytes(self.received[5:9], "big"), self.received[9:end]
+            self.received = self.received[end:]
+            if kind == WINDOW_UPDATE:
+                self.left[stream] = self.left.get(stream, self.first) + int.from_bytes(payload, "big")
+            elif kind == SETTINGS:
+                for at in range(0, len(payload), 6):
+                    identifier, value = struct.unpack(">HI", payload[at : at + 6])
+                    if identifier == INITIAL_WINDOW_SIZE:
+                        self.first = value
+
+    def send(self, stream, data, seconds):
+        """Sends data on a stream, as far as its windows allow within that time."""
+        self.connection.setblocking(False)
+        until = time.monotonic() + seconds
+        while data and time.monotonic() < until:
+            self._read()
+            size = min(len(data), 16 << 10, self.left[0], self.left.setdefault(stream, self.first))
+            if size == 0:
+                time.sleep(0.001)
+                continue
+            if not send(self.connection, frame(DATA, 0, stream, data[:size])):
+                return
+            self.left[0] -= size
+            self.left[stream] -= size
+            data = data[size:]
+
+
+def unfinished(address, connections, topic, streams=16):
+    """Messages of 4 MiB that lack a byte, of which a few connections fill all the memory that there is for such."""
+    streams = range(1, 2 * streams, 2)
+    held = _many(address, min(connections, 16), frame(SETTINGS) + b"".join(headers(n, PRODUCE) for n in streams))
+    part = message(bytes((4 << 20) - 5))[:-1]
+    for connection in held:
+        windows = _Windows(connection)
+        # What was refused is not read: its window stays shut.
+        with contextlib.suppress(OSError):
+            time.sleep(0.01)
+            windows._read()
+            for stream in streams:
+                windows.send(stream, part, 0.2)
+    return held
+
+
 def announced(address, connections, topic):
     """Messages of 4 MiB of which one byte comes."""
     begun = b"".join(headers(n, PRODUCE) + frame(DATA, 0, n, b"\0\0\x3f\xff\xff\x0a") for n in range(1, 33, 2))

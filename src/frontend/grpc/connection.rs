@@ -112,7 +112,7 @@ pub(super) async fn serve<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     let times = Times { keepalive: KEEPALIVE, reset_memory };
     let shared = Shared {
         answers: Answers::new::<E>(frontend.answers()),
-        received: Received::new(frontend.received()),
+        received: Received::new::<E>(frontend.received()),
         lane: Rc::clone(frontend.lane()),
     };
     run::<E, _, _>(stream, shared, shutdown, times, start).await;
@@ -388,11 +388,13 @@ where
         flooded
     }
 
-    /// True when the memory is wanted that this connection's answers hold, of which nothing goes out.
+    /// True when the memory is wanted that this connection's answers hold, or its unfinished messages.
     fn is_evicted(&mut self, cx: &mut Context<'_>) -> bool {
-        let evicted = self.answers.is_evicted(cx.waker());
+        let unread = self.answers.is_evicted(cx.waker());
+        let evicted = self.messages.is_evicted(cx.waker()) || unread;
         if evicted {
-            tracing::debug!("the client leaves its answers unread while memory is short: connection closed");
+            let what = if unread { "answers unread" } else { "messages unfinished" };
+            tracing::debug!("the client leaves {what} while memory is short: connection closed");
             self.h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
             let _ = self.h2.poll_closed(cx);
         }

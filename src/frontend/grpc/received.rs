@@ -5,19 +5,27 @@
 //! its budget has for clients, and each may hold half of what the others have left. Above that its messages are refused, and
 //! there is always some for the next connection. A stream whose requests only wait is not read meanwhile: what waits takes half
 //! of the connection's share, and what is behind it stays in the windows.
+//!
+//! Whoever leaves messages unfinished for long makes room: once no connection could have a message of the largest size any more,
+//! the next one that finds no room has the connection closed that holds most of what is unfinished for long.
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::task::Context;
 use std::task::Poll;
+use std::task::Waker;
 
 use crate::budget::Budget;
 use crate::budget::Charge;
 use crate::budget::Class;
 use crate::budget::NoRoom;
 use crate::budget::Use;
+use crate::env::Env;
 use crate::env::channel::Notified;
 use crate::env::channel::Notify;
+use crate::frontend::grpc::holders::Holder;
+use crate::frontend::grpc::holders::Holders;
+use crate::frontend::grpc::holders::Since;
 use crate::frontend::grpc::inflate::Inflater;
 use crate::frontend::grpc::inflate::Large;
 use crate::frontend::grpc::unread::UnreadBytes;
@@ -29,6 +37,8 @@ pub struct Pool {
     budget: Budget,
     /// The sum over all connections.
     held: Cell<usize>,
+    /// Of unfinished messages.
+    holders: Rc<Holders>,
     large: Rc<Large>,
 }
 
@@ -49,6 +59,8 @@ struct Connection {
     held: Cell<usize>,
     /// The part of it that waits.
     waiting: Cell<usize>,
+    /// The other part.
+    unfinished: Holder,
     /// Something waits no more.
     passed_on: Notify,
     inflater: Inflater,
@@ -58,17 +70,19 @@ struct Connection {
 pub(super) struct Held {
     connection: Rc<Connection>,
     charge: Charge,
+    since: Since,
     waits: bool,
 }
 
 impl Received {
     /// Of a new connection.
-    pub(super) fn new(pool: &Rc<Pool>) -> Received {
+    pub(super) fn new<E: Env>(pool: &Rc<Pool>) -> Received {
         Received(Rc::new(Connection {
             pool: Rc::clone(pool),
             unread: UnreadBytes::default(),
             held: Cell::new(0),
             waiting: Cell::new(0),
+            unfinished: Holder::new::<E>(&pool.holders),
             passed_on: Notify::new(),
             inflater: Inflater::new(&pool.large),
         }))
@@ -86,7 +100,8 @@ impl Received {
 
     /// Of a message that is to come.
     pub(super) fn none(&self) -> Held {
-        Held { connection: Rc::clone(&self.0), charge: self.0.pool.budget.none(Use::Received), waits: false }
+        let charge = self.0.pool.budget.none(Use::Received);
+        Held { connection: Rc::clone(&self.0), charge, since: Since::default(), waits: false }
     }
 
     /// Of a whole message of `bytes` that waits.
@@ -98,6 +113,11 @@ impl Received {
         held.waits = true;
         held.resize(bytes)?;
         Ok(held)
+    }
+
+    /// Whether the connection has to be closed. Sets who is woken when it has to be later.
+    pub(super) fn is_evicted(&self, waker: &Waker) -> bool {
+        self.0.unfinished.is_evicted(waker)
     }
 
     /// Pending as long as so much waits that streams of this connection are not read; woken when it does no more. `waits` is
@@ -117,6 +137,13 @@ impl Connection {
         let others = self.pool.held.get() - self.held.get();
         (all.saturating_sub(others) / 2).max(limits::RECEIVED_BYTES_MIN)
     }
+
+    /// Has somebody make room if there is none for a message of the largest size.
+    fn make_room(&self) {
+        if self.share() < limits::MESSAGE_BYTES_MAX {
+            self.unfinished.evict(limits::RECEIVED_BYTES_MIN);
+        }
+    }
 }
 
 impl Held {
@@ -132,6 +159,7 @@ impl Held {
     pub(super) fn resize(&mut self, bytes: usize) -> Result<(), NoRoom> {
         let (connection, before) = (&self.connection, self.charge.bytes());
         if bytes > before && connection.held.get() - before + bytes > connection.share() {
+            connection.make_room();
             return Err(NoRoom { wanted: bytes - before });
         }
         self.charge.resize(Class::Client, bytes)?;
@@ -143,6 +171,8 @@ impl Held {
             if !connection.is_full() {
                 connection.passed_on.notify_all();
             }
+        } else {
+            connection.unfinished.change(&mut self.since, before, bytes);
         }
         Ok(())
     }
@@ -157,6 +187,10 @@ impl Drop for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env;
+    use crate::env::real::RealEnv;
+    use crate::sim::SimEnv;
+    use crate::sim::SimRuntime;
 
     const MESSAGE: usize = limits::MESSAGE_BYTES_MAX;
 
@@ -171,7 +205,7 @@ mod tests {
         let pool = pool();
         let mut held = Vec::new();
         for piece in [MESSAGE, 100_000, 5_000, 1_000].into_iter().cycle().take(limits::CONNECTIONS_MAX) {
-            let connection = Received::new(&pool);
+            let connection = Received::new::<RealEnv>(&pool);
             let before = held.len();
             loop {
                 let mut message = connection.none();
@@ -193,7 +227,7 @@ mod tests {
     #[test]
     fn waiting_ones() {
         let (pool, mut messages) = (pool(), Vec::new());
-        let connection = Received::new(&pool);
+        let connection = Received::new::<RealEnv>(&pool);
         while !connection.0.is_full() {
             messages.push(connection.waiting(MESSAGE).unwrap());
         }
@@ -202,6 +236,48 @@ mod tests {
         let mut in_part = connection.none();
         in_part.resize(MESSAGE).unwrap();
         messages.pop();
-        assert!(!connection.0.is_full() && !Received::new(&pool).0.is_full());
+        assert!(!connection.0.is_full() && !Received::new::<RealEnv>(&pool).0.is_full());
+    }
+
+    /// Connections that leave large messages unfinished make room for others, one after the other, however they trickle; not those
+    /// whose messages are new, or wait for us.
+    #[test]
+    fn unfinished_messages_make_room() {
+        SimRuntime::seeded(1).block_on(async {
+            let pool = pool();
+            let connection = || Received::new::<SimEnv>(&pool);
+            let (waits, slow, good) = (connection(), connection(), connection());
+            let _waits = waits.waiting(2 * MESSAGE).unwrap();
+            let mut of_slow = slow.none();
+            of_slow.resize(limits::RECEIVED_BYTES_MIN).unwrap();
+            let mut greedy: Vec<(Received, Vec<Held>)> = (0..16).map(|_| (connection(), Vec::new())).collect();
+            for (connection, held) in &mut greedy {
+                for bytes in [MESSAGE - 10, 100_000, 5_000].into_iter().flat_map(|bytes| [bytes; 16]) {
+                    let mut message = connection.none();
+                    if message.resize(bytes).is_ok() {
+                        held.push(message);
+                    }
+                }
+            }
+            let refused = |bytes| good.none().resize(bytes).is_err();
+            assert!(refused(100_000));
+            let mut after_s = 0;
+            while refused(MESSAGE) {
+                for (connection, held) in &mut greedy {
+                    for message in held.iter_mut() {
+                        let _ = message.resize(message.bytes() + 1);
+                    }
+                    if connection.is_evicted(Waker::noop()) {
+                        held.clear();
+                    }
+                }
+                greedy.retain(|(connection, _)| !connection.is_evicted(Waker::noop()));
+                env::sleep::<SimEnv>(std::time::Duration::from_secs(1)).await;
+                after_s += 1;
+                assert!(after_s <= 20, "nobody makes room");
+            }
+            assert!(after_s >= 5 && greedy.len() >= 12, "{} are left after {after_s} s", greedy.len());
+            assert!(![waits, slow, good].iter().any(|connection| connection.is_evicted(Waker::noop())));
+        });
     }
 }

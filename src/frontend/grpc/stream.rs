@@ -491,7 +491,7 @@ mod tests {
         block_on(async {
             let (near, far) = pair().await;
             let budget = Budget::default();
-            let received = Received::new(&Rc::new(received::Pool::new(budget.clone())));
+            let received = Received::new::<RealEnv>(&Rc::new(received::Pool::new(budget.clone())));
             let serve = async {
                 let mut connection = h2::server::handshake(far).await.unwrap();
                 let (request, _respond) = connection.accept().await.unwrap().unwrap();

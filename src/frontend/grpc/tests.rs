@@ -37,7 +37,7 @@ pub(super) fn answers() -> Answers {
 
 /// What a connection has received, alone on its reactor.
 pub(super) fn received() -> Received {
-    Received::new(&Rc::default())
+    Received::new::<RealEnv>(&Rc::default())
 }
 
 /// One request, answered by `server`; `client` gets the response's body. The client's windows are the
