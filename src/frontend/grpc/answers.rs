@@ -187,6 +187,16 @@ impl Answers {
         }
     }
 
+    /// The same after an answer for which there was too little: not before something goes out, or a while later.
+    pub(super) async fn room_later(self, wanted: usize) -> Held {
+        tokio::select! {
+            biased;
+            () = self.freed() => {}
+            () = (self.connection.sleep)(PATIENCE) => {}
+        }
+        self.room(wanted).await
+    }
+
     /// Resolves when there may be a short read, for one of those who wait at a time.
     async fn short_turn(&self) {
         let pool = &self.connection.pool;
@@ -236,6 +246,12 @@ impl Answers {
     /// Resolves after `duration`.
     pub(super) fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()>>> {
         (self.connection.sleep)(duration)
+    }
+
+    /// Those of another connection of the reactor.
+    #[cfg(test)]
+    pub(super) fn beside<E: Env>(&self) -> Answers {
+        Answers::new::<E>(&self.connection.pool)
     }
 
     /// What the connection holds.

@@ -277,13 +277,17 @@ where
                 return true;
             }
         };
+        let had_room = held.is_some();
         let held = match held {
             Some(room) => room.fit(consumed.bytes()),
             None => answers.unforeseen(consumed.bytes()),
         };
+        let bytes = wanted_bytes(&self.consume);
         let wanted = &mut self.consume.consume;
         let Ok(held) = held else {
-            // It is read again from where it begins, once there is room.
+            // It is read again from where it begins, once there is room. There may be as much at once as there was.
+            self.waits = had_room
+                .then(|| -> Pin<Box<dyn Future<Output = Held>>> { Box::pin(answers.clone().room_later(bytes)) });
             (wanted.start, self.caught_up) = (Start::Offset(consumed.start_offset()), false);
             return true;
         };
@@ -305,11 +309,13 @@ where
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::pin::pin;
     use std::rc::Rc;
 
     use bytes::Bytes;
 
     use super::*;
+    use crate::env::real::RealEnv;
     use crate::frontend::grpc::tests::answer;
     use crate::frontend::grpc::tests::answer_within;
     use crate::ids::NodeId;
@@ -376,6 +382,52 @@ mod tests {
             // Besides the chunk: prefix, and the three numbers.
             assert!(received > chunk.len() * RECORDS as usize);
             assert!(received < (chunk.len() + 20) * RECORDS as usize);
+        };
+        answer(server, client);
+    }
+
+    /// A record that is far larger than what the client asks for at a time, while there is room for that and not for the record, is
+    /// read again when something has gone out, or some times a second: not without end at once.
+    #[test]
+    fn a_record_without_room() {
+        let asked = Cell::new(0);
+        let server = async |mut responses: Responses| {
+            let others = responses.answers().beside::<RealEnv>();
+            let full = others.hold(limits::ANSWER_BYTES_LIMIT - 100_000);
+            let start = |_: ConsumeCall| {
+                asked.set(asked.get() + 1);
+                assert!(asked.get() < 100, "read again and again");
+                let consumed = Consumed {
+                    chunks: vec![vec![0; 500_000].into()],
+                    count: 1,
+                    next_offset: Offset(1),
+                    log_start: Offset(0),
+                    high_watermark: Offset(1),
+                    node: NodeId(1),
+                };
+                async { Ok(consumed) }
+            };
+            let mut call = from_the_start(1);
+            call.consume.bytes_max = 1;
+            let mut follow = Follow::new(call, start);
+            let mut following = pin!(poll_fn(|cx| follow.poll(&mut responses, cx)));
+            tokio::select! {
+                biased;
+                _ = &mut following => panic!("there is no room"),
+                () = crate::env::sleep::<RealEnv>(Duration::from_millis(250)) => {}
+            }
+            assert!((1..=4).contains(&asked.get()), "read {} times", asked.get());
+            drop(full);
+            following.await.unwrap();
+            responses.finish(Ok(()));
+        };
+        let client = async |mut body: h2::RecvStream| {
+            let mut received = 0;
+            while let Some(data) = body.data().await {
+                received += data.as_ref().unwrap().len();
+                body.flow_control().release_capacity(data.unwrap().len()).unwrap();
+            }
+            assert!(received > 500_000);
         };
         answer(server, client);
     }
