@@ -12,6 +12,7 @@ pub mod refusal;
 pub mod remote;
 pub mod room;
 pub mod route;
+pub mod servers;
 pub mod status;
 pub mod topology;
 pub mod under_way;
@@ -44,6 +45,7 @@ use crate::{
         remote::{checked_consume, durability, stopped},
         room::Room,
         route::Near,
+        servers::{Servers, Told},
         under_way::{Answer, Passed, UnderWay},
     },
     ids::Offset,
@@ -117,6 +119,7 @@ struct Local<E: Env> {
     answers: Rc<answers::Pool>,
     received: Rc<received::Pool>,
     lane: Rc<Lane>,
+    servers: Rc<Servers>,
     /// For what producing streams have under way to the shards of each reactor, by its number.
     rooms: Vec<Rc<Room>>,
     /// Calls that wait for a topic that is looked up, or made, for the first of them; in order.
@@ -163,8 +166,9 @@ impl<E: Env> Frontend<E> {
         let rooms = (0..reactors).map(room).collect();
         let answers = Rc::new(answers::Pool::new(reactor.budget().clone()));
         let received = Rc::new(received::Pool::new(reactor.budget().clone()));
-        let lane = Rc::default();
-        let local = Local { reactor, remote, topics, turn, near, answers, received, lane, rooms, sought, seeking };
+        let (lane, servers) = (Rc::default(), Rc::default());
+        let local =
+            Local { reactor, remote, topics, turn, near, answers, received, lane, servers, rooms, sought, seeking };
         Frontend { local: Rc::new(local) }
     }
 
@@ -243,6 +247,26 @@ impl<E: Env> Frontend<E> {
     /// `INVALID_ARGUMENT` above `SERVERS_TOPICS_MAX` names, `NOT_FOUND`, `UNAVAILABLE`.
     pub async fn get_servers(&self, topics: &[String]) -> Result<proto::GetServersResponse, CallError> {
         self.local.remote.get_servers(topics).await
+    }
+
+    /// What `get_servers` tells of all topics, asked for at `since_us` or later, by one for all who watch.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`, `RESOURCE_EXHAUSTED`.
+    pub async fn watched_servers(&self, since_us: u64) -> Result<Rc<Told>, CallError> {
+        let make = || {
+            let frontend = self.clone();
+            async move { frontend.get_servers(&[]).await }
+        };
+        self.local.servers.latest::<E, _>(since_us, make).await
+    }
+
+    /// Looks for a topic that this node may not know yet.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `UNAVAILABLE`.
+    pub async fn find_topic(&self, name: &str) -> Result<(), CallError> {
+        self.local.remote.find_topic(name).await.map(|_| ())
     }
 
     /// `Admin.DescribeCluster`.

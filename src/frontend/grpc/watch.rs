@@ -1,5 +1,6 @@
 //! `Log.WatchServers`: the topology now, and again when it has changed. What changes together is told together, and a client
-//! that does not read gets the newest state when it does, not all that were in between.
+//! that does not read gets the newest state when it does, not all that were in between. What is told is made once for all who
+//! watch (`servers`): a watcher that looks in vain compares two numbers.
 
 use std::future::Future;
 use std::future::poll_fn;
@@ -10,14 +11,15 @@ use std::time::Duration;
 use crate::env;
 use crate::env::Env;
 use crate::frontend::CallError;
+use crate::frontend::Code;
 use crate::frontend::grpc::body::Body;
 use crate::frontend::grpc::call;
 use crate::frontend::grpc::call::Call;
 use crate::frontend::grpc::stream::Stop;
+use crate::frontend::servers;
+use crate::frontend::servers::TOGETHER;
+use crate::frontend::topology;
 use crate::proto::ringlog::v1;
-
-/// Changes within this time are told as one.
-const TOGETHER: Duration = Duration::from_millis(100);
 
 /// How often it is looked for changes of which nothing here is told: leaders of shards without a replica here, addresses.
 const LOOK: Duration = Duration::from_secs(1);
@@ -25,26 +27,46 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Tells until the client ends it.
 pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
     let request: v1::WatchServersRequest = call::decode(call.only().await?)?;
+    let names = topology::distinct_names(&request.topics)?;
     call.responses.open()?;
     let frontend = call.frontend.clone();
     let mut changes = frontend.watch_topology();
-    let mut told = None;
+    let (mut version, mut digest) = (None, None);
+    let mut since_us = E::monotonic_us();
     loop {
-        let servers = call.wait(frontend.get_servers(&request.topics)).await?;
-        let v1::GetServersResponse { cluster_id, servers, topics } = servers;
-        let now = v1::WatchServersResponse { cluster_id, servers, topics };
-        if told.as_ref() != Some(&now) {
-            call.send(Body::encode(&now)).await?;
-            told = Some(now);
+        let latest = match call.wait(frontend.watched_servers(since_us)).await {
+            // Many ask for something just now: there is another look.
+            Err(Stop::Error(error)) if error.code == Code::ResourceExhausted => None,
+            latest => Some(latest?).filter(|latest| version != Some(latest.version)),
+        };
+        if let Some(latest) = latest {
+            let message = match latest.message(&names) {
+                Ok(message) => message,
+                Err(unknown) => {
+                    call.wait(frontend.find_topic(unknown)).await?;
+                    since_us = E::monotonic_us();
+                    continue;
+                }
+            };
+            version = Some(latest.version);
+            drop(latest);
+            let before = digest.replace(servers::digest(&message));
+            if digest != before {
+                call.send(Body::message(&[], message)).await?;
+            }
         }
         pause(call, env::sleep::<E>(TOGETHER)).await?;
+        let mut has_changed = false;
         pause(call, async {
             tokio::select! {
-                () = changes.changed() => {}
+                () = changes.changed() => has_changed = true,
                 () = env::sleep::<E>(LOOK) => {}
             }
         })
         .await?;
+        // A change is in what is asked for from now on. What nobody tells of may be a little older.
+        let now_us = E::monotonic_us();
+        since_us = if has_changed { now_us } else { now_us.saturating_sub(TOGETHER.as_micros() as u64) };
     }
 }
 
