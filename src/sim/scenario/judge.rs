@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, rc::Rc, time::Duration};
 use super::Run;
 use crate::{
     env::{self, Env},
-    ids::{NodeId, Offset, ShardUid},
+    ids::{Index, NodeId, Offset, ShardUid},
     proto::ringlog::state::v1::NodeState,
     reactor::mailbox::{AdminAnswer, AdminCall},
     shard::{Consume, ShardStatus, Start},
@@ -55,7 +55,11 @@ impl Run {
                 return;
             }
         }
-        self.compare_catalogs();
+        if !within(self.catalogs_agree()).await {
+            let (ends, state) = (self.catalog_ends(), self.describe());
+            self.problem(format!("catalogs do not come to agree within {LIVE_MAX:?}: {ends:?} | {state}"));
+            return;
+        }
         if !within(self.quiet()).await {
             let used: Vec<_> =
                 self.cluster.nodes().into_iter().filter_map(|node| Some((node, self.used(node)?))).collect();
@@ -221,8 +225,34 @@ impl Run {
         }
     }
 
+    /// All catalogs, but for those that have stopped, come to have applied the same entries.
+    async fn catalogs_agree(&self) {
+        for looks in 1.. {
+            let ends = self.catalog_ends();
+            let is_one = |end: &Option<Index>| end.is_some() && *end == ends[0].1;
+            if self.catalogs_differ() || ends.iter().all(|(_, end)| is_one(end)) {
+                return;
+            }
+            self.restart_without_catalog();
+            if looks % ENTRY_LOOKS == 0 {
+                self.admin(AdminCall::CreateJoinToken { valid_s: 60, uses: 1 }).await;
+            }
+            env::sleep::<SimEnv>(LOOK).await;
+        }
+    }
+
+    /// How many entries each node's catalog has applied; `None` before there is one. Without those that have stopped.
+    fn catalog_ends(&self) -> Vec<(NodeId, Option<Index>)> {
+        let end = |node: NodeId| match self.cluster.process(node).and_then(|process| process.control()) {
+            Some(control) if control.fault().is_some() => None,
+            Some(control) => Some((node, Some(control.group().applied_end()))),
+            None => Some((node, None)),
+        };
+        self.cluster.nodes().into_iter().filter_map(end).collect()
+    }
+
     /// Catalogs that have applied equally many entries have applied the same ones, but for a catalog that has stopped.
-    fn compare_catalogs(&self) {
+    fn catalogs_differ(&self) -> bool {
         let mut chains = BTreeMap::new();
         for node in self.cluster.nodes() {
             let Some(control) = self.cluster.process(node).and_then(|process| process.control()) else { continue };
@@ -233,8 +263,10 @@ impl Run {
             let (first, its) = *chains.entry(end).or_insert((node, chain));
             if its != chain {
                 self.problem(format!("the catalogs of nodes {first} and {node} differ before entry {end}"));
+                return true;
             }
         }
+        false
     }
 
     /// Nobody asks any more: each node has given back all memory for what was on its way, at some moment between two heartbeats,
