@@ -138,6 +138,13 @@ struct Device {
     names_durable: RefCell<BTreeMap<PathBuf, Entry>>,
     /// Changes of names since the last `sync_dir` of their directory, in order.
     names_pending: RefCell<Vec<NameChange>>,
+    /// An error or a panic that was asked for has come since the power is there, or the process before this one had.
+    struck: Cell<bool>,
+    /// A process went on with what one that was struck had left in the page cache: what it finds there may not be durable. Stays
+    /// after a crash.
+    tainted: Cell<bool>,
+    /// Something was refused for lack of space since the power is there.
+    refused: Cell<bool>,
     off: Cell<bool>,
     capacity: Cell<Option<u64>>,
     reserve: Cell<Option<u64>>,
@@ -232,6 +239,7 @@ impl SimDisk {
         *device.timing.borrow_mut() = self.device.timing.borrow().reseeded(random(&dice));
         device.dice.set(random(&dice));
         device.reserve.set(self.device.reserve.get());
+        device.tainted.set(self.device.tainted.get());
         device.broken.borrow_mut().clone_from(&self.device.broken.borrow());
         *device.names_durable.borrow_mut() = names.clone();
         *device.names.borrow_mut() = names;
@@ -334,6 +342,7 @@ impl Device {
         let growth = end.saturating_sub(node.borrow().current.len());
         match self.capacity.get() {
             Some(capacity) if growth > 0 && self.used_bytes() + growth > capacity => {
+                self.refused.set(true);
                 self.count_fault(DiskFault::Full, Operation::Write, &node.borrow().path);
                 Err(io::ErrorKind::StorageFull.into())
             }
@@ -393,6 +402,7 @@ impl Device {
                 continue;
             }
             fault.times = fault.times.saturating_sub(1);
+            self.struck.set(true);
             return Err(fault.error.into());
         }
         Ok(())
@@ -545,8 +555,11 @@ impl Disk for SimDisk {
 
     async fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         self.device.pass(Operation::List, path).await;
-        let capacity = self.device.capacity.get().unwrap_or(u64::MAX);
-        Ok(capacity.saturating_sub(self.device.used_bytes()))
+        let Some(capacity) = self.device.capacity.get() else { return Ok(u64::MAX) };
+        let free = capacity.saturating_sub(self.device.used_bytes());
+        // Less than any segment: whoever asks gets none.
+        self.device.refused.set(self.device.refused.get() || free < crate::limits::SEGMENT_BYTES_MIN);
+        Ok(free)
     }
 
     fn reserve(&self) -> Option<Reserve> {

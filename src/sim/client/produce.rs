@@ -160,8 +160,10 @@ async fn burst(
             Some((at_us, Ok(ack))) => (*at_us, acked(ack)),
             Some((at_us, Err(error))) => {
                 clients.judge_condition(client, expected_offset, error);
-                if error.reason == "MEMORY_BUSY" {
-                    clients.met.borrow_mut().hit("no memory", "produce");
+                match error.reason {
+                    "MEMORY_BUSY" => clients.met.borrow_mut().hit("no memory", "produce"),
+                    "DISK_FULL" => clients.met.borrow_mut().hit("full disk", "produce refused"),
+                    _ => {}
                 }
                 (*at_us, if error.definite { Outcome::Failed } else { Outcome::Indefinite })
             }

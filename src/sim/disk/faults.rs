@@ -267,8 +267,20 @@ impl SimDisk {
         fired.iter().map(|((fault, met), count)| ((fault.name(), met.name()), *count)).collect()
     }
 
+    /// Whether what stops on this disk has a reason: an error that was asked for, or a panic, has come since the last crash; or a
+    /// process went on, without a crash, after one that they had come to.
+    pub fn was_struck(&self) -> bool {
+        self.device.struck.get() || self.device.tainted.get()
+    }
+
+    /// Whether something was refused for lack of space since the last crash.
+    pub fn was_full(&self) -> bool {
+        self.device.refused.get()
+    }
+
     /// The process on this disk starts anew: reads count as those of a recovery again.
     pub fn reopened(&self) {
+        self.device.tainted.set(self.was_struck());
         self.device.appended.borrow_mut().clear();
     }
 }
@@ -292,6 +304,8 @@ impl Device {
         struck.times = struck.times.saturating_sub(1);
         let fault = struck.fault;
         drop(planted);
+        // A lie or damage stops nothing by itself: the scenario knows whose disk has such.
+        self.struck.set(self.struck.get() || fault.error().is_some() && fault != DiskFault::Full);
         self.count_fault(fault, operation, path);
         self.note(&format!("{} at {operation:?} of {}", fault.name(), path.display()));
         Some(fault)
@@ -308,6 +322,7 @@ impl Device {
         let meets = |broken: &&Broken| broken.fault.meets(operation) && name.contains(&broken.path_contains);
         let fault = broken.iter().find(meets)?.fault;
         drop(broken);
+        self.struck.set(true);
         self.count_fault(fault, operation, path);
         Some(fault)
     }
@@ -324,6 +339,7 @@ impl Device {
         let Some(at) = planted.iter().position(struck) else { return };
         let (number, _) = planted.remove(at);
         drop(planted);
+        self.struck.set(true);
         panic!("{}: {operation:?} of {}", panic_of(number), path.display());
     }
 

@@ -37,7 +37,6 @@ impl Run {
     pub(super) async fn break_disk(self: &Rc<Self>, who: Who, fault: DiskFault, file: &'static str, for_ms: u64) {
         let Some(node) = self.find(who) else { return };
         self.note_paths(&format!("persistent {}", fault.name()), node);
-        self.stopped.borrow_mut().insert(node);
         let Some(disk) = self.cluster.disk(node) else { return };
         disk.break_for(fault, file.to_owned(), for_ms * 1_000);
         sleep_ms(for_ms).await;
@@ -53,7 +52,6 @@ impl Run {
         let (Some(disk), Some(process)) = (self.cluster.disk(node), self.cluster.process(node)) else { return };
         let mut path_contains = shard_dir(DATA.as_ref(), uid).to_string_lossy().into_owned();
         path_contains.push('/');
-        self.stopped.borrow_mut().insert(node);
         self.note_paths("planted panic", node);
         let number = disk.plant_panic(PlantedPanic { operation, path_contains });
         let mut waited_ms = 0;

@@ -29,6 +29,9 @@ const MEND_MAX: Duration = Duration::from_secs(60);
 /// Until whatever a fault has begun has shown itself.
 const SETTLE: Duration = Duration::from_secs(3);
 
+/// Longer than a replica that has found the disk full waits before it is opened again.
+const SPACE_SEEN: Duration = Duration::from_secs(7);
+
 /// How often it is looked whether a stopped catalog is named.
 const TOLD_LOOKS: usize = 100;
 
@@ -87,6 +90,9 @@ impl Run {
             }
             World::current().set_drift(node, 0);
         }
+        if self.filled.get() {
+            env::sleep::<SimEnv>(SPACE_SEEN).await;
+        }
         self.look_at_stopped();
         self.restart_stopped();
         // What a disk did just before it was healed shows when the next record comes.
@@ -98,16 +104,16 @@ impl Run {
         self.undrain().await;
     }
 
-    /// Before anything is started anew: a node on which no step has stopped or damaged anything has stopped nothing itself. Topics of
-    /// steps do not count: what no step is careful of may be lost.
+    /// Before anything is started anew: a process that no step has stopped or damaged anything in has stopped nothing itself, also
+    /// where the disk was full. Topics of steps do not count: what no step is careful of may be lost.
     fn look_at_stopped(&self) {
         let is_struck = |node: &NodeId| {
             let has_lost = self.lost.borrow().iter().any(|(loser, _)| loser == node);
-            has_lost || self.stopped.borrow().contains(node) || self.victim.get() == Some(*node)
+            has_lost || self.may_stop(*node) || self.victim.get() == Some(*node)
         };
         let groups = self.groups();
         for node in self.cluster.nodes().into_iter().filter(|node| !is_struck(node)) {
-            if let Some(failure) = self.cluster.failure(node) {
+            if let Some(failure) = self.cluster.failure(node).filter(|_| !self.may_not_start(node)) {
                 self.problem(format!("node {node} has not started, and no step explains it: {failure}"));
             }
             let faults = self.cluster.process(node).map(|process| process.node.faults()).unwrap_or_default();
@@ -120,7 +126,7 @@ impl Run {
     fn restart_stopped(&self) {
         for node in self.cluster.nodes() {
             // The one whose disk was damaged, and nothing else, mends itself.
-            if self.victim.get() != Some(node) || self.stopped.borrow().contains(&node) {
+            if self.victim.get() != Some(node) || self.may_stop(node) {
                 self.restart(node);
             }
             self.cluster.start(node);

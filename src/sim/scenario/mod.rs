@@ -90,8 +90,8 @@ struct Run {
     lost: RefCell<BTreeSet<(NodeId, ShardUid)>>,
     /// Nodes that were told to take nothing any more, and not that they may again.
     drained: RefCell<BTreeSet<NodeId>>,
-    /// Nodes whose replicas may have stopped for good until somebody starts them anew, beside damage.
-    stopped: RefCell<BTreeSet<NodeId>>,
+    /// A disk was full.
+    filled: Cell<bool>,
     /// Something was let go: what a damaged replica lacks may be nowhere any more.
     purged: Cell<bool>,
     /// The node whose disk loses or changes what it had.
@@ -163,7 +163,7 @@ async fn live_on(plan: &Plan, coverage: Rc<RefCell<Coverage>>, cluster: Cluster,
         losing: Cell::new(false),
         lost: RefCell::default(),
         drained: RefCell::default(),
-        stopped: RefCell::default(),
+        filled: Cell::new(false),
         purged: Cell::new(plan.retention_age_ms > 0 || plan.retention_bytes > 0),
         victim: Cell::new(None),
         vote_struck: Cell::new(false),

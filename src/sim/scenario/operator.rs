@@ -42,14 +42,25 @@ impl Run {
         }
     }
 
+    /// Whether something on this node has a reason to have stopped, beside damage: an error of its disk, or a bug, has struck this
+    /// process, or what it has of the one before it.
+    pub(super) fn may_stop(&self, node: NodeId) -> bool {
+        self.cluster.disk(node).is_some_and(|disk| disk.was_struck())
+    }
+
+    /// Whether this node's process may be unable to start: also where there is no space.
+    pub(super) fn may_not_start(&self, node: NodeId) -> bool {
+        self.may_stop(node) || self.cluster.disk(node).is_some_and(|disk| disk.was_full())
+    }
+
     /// Whether a step may have stopped something on this node, and only a start mends it: neither a damaged replica, which mends
     /// itself, nor one that is lost.
     fn needs_operator(&self, node: NodeId) -> bool {
-        if !self.stopped.borrow().contains(&node) {
-            return false;
-        }
         if self.cluster.failure(node).is_some() {
-            return true;
+            return self.may_not_start(node);
+        }
+        if !self.may_stop(node) {
+            return false;
         }
         let Some(process) = self.cluster.process(node).filter(|process| process.serves()) else { return false };
         let lost = self.lost.borrow();

@@ -63,7 +63,6 @@ impl Run {
             }
             Action::Fail { who, fault, chance_ppm, times } => {
                 let Some(node) = self.meet(fault.name(), who) else { return };
-                self.stopped.borrow_mut().insert(node);
                 let Some(disk) = self.cluster.disk(node) else { return };
                 disk.plant_fault(PlantedFault { fault, path_contains: String::new(), chance_ppm, times });
             }
@@ -137,8 +136,8 @@ impl Run {
 
     async fn fill(self: &Rc<Self>, who: Who, for_ms: u64) {
         let Some(node) = self.meet("full disk", who) else { return };
-        self.stopped.borrow_mut().insert(node);
         let Some(disk) = self.cluster.disk(node) else { return };
+        self.filled.set(true);
         disk.set_capacity(Some(disk.used_bytes()));
         sleep_ms(for_ms).await;
         disk.set_capacity(None);
