@@ -46,7 +46,7 @@ use self::{
     damage::Piece,
     faults::Broken,
     node::{Node, NodeRef},
-    timing::Timing,
+    timing::{Slow, Timing},
 };
 use super::random;
 use crate::{
@@ -201,12 +201,17 @@ impl SimDisk {
     /// A slow device: for `for_us` microseconds from now on, operations that begin take `factor` times as long. No-op
     /// unless the disk is `timed`.
     pub fn set_slow(&self, factor: u64, for_us: u64) {
-        self.device.timing.borrow().set_slow(factor, 0, for_us);
+        self.device.timing.borrow().set_slow(Slow { factor: factor.max(1), ..Slow::default() }, for_us);
     }
 
     /// As `set_slow`, but only what has to reach the medium (durable appends, syncs), by `flush_us` more.
     pub fn delay_flushes(&self, flush_us: u64, for_us: u64) {
-        self.device.timing.borrow().set_slow(1, flush_us, for_us);
+        self.delay_names(flush_us, 0, for_us);
+    }
+
+    /// As `delay_flushes`, and what removes or renames, by `names_us` more.
+    pub fn delay_names(&self, flush_us: u64, names_us: u64, for_us: u64) {
+        self.device.timing.borrow().set_slow(Slow { flush_us, names_us, ..Slow::default() }, for_us);
     }
 
     /// What is found when the power fails now and comes back: another disk. This one goes on; end it with `power_off`.

@@ -136,6 +136,13 @@ fn timed() {
             let start_us = world.now_us();
             file.sync().await.unwrap();
             assert!(world.now_us() - start_us < 200, "the slow time is over");
+            let start_us = world.now_us();
+            disk.delay_names(0, 50_000, 1_000_000);
+            file.sync().await.unwrap();
+            assert!(world.now_us() - start_us < 200, "it has nothing to do with names");
+            disk.rename(Path::new("/d/f"), Path::new("/d/g")).await.unwrap();
+            disk.remove(Path::new("/d/g")).await.unwrap();
+            assert!((100_000..101_000).contains(&(world.now_us() - start_us)));
             order.into_inner()
         })
     };

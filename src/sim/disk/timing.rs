@@ -49,11 +49,19 @@ pub(super) enum Timing {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slow {
     /// Delays are so many times as long, ...
-    factor: u64,
+    pub(super) factor: u64,
     /// what has to reach the medium takes so much longer, in microseconds, ...
-    flush_us: u64,
+    pub(super) flush_us: u64,
+    /// what takes a name away or changes it, too, ...
+    pub(super) names_us: u64,
     /// ...until then, in microseconds of the world.
-    until_us: u64,
+    pub(super) until_us: u64,
+}
+
+impl Default for Slow {
+    fn default() -> Slow {
+        Slow { factor: 1, flush_us: 0, names_us: 0, until_us: 0 }
+    }
 }
 
 /// What a wait was.
@@ -65,7 +73,7 @@ pub(super) struct Waited {
 
 impl Timing {
     pub(super) fn timed(world: &World, seed: u64, times: DiskTimes) -> Timing {
-        let slow = Cell::new(Slow { factor: 1, flush_us: 0, until_us: 0 });
+        let slow = Cell::new(Slow::default());
         Timing::Timed { world: world.weak(), dice: Cell::new(seed), times, slow }
     }
 
@@ -81,7 +89,7 @@ impl Timing {
     pub(super) fn reseeded(&self, seed: u64) -> Timing {
         match self {
             Timing::Timed { world, times, .. } => {
-                let slow = Cell::new(Slow { factor: 1, flush_us: 0, until_us: 0 });
+                let slow = Cell::new(Slow::default());
                 Timing::Timed { world: world.clone(), dice: Cell::new(seed), times: *times, slow }
             }
             _ => Timing::Immediate,
@@ -89,10 +97,10 @@ impl Timing {
     }
 
     /// Makes a timed disk slow for a while from now on; no-op for others.
-    pub(super) fn set_slow(&self, factor: u64, flush_us: u64, for_us: u64) {
+    pub(super) fn set_slow(&self, new: Slow, for_us: u64) {
         if let Timing::Timed { world, slow, .. } = self {
             let now_us = world.upgrade().map_or(0, |world| world.now_us());
-            slow.set(Slow { factor: factor.max(1), flush_us, until_us: now_us.saturating_add(for_us) });
+            slow.set(Slow { until_us: now_us.saturating_add(for_us), ..new });
         }
     }
 
@@ -115,6 +123,9 @@ impl Timing {
                     delay_us = delay_us.saturating_mul(slow.get().factor);
                     if matches!(operation, Operation::AppendDurable | Operation::Sync | Operation::SyncDir) {
                         delay_us = delay_us.saturating_add(slow.get().flush_us);
+                    }
+                    if matches!(operation, Operation::Remove | Operation::Rename | Operation::SyncDir) {
+                        delay_us = delay_us.saturating_add(slow.get().names_us);
                     }
                 }
                 until = Some(Until::new(world, now_us.saturating_add(delay_us)));

@@ -115,8 +115,8 @@ pub enum Action {
     Fail { who: Who, fault: DiskFault, chance_ppm: u64, times: u64 },
     /// A node's disk takes so many times as long.
     Slow { who: Who, factor: u64, for_ms: u64 },
-    /// What a node's disk has to make durable takes so much longer.
-    SlowFlush { who: Who, flush_ms: u64, for_ms: u64 },
+    /// What a node's disk has to make durable takes so much longer, and what removes or renames a file.
+    SlowFlush { who: Who, flush_ms: u64, names_ms: u64, for_ms: u64 },
     /// A node's disk has no more room.
     Full { who: Who, for_ms: u64 },
     /// Blocks at rest are damaged: under the running node, or while it is down.
@@ -212,8 +212,24 @@ impl Plan {
             | Scenario::Members
             | Scenario::Disks
             | Scenario::Damage
-            | Scenario::Mixed => plan.perhaps_crowded(),
+            | Scenario::Mixed => plan.perhaps_crowded().perhaps_slow_names(),
         }
+    }
+
+    /// In one of three of those with members: a disk that takes long to remove and to rename, when something is trimmed if
+    /// anything is. By dice of its own, and behind what was drawn before: an old seed keeps its other steps.
+    fn perhaps_slow_names(mut self) -> Plan {
+        let dice = &Cell::new(self.seed ^ 0x006e_616d_6573);
+        if self.scenario != Scenario::Members || !random(dice).is_multiple_of(3) {
+            return self;
+        }
+        let trimmed = self.steps.iter().find(|step| matches!(step.action, Action::Trim { .. }));
+        let at_ms = trimmed.map_or_else(|| random(dice) % self.load_ms, |trim| trim.at_ms.saturating_sub(500));
+        let names_ms = [5, 50, NAMES_MS_MAX][(random(dice) % 3) as usize];
+        let action = Action::SlowFlush { who: who(dice), flush_ms: 1, names_ms, for_ms: between(dice, 1_000, 8_000) };
+        let place = self.steps.partition_point(|step| step.at_ms <= at_ms);
+        self.steps.insert(place, Step { at_ms, action });
+        self
     }
 
     /// One in eight: nodes with less memory than their clients would use, who are refused now and then.
@@ -289,6 +305,9 @@ const MEMORY_BYTES: usize = 8 << 20;
 
 /// Less than a burst of the largest batches takes, half of which clients may use; more than the largest frame between nodes.
 const CROWDED_BYTES: usize = 2 << 20;
+
+/// The most that removing a file takes longer: hundreds of them one after the other are to end before a device counts as hung.
+const NAMES_MS_MAX: u64 = 200;
 
 /// A year.
 const YEAR_US: i64 = 365 * 86_400_000_000;
@@ -406,11 +425,13 @@ pub(super) fn disk(dice: &Cell<u64>) -> Action {
             Action::Slow { who, factor: [5, 50, 500][(random(dice) % 3) as usize], for_ms: between(dice, 100, 5_000) }
         }
         6 => Action::Full { who, for_ms: between(dice, 100, 5_000) },
-        7 | 8 => Action::SlowFlush {
-            who,
-            flush_ms: [5, 200, 2_000][(random(dice) % 3) as usize],
-            for_ms: between(dice, 1_000, 15_000),
-        },
+        7 | 8 => {
+            let flush_ms = [5, 200, 2_000][(random(dice) % 3) as usize];
+            let for_ms = between(dice, 1_000, 15_000);
+            // From what was drawn: a step of old stays the same but for this.
+            let names_ms = if for_ms.is_multiple_of(2) { flush_ms.min(NAMES_MS_MAX) } else { 0 };
+            Action::SlowFlush { who, flush_ms, names_ms, for_ms }
+        }
         _ => crash(dice),
     }
 }

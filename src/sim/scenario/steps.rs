@@ -70,11 +70,13 @@ impl Run {
                 let Some(disk) = self.meet("slow device", who).and_then(|node| self.cluster.disk(node)) else { return };
                 disk.set_slow(factor, for_ms * 1_000);
             }
-            Action::SlowFlush { who, flush_ms, for_ms } => {
-                let Some(disk) = self.meet("slow flushes", who).and_then(|node| self.cluster.disk(node)) else {
-                    return;
-                };
-                disk.delay_flushes(flush_ms * 1_000, for_ms * 1_000);
+            Action::SlowFlush { who, flush_ms, names_ms, for_ms } => {
+                let Some(node) = self.meet("slow flushes", who) else { return };
+                if names_ms > 0 {
+                    self.note_paths("slow names", node);
+                }
+                let Some(disk) = self.cluster.disk(node) else { return };
+                disk.delay_names(flush_ms * 1_000, names_ms * 1_000, for_ms * 1_000);
             }
             Action::Full { who, for_ms } => self.fill(who, for_ms).await,
             Action::Rot { .. } | Action::Bend { .. } | Action::Lie { .. } | Action::Restore { .. } => {
