@@ -351,6 +351,11 @@ impl Run {
                 }
             }
             if !moved {
+                for event in &events {
+                    if let Event::Status(status) = event {
+                        self.judge_trim(target, status);
+                    }
+                }
                 return events.into_iter().for_each(|event| self.clients.note(event));
             }
             env::sleep::<SimEnv>(LOOK).await;

@@ -4,7 +4,7 @@
 //! - `plan`, `shape`: what is to happen, from the seed; `expected`: what many runs must have hit
 //! - `front`: what stock gRPC clients do, and what happens to them
 //! - `mixed`: faults of all families
-//! - `steps`, `damage`, `losses`, `broken`: do it; `operator`: starts what they have stopped
+//! - `steps`, `damage`, `losses`, `broken`, `trims`: do it; `operator`: starts what they have stopped
 //! - `judge`: live again, replicas alike, the history checked
 //!
 //! Besides the checker's anomalies these are problems: a panic in any task (the product's assertions are on), two leaders
@@ -23,6 +23,7 @@ mod shape;
 #[cfg(test)]
 mod slow_leader;
 mod steps;
+mod trims;
 
 use std::{
     cell::{Cell, RefCell},
@@ -92,6 +93,8 @@ struct Run {
     drained: RefCell<BTreeSet<NodeId>>,
     /// A disk was full.
     filled: Cell<bool>,
+    /// Up to where each shard was let go for certain.
+    trimmed: RefCell<BTreeMap<ShardUid, u64>>,
     /// Something was let go: what a damaged replica lacks may be nowhere any more.
     purged: Cell<bool>,
     /// The node whose disk loses or changes what it had.
@@ -164,6 +167,7 @@ async fn live_on(plan: &Plan, coverage: Rc<RefCell<Coverage>>, cluster: Cluster,
         lost: RefCell::default(),
         drained: RefCell::default(),
         filled: Cell::new(false),
+        trimmed: RefCell::default(),
         purged: Cell::new(plan.retention_age_ms > 0 || plan.retention_bytes > 0),
         victim: Cell::new(None),
         vote_struck: Cell::new(false),

@@ -15,7 +15,6 @@ use crate::{
     shard::Shard,
     sim::{
         PlantedFault, SimEnv, World,
-        checker::history::{Event, Trim},
         executor::{JoinError, JoinHandle},
     },
 };
@@ -296,28 +295,10 @@ impl Run {
     }
 
     /// A node may be killed while it does what it is told.
-    fn survived(&self, told: Result<(), JoinError>) {
+    pub(super) fn survived(&self, told: Result<(), JoinError>) {
         if told == Err(JoinError::Panic) {
             self.problem("a node panicked while it did what it was told".to_owned());
         }
-    }
-
-    async fn trim(self: &Rc<Self>, shard: u64) {
-        let target = self.target(shard);
-        let Some((node, process)) = self.any_process() else { return };
-        self.coverage.borrow_mut().hit("trim", "running cluster");
-        self.purged.set(true);
-        let begin_us = World::current().now_us();
-        let before_offset = process.shard(target.uid).map_or(0, |shard| shard.high_watermark().0) / 2;
-        let (topic, shard) = (target.topic.to_string(), target.shard);
-        let trimmed = World::current().spawn_on(node, async move {
-            let frontend = process.frontend(0);
-            drop(frontend.trim_topic(&target.topic, target.shard, before_offset).await);
-        });
-        let trimmed = trimmed.await;
-        let end_us = World::current().now_us();
-        self.clients.note(Event::Trim(Trim { begin_us, end_us, topic, shard, before_offset }));
-        self.survived(trimmed);
     }
 
     /// Asks any node that serves; whether it was done.
