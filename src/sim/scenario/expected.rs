@@ -201,6 +201,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("transfer", "leader of several segments"),
     ("transfer to a cut-off node", "leader"),
     ("transfer to a paused node", "leader"),
+    ("trim", "everything"),
     ("trim", "running cluster"),
     ("zeroed block", "consume read"),
     ("zeroed block", "file at rest"),

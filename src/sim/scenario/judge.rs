@@ -63,6 +63,13 @@ impl Run {
             self.problem(format!("catalogs do not come to agree within {LIVE_MAX:?}: {ends:?} | {state}"));
             return;
         }
+        // What a damaged disk has kept may be needed by others, or by itself.
+        if self.victim.get().is_none() && !within(self.trim_all()).await {
+            let state = self.describe();
+            self.problem(format!("not everything can be let go within {LIVE_MAX:?}: {state}"));
+            return;
+        }
+        self.look_at_stopped();
         if !within(self.quiet()).await {
             let used: Vec<_> =
                 self.cluster.nodes().into_iter().filter_map(|node| Some((node, self.used(node)?))).collect();
@@ -291,7 +298,7 @@ impl Run {
     }
 
     /// All replicas of a shard have applied the same, and no move is under way.
-    fn agrees(&self, target: &Target) -> bool {
+    pub(super) fn agrees(&self, target: &Target) -> bool {
         let Some(holders) = self.holders(target) else { return false };
         let statuses = self.statuses(target);
         let ends: Vec<_> = holders.iter().map(|node| statuses.get(node).map(|status| status.applied_end)).collect();
@@ -311,12 +318,28 @@ impl Run {
         all.all(|other| other.as_ref() == Some(&first)).then_some(first)
     }
 
-    fn statuses(&self, target: &Target) -> BTreeMap<NodeId, ShardStatus> {
+    pub(super) fn statuses(&self, target: &Target) -> BTreeMap<NodeId, ShardStatus> {
         let status = |node: NodeId| {
             let shard = self.cluster.process(node)?.shard(target.uid)?;
             Some((node, World::current().on(node, || shard.status())))
         };
         self.cluster.nodes().into_iter().filter_map(status).collect()
+    }
+
+    /// Notes what a replica is that agrees with the others.
+    pub(super) fn note_status(&self, target: &Target, node: NodeId, now_us: u64, status: &ShardStatus) {
+        let status = Status {
+            node: node.0,
+            begin_us: now_us,
+            end_us: now_us,
+            topic: target.topic.to_string(),
+            shard: target.shard,
+            applied_end: status.applied_end.0,
+            chain: Chain(status.chain),
+            log_start: Some(status.log_start.0),
+        };
+        self.judge_trim(target, &status);
+        self.clients.note(Event::Status(status));
     }
 
     /// Waits until a shard's replicas agree, and notes what each has, and its chain hash.
@@ -338,11 +361,12 @@ impl Run {
                     Some((node, status, World::current().spawn_on(node, work)))
                 })
                 .collect();
-            let (now_us, mut events, mut moved) = (World::current().now_us(), Vec::new(), false);
+            let (now_us, mut moved) = (World::current().now_us(), false);
+            let (mut statuses, mut reads) = (Vec::new(), Vec::new());
             for (node, status, read) in reading {
-                events.push(status_event(target, node, now_us, &status));
+                statuses.push((node, status));
                 match read.await {
-                    Ok(Ok(read)) => events.push(Event::FinalRead(read)),
+                    Ok(Ok(read)) => reads.push(Event::FinalRead(read)),
                     Ok(Err(error)) => {
                         World::current().note(&format!("the replica of node {node} cannot be read: {error}"));
                         moved = true;
@@ -351,12 +375,10 @@ impl Run {
                 }
             }
             if !moved {
-                for event in &events {
-                    if let Event::Status(status) = event {
-                        self.judge_trim(target, status);
-                    }
+                for (node, status) in statuses {
+                    self.note_status(target, node, now_us, &status);
                 }
-                return events.into_iter().for_each(|event| self.clients.note(event));
+                return reads.into_iter().for_each(|read| self.clients.note(read));
             }
             env::sleep::<SimEnv>(LOOK).await;
         }
@@ -388,19 +410,6 @@ impl Run {
         }
         parts.join(" | ")
     }
-}
-
-fn status_event(target: &Target, node: NodeId, now_us: u64, status: &ShardStatus) -> Event {
-    Event::Status(Status {
-        node: node.0,
-        begin_us: now_us,
-        end_us: now_us,
-        topic: target.topic.to_string(),
-        shard: target.shard,
-        applied_end: status.applied_end.0,
-        chain: Chain(status.chain),
-        log_start: Some(status.log_start.0),
-    })
 }
 
 /// Whether it comes about in time.

@@ -72,7 +72,26 @@ fn begins_from_a_snapshot() {
         Event::Produce(_) | Event::Read(_) | Event::FinalRead(_) | Event::Trim(_) | Event::Retention(_) => None,
     });
     let starts: Vec<_> = starts.collect();
-    assert!(starts.len() == 3 && starts.iter().all(|(_, start)| *start > Some(0)), "{starts:?}");
+    // After the final reads, and when all was let go.
+    assert!(starts.len() == 6 && starts.iter().all(|(_, start)| *start > Some(0)), "{starts:?}");
+}
+
+/// At the end of a run all is let go, on all replicas, and that is judged.
+#[test]
+fn all_is_let_go() {
+    let outcome = run(on_three(1_000, Vec::new()), 0);
+    assert_eq!(outcome.problems, [""; 0]);
+    assert_eq!(outcome.coverage.missing(&[("trim", "everything")]), [("", ""); 0]);
+    let trims: Vec<_> = outcome.history.iter().filter(|(_, event)| matches!(event, Event::Trim(_))).collect();
+    let [(_, Event::Trim(trim))] = trims[..] else { panic!("{trims:?}") };
+    let ends = |event: &Event| matches!(event, Event::FinalRead(read) if read.end_offset == trim.before_offset);
+    assert!(outcome.history.iter().any(|(_, event)| ends(event)));
+    let last = |event: &Event| match event {
+        Event::Status(status) => status.log_start,
+        Event::Produce(_) | Event::Read(_) | Event::FinalRead(_) | Event::Trim(_) | Event::Retention(_) => None,
+    };
+    let starts: Vec<_> = outcome.history.iter().filter_map(|(_, event)| last(event)).collect();
+    assert_eq!(starts, [0, 0, 0, trim.before_offset, trim.before_offset, trim.before_offset]);
 }
 
 /// A plan with one shard that three nodes have, and that keeps all.

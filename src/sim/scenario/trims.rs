@@ -1,24 +1,63 @@
 //! Trims: what is asked for, what the answer promises, and whether the replicas keep that.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
 use super::Run;
 use crate::{
+    env,
     ids::{NodeId, ShardUid},
     sim::{
-        World,
+        SimEnv, World,
         checker::history::{Event, Status, Trim},
         client::Target,
         cluster::Process,
     },
 };
 
+/// How much longer the removal of a file takes at the end of every other run, and for how long it does.
+const SLOW_US: u64 = 50_000;
+const SLOW_FOR_US: u64 = 20_000_000;
+
+/// Batches that each shard is sent while it lets go.
+const PROBES: usize = 3;
+
+const LOOK: Duration = Duration::from_millis(100);
+
 impl Run {
-    /// A step: the older half of a shard is let go.
+    /// A step: the older half of a shard is let go, or more, or all.
     pub(super) async fn trim(self: &Rc<Self>, shard: u64) {
         let target = self.target(shard);
         self.coverage.borrow_mut().hit("trim", "running cluster");
-        self.trim_shard(&target, 2).await;
+        let quarters = 2 + World::current().random_u64() % 3;
+        self.trim_shard(&target, quarters).await;
+    }
+
+    /// At the end, when everything was read: all of each shard is let go, while records come and, in every other run, disks are
+    /// slow to remove what there is. Every trim has to be done, and on all replicas.
+    pub(super) async fn trim_all(self: &Rc<Self>) {
+        if World::current().random_u64().is_multiple_of(2) {
+            for disk in self.cluster.nodes().into_iter().filter_map(|node| self.cluster.disk(node)) {
+                disk.delay_names(0, SLOW_US, SLOW_FOR_US);
+            }
+        }
+        for target in self.clients.targets() {
+            while !self.trim_shard(&target, 4).await {
+                env::sleep::<SimEnv>(LOOK).await;
+            }
+            self.coverage.borrow_mut().hit("trim", "everything");
+            for _ in 0..PROBES {
+                self.clients.probe(&target).await;
+            }
+        }
+        for target in self.clients.targets() {
+            while !self.agrees(&target) {
+                env::sleep::<SimEnv>(LOOK).await;
+            }
+            let now_us = World::current().now_us();
+            for (node, status) in self.statuses(&target) {
+                self.note_status(&target, node, now_us, &status);
+            }
+        }
     }
 
     /// Lets so many quarters of a shard go, as any node that has a replica knows it; whether that was acknowledged.
