@@ -316,7 +316,7 @@ impl Run {
     async fn aim(&self, who: Who) {
         let Who::Leader(number) = who else { return };
         let target = self.target(number);
-        for _ in 0..AIMS * (number % 2) {
+        for _ in 0..AIMS * (number / 8 % 2) {
             let leader = self.cluster.leader(target.uid).and_then(|node| Some((node, self.cluster.process(node)?)));
             let shard = leader.and_then(|(node, process)| Some((node, process.shard(target.uid)?)));
             let in_flight = |(node, shard): (NodeId, Shard<SimEnv>)| {
@@ -344,8 +344,14 @@ impl Run {
             Who::Any(number) => any(number),
             Who::Leader(number) => self.cluster.leader(self.target(number).uid).or_else(|| any(number)),
             Who::Follower(number) => {
-                let leader = self.cluster.leader(self.target(number).uid);
-                nodes.iter().copied().find(|node| Some(*node) != leader)
+                let uid = self.target(number).uid;
+                let leader = self.cluster.leader(uid);
+                let holds = |node: NodeId| self.cluster.process(node).is_some_and(|node| node.shard(uid).is_some());
+                let others: Vec<NodeId> = nodes.iter().copied().filter(|node| Some(*node) != leader).collect();
+                let followers: Vec<NodeId> = others.iter().copied().filter(|node| holds(*node)).collect();
+                // The lower digits have chosen the shard.
+                let chosen = followers.get(number as usize / 8 % followers.len().max(1));
+                chosen.or(others.first()).copied()
             }
             Who::CatalogLeader => self.cluster.leader(ShardUid::CATALOG).or_else(|| any(0)),
         }
