@@ -215,7 +215,7 @@ impl SimDisk {
     }
 
     /// What is found when the power fails now and comes back: another disk. This one goes on; end it with `power_off`.
-    /// Planted faults and the capacity are not taken over; what is broken is, and times are, but not turns.
+    /// Planted faults are not taken over; what is broken and the capacity are, and times are, but not turns.
     pub fn crash(&self, seed: u64) -> SimDisk {
         let dice = Cell::new(seed);
         let mut names = self.device.names_durable.borrow().clone();
@@ -244,6 +244,7 @@ impl SimDisk {
         *device.timing.borrow_mut() = self.device.timing.borrow().reseeded(random(&dice));
         device.dice.set(random(&dice));
         device.reserve.set(self.device.reserve.get());
+        device.capacity.set(self.device.capacity.get());
         device.tainted.set(self.device.tainted.get());
         device.broken.borrow_mut().clone_from(&self.device.broken.borrow());
         *device.names_durable.borrow_mut() = names.clone();

@@ -235,6 +235,7 @@ impl Model {
 
     async fn crash(&mut self, seed: u64, again: Option<u8>) {
         self.note_acks();
+        self.disk.set_capacity(None);
         let mut disk = self.disk.crash(seed ^ random(&self.dice)).with_latency(random(&self.dice));
         self.disk.power_off();
         self.waiting.clear();
