@@ -13,7 +13,7 @@ use crate::{
     budget::Use,
     config::Config,
     env::{
-        self, Env,
+        self, Disk, Env,
         channel::{self, OneshotReceiver, OneshotSender},
     },
     frontend::{Frontend, grpc},
@@ -42,7 +42,7 @@ pub const DATA: &str = "/data";
 /// Recent entries in memory: little, so that followers and consumers read from the disk, too.
 const TAIL_BYTES: usize = 256 << 10;
 
-/// What a node keeps for what frees space: less than a real one, in the proportion of its disks.
+/// What a node keeps for what frees space, unless its disk does already: less than a real one, in the proportion of its disks.
 const RESERVE_BYTES: u64 = 1 << 20;
 
 /// How often connections that finish are looked at.
@@ -96,7 +96,9 @@ impl Process {
         let node = Arc::new(Node::new(config, reactors, (anywhere, anywhere), advertised));
         node.set_identity(identity);
         let numbers = (0..reactors).map(|number| ReactorNumber(u32::try_from(number).expect("few reactors")));
-        disk.keep_reserve(RESERVE_BYTES);
+        if disk.reserve().is_none() {
+            disk.keep_reserve(RESERVE_BYTES);
+        }
         let reactors: Vec<_> = numbers
             .map(|number| {
                 let net = network.endpoint(me, &host, PEER_PORT + number.0 as u16);

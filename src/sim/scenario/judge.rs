@@ -84,7 +84,7 @@ impl Run {
 
     /// Nothing is broken any more: the network is whole, what was paused goes on, what is down comes back. A replica that has
     /// stopped for good reason (fail-stop) is started anew, as an operator would.
-    async fn lift(&self) {
+    async fn lift(self: &Rc<Self>) {
         self.cluster.network().heal();
         self.cluster.network().set_paths(Path::default());
         for node in self.cluster.nodes() {
@@ -92,11 +92,14 @@ impl Run {
             self.cluster.network().resume(node);
             if let Some(disk) = self.cluster.disk(node) {
                 disk.heal();
-                disk.set_capacity(None);
                 disk.set_slow(1, 0);
+                if self.full.get() != Some(node) {
+                    disk.set_capacity(None);
+                }
             }
             World::current().set_drift(node, 0);
         }
+        self.end_full().await;
         if self.filled.get() {
             env::sleep::<SimEnv>(SPACE_SEEN).await;
         }
@@ -385,7 +388,7 @@ impl Run {
     }
 
     /// Where everything stands, for a report.
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         let mut parts = Vec::new();
         for node in self.cluster.nodes() {
             let state = match (self.cluster.failure(node), self.cluster.process(node)) {
@@ -414,7 +417,11 @@ impl Run {
 
 /// Whether it comes about in time.
 async fn within(future: impl Future<Output = ()>) -> bool {
-    <<SimEnv as Env>::Runtime as openraft::AsyncRuntime>::timeout(LIVE_MAX, future).await.is_ok()
+    within_time(LIVE_MAX, future).await
+}
+
+pub(super) async fn within_time(time: Duration, future: impl Future<Output = ()>) -> bool {
+    <<SimEnv as Env>::Runtime as openraft::AsyncRuntime>::timeout(time, future).await.is_ok()
 }
 
 /// All that one replica has, read from itself.

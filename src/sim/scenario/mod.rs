@@ -4,7 +4,7 @@
 //! - `plan`, `shape`: what is to happen, from the seed; `expected`: what many runs must have hit
 //! - `front`: what stock gRPC clients do, and what happens to them
 //! - `mixed`: faults of all families
-//! - `steps`, `damage`, `losses`, `broken`, `trims`: do it; `operator`: starts what they have stopped
+//! - `steps`, `damage`, `losses`, `broken`, `full`, `trims`: do it; `operator`: starts what they have stopped
 //! - `judge`: live again, replicas alike, the history checked
 //!
 //! Besides the checker's anomalies these are problems: a panic in any task (the product's assertions are on), two leaders
@@ -14,6 +14,7 @@ mod broken;
 mod damage;
 mod expected;
 mod front;
+mod full;
 mod judge;
 mod losses;
 mod mixed;
@@ -48,6 +49,7 @@ use super::{
 use crate::{
     env::{self, Env},
     ids::{NodeId, ShardUid, Term},
+    limits,
     proto::ringlog::v1::{self, CreateTopicRequest},
     shard::Shard,
 };
@@ -93,6 +95,8 @@ struct Run {
     drained: RefCell<BTreeSet<NodeId>>,
     /// A disk was full.
     filled: Cell<bool>,
+    /// The node whose disk is full until what is let go frees it.
+    full: Cell<Option<NodeId>>,
     /// Up to where each shard was let go for certain.
     trimmed: RefCell<BTreeMap<ShardUid, u64>>,
     /// Something was let go: what a damaged replica lacks may be nowhere any more.
@@ -167,6 +171,7 @@ async fn live_on(plan: &Plan, coverage: Rc<RefCell<Coverage>>, cluster: Cluster,
         lost: RefCell::default(),
         drained: RefCell::default(),
         filled: Cell::new(false),
+        full: Cell::new(None),
         trimmed: RefCell::default(),
         purged: Cell::new(plan.retention_age_ms > 0 || plan.retention_bytes > 0),
         victim: Cell::new(None),
@@ -193,7 +198,13 @@ async fn live_on(plan: &Plan, coverage: Rc<RefCell<Coverage>>, cluster: Cluster,
 async fn begin(plan: &Plan) -> Result<(Cluster, Vec<Target>), String> {
     let network = SimNetwork::timed(&World::current(), plan.seed, NetTimes::default());
     let disk_seed = Cell::new(plan.seed ^ 0xd15c);
-    let make_disk = move || SimDisk::new().timed(&World::current(), super::random(&disk_seed), DiskTimes::default());
+    // What a real node keeps is in proportion to what it lets wait for space, which is not made smaller here.
+    let reserve = plan.stays_full().then_some(limits::DISK_RESERVE_BYTES);
+    let make_disk = move || {
+        let disk = SimDisk::new().timed(&World::current(), super::random(&disk_seed), DiskTimes::default());
+        reserve.into_iter().for_each(|bytes| disk.keep_reserve(bytes));
+        disk
+    };
     let cluster = Cluster::new(network, plan.reactors, plan.memory_bytes, make_disk);
     cluster.found().await;
     for _ in 1..plan.nodes {

@@ -117,7 +117,7 @@ pub enum Action {
     Slow { who: Who, factor: u64, for_ms: u64 },
     /// What a node's disk has to make durable takes so much longer, and what removes or renames a file.
     SlowFlush { who: Who, flush_ms: u64, names_ms: u64, for_ms: u64 },
-    /// A node's disk has no more room.
+    /// A node's disk has no more room; `for_ms` 0: until what is let go at the end frees it.
     Full { who: Who, for_ms: u64 },
     /// Blocks at rest are damaged: under the running node, or while it is down.
     Rot { who: Who, fault: DiskFault, blocks: u64, down_ms: Option<u64>, seed: u64 },
@@ -212,7 +212,7 @@ impl Plan {
             | Scenario::Members
             | Scenario::Disks
             | Scenario::Damage
-            | Scenario::Mixed => plan.perhaps_crowded().perhaps_slow_names(),
+            | Scenario::Mixed => plan.perhaps_crowded().perhaps_slow_names().perhaps_stays_full(),
         }
     }
 
@@ -242,6 +242,26 @@ impl Plan {
         let (pause_us, batch_max) = (400_000, 20);
         let load = Load { producers: 3, pause_us, batch_max, burst_max: 8, value_bytes_max: 20_000, ..self.load };
         Plan { memory_bytes: CROWDED_BYTES, load, ..self }
+    }
+
+    /// In one of six of those with disks: one that is full from some time on, and stays so until what is let go frees it. It has
+    /// several segments by then.
+    fn perhaps_stays_full(mut self) -> Plan {
+        let dice = &Cell::new(self.seed ^ 0x0073_7461_7973);
+        if self.scenario != Scenario::Disks || !random(dice).is_multiple_of(6) {
+            return self;
+        }
+        let at_ms = self.load_ms / 2 + random(dice) % (self.load_ms / 4);
+        let place = self.steps.partition_point(|step| step.at_ms <= at_ms);
+        self.steps.insert(place, Step { at_ms, action: Action::Full { who: who(dice), for_ms: 0 } });
+        let (producers, pause_us, batch_max, burst_max) = (2, 300_000, 20, 4);
+        let load = Load { producers, pause_us, batch_max, burst_max, value_bytes_max: 20_000, ..self.load };
+        Plan { shards: 1, memory_bytes: MEMORY_BYTES, load, ..self }
+    }
+
+    /// Whether a disk stays full in it.
+    pub(super) fn stays_full(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.action, Action::Full { for_ms: 0, .. }))
     }
 
     fn without_stock_clients(seed: u64, scenario: Scenario) -> Plan {

@@ -135,20 +135,6 @@ impl Run {
         World::current().resume(node);
     }
 
-    async fn fill(self: &Rc<Self>, who: Who, for_ms: u64) {
-        let Some(node) = self.meet("full disk", who) else { return };
-        let Some(disk) = self.cluster.disk(node) else { return };
-        self.filled.set(true);
-        disk.set_capacity(Some(disk.used_bytes()));
-        sleep_ms(for_ms).await;
-        // After a crash it is another one, and as full.
-        let Some(disk) = self.cluster.disk(node) else { return };
-        disk.set_capacity(None);
-        if self.cluster.failure(node).is_some() {
-            self.restart(node);
-        }
-    }
-
     pub(super) async fn back_after(&self, node: NodeId, down_ms: u64) {
         sleep_ms(down_ms).await;
         self.cluster.start(node);

@@ -202,6 +202,21 @@ fn a_replacement_beside_a_stopped_node() {
     assert!(outcome.virtual_us < 100_000_000, "{} us", outcome.virtual_us);
 }
 
+/// A disk that nobody gives space votes, and is freed by trims.
+#[test]
+fn a_disk_that_stays_full() {
+    for who in [Who::Follower(0), Who::Leader(0)] {
+        let steps = vec![Step { at_ms: 4_000, action: Action::Full { who, for_ms: 0 } }];
+        let plan = on_three(6_000, steps);
+        // Few and large.
+        let load = Load { producers: 2, pause_us: 200_000, burst_max: 2, value_bytes_max: 200_000, ..plan.load };
+        let outcome = run(Plan { load, ..plan }, 0);
+        let met = if who == Who::Leader(0) { "produce refused" } else { "vote" };
+        assert_eq!(outcome.coverage.missing(&[("full disk", "trim"), ("full disk", met)]), [("", ""); 0], "{who:?}");
+        assert_eq!(outcome.problems, [""; 0], "{who:?}");
+    }
+}
+
 /// A bug that panics in one replica ends that one, which is named, and nothing else.
 #[test]
 fn a_planted_panic() {

@@ -60,12 +60,16 @@ impl Run {
         }
     }
 
-    /// Lets so many quarters of a shard go, as any node that has a replica knows it; whether that was acknowledged.
-    async fn trim_shard(&self, target: &Target, quarters: u64) -> bool {
+    /// Lets so many quarters of a shard go, as its leader knows it, asking any node that has a replica; whether that was
+    /// acknowledged.
+    pub(super) async fn trim_shard(&self, target: &Target, quarters: u64) -> bool {
         let Some((node, process)) = self.any_holder(target.uid) else { return false };
         self.purged.set(true);
         let begin_us = World::current().now_us();
-        let before_offset = process.shard(target.uid).map_or(0, |shard| shard.high_watermark().0) * quarters / 4;
+        let leader = self.cluster.leader(target.uid).and_then(|leader| self.cluster.process(leader));
+        let known = [&leader, &Some(process.clone())].map(|process| process.as_ref()?.shard(target.uid));
+        let high_watermark = known.into_iter().flatten().map(|shard| shard.high_watermark().0).max();
+        let before_offset = high_watermark.unwrap_or_default() * quarters / 4;
         let asked = target.clone();
         let answer = World::current().spawn_on(node, async move {
             process.frontend(0).trim_topic(&asked.topic, asked.shard, before_offset).await

@@ -1,0 +1,144 @@
+//! Disks without room: for a while, or until what is let go makes room.
+//!
+//! The second kind is full until the end of the load. Then everything else is whole, no records come any more, and it is still
+//! full: the node votes when a leader dies, and when all that was committed is let go its replicas come to have what the others
+//! have. Nobody gives it space but the trims.
+
+use std::{rc::Rc, time::Duration};
+
+use super::{Run, judge::within_time, plan::Who, steps::sleep_ms};
+use crate::{
+    env,
+    ids::NodeId,
+    sim::{SimEnv, World, client::Target},
+};
+
+/// How long nodes have to serve again before a full disk is judged.
+const SERVING_MAX: Duration = Duration::from_secs(60);
+
+/// How long the others have to elect a leader with the vote of a node whose disk is full.
+const ELECTED_MAX: Duration = Duration::from_secs(20);
+
+/// How long a trim has to be done, and to free the disk. The leader waits for a follower before it deletes what that lacks.
+const FREED_MAX: Duration = Duration::from_secs(120);
+
+/// Segments of each replica, at least, of which all but the last are let go: more than a disk needs to take entries again.
+const SEGMENTS_MIN: u32 = 4;
+
+const LOOK: Duration = Duration::from_millis(100);
+
+impl Run {
+    /// A step: a disk has no more room, for a while, or (`for_ms` 0) until the end.
+    pub(super) async fn fill(self: &Rc<Self>, who: Who, for_ms: u64) {
+        let Some(node) = self.find(who).filter(|node| self.full.get() != Some(*node)) else { return };
+        self.note_paths("full disk", node);
+        let Some(disk) = self.cluster.disk(node) else { return };
+        self.filled.set(true);
+        disk.set_capacity(Some(disk.used_bytes()));
+        if for_ms == 0 {
+            return self.full.set(Some(node));
+        }
+        sleep_ms(for_ms).await;
+        // After a crash it is another one, and as full.
+        let Some(disk) = self.cluster.disk(node).filter(|_| self.full.get() != Some(node)) else { return };
+        disk.set_capacity(None);
+        if self.cluster.failure(node).is_some() {
+            self.restart(node);
+        }
+    }
+
+    /// Judges a node whose disk is full since a step, when nothing else is broken any more, and gives it space.
+    pub(super) async fn end_full(self: &Rc<Self>) {
+        let Some(node) = self.full.get().filter(|node| self.cluster.nodes().contains(node)) else { return };
+        self.clients.stop().await;
+        for other in self.cluster.nodes() {
+            if self.may_stop(other) {
+                self.restart(other);
+            }
+            self.cluster.start(other);
+        }
+        let all = self.cluster.nodes();
+        let serve = || all.iter().all(|node| self.cluster.process(*node).is_some_and(|process| process.serves()));
+        let whole =
+            || all.iter().all(|node| self.cluster.process(*node).is_some_and(|node| node.node.fault_count() == 0));
+        let settled =
+            || serve() && whole() && self.clients.targets().iter().all(|target| self.is_led_beside(node, target));
+        if within_time(SERVING_MAX, until(settled)).await {
+            self.vote_beside_full(node).await;
+            self.trim_full(node).await;
+        } else {
+            World::current().note(&format!("node {node} is not judged with its full disk"));
+        }
+        if let Some(disk) = self.cluster.disk(node) {
+            disk.set_capacity(None);
+        }
+    }
+
+    /// Whether a shard has a leader and, if this node has a replica, one of several segments there.
+    fn is_led_beside(&self, node: NodeId, target: &Target) -> bool {
+        self.cluster.leader(target.uid).is_some()
+            && self.statuses(target).get(&node).is_none_or(|status| status.segments >= SEGMENTS_MIN)
+    }
+
+    /// The leader of a shard dies: another one is elected with the vote of the node whose disk is full.
+    async fn vote_beside_full(&self, node: NodeId) {
+        for target in self.clients.targets() {
+            let Some(leader) = self.cluster.leader(target.uid).filter(|leader| *leader != node) else { continue };
+            let Some(members) = self.standing(leader, target.uid).map(|standing| standing.members) else { continue };
+            let is_of_three = members.voters.len() == 3 && members.voters.contains(&node) && !members.changing;
+            if !is_of_three || !members.voters.iter().all(|voter| self.standing(*voter, target.uid).is_some()) {
+                continue;
+            }
+            self.coverage.borrow_mut().hit("full disk", "vote");
+            self.cluster.kill(leader);
+            if !within_time(ELECTED_MAX, until(|| self.cluster.leader(target.uid).is_some())).await {
+                let (uid, state) = (target.uid, self.describe());
+                self.problem(format!(
+                    "shard {uid} has no leader {ELECTED_MAX:?} after the last one died, beside the full disk of node \
+                     {node}: {state}"
+                ));
+            }
+            self.cluster.start(leader);
+            let back = || self.cluster.process(leader).is_some_and(|process| process.serves());
+            let all_led =
+                || back() && self.clients.targets().iter().all(|target| self.cluster.leader(target.uid).is_some());
+            within_time(SERVING_MAX, until(all_led)).await;
+            return;
+        }
+    }
+
+    /// All that is committed is let go: that frees the disk, and its replicas come to be like the others.
+    async fn trim_full(self: &Rc<Self>, node: NodeId) {
+        let on_it = |target: &Target| self.statuses(target).contains_key(&node);
+        let targets: Vec<Target> = self.clients.targets().into_iter().filter(on_it).collect();
+        for target in &targets {
+            let trimmed = async {
+                while !self.trim_shard(target, 4).await {
+                    env::sleep::<SimEnv>(LOOK).await;
+                }
+            };
+            if !within_time(FREED_MAX, trimmed).await {
+                let (uid, state) = (target.uid, self.describe());
+                return self
+                    .problem(format!("shard {uid} cannot be trimmed beside the full disk of node {node}: {state}"));
+            }
+        }
+        for target in &targets {
+            self.coverage.borrow_mut().hit("full disk", "trim");
+            if !within_time(FREED_MAX, until(|| self.agrees(target))).await {
+                let (uid, state) = (target.uid, self.describe());
+                self.problem(format!(
+                    "the replica of shard {uid} on node {node}, whose disk is full, is not like the others \
+                     {FREED_MAX:?} after all was let go: {state}"
+                ));
+            }
+        }
+    }
+}
+
+/// Waits until it is so.
+async fn until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        env::sleep::<SimEnv>(LOOK).await;
+    }
+}
