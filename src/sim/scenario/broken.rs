@@ -33,13 +33,24 @@ const START_MAX: Duration = Duration::from_secs(10);
 const LOOK_MS: u64 = 10;
 
 impl Run {
-    /// Operations of one kind fail until the disk is mended; then an operator starts what has stopped.
+    /// Operations of one kind fail until the disk is mended; then an operator starts what has stopped. In every other step the
+    /// power fails meanwhile, so that the node starts on the broken disk; not where no segment can be read, which is damage to any
+    /// number of disks (`damage`).
     pub(super) async fn break_disk(self: &Rc<Self>, who: Who, fault: DiskFault, file: &'static str, for_ms: u64) {
         let Some(node) = self.find(who) else { return };
         self.note_paths(&format!("persistent {}", fault.name()), node);
         let Some(disk) = self.cluster.disk(node) else { return };
         disk.break_for(fault, file.to_owned(), for_ms * 1_000);
-        sleep_ms(for_ms).await;
+        let is_damage = fault == DiskFault::ErrorRead && file == ".store";
+        let is_started = for_ms.is_multiple_of(2) && !is_damage;
+        let before_ms = if is_started { for_ms / 4 } else { for_ms };
+        sleep_ms(before_ms).await;
+        if is_started && self.may_crash(node).await {
+            self.coverage.borrow_mut().hit("persistent EIO", "start");
+            self.cluster.crash(node, World::current().random_u64());
+            self.cluster.start(node);
+        }
+        sleep_ms(for_ms - before_ms).await;
         self.until_started(node).await;
         sleep_ms(CATALOG_NOTED_MS).await;
         self.restart(node);

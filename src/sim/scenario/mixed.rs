@@ -15,6 +15,7 @@ pub(super) const EXPECTED: &[(&str, &str)] = &[
     ("isolation", "follower"),
     ("lost directory", "follower"),
     ("panic", "replica"),
+    ("persistent EIO", "start"),
     ("persistent EIO on sync", "follower"),
     ("persistent EIO on sync", "leader"),
     ("repair", "damaged replica"),

@@ -169,14 +169,22 @@ fn an_unexplained_stop() {
 #[test]
 fn a_broken_disk() {
     let (who, fault) = (Who::Leader(0), crate::sim::DiskFault::ErrorSync);
-    strikes(Action::Break { who, fault, file: "", for_ms: 3_000 }, ("persistent EIO on sync", "leader"));
+    strikes(Action::Break { who, fault, file: "", for_ms: 3_001 }, ("persistent EIO on sync", "leader"));
+}
+
+/// The power fails while it is: the node starts on what cannot be written, or of which a part cannot be read.
+#[test]
+fn a_start_on_a_broken_disk() {
+    for (fault, file) in [(crate::sim::DiskFault::ErrorSync, ""), (crate::sim::DiskFault::ErrorRead, "hard_state")] {
+        strikes(Action::Break { who: Who::Leader(0), fault, file, for_ms: 3_000 }, ("persistent EIO", "start"));
+    }
 }
 
 /// A node whose catalog can write nothing any more says so, and is started anew.
 #[test]
 fn a_stopped_catalog() {
     let fault = crate::sim::DiskFault::ErrorAppend;
-    let broken = Action::Break { who: Who::CatalogLeader, fault, file: "/shards/0/", for_ms: 3_000 };
+    let broken = Action::Break { who: Who::CatalogLeader, fault, file: "/shards/0/", for_ms: 3_001 };
     let steps = [(1_000, broken), (1_200, Action::Topic { life_ms: 100 })];
     let steps = steps.map(|(at_ms, action)| Step { at_ms, action });
     let plan = Plan { nodes: 3, load_ms: 6_000, steps: steps.into(), ..light(0, Scenario::Calm) };
