@@ -5,7 +5,7 @@ use std::{cell::Cell, rc::Rc, time::Duration};
 
 use prost::Message;
 
-use super::{Called, Clients, Target, call};
+use super::{Called, Clients, PATIENCE, Target, call, patience};
 use crate::{
     env::Env,
     frontend::ConsumeCall,
@@ -61,7 +61,8 @@ pub(super) async fn run(clients: &Rc<Clients>, number: u64, dice: &Cell<u64>) {
         };
         let begin_us = World::current().now_us();
         let opened_us = connection.opened_us(&target);
-        match call(&connection, work).await {
+        let patience = patience(dice);
+        match call(&connection, patience, work).await {
             Called::Answered((end_us, Ok(consumed))) => {
                 // A replica that was opened anew, also within one process, has to hear again of what is committed.
                 let opened_us = opened_us.filter(|opened_us| connection.opened_us(&target) == Some(*opened_us));
@@ -83,6 +84,7 @@ pub(super) async fn run(clients: &Rc<Clients>, number: u64, dice: &Cell<u64>) {
                     next = Start::Earliest;
                 }
             }
+            Called::Late if patience < PATIENCE => clients.met.borrow_mut().hit("client gone", "consume"),
             Called::Lost | Called::Late => {}
         }
     }

@@ -5,7 +5,7 @@
 //! there that no library would.
 //!
 //! A client's connection is to one process. When that process is killed, what was not answered is of unknown fate; when it
-//! does not answer in time, too.
+//! does not answer in time, too. Some clients go away before, and their calls with them.
 
 mod consume;
 mod hostile;
@@ -18,9 +18,12 @@ pub use self::stock::StockLoad;
 use std::{
     cell::{Cell, RefCell},
     fmt,
+    pin::pin,
     rc::Rc,
     time::Duration,
 };
+
+use futures_util::future::{Either, select};
 
 use super::{
     SimEnv, World,
@@ -30,7 +33,7 @@ use super::{
     random,
 };
 use crate::{
-    env::{self, Env},
+    env::{self, Env, channel},
     ids::{NodeId, ShardUid},
 };
 
@@ -235,12 +238,35 @@ enum Called<T> {
     Late,
 }
 
-/// Runs a call in the process, and waits for it as long as a client does.
-async fn call<T: 'static>(connection: &Connection, work: impl Future<Output = T> + 'static) -> Called<T> {
-    let answer = World::current().spawn_on(connection.node, work);
-    match <<SimEnv as Env>::Runtime as openraft::AsyncRuntime>::timeout(PATIENCE, answer).await {
-        Ok(Ok(answer)) => Called::Answered(answer),
+/// Runs a call in the process, and waits for it as long as a client does. When that has gone the call is dropped, as the code
+/// behind a connection drops it.
+async fn call<T: 'static>(
+    connection: &Connection,
+    patience: Duration,
+    work: impl Future<Output = T> + 'static,
+) -> Called<T> {
+    let (here, gone) = channel::oneshot::<()>();
+    let answer = World::current().spawn_on(connection.node, async move {
+        match select(pin!(work), pin!(gone)).await {
+            Either::Left((answer, _)) => Some(answer),
+            Either::Right(_) => None,
+        }
+    });
+    let answer = <<SimEnv as Env>::Runtime as openraft::AsyncRuntime>::timeout(patience, answer).await;
+    drop(here);
+    match answer {
+        Ok(Ok(Some(answer))) => Called::Answered(answer),
+        Ok(Ok(None)) => unreachable!("the client is here"),
         Ok(Err(_)) => Called::Lost,
         Err(_) => Called::Late,
     }
+}
+
+/// How long a client waits: one in 16 has gone soon. By dice of its own: what clients send does not depend on it.
+fn patience(dice: &Cell<u64>) -> Duration {
+    let dice = &Cell::new(dice.get() ^ 0x676f_6e65);
+    if !random(dice).is_multiple_of(16) {
+        return PATIENCE;
+    }
+    Duration::from_micros(100 + random(dice) % [1_000, 20_000, 500_000][(random(dice) % 3) as usize])
 }

@@ -4,12 +4,13 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     rc::Rc,
+    time::Duration,
 };
 
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Clients, Connection, Target, call};
+use super::{Called, Clients, Connection, PATIENCE, Target, call, patience};
 use crate::{
     env::Env,
     format::records::Records,
@@ -56,7 +57,7 @@ pub(super) async fn run(clients: &Rc<Clients>, number: u64, dice: &Cell<u64>) {
         if let Some(end) = ends.get(&target.uid).filter(|_| random(dice).is_multiple_of(3)) {
             expect(&mut batches, *end, dice);
         }
-        let burst = burst(clients, &client, stream, &connection, &target, batches).await;
+        let burst = burst(clients, &client, stream, &connection, &target, batches, patience(dice)).await;
         ends.extend(burst.end.map(|end| (target.uid, end)));
     }
 }
@@ -68,7 +69,7 @@ pub(super) async fn probe(clients: &Rc<Clients>, target: &Target) -> bool {
     let dice = Cell::new(World::current().random_u64());
     let Some(connection) = clients.connect(&dice) else { return false };
     let one = Batch { patience_us: None, ..batch(clients, target, &format!("probe-{number}"), &dice) };
-    burst(clients, "probe", number, &connection, target, vec![one]).await.acknowledged == 1
+    burst(clients, "probe", number, &connection, target, vec![one], PATIENCE).await.acknowledged == 1
 }
 
 fn batch(clients: &Clients, target: &Target, name: &str, dice: &Cell<u64>) -> Batch {
@@ -129,6 +130,7 @@ async fn burst(
     connection: &Connection,
     target: &Target,
     batches: Vec<Batch>,
+    patience: Duration,
 ) -> Burst {
     let (world, frontend) = (World::current(), connection.process.frontend(connection.turn));
     let begin_us = world.now_us();
@@ -151,7 +153,9 @@ async fn burst(
         }
     };
     // What was answered before the process died, or the client lost its patience, was answered.
-    call(connection, work).await;
+    if matches!(call(connection, patience, work).await, Called::Late) && patience < PATIENCE {
+        clients.met.borrow_mut().hit("client gone", "produce");
+    }
     let end_us = world.now_us();
     let answers = answers.take();
     let mut burst = Burst { acknowledged: 0, end: None };

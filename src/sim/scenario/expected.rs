@@ -84,6 +84,8 @@ const EXPECTED: &[(&str, &str)] = &[
     ("bridge", "catalog leader"),
     ("bridge", "follower"),
     ("bridge", "leader"),
+    ("client gone", "consume"),
+    ("client gone", "produce"),
     ("clock drift", "catalog leader"),
     ("clock drift", "follower"),
     ("clock drift", "leader"),
