@@ -65,6 +65,8 @@ pub struct Shared<M> {
     pub unanswered: Rc<Unanswered>,
     /// This node alone is a majority; else an entry is on its way to the others first, then to the own disk.
     pub only_voter: Cell<bool>,
+    /// Wakes who purges: a command was applied, the state was replaced, or a checkpoint is kept up to which the log can go.
+    pub purgeable: Notify,
     /// Wakes who waits for durable entries.
     pub flushed: Notify,
     /// When that was last, on the monotonic clock.
@@ -120,6 +122,7 @@ impl<M: Machine> Shared<M> {
             vote_noticed: Notify::new(),
             unanswered: Rc::default(),
             only_voter: Cell::new(false),
+            purgeable: Notify::new(),
             flushed: Notify::new(),
             flushed_us: Cell::new(0),
             flush_times: Rc::default(),
@@ -244,6 +247,7 @@ impl<M: Machine> Shared<M> {
         if let Some(timestamp_us) = checkpoint.position.timestamp_us {
             log.raise_timestamp(timestamp_us);
         }
+        self.purgeable.notify_all();
         Ok(())
     }
 
@@ -279,6 +283,9 @@ impl<M: Machine> Shared<M> {
         match stored.header.kind {
             EntryKind::Batch | EntryKind::Command | EntryKind::Void => {
                 let answer = self.machine.borrow_mut().apply(stored);
+                if stored.header.kind == EntryKind::Command {
+                    self.purgeable.notify_all();
+                }
                 Some(Applied { header: stored.header, answer })
             }
             EntryKind::Blank | EntryKind::Membership => None,
@@ -485,8 +492,11 @@ async fn save_pending<E: Env, M: Machine>(log: Log<E>, shared: Rc<Shared<M>>) {
         if !wait_flushed(&log, &shared, id).await {
             break;
         }
-        if let Err(error) = log.save_checkpoint(id.index, checkpoint.bytes).await {
-            tracing::warn!(index = id.index.0, %error, "a checkpoint could not be kept; a replay would be longer");
+        match log.save_checkpoint(id.index, checkpoint.bytes).await {
+            Ok(()) => shared.purgeable.notify_all(),
+            Err(error) => {
+                tracing::warn!(index = id.index.0, %error, "a checkpoint could not be kept; a replay would be longer");
+            }
         }
     }
     shared.saving.set(false);

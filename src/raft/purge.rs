@@ -7,9 +7,19 @@
 use openraft::rt::AsyncRuntime;
 
 use super::{Group, GroupError, Inner, Machine, refused, unusable};
-use crate::{env::Env, ids::Index, limits::PURGE_WAIT};
+use crate::{
+    env::{Env, channel::Notify},
+    ids::Index,
+    limits::PURGE_WAIT,
+};
 
 impl<E: Env, M: Machine> Group<E, M> {
+    /// Told when more of the log may go than before: a command was applied, the state was replaced by a snapshot, or a
+    /// checkpoint is kept at the end of a segment.
+    pub fn purgeable(&self) -> Notify {
+        self.inner.shared.purgeable.clone()
+    }
+
     /// Retention: lets the log forget everything up to the largest checkpoint at or below `index`. Returns when it has, but
     /// waits no longer than `PURGE_WAIT`: what a leader has put off goes later, or with the next call; so does what a call that
     /// is cancelled has begun.
@@ -17,11 +27,16 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// # Errors
     /// `Stopped`, when the group does so before that.
     pub async fn purge_to(&self, index: Index) -> Result<(), GroupError> {
+        E::Runtime::timeout(PURGE_WAIT, self.purge_now(index)).await.unwrap_or(Ok(()))
+    }
+
+    /// As `purge_to`, however long it takes.
+    async fn purge_now(&self, index: Index) -> Result<(), GroupError> {
         let Inner { raft, log, shared, purging, .. } = &*self.inner;
         let _one = purging.lock().await;
         let Some(boundary) = shared.set_boundary(log, index).await.map_err(refused)? else { return Ok(()) };
         raft.trigger().snapshot().await.map_err(|error| self.stopped(&error.to_string()))?;
-        E::Runtime::timeout(PURGE_WAIT, self.wait_purged(boundary)).await.unwrap_or(Ok(()))
+        self.wait_purged(boundary).await
     }
 
     /// Tells openraft to purge to the boundary until it has.

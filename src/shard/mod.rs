@@ -138,7 +138,7 @@ struct Inner<E: Env> {
     work: Notify,
     /// An entry has landed or an operation has ended: `close` looks. Or the shard has begun to close: `purge` looks.
     idle: Notify,
-    /// A segment has filled up, or the shard closes: retention looks.
+    /// A segment has filled up, more may be purged (`Group::purgeable`, which it is), or the shard closes: retention looks.
     rolled: Notify,
 }
 
@@ -167,7 +167,7 @@ impl<E: Env> Shard<E> {
     ) -> Result<Shard<E>, ShardError> {
         let group_options = options.group();
         let (group, recovered) = Group::open(disk, tail, peers.clone(), group_options, ShardMachine::default()).await?;
-        let state = produce::State::new(group.log().log_end());
+        let (state, rolled) = (produce::State::new(group.log().log_end()), group.purgeable());
         let inner = Rc::new(Inner {
             group,
             options,
@@ -186,14 +186,12 @@ impl<E: Env> Shard<E> {
             held: Cell::new(false),
             work: Notify::new(),
             idle: Notify::new(),
-            rolled: Notify::new(),
+            rolled,
         });
         let begin = || {
             inner.check_offsets();
             crate::env::spawn::<E>(produce::pump(inner.clone()));
-            if inner.retention().is_some() {
-                crate::env::spawn::<E>(retention::run(inner.clone()));
-            }
+            crate::env::spawn::<E>(retention::run(inner.clone()));
         };
         let domain = inner.group.domain();
         domain.catch(begin).map_err(|_| inner.stopped_by_panic(false))?;
@@ -435,6 +433,11 @@ impl<E: Env> Shard<E> {
     async fn contained<T>(&self, call: impl Future<Output = Result<T, ShardError>>) -> Result<T, ShardError> {
         let result = self.inner.group.domain().contain(call).await;
         result.unwrap_or_else(|_| Err(self.inner.stopped_by_panic(true)))
+    }
+
+    /// Whether there are segments below the log start that could be deleted. They are before long.
+    pub fn has_purgeable(&self) -> bool {
+        self.inner.purgeable().is_some()
     }
 
     /// A snapshot of its numbers.

@@ -2,7 +2,9 @@
 //!
 //! The log start moves first, by a command through the log; then segments wholly below it are deleted. A crash in
 //! between leaves files that the next round deletes. Age is looked at even in the segment that is still
-//! written, so that an idle shard's records go in time (its file stays until it is full).
+//! written, so that an idle shard's records go in time (its file stays until it is full). Each replica deletes its own
+//! segments, whoever has moved the log start: this task does it on followers, also of a shard without limits, and later what
+//! could not be deleted at once.
 
 use std::{collections::BTreeMap, pin::pin, rc::Rc, time::Duration};
 
@@ -132,25 +134,37 @@ fn purgeable(segments: &[SegmentInfo], log_start: Offset) -> Option<Index> {
     below.last().map(|segment| segment.last.index)
 }
 
-/// Looks at the shard from time to time and at each segment's end, until it closes.
+/// Looks at the shard at each segment's end, when the log start has moved, and from time to time while there are limits or
+/// something is left to be deleted; until it closes.
 pub(super) async fn run<E: Env>(inner: Rc<Inner<E>>) {
-    let Some(retention) = inner.retention() else { return };
-    let every = match retention.age_ms_max {
+    let retention = inner.retention();
+    let every = match retention.map_or(0, |retention| retention.age_ms_max) {
         0 => EVERY,
         age_ms => Duration::from_millis(age_ms / 2).clamp(EVERY_MIN, EVERY),
     };
     inner.look_at_ages();
+    let mut changed = inner.rolled.notified();
     // Shards that were opened together do not look together.
-    let jitter_us = E::random_u64() % every.as_micros() as u64;
-    let mut wait = Duration::from_micros(jitter_us);
+    let mut wait = Duration::from_micros(E::random_u64() % every.as_micros() as u64);
     while inner.life.get() == Life::Serving {
-        // Either way it is time to look.
-        drop(<E::Runtime as AsyncRuntime>::timeout(wait, inner.rolled.notified()).await);
+        // An idle shard without limits costs nothing.
+        if retention.is_some() || inner.purgeable().is_some() {
+            // Either way it is time to look.
+            drop(<E::Runtime as AsyncRuntime>::timeout(wait, changed).await);
+        } else {
+            changed.await;
+        }
         wait = every;
+        // What changes while it is looked at is looked at again.
+        changed = inner.rolled.notified();
         if inner.check_life().is_err() {
             return;
         }
-        if let Err(error) = inner.retain(retention).await {
+        let done = match retention {
+            Some(retention) => inner.retain(retention).await,
+            None => inner.purge().await,
+        };
+        if let Err(error) = done {
             tracing::warn!(shard = inner.options.uid.0, %error, "retention could not be applied; it is tried again");
         }
     }
@@ -220,12 +234,19 @@ impl<E: Env> Inner<E> {
     pub(super) async fn purge(self: &Rc<Self>) -> Result<(), ShardError> {
         self.check_life()?;
         let _operation = Operation::begin(self);
-        let Some(index) = purgeable(&self.group.log().segments(), self.log_start()) else { return Ok(()) };
+        let Some(index) = self.purgeable() else { return Ok(()) };
         // A leader may put it off for a follower's sake: `close` does not wait for that.
         match select(pin!(self.group.purge_to(index)), pin!(self.closing())).await {
             Either::Left((purged, _)) => Ok(purged?),
             Either::Right(((), _)) => Ok(()),
         }
+    }
+
+    /// Last entry that may go, if there is a checkpoint up to which the log can be purged.
+    pub(super) fn purgeable(&self) -> Option<Index> {
+        let log = self.group.log();
+        let index = purgeable(&log.segments(), self.log_start())?;
+        log.checkpoints().into_iter().any(|kept| (log.first_index()..=index).contains(&kept)).then_some(index)
     }
 
     /// Suspends until the shard closes.

@@ -9,7 +9,7 @@ use crate::{
     env::Env,
     limits::RAFT_QUORUM_WAIT,
     reactor::ReactorError,
-    shard::{Produced, ShardError},
+    shard::{Produced, ShardError, ShardStatus},
 };
 
 /// Three nodes with a replica each, and one without, once the first of them leads.
@@ -355,5 +355,33 @@ fn trims() {
         }
         let log_start = |world: &World| world.reactor.status(&[UID])[0].clone().unwrap().log_start;
         until("all follow", || worlds[..3].iter().all(|world| log_start(world) == Offset(4))).await;
+    });
+}
+
+fn status(world: &World) -> ShardStatus {
+    world.reactor.status(&[UID])[0].clone().unwrap()
+}
+
+/// Records of 400 kB: two fill a segment.
+async fn fill(world: &World, count: usize) {
+    let value = "x".repeat(400_000);
+    for _ in 0..count {
+        within("an ack", world.reactor.produce(UID, produce(&value))).await.unwrap();
+    }
+}
+
+/// What a trim has put below the log start is deleted on all replicas, also in a topic without limits; of a segment that is not
+/// full when it comes, once it is.
+#[test]
+fn trimmed_everywhere() {
+    block_on(async {
+        let worlds = four().await;
+        fill(&worlds[3], 8).await;
+        until("all have them", || worlds[..3].iter().all(|world| status(world).segments >= 4)).await;
+        within("trim", worlds[3].reactor.trim(UID, Offset(8))).await.unwrap();
+        until("full ones are deleted", || worlds[..3].iter().all(|world| status(world).segments == 1)).await;
+        fill(&worlds[3], 2).await;
+        until("all have more", || worlds[..3].iter().all(|world| status(world).log_end == Offset(10))).await;
+        until("the last one is deleted", || worlds[..3].iter().all(|world| status(world).segments == 1)).await;
     });
 }

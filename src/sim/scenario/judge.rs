@@ -69,6 +69,9 @@ impl Run {
             self.problem(format!("not everything can be let go within {LIVE_MAX:?}: {state}"));
             return;
         }
+        if self.victim.get().is_none() && !within(self.deleted()).await {
+            self.problem(format!("segments below the log start are there {LIVE_MAX:?} after the last call"));
+        }
         self.look_at_stopped();
         if !within(self.quiet()).await {
             let used: Vec<_> =
@@ -290,6 +293,19 @@ impl Run {
     async fn quiet(&self) {
         for node in self.cluster.nodes() {
             while self.used(node).is_some() {
+                env::sleep::<SimEnv>(LOOK).await;
+            }
+        }
+    }
+
+    /// What was trimmed is deleted on all nodes.
+    async fn deleted(&self) {
+        let is_left = |node: NodeId, target: &Target| {
+            let shard = self.cluster.process(node).and_then(|process| process.shard(target.uid));
+            shard.is_some_and(|shard| World::current().on(node, || shard.has_purgeable()))
+        };
+        for target in self.clients.targets() {
+            while self.cluster.nodes().into_iter().any(|node| is_left(node, &target)) {
                 env::sleep::<SimEnv>(LOOK).await;
             }
         }
