@@ -369,6 +369,11 @@ pub const RING_DRAIN_MAX: Duration = Duration::from_secs(10);
 /// last few entries each, and their checkpoints.
 pub const DISK_RESERVE_BYTES: u64 = 16 << 20;
 
+/// Bytes of one shard that wait for space on a full disk: above it a follower reads no more entries. What waits has to be
+/// written before a vote is, from the reserve, and Raft does nothing else meanwhile; a trim that frees space is written if it
+/// comes within this much, and a snapshot frees it later.
+pub const STUCK_BYTES_MAX: usize = 4 << 20;
+
 /// Jobs of one reactor's storage thread that wait or run; more wait in the order of their arrival.
 pub const STORAGE_JOBS_MAX: usize = 256;
 
@@ -376,6 +381,7 @@ pub const STORAGE_JOBS_MAX: usize = 256;
 pub const TRANSFER_BYTES_MAX: usize = 1 << 30;
 
 const _: () = assert!(ENTRY_BYTES_TARGET < ENTRY_BYTES_MAX);
+const _: () = assert!(2 * (STUCK_BYTES_MAX + READ_BYTES) as u64 <= DISK_RESERVE_BYTES);
 const _: () = assert!(PROPOSE_BYTES_EAGER <= ENTRY_BYTES_TARGET);
 const _: () = assert!(MESSAGE_BYTES_MAX + BATCH_RECORDS_MAX * 26 <= ENTRY_BYTES_MAX);
 const _: () = assert!(ENTRY_BYTES_MAX < TRANSFER_BYTES_MAX && READ_BYTES < TRANSFER_BYTES_MAX);

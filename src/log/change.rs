@@ -164,8 +164,13 @@ impl<E: Env> Inner<E> {
             return self.start_over(to).await;
         }
         let to = super::point_after(&self.header(Index(to.next.0 - 1)).await?);
-        // What is purged was committed, so it is durable, or will be when this write is reached in the queue.
-        self.save(Change::Start(to)).await?;
+        if to.next <= self.state.borrow().flushed.next {
+            // What is queued may wait for the space that this frees.
+            self.save_first(Change::Start(to)).await?;
+        } else {
+            // It was committed, and will be durable when this write is reached in the queue.
+            self.save(Change::Start(to)).await?;
+        }
         {
             let state = &mut *self.state.borrow_mut();
             state.start = to;
@@ -177,12 +182,17 @@ impl<E: Env> Inner<E> {
         Ok(())
     }
 
-    /// The log begins anew at `to`, beyond its present end.
+    /// The log begins anew at `to`, beyond its present end. What waits for space that is not there does not get it any more.
     async fn start_over(self: &Rc<Self>, to: LogPoint) -> Result<(), LogError> {
         self.state.borrow_mut().exclusive = true;
         let outcome = async {
-            self.drained().await?;
-            self.save(Change::Start(to)).await?;
+            self.drained_or_stuck().await?;
+            let done = self.drop_queued();
+            // First, before anything that says that what was dropped is durable: a vote that waits does.
+            if let Err(fault) = self.save_first(Change::Start(to)).await {
+                done.into_iter().for_each(|done| done(Err(fault.clone())));
+                return Err(fault);
+            }
             {
                 let state = &mut *self.state.borrow_mut();
                 state.start = to;
@@ -192,6 +202,8 @@ impl<E: Env> Inner<E> {
             self.tail.truncate(to.next);
             self.tail.purge(to.next);
             self.tail.flushed(to.next);
+            // As when they had been written before.
+            done.into_iter().for_each(|done| done(Ok(())));
             self.drop_segments(to.next).await?;
             self.drop_checkpoints().await;
             Ok(())
@@ -247,8 +259,12 @@ impl<E: Env> Inner<E> {
     /// Removes a segment's files; durable after the next `sync_dir`.
     async fn remove_segment(&self, segment: &SegmentOf<E>) -> Result<(), LogError> {
         self.forget(segment);
-        self.remove_index(segment).await?;
         let path = segment.path();
+        if path.as_os_str().is_empty() {
+            // Its entries were still waiting for a file.
+            return Ok(());
+        }
+        self.remove_index(segment).await?;
         self.disk.remove(&path).await.map_err(|error| self.stop(&path, "removed", &error))
     }
 

@@ -537,6 +537,17 @@ impl<E: Env> Log<E> {
         async move { inner.until(|| inner.state.borrow().fault.clone()).await }
     }
 
+    /// Entries wait for space that the disk does not have, and nothing is written meanwhile.
+    pub fn is_stuck(&self) -> bool {
+        self.inner.is_stuck()
+    }
+
+    /// Suspends until a change of the hard state waits behind such entries.
+    pub fn held_up(&self) -> impl Future<Output = ()> + use<E> {
+        let inner = self.inner.clone();
+        async move { inner.until(|| (inner.is_stuck() && inner.is_saving()).then_some(())).await }
+    }
+
     /// The operation on a file of this log that takes longest by now, if that is longer than `STORAGE_SLOW`.
     pub fn stalled(&self) -> Option<Stalled> {
         self.inner.disk.oldest().filter(|oldest| oldest.age >= STORAGE_SLOW)

@@ -7,8 +7,8 @@
 //!
 //! A full disk stops the supply, not the log: it tries again, and meanwhile `has_room` answers from
 //! what is there. Of that, `RESERVE_BYTES` are left to Raft's own entries and to commands, which get the disk's reserve
-//! (`env::reserve`), too, when they wait for a file: one of them may be the trim that frees space. A process without
-//! descriptors makes the supply wait, and what needs a new file with it.
+//! (`env::reserve`), too, when they wait for a file: one of them may be the trim that frees space. So does a vote, which is
+//! written behind the entries before it. A process without descriptors makes the supply wait, and what needs a new file with it.
 
 use std::{
     cell::OnceCell,
@@ -21,7 +21,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{FileOf, Inner, LogError, Phase, Segment, SegmentOf, State, is_full};
+use super::{FileOf, Inner, LogError, Phase, Segment, SegmentOf, State, is_full, writer::has_changes};
 use crate::{
     env::{Disk, Env, File, OpenMode, buffer::Buffer, lacks_descriptors, reserve},
     ids::SegmentSequence,
@@ -78,6 +78,8 @@ pub(super) struct Supply<F> {
     /// Segments with entries and without a file, in order.
     waiting: VecDeque<Rc<Segment<F>>>,
     running: bool,
+    /// Makes the file of the first that waits.
+    giving: bool,
     /// The disk was full at the last attempt.
     full: bool,
     /// At that attempt there was nothing left even for what may have the disk's reserve, and it waits.
@@ -106,6 +108,7 @@ impl<F> Supply<F> {
             recycled: None,
             waiting: VecDeque::new(),
             running: false,
+            giving: false,
             full: false,
             reserve_spent: false,
             failed_us: 0,
@@ -123,6 +126,17 @@ impl<F> Supply<F> {
     /// Entries of Raft's own, or commands, are among what waits.
     fn is_urgent(&self) -> bool {
         self.waiting.iter().any(|waiting| waiting.now.borrow().urgent)
+    }
+
+    /// Its task is at a file for entries that wait.
+    pub fn is_giving(&self) -> bool {
+        self.giving
+    }
+
+    /// The entries that wait are not to be written any more.
+    pub fn forget_waiting(&mut self) {
+        assert!(!self.giving || self.waiting.is_empty(), "no file is made for them just now");
+        self.waiting.clear();
     }
 
     /// Its task is at work.
@@ -298,7 +312,12 @@ impl<E: Env> Inner<E> {
             }
         };
         Some(match segment {
-            Some(segment) => self.give(&segment).await,
+            Some(segment) => {
+                self.state.borrow_mut().supply.giving = true;
+                let given = self.give(&segment).await;
+                self.state.borrow_mut().supply.giving = false;
+                given
+            }
             None => self.make_ahead(bytes).await,
         })
     }
@@ -311,7 +330,10 @@ impl<E: Env> Inner<E> {
             given => return given,
         };
         // Those in front of an urgent one are written before it.
-        let urgent = self.state.borrow().supply.is_urgent();
+        let urgent = {
+            let state = self.state.borrow();
+            has_changes(&state) || state.supply.is_urgent()
+        };
         if !urgent || self.disk.reserve().is_none() {
             least_capacity(segment, SEGMENT_BYTES_MIN, full)?;
             return self.give_file(segment, Claim::Records).await;

@@ -6,7 +6,11 @@ use bytes::Bytes;
 
 use super::{HardState, Inner, LogError, LogOptions, io_error, is_full, unreadable, writer::Job};
 use crate::{
-    env::{Disk, Env, channel::oneshot, reserve},
+    env::{
+        Disk, Env,
+        channel::{OneshotReceiver, oneshot},
+        reserve,
+    },
     format::{
         segment::LogPoint,
         state_files::{encode_checkpoint, parse_checkpoint},
@@ -38,6 +42,19 @@ impl<E: Env> Inner<E> {
         self.check_alive()?;
         let (saved, outcome) = oneshot();
         self.state.borrow_mut().queue.push_back(Job::HardState(change, saved));
+        self.saved(outcome).await
+    }
+
+    /// As `save`, but before all that is queued: for what is true without it. A vote is not: Raft takes what it appended before
+    /// for durable then.
+    pub(super) async fn save_first(self: &Rc<Self>, change: Change) -> Result<(), LogError> {
+        self.check_alive()?;
+        let (saved, outcome) = oneshot();
+        self.state.borrow_mut().queue.push_front(Job::HardState(change, saved));
+        self.saved(outcome).await
+    }
+
+    async fn saved(self: &Rc<Self>, outcome: OneshotReceiver<Result<(), LogError>>) -> Result<(), LogError> {
         self.drive();
         outcome.await.expect("the queue answers before it is dropped, and this handle keeps it")
     }

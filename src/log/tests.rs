@@ -6,6 +6,7 @@ mod basics;
 mod beside;
 mod damage;
 mod faults;
+mod full;
 mod model;
 mod refused;
 mod repair;

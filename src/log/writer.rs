@@ -361,6 +361,49 @@ impl<E: Env> Inner<E> {
         fault
     }
 
+    /// What is next in the queue is an entry that waits for space, and the disk has none: nothing is written before it has.
+    pub(super) fn is_stuck(&self) -> bool {
+        let state = self.state.borrow();
+        let waits = |job: &Job<E>| matches!(job, Job::Entry(placed) if placed.segment.now.borrow().appender.is_none());
+        state.supply.is_stuck() && self.flight.borrow().is_none() && state.queue.front().is_some_and(waits)
+    }
+
+    /// A change of the hard state is behind that.
+    pub(super) fn is_saving(&self) -> bool {
+        has_changes(&self.state.borrow())
+    }
+
+    /// Suspends until all that was queued is durable, or waits for space with nobody about to look for some.
+    ///
+    /// # Errors
+    /// The log's fault.
+    pub(super) async fn drained_or_stuck(&self) -> Result<(), LogError> {
+        self.until(|| {
+            if let Some(fault) = &self.state.borrow().fault {
+                return Some(Err(fault.clone()));
+            }
+            let is_stuck = self.is_stuck() && !self.state.borrow().supply.is_giving();
+            (is_stuck || self.is_idle()).then_some(Ok(()))
+        })
+        .await
+    }
+
+    /// Takes all entries out of the queue, with nothing in flight; they are in the log still. Returns who waits for them.
+    pub(super) fn drop_queued(&self) -> Vec<OnDurable> {
+        let state = &mut *self.state.borrow_mut();
+        let (mut done, mut dropped) = (Vec::new(), 0);
+        for job in std::mem::take(&mut state.queue) {
+            match job {
+                Job::Entry(placed) => dropped += placed.bytes.len(),
+                Job::Done(waiting) => done.push(waiting),
+                Job::HardState(..) => state.queue.push_back(job),
+            }
+        }
+        state.unflushed.give_back(dropped);
+        state.supply.forget_waiting();
+        done
+    }
+
     /// Nothing queued, nothing in flight.
     pub(super) fn is_idle(&self) -> bool {
         self.flight.borrow().is_none() && self.state.borrow().queue.is_empty()
@@ -377,6 +420,11 @@ impl<E: Env> Inner<E> {
         })
         .await
     }
+}
+
+/// Whether the queue holds changes of the hard state.
+pub(super) fn has_changes<E: Env>(state: &State<E>) -> bool {
+    state.queue.iter().any(|job| matches!(job, Job::HardState(..)))
 }
 
 /// Reserves the entry's place in its segment; returns its position.

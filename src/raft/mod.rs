@@ -48,6 +48,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::{Either, select};
 use openraft::{
     Raft,
     metrics::{RaftDataMetrics, RaftServerMetrics},
@@ -583,7 +584,7 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// # Errors
     /// `Stopped`, when this replica had stopped, or its last writes fail; nothing acknowledged is lost by it.
     pub async fn close(&self) -> Result<(), GroupError> {
-        let Inner { raft, log, shared, state, domain, .. } = &*self.inner;
+        let Inner { log, shared, state, domain, .. } = &*self.inner;
         if state.closing.replace(true) {
             return Ok(());
         }
@@ -593,7 +594,7 @@ impl<E: Env, M: Machine> Group<E, M> {
         }
         shared.changed.notify_all();
         shared.turned.notify_all();
-        raft.shutdown().await.map_err(|error| self.stopped(&error.to_string()))?;
+        self.shut_down().await?;
         loop {
             // The state machine finishes what it was told before it goes, and so does the task that writes checkpoints.
             let changed = shared.changed.notified();
@@ -614,6 +615,20 @@ impl<E: Env, M: Machine> Group<E, M> {
             log.save_hard_state(store::hard_state(log, shared.committed.get())).await.map_err(refused)?;
         }
         log.close().await.map_err(refused)
+    }
+
+    /// Ends openraft.
+    async fn shut_down(&self) -> Result<(), GroupError> {
+        let Inner { raft, log, .. } = &*self.inner;
+        let ended = match select(pin!(raft.shutdown()), pin!(log.held_up())).await {
+            Either::Left((ended, _)) => ended,
+            Either::Right(((), ending)) => {
+                // It waits for the log, and that for space that may never come.
+                log.abandon().await;
+                ending.await
+            }
+        };
+        ended.map_err(|error| self.stopped(&error.to_string()))
     }
 
     /// Refused before Raft had it.

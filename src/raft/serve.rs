@@ -26,7 +26,7 @@ use crate::{
         state_files::Vote,
     },
     ids::{LogId, NodeId, ShardUid},
-    limits::RAFT_APPEND_WAIT,
+    limits::{RAFT_APPEND_WAIT, STUCK_BYTES_MAX},
     peer::frame::{Frame, FrameKind, FrameReceiver, FrameStream, Received},
     proto::ringlog::state::v1,
 };
@@ -175,6 +175,16 @@ impl<E: Env, M: Machine> Group<E, M> {
         }
     }
 
+    /// More waits for space than a full disk's reserve is for: what is next in the log may be a vote.
+    fn is_laden(&self) -> bool {
+        let log = &self.inner.log;
+        log.is_stuck() && log.unflushed_bytes() > STUCK_BYTES_MAX
+    }
+
+    fn takes_entries(&self) -> bool {
+        self.has_flush_room() && !self.is_laden()
+    }
+
     /// A term has one leader. Whoever hears of two knows that votes were counted twice, or forgotten: nothing that either says
     /// can be trusted, and this replica stops.
     fn lone_leader(&self, vote: &Vote) -> Result<(), String> {
@@ -239,14 +249,14 @@ struct Input<E: Env, M: Machine> {
 impl<E: Env, M: Machine> Input<E, M> {
     async fn next(mut self) -> Option<(AppendEntriesRequest<TypeConfig<E, M>>, Self)> {
         let frame = match self.first.take() {
-            Some(first) => first,
+            Some(first) => {
+                if !self.wait_room(|group| !group.is_laden()).await {
+                    return None;
+                }
+                first
+            }
             None => {
-                // The leader has given the stream up by then, and asks on another one: what waits in this one is let go.
-                let room = self.group.has_flush_room()
-                    || E::Runtime::timeout(RAFT_APPEND_WAIT, self.flush_room()).await.is_ok();
-                if !room {
-                    let cause = format!("the disk of node {} does not keep up", self.group.inner.node);
-                    *self.cause.borrow_mut() = Some(cause);
+                if !self.wait_room(Group::takes_entries).await {
                     return None;
                 }
                 self.receive().await?
@@ -261,18 +271,29 @@ impl<E: Env, M: Machine> Input<E, M> {
         }
     }
 
-    /// Waits while too much of what this node has taken is not flushed: what its disk cannot keep up with stays at the leader,
-    /// which sends no more than a window of it.
-    async fn flush_room(&self) {
-        loop {
-            let freed = self.group.log().memory().freed();
-            let turned = self.group.inner.shared.turned.notified();
-            if self.group.has_flush_room() || self.group.unable().is_err() {
-                return;
+    /// Waits while too much of what this node has taken is not flushed: what its disk cannot keep up with, or has no space for,
+    /// stays at the leader, which sends no more than a window of it. False when that takes too long.
+    async fn wait_room(&self, has_room: impl Fn(&Group<E, M>) -> bool) -> bool {
+        let flushing = async {
+            loop {
+                let freed = self.group.log().memory().freed();
+                let turned = self.group.inner.shared.turned.notified();
+                if has_room(&self.group) || self.group.unable().is_err() {
+                    return;
+                }
+                // Woken when something was flushed or the log has stopped, and when the group closes.
+                futures_util::future::select(freed, turned).await;
             }
-            // Woken when something was flushed or the log has stopped, and when the group closes.
-            futures_util::future::select(freed, turned).await;
+        };
+        // The leader has given the stream up by then, and asks on another one: what waits in this one is let go.
+        let room = has_room(&self.group) || E::Runtime::timeout(RAFT_APPEND_WAIT, flushing).await.is_ok();
+        if !room {
+            let node = self.group.inner.node;
+            let is_laden = self.group.is_laden();
+            let what = if is_laden { "is full" } else { "does not keep up" };
+            *self.cause.borrow_mut() = Some(format!("the disk of node {node} {what}"));
         }
+        room
     }
 
     /// The next frame; `None` when the leader, its connection or this group has gone.

@@ -5,6 +5,7 @@ mod cluster;
 mod conformance;
 mod faults;
 mod follower;
+mod full;
 mod hostile;
 mod left;
 mod lifecycle;

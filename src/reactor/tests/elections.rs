@@ -6,8 +6,8 @@ use futures_util::{FutureExt, future::join_all};
 
 use super::*;
 use crate::{
-    env::Env,
-    limits::RAFT_QUORUM_WAIT,
+    env::{Env, reserve},
+    limits::{DISK_RESERVE_BYTES, RAFT_QUORUM_WAIT},
     reactor::ReactorError,
     shard::{Produced, ShardError, ShardStatus},
 };
@@ -383,5 +383,32 @@ fn trimmed_everywhere() {
         fill(&worlds[3], 2).await;
         until("all have more", || worlds[..3].iter().all(|world| status(world).log_end == Offset(10))).await;
         until("the last one is deleted", || worlds[..3].iter().all(|world| status(world).segments == 1)).await;
+    });
+}
+
+/// A follower whose disk is full follows the trims that free it, while the leader goes on writing: each time something is
+/// waiting for the space.
+#[test]
+fn trims_free_a_full_follower() {
+    block_on(async {
+        let worlds = four().await;
+        let full = &worlds[other_than(leader(&worlds[..3]).await)];
+        full.disk.keep_reserve(DISK_RESERVE_BYTES);
+        reserve::keep(&full.disk).await.unwrap();
+        fill(&worlds[3], 8).await;
+        until("it has them", || status(full).log_end == Offset(8)).await;
+        full.disk.set_capacity(Some(full.disk.used_bytes()));
+        for (trim, records) in [(8, 6), (14, 6), (20, 6)] {
+            fill(&worlds[3], records).await;
+            within("trim", worlds[3].reactor.trim(UID, Offset(trim))).await.unwrap();
+            fill(&worlds[3], 2).await;
+            within("trim", worlds[3].reactor.trim(UID, Offset(trim + 1))).await.unwrap();
+        }
+        let end = status(&worlds[leader(&worlds[..3]).await]).log_end;
+        within("trim", worlds[3].reactor.trim(UID, end)).await.unwrap();
+        until("it follows", || status(full).log_start == end && status(full).segments <= 1).await;
+        fill(&worlds[3], 4).await;
+        until("it goes on", || status(full).high_watermark == end.plus(4)).await;
+        assert_eq!(status(full).fault, None);
     });
 }
