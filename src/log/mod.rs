@@ -60,7 +60,10 @@ pub use watched::Stalled;
 
 use crate::{
     budget::{Budget, Charge},
-    env::{Env, channel::Notify},
+    env::{
+        Env,
+        channel::{Mutex, Notify},
+    },
     format::{
         entry::{EntryHeader, NewEntry, StoredEntry},
         state_files::HardStateSlot,
@@ -229,6 +232,8 @@ struct Inner<E: Env> {
     marking: Cell<bool>,
     /// Of the writer task; known once it ran.
     waker: RefCell<Option<Waker>>,
+    /// Checkpoints are written one after the other.
+    saving: Mutex<()>,
     /// Something landed, failed, was prepared or sealed.
     changed: Notify,
     /// Background tasks under way.

@@ -27,7 +27,10 @@ use super::{
 };
 use crate::{
     budget::Use,
-    env::{DirEntry, Disk, Env, File, OpenMode, channel::Notify},
+    env::{
+        DirEntry, Disk, Env, File, OpenMode,
+        channel::{Mutex, Notify},
+    },
     format::{
         entry::EntryHeader,
         segment::{BlockError, LogPoint, SLOT_BYTES, SegmentFooter, SegmentHeader, Slot},
@@ -98,6 +101,7 @@ pub(super) async fn open<E: Env>(
         flight: None.into(),
         driving: false.into(),
         driven_soon: false.into(),
+        saving: Mutex::new(()),
         marking: false.into(),
         waker: None.into(),
         changed: Notify::new(),

@@ -104,6 +104,8 @@ impl<E: Env> Inner<E> {
 
     /// See `Log::save_checkpoint`.
     pub(super) async fn save_checkpoint(&self, index: Index, content: Bytes) -> Result<(), LogError> {
+        // Two of one index would be written under one temporary name.
+        let _one = self.saving.lock().await;
         self.check_alive()?;
         let path = self.checkpoint_path(index);
         let file = encode_checkpoint(self.options.shard, index, &content);

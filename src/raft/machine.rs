@@ -83,6 +83,8 @@ pub struct Shared<M> {
     pending: RefCell<VecDeque<Checkpoint>>,
     /// Whether a task writes them.
     pub saving: Cell<bool>,
+    /// A snapshot that a leader has sent, and that is kept as a checkpoint before openraft has it.
+    pub received: Cell<Option<LogId>>,
     /// Snapshots that a leader has sent, and that the state was replaced by.
     pub installed: Cell<u64>,
 }
@@ -131,6 +133,7 @@ impl<M: Machine> Shared<M> {
             applying: Cell::new(false),
             pending: RefCell::default(),
             saving: Cell::new(false),
+            received: Cell::new(None),
             installed: Cell::new(0),
         })
     }
@@ -580,7 +583,10 @@ impl<E: Env, M: Machine> RaftStateMachine<TypeConfig<E, M>> for StateMachine<E, 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Bytes) -> Result<(), io::Error> {
         let (checkpoint, id) = checkpoint_of(meta, snapshot).map_err(io::Error::other)?;
         // Before the log goes on after it: a start in between finds the old state, which is whole.
-        self.log.save_checkpoint(id.index, checkpoint.bytes.clone()).await.map_err(to_io)?;
+        let is_kept = self.shared.received.take() == Some(id) && self.log.checkpoints().contains(&id.index);
+        if !is_kept {
+            self.log.save_checkpoint(id.index, checkpoint.bytes.clone()).await.map_err(to_io)?;
+        }
         let place = checkpoint.position.point().ok_or_else(|| io::Error::other("a checkpoint names its entry"))?;
         if self.log.end().next < place.next {
             // What a shorter log holds may be of another history: it goes before the state says that all up to there is committed,

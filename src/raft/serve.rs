@@ -6,6 +6,7 @@
 
 use std::{cell::RefCell, pin::pin, rc::Rc};
 
+use bytes::Bytes;
 use futures_util::{StreamExt, future::Either, stream};
 use openraft::{
     AsyncRuntime,
@@ -14,7 +15,7 @@ use openraft::{
 use prost::Message as _;
 
 use super::{
-    Group, Machine,
+    Group, Inner, Machine,
     repair::is_fetch,
     types::{self, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
 };
@@ -167,12 +168,25 @@ impl<E: Env, M: Machine> Group<E, M> {
                 let data = parts.pop().ok_or("a snapshot without its data")?;
                 let snapshot = snapshot_of(&vote, last, membership_log_id, &membership, data)?;
                 self.hear(&vote, Some(last)).await?;
+                self.keep_received(last, &snapshot.snapshot).await?;
                 let answer = raft.install_full_snapshot(types::to_raft_vote(vote), snapshot).await;
                 let answer = answer.map_err(|error| ended(&error))?;
                 Ok(Message::SnapshotAnswer { vote: types::from_raft_vote(&answer.vote) })
             }
             other => Err(format!("{other:?} is no request")),
         }
+    }
+
+    /// Keeps a leader's snapshot before openraft has it: that ends with one that cannot be kept. On a full disk the leader is told,
+    /// and sends it again.
+    async fn keep_received(&self, last: LogId, data: &Bytes) -> Result<(), String> {
+        let Inner { log, shared, .. } = &*self.inner;
+        if shared.applied() >= Some(last) {
+            return Ok(());
+        }
+        log.save_checkpoint(last.index, data.clone()).await.map_err(|error| error.to_string())?;
+        shared.received.set(Some(last));
+        Ok(())
     }
 
     /// More waits for space than a full disk's reserve is for: what is next in the log may be a vote.

@@ -1,6 +1,10 @@
 //! A follower whose disk is full: what it needs of the others, and they of it.
 
-use super::{cluster::*, *};
+use super::{
+    cluster::*,
+    replication::{fill, one_down},
+    *,
+};
 use crate::{
     env::{reserve, runtime::block_on},
     limits::{DISK_RESERVE_BYTES, STUCK_BYTES_MAX},
@@ -52,6 +56,35 @@ fn closes() {
         guard("a vote that waits", group.log().held_up()).await;
         let closed = guard("close", group.close()).await;
         assert!(matches!(closed, Err(GroupError::Stopped { .. })), "{closed:?}");
+        cluster.end().await;
+    });
+}
+
+/// A snapshot that finds no space is refused: the leader sends it again, and the follower has not stopped.
+#[test]
+fn refuses_a_snapshot() {
+    block_on(async {
+        let (mut cluster, leader, down) = one_down(33).await;
+        fill(&cluster, leader, 3).await;
+        let group = cluster.group(leader).clone();
+        let boundary = group.log().checkpoints()[1];
+        guard("a purge", group.purge_to(boundary)).await.unwrap();
+        cluster.network.isolate(NodeId(down));
+        cluster.start(down, None).await;
+        let disk = cluster.disk(down).clone();
+        disk.set_capacity(Some(disk.used_bytes()));
+        cluster.network.heal();
+        cluster.network.expire();
+        let behind = cluster.group(down).clone();
+        for _ in 0..200 {
+            cluster.produce(&[leader], 1, 10).await;
+            env::sleep::<TestEnv>(Duration::from_millis(10)).await;
+            assert_eq!(behind.fault(), None);
+        }
+        assert_eq!(behind.snapshots_installed(), 0);
+        disk.set_capacity(None);
+        cluster.agree(&[1, 2, 3]).await;
+        assert_eq!((behind.snapshots_installed(), behind.log().first_index()), (1, boundary.next()));
         cluster.end().await;
     });
 }

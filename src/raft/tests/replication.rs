@@ -97,7 +97,7 @@ fn leader_restarts_quickly() {
 }
 
 /// Fills segments until the log keeps this many checkpoints; the first records are the youngest.
-async fn fill(cluster: &Cluster, leader: u64, checkpoints: usize) {
+pub(super) async fn fill(cluster: &Cluster, leader: u64, checkpoints: usize) {
     let group = cluster.group(leader);
     let young = Proposal { record_timestamp_max_us: 9_000_000, ..batch(group.log().log_end(), 1, 10) };
     guard("an ack", group.propose(young)).await.unwrap();
@@ -107,7 +107,7 @@ async fn fill(cluster: &Cluster, leader: u64, checkpoints: usize) {
 }
 
 /// Three replicas with a record, of which one has crashed: the cluster, its leader, and the follower that is down.
-async fn one_down(seed: u64) -> (Cluster, u64, u64) {
+pub(super) async fn one_down(seed: u64) -> (Cluster, u64, u64) {
     let mut cluster = Cluster::founded(seed, &[1, 2, 3]).await;
     let leader = cluster.leader().await;
     let down = cluster.followers(leader)[0];
