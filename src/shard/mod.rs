@@ -407,7 +407,8 @@ impl<E: Env> Shard<E> {
     }
 
     /// Moves the log start up to `before`, committed through the log; answers with the present log start. Consumers see it at once;
-    /// segments that are wholly below are deleted before this returns. An offset at or below the log start changes nothing.
+    /// segments that are wholly below are deleted before this returns, or, if the replica closes, later. An offset at or below the
+    /// log start changes nothing.
     /// Dropping the future does not take it back.
     ///
     /// # Errors
@@ -423,7 +424,10 @@ impl<E: Env> Shard<E> {
         }
         let trim = async {
             let log_start = self.inner.trim(before).await?;
-            self.inner.purge().await?;
+            // It is done, whatever becomes of the segments.
+            if let Err(error) = self.inner.purge().await {
+                tracing::debug!(%error, "what was trimmed is deleted later");
+            }
             Ok(log_start)
         };
         self.contained(trim).await

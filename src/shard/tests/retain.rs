@@ -90,6 +90,20 @@ fn remembered_place_is_purged() {
     });
 }
 
+/// A trim that was committed is not refused because the replica closes before its segments are deleted.
+#[test]
+fn trim_beside_a_close() {
+    with_shard(|shard, disk| async move {
+        fill(&shard, 4).await;
+        let before = shard.high_watermark();
+        let (trimmed, closed) = futures_util::future::join(shard.trim(before), shard.close()).await;
+        closed.unwrap();
+        let shard = open(&disk).await;
+        assert_eq!(shard.status().log_start, before, "it is proposed before the replica closes");
+        assert!(matches!(trimmed, Ok(log_start) if log_start == before), "{trimmed:?}");
+    });
+}
+
 /// By age: records go when the newest of their segment is too old, in the last segment too.
 #[test]
 fn by_age() {
