@@ -25,7 +25,7 @@ use super::{FileOf, Inner, LogError, Phase, Segment, SegmentOf, State, is_full, 
 use crate::{
     env::{Disk, Env, File, OpenMode, buffer::Buffer, lacks_descriptors, reserve},
     ids::SegmentSequence,
-    limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN},
+    limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN, STUCK_BYTES_MAX},
 };
 
 /// Left to Raft's own entries and to commands when the disk is full.
@@ -84,6 +84,8 @@ pub(super) struct Supply<F> {
     full: bool,
     /// At that attempt there was nothing left even for what may have the disk's reserve, and it waits.
     reserve_spent: bool,
+    /// Bytes of entries of earlier terms (`lend`) since there was space for records.
+    lent: usize,
     /// When the last attempt failed.
     failed_us: u64,
     /// Number of the next spare.
@@ -111,6 +113,7 @@ impl<F> Supply<F> {
             giving: false,
             full: false,
             reserve_spent: false,
+            lent: 0,
             failed_us: 0,
             next_number: 0,
             begun_us: now_us,
@@ -123,7 +126,16 @@ impl<F> Supply<F> {
         self.full && !self.waiting.is_empty()
     }
 
-    /// Entries of Raft's own, or commands, are among what waits.
+    /// Whether an entry of a term before the leader's may have the disk's reserve: it comes before the leader's first one, and a leader
+    /// sends no more until it is flushed. Not more of them than a vote may have in front of it.
+    pub fn lend(&mut self, bytes: usize) -> bool {
+        if self.full {
+            self.lent += bytes;
+        }
+        self.lent <= STUCK_BYTES_MAX
+    }
+
+    /// Entries that may have the reserve are among what waits.
     fn is_urgent(&self) -> bool {
         self.waiting.iter().any(|waiting| waiting.now.borrow().urgent)
     }
@@ -327,7 +339,10 @@ impl<E: Env> Inner<E> {
     async fn give(self: &Rc<Self>, segment: &SegmentOf<E>) -> io::Result<()> {
         let full = match self.give_file(segment, Claim::Records).await {
             Err(error) if is_full(&error) => error,
-            given => return given,
+            given => {
+                self.state.borrow_mut().supply.lent = 0;
+                return given;
+            }
         };
         // Those in front of an urgent one are written before it.
         let urgent = {

@@ -10,6 +10,7 @@ use super::support::*;
 use crate::{
     env::{self, Env, channel::OneshotReceiver, reserve, runtime::block_on},
     ids::{Index, NodeId, Term},
+    limits::STUCK_BYTES_MAX,
     log::{HardState, LogError, LogPoint, Vote},
     sim::{SimDisk, TestEnv},
 };
@@ -88,6 +89,29 @@ fn votes() {
         guard("a vote", log.save_hard_state(vote())).await.unwrap();
         all_done(waiting);
         assert_eq!((log.hard_state(), log.flushed()), (vote(), log.last()));
+    });
+}
+
+/// What a new leader has of earlier terms comes before its first entry, without which it commits nothing, and is sent and flushed
+/// entry by entry: it gets the reserve, up to a bound.
+#[test]
+fn entries_of_earlier_terms() {
+    const BYTES: usize = 40_000;
+    block_on(async {
+        let disk = SimDisk::new();
+        disk.keep_reserve(2 * STUCK_BYTES_MAX as u64);
+        reserve::keep(&disk).await.unwrap();
+        let (log, waiting) = full(&disk).await;
+        guard("a vote", log.save_hard_state(vote())).await.unwrap();
+        all_done(waiting);
+        let (mut written, most) = (0, STUCK_BYTES_MAX / BYTES + 1);
+        // The last one waits for space; the others have been retried once each, after 200 ms, at most.
+        while <TestEnv as Env>::Runtime::timeout(Duration::from_secs(5), append_one(&log, 1, BYTES)).await.is_ok() {
+            written += 1;
+        }
+        assert!(written > most / 2 && written <= most, "{written} of at most {most}");
+        disk.set_capacity(None);
+        guard("the rest", append_one(&log, 1, BYTES)).await;
     });
 }
 
