@@ -25,6 +25,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 2, 3, 4, 6, 8, 9
 UNKNOWN = 0xFA
 END_STREAM, END_HEADERS = 1, 4
+ACK = 1
 INITIAL_WINDOW_SIZE = 4
 WINDOW_FIRST, WINDOW_MAX = 65_535, 2**31 - 1
 # Descriptors that stay for everything else.
@@ -199,6 +200,7 @@ class _Windows:
     def __init__(self, connection):
         self.connection, self.received = connection, b""
         self.left, self.first = {0: WINDOW_FIRST}, WINDOW_FIRST
+        self.ended = set()
 
     def _read(self):
         with contextlib.suppress(BlockingIOError):
@@ -207,46 +209,51 @@ class _Windows:
             end = 9 + int.from_bytes(self.received[:3], "big")
             if len(self.received) < end:
                 break
-            kind, stream, payload = self.received[3], int.from_bytes(self.received[5:9], "big"), self.received[9:end]
-            self.received = self.received[end:]
+            kind, flags, stream = self.received[3], self.received[4], int.from_bytes(self.received[5:9], "big")
+            payload, self.received = self.received[9:end], self.received[end:]
             if kind == WINDOW_UPDATE:
                 self.left[stream] = self.left.get(stream, self.first) + int.from_bytes(payload, "big")
-            elif kind == SETTINGS:
+            elif kind in (HEADERS, RST_STREAM):
+                self.ended.add(stream)
+            elif kind == SETTINGS and not flags & ACK:
+                # Until it knows that we know, the node holds us to the first windows.
+                send(self.connection, frame(SETTINGS, ACK))
                 for at in range(0, len(payload), 6):
                     identifier, value = struct.unpack(">HI", payload[at : at + 6])
                     if identifier == INITIAL_WINDOW_SIZE:
                         self.first = value
 
     def send(self, stream, data, seconds):
-        """Sends data on a stream, as far as its windows allow within that time."""
+        """Sends data on a stream, as far as its windows allow within that time. False if it is answered before all of it is sent."""
         self.connection.setblocking(False)
         until = time.monotonic() + seconds
         while data and time.monotonic() < until:
             self._read()
+            if stream in self.ended:
+                return False
             size = min(len(data), 16 << 10, self.left[0], self.left.setdefault(stream, self.first))
             if size == 0:
                 time.sleep(0.001)
                 continue
             if not send(self.connection, frame(DATA, 0, stream, data[:size])):
-                return
+                return False
             self.left[0] -= size
             self.left[stream] -= size
             data = data[size:]
+        return not data
 
 
-def unfinished(address, connections, topic, streams=16):
-    """Messages of 4 MiB that lack a byte, of which a few connections fill all the memory that there is for such."""
+def unfinished(address, connections, topic, streams=32):
+    """Messages that lack a byte, the largest that a node lets each connection have: a few fill all the memory that there is for such."""
     streams = range(1, 2 * streams, 2)
     held = _many(address, min(connections, 16), frame(SETTINGS) + b"".join(headers(n, PRODUCE) for n in streams))
-    part = message(bytes((4 << 20) - 5))[:-1]
     for connection in held:
-        windows = _Windows(connection)
-        # What was refused is not read: its window stays shut.
-        with contextlib.suppress(OSError):
-            time.sleep(0.01)
-            windows._read()
-            for stream in streams:
-                windows.send(stream, part, 0.2)
+        windows, size = _Windows(connection), (4 << 20) - 5
+        for stream in streams:
+            if not windows.send(stream, message(bytes(size))[:-1], 2.0):
+                size //= 2
+            if size < 32 << 10:
+                break
     return held
 
 

@@ -6,7 +6,9 @@ RINGLOG_HOSTILE_CONNECTIONS   of each attack that takes many (default 1,000; the
 
 import os
 import threading
+import time
 
+import grpc
 import hostile
 import pytest
 from conftest import log_pb2, log_pb2_grpc
@@ -52,3 +54,28 @@ def test_attack(own_node, attack):
     assert stream.error is None
     assert stream.acknowledged == stream.sent, "each request has its acknowledgement"
     assert watch.more_mib <= RSS_MORE_MAX_MIB, f"{watch.more_mib:.0f} MiB more"
+
+
+def test_unfinished_messages_make_room(own_node):
+    """Connections that leave large messages unfinished for long make room for those of others."""
+    value = b"v" * (1 << 19)
+    request = log_pb2.ProduceRequest(topic="t", shard=0, records=[log_pb2.Record(value=value)] * 3)
+    with own_node.channel() as channel:
+        log = log_pb2_grpc.LogStub(channel)
+        log.Produce(request, timeout=30)
+        held = hostile.unfinished(own_node.address, 16, "t")
+        assert len(held) == 16
+        began, refused = time.monotonic(), 0
+        while True:
+            try:
+                log.Produce(request, timeout=30)
+                break
+            except grpc.RpcError as error:
+                assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, error
+                refused += 1
+            assert time.monotonic() < began + 20, "nobody makes room"
+            time.sleep(0.2)
+        assert refused > 0, "the attack takes nothing"
+        for connection in held:
+            connection.close()
+        log.Produce(request, timeout=30)
