@@ -16,7 +16,11 @@
 
 use std::path::Path;
 
-use crate::{ids::NodeId, reactor::node::Identity, server::directory};
+use crate::{
+    ids::NodeId,
+    reactor::{control::sealed::sealed, node::Identity},
+    server::directory,
+};
 
 /// The format that this program reads and writes.
 pub const FORMAT: u32 = 2;
@@ -24,8 +28,7 @@ pub const FORMAT: u32 = 2;
 /// The file's content.
 pub fn encode(identity: &Identity) -> String {
     let Identity { cluster_id, node, incarnation } = identity;
-    let body = format!("ringlog {FORMAT}\ncluster {cluster_id}\nnode {node}\nincarnation {incarnation:016x}\n");
-    format!("{body}crc32c {:08x}\n", crc32c::crc32c(body.as_bytes()))
+    sealed(format!("ringlog {FORMAT}\ncluster {cluster_id}\nnode {node}\nincarnation {incarnation:016x}\n"))
 }
 
 /// Reads the file's content.

@@ -11,6 +11,7 @@
 
 use std::{collections::BTreeSet, fmt::Write};
 
+use super::sealed::{sealed, unsealed};
 use crate::ids::ShardUid;
 
 /// Its name below the data directory.
@@ -18,13 +19,10 @@ pub const REPLICAS_FILE: &str = "replicas";
 
 /// The file's content.
 pub fn encode(uids: &BTreeSet<ShardUid>) -> String {
-    let mut text = uids.iter().fold(String::new(), |mut text, uid| {
+    sealed(uids.iter().fold(String::new(), |mut text, uid| {
         writeln!(text, "{uid}").expect("writing to a string");
         text
-    });
-    let checksum = crc32c::crc32c(text.as_bytes());
-    writeln!(text, "crc32c {checksum:08x}").expect("writing to a string");
-    text
+    }))
 }
 
 /// Reads the file's content.
@@ -38,11 +36,7 @@ pub fn decode(content: &[u8]) -> Result<BTreeSet<ShardUid>, String> {
 
 fn uids(content: &[u8]) -> Option<BTreeSet<ShardUid>> {
     let text = std::str::from_utf8(content).ok()?;
-    let body = match text.strip_suffix('\n').and_then(|text| text.rsplit_once("crc32c ")) {
-        Some((body, checksum)) if format!("{:08x}", crc32c::crc32c(body.as_bytes())) == checksum => body,
-        Some(_) => return None,
-        None => text,
-    };
+    let body = if text.contains("crc32c ") { unsealed(text)? } else { text };
     body.lines().map(|line| line.parse().ok().map(ShardUid)).collect()
 }
 

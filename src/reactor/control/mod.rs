@@ -19,6 +19,7 @@ pub mod made;
 mod propose;
 mod reconcile;
 pub mod remembered;
+pub mod sealed;
 pub mod slow_disks;
 
 use std::{

@@ -2,8 +2,9 @@
 //! the others to learn what is committed in the catalog, and the catalog to learn who the others are; when all of them start
 //! at once, nobody else can tell.
 //!
-//! Text, so that a person can read it; written whenever the nodes change. A damaged one is left aside: it is only needed
-//! while no other node knows where this one is.
+//! Text, so that a person can read it; written whenever the nodes change. A damaged one is left aside: no other node may know where
+//! this one is then. That there is one says that a cluster was begun (`server/boot`), and what is in it whether this node's
+//! catalog is the only one (`reactor/repair`).
 //!
 //! ```text
 //! applied 17                                                   end of the catalog's entries that it follows from
@@ -13,6 +14,7 @@
 
 use std::fmt::Write;
 
+use super::sealed::{sealed, unsealed};
 use crate::{
     ids::Index,
     proto::ringlog::state::v1::{ClusterNode, NodeState},
@@ -39,19 +41,13 @@ pub fn encode(applied_end: Index, nodes: impl IntoIterator<Item = ClusterNode>) 
         let (grpc, http) = (or_none(&node.grpc_address), or_none(&node.http_address));
         writeln!(text, "{id} {host} {port} {reactors} {grpc} {http}").expect("writing to a string");
     }
-    let checksum = crc32c::crc32c(text.as_bytes());
-    writeln!(text, "crc32c {checksum:08x}").expect("writing to a string");
-    text
+    sealed(text)
 }
 
 /// Reads the file's content; `None` if it is not whole.
 pub fn decode(content: &[u8]) -> Option<Remembered> {
     let text = std::str::from_utf8(content).ok()?;
-    let (body, checksum) = text.strip_suffix('\n')?.rsplit_once("crc32c ")?;
-    if format!("{:08x}", crc32c::crc32c(body.as_bytes())) != checksum {
-        return None;
-    }
-    let mut lines = body.lines();
+    let mut lines = unsealed(text)?.lines();
     let applied_end = Index(lines.next()?.strip_prefix("applied ")?.parse().ok()?);
     Some(Remembered { applied_end, nodes: lines.map(node).collect::<Option<_>>()? })
 }
