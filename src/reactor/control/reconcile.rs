@@ -149,11 +149,11 @@ impl<E: Env> Control<E> {
         let is_fresh = !self.needs_fresh(&topics, &wanted) || self.inner.catalog.linearize(FRESH_MAX).await.is_ok();
         // What was applied meanwhile comes with the next round.
         let (topics, wanted) = if is_fresh {
-            let listed = self.take_for_lost(&known().1).await;
+            let listed = self.take_for_lost().await;
             let (topics, wanted) = known();
             self.publish_book();
             self.withdraw_deleted(&topics);
-            let removed = self.remove_unwanted(&wanted).await;
+            let removed = self.remove_unwanted(&topics, &wanted).await;
             (topics, (removed && listed).then_some(wanted))
         } else {
             (topics, None)
@@ -168,10 +168,11 @@ impl<E: Env> Control<E> {
 
     /// With a fresh catalog, once: what is to be here and is not was lost, if it cannot be told what was here. False: another round
     /// tells the reactors, or tries again.
-    async fn take_for_lost(&self, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>) -> bool {
+    async fn take_for_lost(&self) -> bool {
         if !self.inner.unlisted.get() {
             return true;
         }
+        let wanted = self.wanted(&self.topics());
         {
             let (on_disk, emptied) = (self.inner.on_disk.borrow(), self.inner.emptied.borrow());
             let is_gone = |uid: &&ShardUid| !on_disk.contains(uid) || emptied.contains(uid);
@@ -290,8 +291,12 @@ impl<E: Env> Control<E> {
     }
 
     /// Closes and removes replicas that are not to be here any more.
-    async fn remove_unwanted(&self, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>) -> bool {
-        let forgotten = self.forget_lost(wanted);
+    async fn remove_unwanted(
+        &self,
+        topics: &[Arc<PlacedTopic>],
+        wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>,
+    ) -> bool {
+        let forgotten = self.forget_lost(topics);
         let unwanted: Vec<_> = {
             let (held, on_disk) = (self.inner.held.borrow(), self.inner.on_disk.borrow());
             // Not held, but here: of a topic that was deleted, or moved away, while this node was down.
@@ -354,11 +359,10 @@ impl<E: Env> Control<E> {
     }
 
     /// A replica that was lost, and is not to be here any more, may come back as a new one some day.
-    fn forget_lost(&self, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>) -> bool {
-        let topics = self.topics();
+    fn forget_lost(&self, topics: &[Arc<PlacedTopic>]) -> bool {
         let mut lost = self.inner.lost.borrow_mut();
         let before = lost.len();
-        lost.retain(|uid| wanted.contains_key(uid) || is_here(&topics, *uid));
+        lost.retain(|uid| is_here(topics, *uid));
         before != lost.len()
     }
 
