@@ -166,8 +166,8 @@ impl std::error::Error for CallError {}
 
 impl From<ShardError> for CallError {
     fn from(error: ShardError) -> CallError {
-        let message = error.to_string();
-        match error {
+        let (message, maybe_written) = (error.to_string(), error.maybe_written());
+        let call: CallError = match error {
             ShardError::NoMemory => CallError::retry(Code::ResourceExhausted, "MEMORY_BUSY", message),
             ShardError::DiskBehind { .. } => CallError::retry(Code::ResourceExhausted, "DISK_BEHIND", message),
             ShardError::Busy { what: _ } => CallError::retry(Code::ResourceExhausted, "SHARD_BUSY", message),
@@ -179,9 +179,7 @@ impl From<ShardError> for CallError {
             ShardError::NotTransferred(TransferError::NotTakenOver { to: _, cause: _, leader: _ }) => {
                 CallError::retry(Code::Unavailable, "NOT_TAKEN_OVER", message)
             }
-            ShardError::Deposed { leader: _ } => {
-                CallError::retry(Code::Unavailable, "LEADER_CHANGED", message).maybe_written(true)
-            }
+            ShardError::Deposed { leader: _ } => CallError::retry(Code::Unavailable, "LEADER_CHANGED", message),
             ShardError::Deadline => CallError::new(Code::DeadlineExceeded, "DEADLINE_TOO_SHORT", message),
             ShardError::OffsetMismatch { expected: _, actual: _ } => {
                 CallError::new(Code::FailedPrecondition, "OFFSET_MISMATCH", message)
@@ -195,22 +193,19 @@ impl From<ShardError> for CallError {
             ShardError::NoLeader { waited: _, deadline: false } => {
                 CallError::retry(Code::Unavailable, "NO_LEADER", message)
             }
-            ShardError::Lost { cause: _ } => {
-                CallError::retry(Code::Unavailable, "LEADER_LOST", message).maybe_written(true)
-            }
+            ShardError::Lost { cause: _ } => CallError::retry(Code::Unavailable, "LEADER_LOST", message),
             ShardError::Behind { min_offset: _, high_watermark: _ } => {
                 CallError::retry(Code::Unavailable, "REPLICA_BEHIND", message)
             }
             ShardError::Elsewhere(refusal) => (*refusal).into(),
             ShardError::Full(error) => error.into(),
             ShardError::Damaged { cause: _ } => CallError::new(Code::DataLoss, "CORRUPT", message),
-            ShardError::Failed { cause: _, maybe_written } => {
-                CallError::new(Code::Unavailable, "SHARD_FAILED", message).maybe_written(maybe_written)
+            ShardError::Failed { cause: _, maybe_written: _ } => {
+                CallError::new(Code::Unavailable, "SHARD_FAILED", message)
             }
-            ShardError::Closing { maybe_written } => {
-                CallError::retry(Code::Unavailable, "SHARD_CLOSING", message).maybe_written(maybe_written)
-            }
-        }
+            ShardError::Closing { maybe_written: _ } => CallError::retry(Code::Unavailable, "SHARD_CLOSING", message),
+        };
+        call.maybe_written(maybe_written)
     }
 }
 
