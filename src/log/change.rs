@@ -109,11 +109,7 @@ impl<E: Env> Inner<E> {
 
     /// Suspends until no segment is being renamed or sealed.
     async fn settled(&self) -> Result<(), LogError> {
-        self.until(|| match &self.state.borrow().fault {
-            Some(fault) => Some(Err(fault.clone())),
-            None => (self.background.get() == 0).then_some(Ok(())),
-        })
-        .await
+        self.until_or_fault(|| (self.background.get() == 0).then_some(Ok(()))).await
     }
 
     /// The segment that holds entries on both sides of `end`, if there is one, and what is needed to cut it there.
@@ -241,12 +237,12 @@ impl<E: Env> Inner<E> {
     }
 
     async fn remove_or_recycle(self: &Rc<Self>, segment: &SegmentOf<E>) -> Result<(), LogError> {
+        self.forget(segment);
         let sealed = segment.now.borrow().phase == Phase::Sealed;
         let bytes = segment.now.borrow().data_end + BLOCK_BYTES as u64;
         let Some(spare) = (if sealed { self.wants_recycled(bytes) } else { None }) else {
             return self.remove_segment(segment).await;
         };
-        self.forget(segment);
         let path = segment.path();
         self.remove_index(segment).await?;
         self.disk.rename(&path, &spare).await.map_err(|error| self.stop(&path, "renamed", &error))?;
@@ -256,9 +252,8 @@ impl<E: Env> Inner<E> {
         Ok(())
     }
 
-    /// Removes a segment's files; durable after the next `sync_dir`.
+    /// Removes the files of a segment that is forgotten; durable after the next `sync_dir`.
     async fn remove_segment(&self, segment: &SegmentOf<E>) -> Result<(), LogError> {
-        self.forget(segment);
         let path = segment.path();
         if path.as_os_str().is_empty() {
             // Its entries were still waiting for a file.

@@ -480,7 +480,7 @@ impl<E: Env> Log<E> {
     /// begins from a snapshot); else only its index matters.
     ///
     /// # Errors
-    /// `Stopped`.
+    /// `Stopped`; `Corrupt`, `Io`: the entry before `to` cannot be read, and nothing was changed.
     pub async fn purge(&self, to: LogPoint) -> Result<(), LogError> {
         self.inner.purge(to).await
     }
@@ -550,7 +550,7 @@ impl<E: Env> Log<E> {
     /// Suspends until a change of the hard state waits behind such entries.
     pub fn held_up(&self) -> impl Future<Output = ()> + use<E> {
         let inner = self.inner.clone();
-        async move { inner.until(|| (inner.is_stuck() && inner.is_saving()).then_some(())).await }
+        async move { inner.until(|| (inner.is_stuck() && writer::has_changes(&inner.state.borrow())).then_some(())).await }
     }
 
     /// The operation on a file of this log that takes longest by now, if that is longer than `STORAGE_SLOW`.
@@ -642,6 +642,18 @@ impl<E: Env> Inner<E> {
             }
             changed.await;
         }
+    }
+
+    /// As `until`, or until the log fails.
+    ///
+    /// # Errors
+    /// The log's fault, and what `look` finds.
+    async fn until_or_fault(&self, look: impl Fn() -> Option<Result<(), LogError>>) -> Result<(), LogError> {
+        self.until(|| {
+            let fault = self.state.borrow().fault.clone();
+            fault.map(Err).or_else(&look)
+        })
+        .await
     }
 
     /// Runs a future that `close` waits for.

@@ -108,13 +108,9 @@ impl<E: Env> Inner<E> {
     /// # Errors
     /// The log's fault; `Full` when entries wait for space that is not there.
     async fn written(&self) -> Result<(), LogError> {
-        self.until(|| {
-            let state = self.state.borrow();
-            match &state.fault {
-                Some(fault) => Some(Err(fault.clone())),
-                None if state.supply.is_stuck() => Some(Err(LogError::Full { dir: self.options.dir.clone() })),
-                None => self.is_idle().then_some(Ok(())),
-            }
+        self.until_or_fault(|| match self.state.borrow().supply.is_stuck() {
+            true => Some(Err(LogError::Full { dir: self.options.dir.clone() })),
+            false => self.is_idle().then_some(Ok(())),
         })
         .await
     }

@@ -371,20 +371,12 @@ impl<E: Env> Inner<E> {
         state.supply.is_stuck() && self.flight.borrow().is_none() && state.queue.front().is_some_and(waits)
     }
 
-    /// A change of the hard state is behind that.
-    pub(super) fn is_saving(&self) -> bool {
-        has_changes(&self.state.borrow())
-    }
-
     /// Suspends until all that was queued is durable, or waits for space with nobody about to look for some.
     ///
     /// # Errors
     /// The log's fault.
     pub(super) async fn drained_or_stuck(&self) -> Result<(), LogError> {
-        self.until(|| {
-            if let Some(fault) = &self.state.borrow().fault {
-                return Some(Err(fault.clone()));
-            }
+        self.until_or_fault(|| {
             let is_stuck = self.is_stuck() && !self.state.borrow().supply.is_giving();
             (is_stuck || self.is_idle()).then_some(Ok(()))
         })
@@ -417,11 +409,7 @@ impl<E: Env> Inner<E> {
     /// # Errors
     /// The log's fault.
     pub(super) async fn drained(&self) -> Result<(), LogError> {
-        self.until(|| match &self.state.borrow().fault {
-            Some(fault) => Some(Err(fault.clone())),
-            None => self.is_idle().then_some(Ok(())),
-        })
-        .await
+        self.until_or_fault(|| self.is_idle().then_some(Ok(()))).await
     }
 }
 

@@ -40,10 +40,10 @@ pub(super) fn members_of(effective: &StoredMembership, committed: &StoredMembers
     let voters: BTreeSet<NodeId> = effective.voter_ids().map(NodeId).collect();
     let learners = effective.membership().learner_ids().map(NodeId).collect();
     let configurations = effective.membership().get_joint_config();
-    let changing = configurations.len() > 1 || effective.log_id() != committed.log_id();
-    let halves: Vec<BTreeSet<NodeId>> =
-        configurations.iter().map(|voters| voters.iter().copied().map(NodeId).collect()).collect();
-    Members { voters, learners, changing, halves: if halves.len() > 1 { halves } else { Vec::new() } }
+    let is_joint = configurations.len() > 1;
+    let half = |voters: &BTreeSet<u64>| voters.iter().copied().map(NodeId).collect();
+    let halves = if is_joint { configurations.iter().map(half).collect() } else { Vec::new() };
+    Members { voters, learners, changing: is_joint || effective.log_id() != committed.log_id(), halves }
 }
 
 impl<E: Env, M: Machine> Group<E, M> {
