@@ -97,16 +97,14 @@ pub(super) fn remove_dir_all(path: &Path) -> io::Result<()> {
     name.push(HALF_REMOVED);
     let aside = path.with_file_name(name);
     match fs::remove_dir_all(&aside) {
-        // Left by an earlier one.
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        // Perhaps left by an earlier one.
+        _ => {}
     }
     // Files go one by one: what a crash left of them under its name would be taken for damage.
     fs::rename(path, &aside)?;
     sync_dir(parent(path))?;
-    fs::remove_dir_all(&aside)?;
-    sync_dir(parent(path))
+    remove_dir_all(&aside)
 }
 
 /// See `Disk::sync_dir`.

@@ -105,7 +105,6 @@ impl<E: Env> Admission<E> {
             }
             return Poll::Pending;
         };
-        let permit = Some(permit);
         let passed = if place.reactor == self.frontend.local.reactor.number() {
             let ProduceCall { head, records, deadline_us } = call.take().expect(THERE_IS_A_CALL);
             produce_of(&head, records, deadline_us)
@@ -113,7 +112,7 @@ impl<E: Env> Admission<E> {
         } else {
             ready!(self.poll_send(placed, shard, place, call, cx))
         };
-        Poll::Ready(Admitted { under_way: passed.unwrap_or_else(UnderWay::refused), permit })
+        Poll::Ready(Admitted { under_way: passed.unwrap_or_else(UnderWay::refused), permit: Some(permit) })
     }
 
     /// Sends `call` to another reactor; Pending, its mailbox is full.

@@ -394,12 +394,8 @@ impl<E: Env> Frontend<E> {
             self.local.reactor.budget().take(Use::Queued, Class::Client, bytes).map_err(|_| ShardError::NoMemory)?;
         let (reply, ack) = oneshot::channel();
         let mut sought = self.local.sought.borrow_mut();
-        let name = route::topic_name(&call.head.topic);
-        if !sought.contains_key(name) {
-            sought.insert(name.to_owned(), Vec::new());
-        }
-        let calls = sought.get_mut(name).expect("as above");
-        calls.push(Waiting { call, held, reply });
+        let name = route::topic_name(&call.head.topic).to_owned();
+        sought.entry(name).or_default().push(Waiting { call, held, reply });
         self.local.seeking.set(self.local.seeking.get() + 1);
         Ok(ack)
     }

@@ -1,5 +1,5 @@
 //! The topology as those are told of it who watch: made, and encoded, once for all of a reactor's watchers, however many there are.
-//! A watcher keeps no more than a number and sends slices of it.
+//! A watcher keeps no more than two numbers and sends slices of it.
 
 use std::{
     cell::{Cell, RefCell},
@@ -8,7 +8,6 @@ use std::{
     hash::{DefaultHasher, Hasher},
     ops::Range,
     rc::Rc,
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -19,9 +18,6 @@ use crate::{
     frontend::CallError,
     proto::ringlog::v1 as proto,
 };
-
-/// Changes within this time are told as one.
-pub const TOGETHER: Duration = Duration::from_millis(100);
 
 /// All servers and topics at one moment.
 #[derive(Debug)]
@@ -143,6 +139,7 @@ mod tests {
     use super::*;
     use crate::frontend::Code;
     use crate::sim::{SimEnv, SimRuntime};
+    use std::time::Duration;
 
     fn response(topics: &[&str]) -> proto::GetServersResponse {
         let server = proto::Server { node_id: 7, grpc_address: "a:1".into(), ..Default::default() };

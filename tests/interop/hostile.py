@@ -175,23 +175,24 @@ def acks_in_sockets(address, connections, topic):
     return held
 
 
+def _gzipped(address, connections, method, payload, flags=0):
+    """As many calls with this compressed message as the first window lets through."""
+    request = message(gzip.compress(payload), compressed=True)
+    streams = range(1, 2 * (WINDOW_FIRST // len(request)), 2)
+    more = [(b"grpc-encoding", b"gzip")]
+    calls = b"".join(headers(n, method, more=more) + frame(DATA, flags, n, request) for n in streams)
+    return _many(address, connections, frame(SETTINGS) + calls)
+
+
 def inflated(address, connections, topic):
     """Small messages that are large when they are inflated, far more than there is room for at their shard."""
     value = b"\0" * (1000 << 10)
-    request = message(gzip.compress(_produce(topic, value, value, value)), compressed=True)
-    # As many as the first window lets through.
-    streams = range(1, 2 * (WINDOW_FIRST // len(request)), 2)
-    begun = b"".join(headers(n, PRODUCE_STREAM, more=[(b"grpc-encoding", b"gzip")]) + frame(DATA, 0, n, request) for n in streams)
-    return _many(address, connections, frame(SETTINGS) + begun)
+    return _gzipped(address, connections, PRODUCE_STREAM, _produce(topic, value, value, value))
 
 
 def many_names(address, connections, topic):
     """Calls that ask for one topic two million times, in a few KiB."""
-    request = message(gzip.compress(_field(1, b"") * 2_000_000), compressed=True)
-    streams = range(1, 2 * (WINDOW_FIRST // len(request)), 2)
-    gzipped = [(b"grpc-encoding", b"gzip")]
-    calls = b"".join(headers(n, GET_SERVERS, more=gzipped) + frame(DATA, END_STREAM, n, request) for n in streams)
-    return _many(address, connections, frame(SETTINGS) + calls)
+    return _gzipped(address, connections, GET_SERVERS, _field(1, b"") * 2_000_000, END_STREAM)
 
 
 class _Windows:

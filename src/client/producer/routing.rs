@@ -161,8 +161,7 @@ impl Routes {
             // A record that makes the topic again does not overtake what was sent to the former one.
             drop(tokio::time::timeout_at(until.into(), self.former_ended()).await);
             let (late, first) = self.next_unknown();
-            let late_ones = late.into_iter().map(|pending| pending.done);
-            late_ones.for_each(|done| done.tell(Err(self.expired(None))));
+            late.into_iter().for_each(|pending| pending.done.tell(Err(self.expired(None))));
             let Some(first) = first else { return };
             unkeyed = self.produce(first).await.or(unkeyed);
         }
@@ -191,8 +190,12 @@ impl Routes {
     }
 
     fn expired(&self, cause: Option<ClientError>) -> ProduceError {
-        let Context { topic, options, .. } = &*self.context;
-        ProduceError::Expired { place: format!("topic {topic}"), after: options.delivery_timeout, cause }
+        ProduceError::Expired { place: self.place(), after: self.context.options.delivery_timeout, cause }
+    }
+
+    /// What an error is about, while no shard is known.
+    fn place(&self) -> String {
+        format!("topic {}", self.context.topic)
     }
 
     /// Hands all that waits to the lanes, in order.
@@ -238,8 +241,7 @@ impl Routes {
                 Ok(Err(error)) => Err(error),
                 // This try was not begun.
                 Ok(Ok(_)) | Err(_) => {
-                    let place = format!("topic {topic}");
-                    let maybe = maybe.map(|cause| ProduceError::Maybe { place, cause });
+                    let maybe = maybe.map(|cause| ProduceError::Maybe { place: self.place(), cause });
                     done.tell(Err(maybe.unwrap_or_else(|| self.expired(None))));
                     return None;
                 }
@@ -271,7 +273,7 @@ impl Routes {
                 tokio::time::sleep(wait).await;
                 continue;
             }
-            let place = format!("topic {topic}");
+            let place = self.place();
             let error = match maybe {
                 Some(cause) => ProduceError::Maybe { place, cause },
                 None if tries_again => self.expired(Some(cause)),

@@ -68,7 +68,6 @@ pub struct Pool {
 struct Connection {
     pool: Rc<Pool>,
     holder: Holder,
-    now_us: fn() -> u64,
     sleep: fn(Duration) -> Pin<Box<dyn Future<Output = ()>>>,
     freed: Notify,
 }
@@ -109,7 +108,6 @@ impl Answers {
         let connection = Connection {
             pool: Rc::clone(pool),
             holder: Holder::new::<E>(&pool.holders),
-            now_us: E::monotonic_us,
             sleep: |duration| Box::pin(env::sleep::<E>(duration)),
             freed: Notify::new(),
         };
@@ -146,7 +144,7 @@ impl Answers {
     /// Room for less than was wanted, if few answers are read with that.
     fn short(&self, bytes: usize) -> Result<Held, Refused> {
         let Pool { short_reads, short_read_us, pauses, .. } = &*self.connection.pool;
-        let now_us = (self.connection.now_us)();
+        let now_us = self.connection.holder.now_us();
         let too_soon = pauses.get() || now_us.saturating_sub(short_read_us.get()) < SHORT_READ_PAUSE_US;
         if short_reads.get() == SHORT_READS_MAX || too_soon {
             return Err(Refused::Short);
@@ -204,7 +202,7 @@ impl Answers {
             return pool.read.notified().await;
         }
         let _pausing = Pausing::begin(pool);
-        let passed_us = (self.connection.now_us)().saturating_sub(pool.short_read_us.get());
+        let passed_us = self.connection.holder.now_us().saturating_sub(pool.short_read_us.get());
         (self.connection.sleep)(Duration::from_micros(SHORT_READ_PAUSE_US.saturating_sub(passed_us))).await;
     }
 

@@ -282,15 +282,15 @@ where
             Some(room) => room.fit(consumed.bytes()),
             None => answers.unforeseen(consumed.bytes()),
         };
-        let bytes = wanted_bytes(&self.consume);
-        let wanted = &mut self.consume.consume;
         let Ok(held) = held else {
             // It is read again from where it begins, once there is room. There may be as much at once as there was.
-            self.waits = had_room
-                .then(|| -> Pin<Box<dyn Future<Output = Held>>> { Box::pin(answers.clone().room_later(bytes)) });
-            (wanted.start, self.caught_up) = (Start::Offset(consumed.start_offset()), false);
+            if had_room {
+                self.waits = Some(Box::pin(answers.clone().room_later(wanted_bytes(&self.consume))));
+            }
+            (self.consume.consume.start, self.caught_up) = (Start::Offset(consumed.start_offset()), false);
             return true;
         };
+        let wanted = &mut self.consume.consume;
         wanted.start = after(wanted.start, &consumed);
         // They were for the first answer; the later ones follow it.
         (wanted.min_offset, wanted.linearizable) = (None, false);

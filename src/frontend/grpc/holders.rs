@@ -144,7 +144,8 @@ impl Holder {
         self.0.is_evicted.get()
     }
 
-    fn now_us(&self) -> u64 {
+    /// The time of its environment.
+    pub(super) fn now_us(&self) -> u64 {
         (self.0.now_us)()
     }
 }

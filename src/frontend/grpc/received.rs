@@ -56,10 +56,9 @@ pub(super) struct Received(Rc<Connection>);
 struct Connection {
     pool: Rc<Pool>,
     unread: UnreadBytes,
-    held: Cell<usize>,
-    /// The part of it that waits.
+    /// Of messages that wait.
     waiting: Cell<usize>,
-    /// The other part.
+    /// Of the others.
     unfinished: Holder,
     /// Something waits no more.
     passed_on: Notify,
@@ -80,7 +79,6 @@ impl Received {
         Received(Rc::new(Connection {
             pool: Rc::clone(pool),
             unread: UnreadBytes::default(),
-            held: Cell::new(0),
             waiting: Cell::new(0),
             unfinished: Holder::new::<E>(&pool.holders),
             passed_on: Notify::new(),
@@ -94,8 +92,8 @@ impl Received {
     }
 
     /// What counts the unread bytes of the connection.
-    pub(super) fn unread(&self) -> UnreadBytes {
-        self.0.unread.clone()
+    pub(super) fn unread(&self) -> &UnreadBytes {
+        &self.0.unread
     }
 
     /// Of a message that is to come.
@@ -132,9 +130,13 @@ impl Connection {
         self.waiting.get() > 0 && self.waiting.get() >= self.share() / 2
     }
 
+    fn held(&self) -> usize {
+        self.waiting.get() + self.unfinished.held()
+    }
+
     fn share(&self) -> usize {
         let all = self.pool.budget.limit(Class::Client) / 2;
-        let others = self.pool.held.get() - self.held.get();
+        let others = self.pool.held.get() - self.held();
         (all.saturating_sub(others) / 2).max(limits::RECEIVED_BYTES_MIN)
     }
 
@@ -158,13 +160,12 @@ impl Held {
     /// `NoRoom`: the connection would hold too much, or all of them. It is as it was.
     pub(super) fn resize(&mut self, bytes: usize) -> Result<(), NoRoom> {
         let (connection, before) = (&self.connection, self.charge.bytes());
-        if bytes > before && connection.held.get() - before + bytes > connection.share() {
+        if bytes > before && connection.held() - before + bytes > connection.share() {
             connection.make_room();
             return Err(NoRoom { wanted: bytes - before });
         }
         self.charge.resize(Class::Client, bytes)?;
         let changed = |cell: &Cell<usize>| cell.set(cell.get() - before + bytes);
-        changed(&connection.held);
         changed(&connection.pool.held);
         if self.waits {
             changed(&connection.waiting);

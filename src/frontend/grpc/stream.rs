@@ -117,7 +117,7 @@ impl Requests {
     pub(super) fn new(stream: RecvStream, encoding: Encoding, bytes_max: usize, received: Received) -> Requests {
         Requests {
             stream,
-            unread: Unread::new(received.unread()),
+            unread: Unread::new(received.unread().clone()),
             end: End::Open,
             asked: false,
             assembler: Assembler::new(bytes_max),

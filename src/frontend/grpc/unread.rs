@@ -14,7 +14,7 @@ const PIECE_BYTES: usize = 16 << 10;
 /// The smallest piece.
 const PIECE_BYTES_MIN: usize = 512;
 
-/// Bytes in all queues of a connection; clones are the same count.
+/// Bytes in all queues of a connection, and what was taken out of them and whose room is not given back; clones are the same count.
 #[derive(Clone, Debug, Default)]
 pub(super) struct UnreadBytes(Rc<Cell<usize>>);
 

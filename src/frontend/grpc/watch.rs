@@ -17,12 +17,14 @@ use crate::frontend::grpc::call;
 use crate::frontend::grpc::call::Call;
 use crate::frontend::grpc::stream::Stop;
 use crate::frontend::servers;
-use crate::frontend::servers::TOGETHER;
 use crate::frontend::topology;
 use crate::proto::ringlog::v1;
 
 /// How often it is looked for changes of which nothing here is told: leaders of shards without a replica here, addresses.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Changes within this time are told as one.
+const TOGETHER: Duration = Duration::from_millis(100);
 
 /// Tells until the client ends it.
 pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {

@@ -56,13 +56,16 @@ impl<T> Fifo<T> {
     /// # Errors
     /// Which bound is met, in words.
     pub(super) fn admit(&mut self, bytes: usize, forsaken: impl Fn(&T) -> bool) -> Result<(), &'static str> {
-        let is_full = self.len() >= PRODUCE_QUEUE_REQUESTS_MAX || self.bytes + bytes > PRODUCE_QUEUE_BYTES_MAX;
         // It is gone through once for so many that came, so that a refusal stays cheap.
-        if is_full && self.unseen >= self.waiting.len() / 16 {
+        if self.check_room(bytes).is_err() && self.unseen >= self.waiting.len() / 16 {
             self.waiting.retain(|item| !forsaken(&item.request));
             self.bytes = self.sent_bytes + self.waiting.iter().map(|item| item.bytes).sum::<usize>();
             self.unseen = 0;
         }
+        self.check_room(bytes)
+    }
+
+    fn check_room(&self, bytes: usize) -> Result<(), &'static str> {
         if self.len() >= PRODUCE_QUEUE_REQUESTS_MAX {
             return Err("too many requests wait for the shard's leader");
         }

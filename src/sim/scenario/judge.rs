@@ -64,13 +64,15 @@ impl Run {
             return;
         }
         // What a damaged disk has kept may be needed by others, or by itself.
-        if self.victim.get().is_none() && !within(self.trim_all()).await {
-            let state = self.describe();
-            self.problem(format!("not everything can be let go within {LIVE_MAX:?}: {state}"));
-            return;
-        }
-        if self.victim.get().is_none() && !within(self.deleted()).await {
-            self.problem(format!("segments below the log start are there {LIVE_MAX:?} after the last call"));
+        if self.victim.get().is_none() {
+            if !within(self.trim_all()).await {
+                let state = self.describe();
+                self.problem(format!("not everything can be let go within {LIVE_MAX:?}: {state}"));
+                return;
+            }
+            if !within(self.deleted()).await {
+                self.problem(format!("segments below the log start are there {LIVE_MAX:?} after the last call"));
+            }
         }
         self.look_at_stopped();
         if !within(self.quiet()).await {

@@ -223,8 +223,8 @@ fn paused_clients() {
     });
 }
 
-/// Where all memory is used, the connection that has not moved for longest is closed once somebody wants some; not one that
-/// moves.
+/// Where all memory is used, the connection that holds most of what is old is closed once somebody wants some; not one whose answers
+/// go out.
 #[test]
 fn whoever_does_not_move_goes() {
     SimRuntime::seeded(1).block_on(async {
