@@ -9,6 +9,8 @@
 //!
 //! A follower beyond the majority is sent what gathers (`thrift`): its requests are taken from openraft a moment apart.
 //!
+//! A session ends by itself when openraft asks for entries that a purge has taken since it began.
+//!
 //! Bounds: bytes and requests on their way; beyond them no more are taken from openraft. A follower that answers nothing
 //! for `RAFT_APPEND_WAIT` while requests are on their way loses the stream.
 
@@ -153,6 +155,12 @@ where
         } else {
             self.take(&request);
         }
+    }
+
+    /// Whether openraft found nothing in the log for a request that should have had entries: they were purged after it had built
+    /// this stream. It would ask for them for ever, and looks at what it is to send now when the session ends.
+    fn is_stale(&self, request: &AppendEntriesRequest<TypeConfig<E, M>>) -> bool {
+        self.begun && request.entries.is_empty() && request.prev_log_id < request.leader_commit
     }
 
     /// Begins to send what is held, when it was held for long enough, or nothing can follow any more.
@@ -405,6 +413,10 @@ where
             match this.poll_send(context) {
                 Poll::Ready(Err(error)) => return this.fail(&error),
                 Poll::Ready(Ok(())) if !this.input_done => match this.input.poll_next_unpin(context) {
+                    Poll::Ready(Some(request)) if this.is_stale(&request) => {
+                        this.input_done = true;
+                        continue;
+                    }
                     Poll::Ready(Some(request)) => {
                         this.take_or_hold(request);
                         continue;

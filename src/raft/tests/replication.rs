@@ -1,6 +1,12 @@
 //! Several replicas: the same log everywhere, whatever happens to one of them.
 
-use openraft::rt::{AsyncRuntime, Instant};
+use futures_util::{StreamExt, stream};
+use openraft::{
+    RaftNetworkFactory, RaftNetworkV2,
+    network::RPCOption,
+    raft::AppendEntriesRequest,
+    rt::{AsyncRuntime, Instant},
+};
 
 use super::{cluster::*, *};
 use crate::{
@@ -577,6 +583,42 @@ fn follower_stops_reading() {
         drop(others);
         cluster.agree(&[1, 2, 3]).await;
         assert!(group.log().last() > last);
+        cluster.end().await;
+    });
+}
+
+/// A session whose next entries were purged after openraft had built it ends, so that openraft looks at what the follower is to be
+/// sent now: else the follower gets nothing until there is another leader.
+#[test]
+fn a_stale_session_ends() {
+    block_on(async {
+        let cluster = Cluster::founded(1, &[1, 2, 3]).await;
+        let leader = cluster.leader().await;
+        let first = cluster.produce(&[leader], 1, 10).await.id;
+        let last = cluster.produce(&[leader], 1, 10).await.id;
+        cluster.agree(&[1, 2, 3]).await;
+        let group = cluster.group(leader);
+        let vote = types::to_raft_vote(group.log().hard_state().vote.unwrap());
+        let request = |prev: LogId, commit: LogId| AppendEntriesRequest::<types::TypeConfig<TestEnv, Tally>> {
+            vote,
+            prev_log_id: Some(types::to_raft(prev)),
+            entries: Vec::new(),
+            leader_commit: Some(types::to_raft(commit)),
+        };
+        let mut network = group.inner.network.clone();
+        let mut peer = network.new_client(cluster.followers(leader)[0], &types::Node::default()).await;
+        for stale in [false, true] {
+            let current = [request(last, first), request(last, last)];
+            let requests = current.into_iter().chain(stale.then(|| request(first, last)));
+            let input = stream::iter(requests).chain(stream::pending());
+            let session = peer.stream_append(input, RPCOption::new(Duration::from_secs(1))).await.unwrap();
+            let mut session = std::pin::pin!(session);
+            for _ in 0..2 {
+                guard("an answer", session.next()).await.unwrap().unwrap().unwrap();
+            }
+            let end = <TestEnv as Env>::Runtime::timeout(Duration::from_millis(200), session.next()).await;
+            assert_eq!(end.is_ok_and(|item| item.is_none()), stale);
+        }
         cluster.end().await;
     });
 }
