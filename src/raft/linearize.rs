@@ -1,6 +1,10 @@
 //! Reads that see everything committed before them (ReadIndex, Raft dissertation 6.4), on the leader and on followers.
 
-use std::{fmt::Display, future::Future, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    future::Future,
+    time::Duration,
+};
 
 use openraft::{
     LinearizerOption,
@@ -9,7 +13,7 @@ use openraft::{
 
 use super::{Group, GroupError, Machine, types};
 use crate::{
-    env::Env,
+    env::{self, Env, channel},
     format::peer::Message,
     ids::{Index, LogId, NodeId, Offset},
     peer::frame::FrameKind,
@@ -56,9 +60,7 @@ impl<E: Env, M: Machine> Group<E, M> {
                         return Err(GroupError::NotLeader { leader });
                     }
                     // What it reads up to is not before the entry with which its term begins.
-                    if group.high_watermark() >= end
-                        && group.read_log_id(Some(lease)).await.is_ok_and(|read| read.term == term)
-                    {
+                    if group.high_watermark() >= end && group.read_log_id().await.is_ok_and(|read| read.term == term) {
                         return Ok(());
                     }
                     drop(E::Runtime::timeout(ASK_AGAIN, turned).await);
@@ -79,9 +81,7 @@ impl<E: Env, M: Machine> Group<E, M> {
             let now = <E::Runtime as AsyncRuntime>::Instant::now();
             let left = deadline.saturating_duration_since(now);
             let answer = match self.leader().0 {
-                Some(leader) if leader == self.inner.node => {
-                    self.read_log_id(Some(left)).await.ok().map(|log_id| log_id.index)
-                }
+                Some(leader) if leader == self.inner.node => self.read_log_id().await.ok().map(|log_id| log_id.index),
                 Some(leader) => self.read_index_at(leader, left).await,
                 None => None,
             };
@@ -93,15 +93,16 @@ impl<E: Env, M: Machine> Group<E, M> {
         }
     }
 
-    /// As leader, confirmed by a majority that answers a message sent after the call; waits for it as long as `within`, or as
-    /// a lease lasts.
-    pub(super) async fn read_log_id(&self, within: Option<Duration>) -> Result<LogId, impl Display + use<E, M>> {
-        let mut option = LinearizerOption::new(Some(Duration::ZERO), true);
-        if let Some(within) = within {
-            option = option.with_wait_timeout(within);
+    /// As leader, confirmed by a majority that answers a message sent after the call; waits for that as long as a lease lasts,
+    /// and before that until the question under way is answered. Dropping the future leaves the question to go on.
+    pub(super) async fn read_log_id(&self) -> Result<LogId, String> {
+        let Questions { waiting, under_way } = &self.inner.questions;
+        let (sender, receiver) = channel::oneshot();
+        waiting.borrow_mut().push(sender);
+        if !under_way.replace(true) {
+            env::spawn::<E>(ask_for_reads(self.clone()));
         }
-        let linearizer = self.inner.raft.get_read_linearizer(option).await;
-        linearizer.map(|linearizer| types::from_raft(linearizer.read_log_id().log_id()))
+        receiver.await.unwrap_or_else(|channel::Closed| Err("the replica has ended".into()))
     }
 
     async fn read_index_at(&self, leader: NodeId, within: Duration) -> Option<Index> {
@@ -118,4 +119,34 @@ impl<E: Env, M: Machine> Group<E, M> {
     fn alive(&self) -> Result<(), GroupError> {
         self.unable().map_err(|cause| GroupError::Stopped { cause, maybe_written: false })
     }
+}
+
+/// Reads on this leader that wait to know that it leads still. One question at a time asks for all who wait when it begins: else
+/// each read takes a place in openraft's queue, where proposals and peers' messages wait, too.
+#[derive(Default)]
+pub struct Questions {
+    waiting: RefCell<Vec<channel::OneshotSender<Result<LogId, String>>>>,
+    under_way: Cell<bool>,
+}
+
+/// Asks until nobody waits.
+async fn ask_for_reads<E: Env, M: Machine>(group: Group<E, M>) {
+    let Questions { waiting, under_way } = &group.inner.questions;
+    loop {
+        let asking = waiting.take();
+        if asking.is_empty() {
+            break;
+        }
+        // No older answer of a majority counts, and one is asked for at once.
+        let option = LinearizerOption::new(Some(Duration::ZERO), true);
+        let answer = match group.inner.raft.get_read_linearizer(option).await {
+            Ok(linearizer) => Ok(types::from_raft(linearizer.read_log_id().log_id())),
+            Err(error) => Err(error.to_string()),
+        };
+        for sender in asking {
+            // Who has gone waits for nothing.
+            drop(sender.send(answer.clone()));
+        }
+    }
+    under_way.set(false);
 }

@@ -265,6 +265,7 @@ struct Inner<E: Env, M: Machine> {
     server: ServerMetrics<E, M>,
     data: DataMetrics<E, M>,
     gate: Gate<E, M>,
+    questions: linearize::Questions,
     /// Of the flushes of all voters, while this node leads.
     judge: RefCell<flush_times::Judge>,
     /// Purges are made one after the other: openraft builds one snapshot at a time.
@@ -662,8 +663,24 @@ impl<E: Env, M: Machine> Inner<E, M> {
         headers_only.set(false);
         let (server, data) = (raft.server_metrics(), raft.data_metrics());
         let (state, gate, purging) = (State::default(), Gate::default(), channel::Mutex::new(()));
-        let judge = RefCell::default();
-        Ok(Inner { raft, log, node, network, owing, timing, shared, state, domain, server, data, gate, judge, purging })
+        let (questions, judge) = Default::default();
+        Ok(Inner {
+            raft,
+            log,
+            node,
+            network,
+            owing,
+            timing,
+            shared,
+            state,
+            domain,
+            server,
+            data,
+            gate,
+            questions,
+            judge,
+            purging,
+        })
     }
 }
 

@@ -149,11 +149,11 @@ impl<E: Env, M: Machine> Group<E, M> {
     }
 
     fn hand_to_raft(&self, handed: Handed, reply: Reply<Answer<E, M>>) -> Result<(), GroupError> {
-        // Its first poll hands the proposal over; it would suspend only if Raft's queue were full, or Raft gone.
+        // Its first poll hands the proposal over. One that suspends has not: its queue is full, or openraft is ending.
         match self.inner.raft.client_write_ff(handed, Some(reply)).now_or_never() {
             Some(Ok(())) => Ok(()),
             Some(Err(fatal)) => Err(self.stopped(&fatal.to_string())),
-            None => Err(self.stopped("Raft does not take proposals: it has ended, or its queue is full")),
+            None => Err(GroupError::NotLeader { leader: None }),
         }
     }
 
@@ -233,12 +233,13 @@ async fn open_gate<E: Env, M: Machine>(group: Group<E, M>) {
         let acked = pin!(data_changed::<E, M>(&mut data));
         drop(E::Runtime::timeout(ASK_AGAIN, select(acked, turned)).await);
     };
-    // Nothing waits between here and the end: who comes later comes behind.
-    let waiting = inner.gate.queue.take();
-    inner.gate.running.set(false);
-    for Waiting { handed, reply } in waiting {
+    // Who comes meanwhile comes behind: the gate runs until its queue is empty.
+    loop {
+        let next = inner.gate.queue.borrow_mut().pop_front();
+        let Some(Waiting { handed, reply }) = next else { break };
         match refusal {
-            None => drop(group.hand_to_raft(handed, reply)),
+            // Suspends while openraft's queue is full. If openraft has ended, who proposed hears that from the reply, dropped.
+            None => drop(inner.raft.client_write_ff(handed, Some(reply)).await),
             Some(leader) => {
                 let leader = leader.filter(|leader| *leader != inner.node).map(|node| node.0);
                 let forward = ForwardToLeader { leader_id: leader, ..ForwardToLeader::empty() };
@@ -246,4 +247,5 @@ async fn open_gate<E: Env, M: Machine>(group: Group<E, M>) {
             }
         }
     }
+    inner.gate.running.set(false);
 }

@@ -159,7 +159,7 @@ impl<E: Env, M: Machine> Group<E, M> {
                 Ok(Message::Done)
             }
             Message::ReadIndex => {
-                let log_id = self.read_log_id(None).await.map_err(|error| ended(&error))?;
+                let log_id = self.read_log_id().await?;
                 Ok(Message::ReadIndexAnswer { log_id })
             }
             Message::Snapshot { vote, last, membership_log_id, membership } => {

@@ -1,7 +1,7 @@
 //! Members and leaders that change: on purpose, under load, and with a dead node among them.
 
 use super::{cluster::*, *};
-use crate::{env::runtime::block_on, raft::watch::data_changed};
+use crate::{env::runtime::block_on, limits::RAFT_QUEUE_MAX, raft::watch::data_changed};
 
 /// One voter becomes three, a dead one is replaced, and three become one again: nothing is lost on the way, and each step can
 /// be asked for again.
@@ -276,6 +276,28 @@ fn linearizable_reads() {
         cluster.crash(others[0]);
         let refused = guard("a refusal", cluster.group(others[1]).linearize(Duration::from_millis(100))).await;
         assert!(matches!(refused, Err(GroupError::NotLeader { .. })), "{refused:?}");
+        cluster.end().await;
+    });
+}
+
+/// Reads at once, twice as many as openraft's queue holds, ask together: a proposal beside them is taken, and no healthy leader is
+/// named faulty.
+#[test]
+fn reads_ask_together() {
+    block_on(async {
+        let cluster = Cluster::founded(8, &[1, 2, 3]).await;
+        let leader = cluster.leader().await;
+        let group = cluster.group(leader).clone();
+        guard("an ack", produce(&group, 1, 10)).await.unwrap();
+        let ask = |_| Box::pin(group.linearize(Duration::from_secs(30)));
+        let mut reads: Vec<_> = (0..2 * RAFT_QUEUE_MAX).map(ask).collect();
+        for read in &mut reads {
+            assert!(futures_util::poll!(read.as_mut()).is_pending(), "a majority has to answer");
+        }
+        guard("an ack beside reads", produce(&group, 1, 10)).await.unwrap();
+        for read in reads {
+            guard("a read", read).await.unwrap();
+        }
         cluster.end().await;
     });
 }
