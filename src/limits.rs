@@ -321,6 +321,10 @@ pub const FLUSH_SLOW_MIN: Duration = Duration::from_micros(500);
 /// within which it is to have moved.
 pub const FLUSH_SLOW_FOR: Duration = Duration::from_millis(750);
 
+/// For how long a time of a flush tells how fast a disk is. What a replica took while it caught up, with large entries, is no reason
+/// to keep it from leading a shard in which nothing is written since.
+pub const FLUSH_TIME_AGE_MAX: Duration = FLUSH_HOLD_OFF_MIN;
+
 /// After a slow leader has asked another one to lead it does not ask again for this long.
 pub const FLUSH_MOVE_PAUSE: Duration = Duration::from_secs(10);
 

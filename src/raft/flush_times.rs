@@ -8,6 +8,7 @@
 //!   follower's last time comes with its answers (`Message::Matched`).
 //! - Slow is what takes `FLUSH_SLOW_FACTOR` times as long as on so many others that these are a majority by themselves: one
 //!   disk is compared with others under the same load, never with a number. Nobody is slow where all are, or alone.
+//! - A replica that caught up minutes ago took long for entries that were large: a time counts for `FLUSH_TIME_AGE_MAX`.
 //! - It has to be so at every look for `FLUSH_SLOW_FOR`; after a move, made or not, the next one waits `FLUSH_MOVE_PAUSE`.
 //! - The successor keeps up, and is not slow itself. Whoever was slow is not led back by the balance of leaders before
 //!   it was fast for a while (`is_well`), each time twice as long.
@@ -25,6 +26,7 @@ use crate::{
     ids::{LogId, NodeId},
     limits::{
         FLUSH_HOLD_OFF_MAX, FLUSH_HOLD_OFF_MIN, FLUSH_MOVE_PAUSE, FLUSH_SLOW_FACTOR, FLUSH_SLOW_FOR, FLUSH_SLOW_MIN,
+        FLUSH_TIME_AGE_MAX,
     },
 };
 
@@ -36,16 +38,29 @@ const TIMES: usize = 16;
 struct Recent {
     times_us: [u32; TIMES],
     count: usize,
+    /// When the last of them was measured, or said.
+    noted_us: u64,
 }
 
 impl Recent {
-    fn push(&mut self, us: u64) {
+    fn push(&mut self, us: u64, now_us: u64) {
+        if self.is_old(now_us) {
+            self.count = 0;
+        }
         self.times_us[self.count % TIMES] = u32::try_from(us).unwrap_or(u32::MAX);
         self.count += 1;
+        self.noted_us = now_us;
     }
 
-    /// `None` before the first.
-    fn median_us(&self) -> Option<u64> {
+    fn is_old(&self, now_us: u64) -> bool {
+        now_us.saturating_sub(self.noted_us) > FLUSH_TIME_AGE_MAX.as_micros() as u64
+    }
+
+    /// `None` before the first, and when nothing was measured lately.
+    fn median_us(&self, now_us: u64) -> Option<u64> {
+        if self.is_old(now_us) {
+            return None;
+        }
         let mut known = self.times_us;
         let known = &mut known[..self.count.min(TIMES)];
         known.sort_unstable();
@@ -81,7 +96,7 @@ impl FlushTimes {
         self.moved_us.set(now_us);
         let took_us = now_us.saturating_sub(begun_us).max(1);
         self.last_us.set(took_us);
-        self.own.borrow_mut().push(took_us);
+        self.own.borrow_mut().push(took_us, now_us);
     }
 
     /// How long the last append took here; 0: none yet.
@@ -90,20 +105,20 @@ impl FlushTimes {
     }
 
     /// A follower says how long its last one took.
-    pub fn note_follower(&self, node: NodeId, us: u64) {
+    pub fn note_follower(&self, node: NodeId, us: u64, now_us: u64) {
         if us > 0 {
-            self.followers.borrow_mut().entry(node).or_default().push(us);
+            self.followers.borrow_mut().entry(node).or_default().push(us, now_us);
         }
     }
 
     /// What an append takes here: the median, or more while one takes longer.
     fn own_us(&self, now_us: u64) -> Option<u64> {
         let stalled_us = (self.pending.get() > 0).then(|| now_us.saturating_sub(self.moved_us.get()));
-        self.own.borrow().median_us().max(stalled_us)
+        self.own.borrow().median_us(now_us).max(stalled_us)
     }
 
-    fn follower_us(&self, node: NodeId) -> Option<u64> {
-        self.followers.borrow().get(&node)?.median_us()
+    fn follower_us(&self, node: NodeId, now_us: u64) -> Option<u64> {
+        self.followers.borrow().get(&node)?.median_us(now_us)
     }
 }
 
@@ -227,7 +242,7 @@ impl<E: Env, M: Machine> Group<E, M> {
             }
             let matched = progress.get(&node).copied().flatten();
             let keeps_up = matched.is_some() && matched >= end_before && liveness.is_alive(node);
-            Voter { node, us: times.follower_us(node), keeps_up }
+            Voter { node, us: times.follower_us(node, now_us), keeps_up }
         };
         let voters: Vec<Voter> = self.members().voters.into_iter().map(voter).collect();
         judge.look(inner.node, &voters, now_us)
@@ -333,9 +348,26 @@ mod tests {
         assert_eq!(times.own_us(9_400_000), Some(400_000), "nothing is durable since the first of the two");
         times.ended(9_000_000, 9_500_000);
         assert_eq!((times.own_us(9_500_010), times.last_us()), (Some(90_000), 500_000));
-        times.note_follower(NodeId(2), 0);
-        assert_eq!(times.follower_us(NodeId(2)), None, "nothing is said");
-        times.note_follower(NodeId(2), 70);
-        assert_eq!(times.follower_us(NodeId(2)), Some(70));
+        times.note_follower(NodeId(2), 0, 9_600_000);
+        assert_eq!(times.follower_us(NodeId(2), 9_600_000), None, "nothing is said");
+        times.note_follower(NodeId(2), 70, 9_600_000);
+        assert_eq!(times.follower_us(NodeId(2), 9_600_000), Some(70));
+    }
+
+    /// A follower that took long while it caught up is not slow for ever on a shard in which nothing is written any more; what it
+    /// says later stands alone.
+    #[test]
+    fn times_age() {
+        let (times, age_us) = (FlushTimes::default(), FLUSH_TIME_AGE_MAX.as_micros() as u64);
+        for _ in 0..TIMES {
+            times.note_follower(NodeId(2), 90_000, 5_000_000);
+        }
+        times.begun(5_000_000);
+        times.ended(5_000_000, 5_000_100);
+        assert_eq!(times.follower_us(NodeId(2), 5_000_000 + age_us), Some(90_000));
+        assert_eq!(times.follower_us(NodeId(2), 5_000_001 + age_us), None);
+        assert_eq!(times.own_us(5_000_101 + age_us), None);
+        times.note_follower(NodeId(2), 70, 6_000_000 + age_us);
+        assert_eq!(times.follower_us(NodeId(2), 6_000_000 + age_us), Some(70));
     }
 }

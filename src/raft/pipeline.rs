@@ -288,7 +288,7 @@ where
         if let Message::Matched { flush_us, .. } = answer
             && oldest.bytes > 0
         {
-            self.peer.flush_times.note_follower(node, u64::from(flush_us));
+            self.peer.flush_times.note_follower(node, u64::from(flush_us), E::monotonic_us());
         }
         self.peer.note_answer(&result);
         Poll::Ready(Ok(result))
