@@ -25,8 +25,8 @@ use crate::{
 /// A session without requests for that long is ended, and the FIFO forgotten.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 
-/// How long a leader that another one has followed may take to answer what it was sent: it knows by then what it has written
-/// and what not, and nobody else does.
+/// How long a node that takes nothing more, or that another leader has followed, may take to answer what it was sent: it knows by
+/// then what it has written and what not, and nobody else does.
 const LAST_ANSWERS_MAX: Duration = Duration::from_secs(2);
 
 /// Most requests in one frame.
@@ -315,7 +315,11 @@ async fn send<E: Env>(
             any.then(|| wire::produce_frame(uid, items.map(|item| &item.request.produce), now_us))
         };
         if let Some(frame) = frame {
-            sender.send(frame).await.map_err(|error| error.to_string())?;
+            if let Err(error) = sender.send(frame).await {
+                // A leader that refuses stops the stream: its refusal may come behind that, and says what was not written.
+                E::Runtime::sleep(LAST_ANSWERS_MAX).await;
+                return Err(error.to_string());
+            }
             continue;
         }
         let expiry_us = queue.expiry_us(None).unwrap_or(u64::MAX);
