@@ -80,7 +80,7 @@ pub(super) struct Supply<F> {
     running: bool,
     /// Makes the file of the first that waits.
     giving: bool,
-    /// The disk was full at the last attempt.
+    /// Records got no space at the last attempt.
     full: bool,
     /// At that attempt there was nothing left even for what may have the disk's reserve, and it waits.
     reserve_spent: bool,
@@ -133,6 +133,15 @@ impl<F> Supply<F> {
             self.lent += bytes;
         }
         self.lent <= STUCK_BYTES_MAX
+    }
+
+    /// There was space for what was tried last. What had to have the reserve was tried as records before: those got none.
+    fn note_space(&mut self, claim: Claim) {
+        self.full = claim == Claim::Urgent;
+        self.reserve_spent = false;
+        if claim == Claim::Records {
+            self.lent = 0;
+        }
     }
 
     /// Entries that may have the reserve are among what waits.
@@ -310,8 +319,8 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// Does what is most urgent; `None` when there is nothing to do.
-    async fn supply_one(self: &Rc<Self>) -> Option<io::Result<()>> {
+    /// Does what is most urgent, and says as what it got its space; `None` when there is nothing to do.
+    async fn supply_one(self: &Rc<Self>) -> Option<io::Result<Claim>> {
         let (segment, bytes) = {
             let state = self.state.borrow();
             if state.is_over() {
@@ -330,19 +339,16 @@ impl<E: Env> Inner<E> {
                 self.state.borrow_mut().supply.giving = false;
                 given
             }
-            None => self.make_ahead(bytes).await,
+            None => self.make_ahead(bytes).await.map(|()| Claim::Records),
         })
     }
 
     /// Gives a segment with entries its file: as large as intended, else as large as it must be; then also from the reserve,
     /// when something waits that may have it.
-    async fn give(self: &Rc<Self>, segment: &SegmentOf<E>) -> io::Result<()> {
+    async fn give(self: &Rc<Self>, segment: &SegmentOf<E>) -> io::Result<Claim> {
         let full = match self.give_file(segment, Claim::Records).await {
             Err(error) if is_full(&error) => error,
-            given => {
-                self.state.borrow_mut().supply.lent = 0;
-                return given;
-            }
+            given => return given,
         };
         // Those in front of an urgent one are written before it.
         let urgent = {
@@ -363,12 +369,13 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    async fn give_file(self: &Rc<Self>, segment: &SegmentOf<E>, claim: Claim) -> io::Result<()> {
+    async fn give_file(self: &Rc<Self>, segment: &SegmentOf<E>, claim: Claim) -> io::Result<Claim> {
         if segment.now.borrow().on_disk {
-            self.extend(segment, claim).await
+            self.extend(segment, claim).await?;
         } else {
-            self.make_for(segment, claim).await
+            self.make_for(segment, claim).await?;
         }
+        Ok(claim)
     }
 
     /// Gives a segment without a file its file.
@@ -541,9 +548,8 @@ async fn run<E: Env>(weak: Weak<Inner<E>>) {
         let retry = {
             let supply = &mut inner.state.borrow_mut().supply;
             match &outcome {
-                Some(Ok(())) => {
-                    supply.full = false;
-                    supply.reserve_spent = false;
+                Some(Ok(claim)) => {
+                    supply.note_space(*claim);
                     false
                 }
                 Some(Err(error)) if is_full(error) => {
@@ -563,7 +569,7 @@ async fn run<E: Env>(weak: Weak<Inner<E>>) {
         };
         inner.changed.notify_all();
         match outcome {
-            Some(Ok(())) => {}
+            Some(Ok(_)) => {}
             Some(Err(error)) if is_full(&error) || lacks_descriptors(&error) => {
                 if !retry {
                     return;
@@ -587,4 +593,23 @@ fn zeros(bytes: usize) -> Bytes {
     }
     ZEROS
         .with(|zeros| zeros.get_or_init(|| Buffer::zeroed(HURRIED.chunk_bytes as usize).freeze_padded()).slice(..bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Entries of earlier terms count as lent as long as records get no space, also between those that get it from the reserve: else
+    /// one replica takes the whole reserve, and the trim that would free space finds none.
+    #[test]
+    fn what_is_lent_is_counted() {
+        let mut supply = Supply::<()>::new(0, 0);
+        assert!(supply.lend(STUCK_BYTES_MAX + 1), "there is space");
+        supply.note_space(Claim::Urgent);
+        assert!(supply.lend(STUCK_BYTES_MAX - 1));
+        supply.note_space(Claim::Urgent);
+        assert!(supply.lend(1) && !supply.lend(1));
+        supply.note_space(Claim::Records);
+        assert!(supply.lend(STUCK_BYTES_MAX + 1));
+    }
 }
