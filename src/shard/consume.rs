@@ -266,10 +266,9 @@ impl<E: Env> Inner<E> {
     async fn resolve_timestamp(&self, timestamp_us: i64, walked: Option<Index>) -> Result<Place, ShardError> {
         let end = self.group.applied_end();
         let high_watermark = self.group.high_watermark();
-        let log_start = self.log_start();
         let index = match walked {
             Some(index) => Some(index),
-            None => self.find_timestamp(timestamp_us, log_start, end).await?,
+            None => self.find_timestamp(timestamp_us, end).await?,
         };
         let Some(mut index) = index else { return Ok(Place::NotBelow { end: high_watermark, walked: None }) };
         while index < end {
@@ -283,9 +282,9 @@ impl<E: Env> Inner<E> {
                 Err(error) => return Err(self.read_failed(error)),
             };
             for entry in &entries {
-                if let Some(offset) = first_not_before(entry, log_start, timestamp_us) {
+                if let Some(offset) = first_not_before(entry, self.log_start(), timestamp_us) {
                     self.cursors.borrow_mut().put(offset, entry.header.id.index);
-                    return Ok(Place::At(offset.max(self.log_start())));
+                    return Ok(Place::At(offset));
                 }
             }
             index = next_index(&entries, index)?;
@@ -295,17 +294,20 @@ impl<E: Env> Inner<E> {
         Ok(Place::NotBelow { end: high_watermark, walked: Some(index.min(end)) })
     }
 
-    /// The first entry that may hold such a record at or above `log_start`, as the index knows; not below `end` if all are trimmed.
-    async fn find_timestamp(
-        &self,
-        timestamp_us: i64,
-        log_start: Offset,
-        end: Index,
-    ) -> Result<Option<Index>, ShardError> {
+    /// The first entry that may hold such a record at or above the log start, as the index knows; not below `end` if all are trimmed.
+    async fn find_timestamp(&self, timestamp_us: i64, end: Index) -> Result<Option<Index>, ShardError> {
         let found = self.group.log().find_timestamp(timestamp_us).await.map_err(|error| self.read_failed(error))?;
         let Some(found) = found else { return Ok(None) };
-        let kept = self.group.log().find_offset(log_start).await.map_err(|error| self.read_failed(error))?;
-        Ok(Some(found.max(kept.unwrap_or(end))))
+        loop {
+            let log_start = self.log_start();
+            let kept = self.group.log().find_offset(log_start).await.map_err(|error| self.read_failed(error))?;
+            match kept {
+                Some(kept) => return Ok(Some(found.max(kept))),
+                None if log_start == self.log_start() => return Ok(Some(found.max(end))),
+                // Purged meanwhile, and there may be records behind that.
+                None => {}
+            }
+        }
     }
 
     /// Reads from `taking.next` on until something is taken or the committed end is reached. Nothing taken: the

@@ -1,6 +1,6 @@
 //! Consuming: every start, every limit, waiting, and being overtaken.
 
-use std::pin::pin;
+use std::{pin::pin, task::Poll};
 
 use super::*;
 use crate::{
@@ -230,6 +230,54 @@ fn waits_for_a_time_after_a_trim() {
         shard.produce(large(30)).await.unwrap();
         let consumed = consumer.await.unwrap().unwrap();
         assert_eq!((consumed.count, consumed.next_offset), (1, Offset(37)));
+    });
+}
+
+/// Where the log is purged while a time is looked up, the answer begins with the first record that is left, not behind the last.
+#[test]
+fn a_time_beside_a_trim() {
+    const RECORDS: u64 = 30;
+    TestEnv::reset(1);
+    block_on(async {
+        let options = options();
+        let open = async |disk: &SimDisk, tail_bytes| {
+            let peers = crate::peer::Peers::alone(options.node);
+            TestShard::open(disk.clone(), TailBudget::new(tail_bytes), peers, options.clone()).await.unwrap()
+        };
+        let made = SimDisk::new();
+        let shard = open(&made, 64 << 10).await;
+        for timestamp_us in 0..RECORDS as i64 {
+            let record = Record { timestamp_us, value: vec![7; 150_000].into(), ..Record::default() };
+            shard.produce(Produce { records: encode(vec![record]), ..value("") }).await.unwrap();
+        }
+        shard.close().await.unwrap();
+        for turns in 0..60 {
+            let shard = open(&made.crash(0).with_latency(turns), 0).await;
+            let mut looking = pin!(shard.consume(waiting(Start::Timestamp(0))));
+            // It goes on only when it is polled: the log is purged at any of its steps.
+            for _ in 0..turns {
+                if futures_util::poll!(looking.as_mut()).is_ready() {
+                    return assert!(turns > 5, "it is there after {turns} turns");
+                }
+                env::yield_now().await;
+            }
+            assert!(shard.status().segments > 3);
+            assert_eq!(shard.trim(Offset(RECORDS - 3)).await.unwrap(), Offset(RECORDS - 3));
+            while shard.status().segments > 3 {
+                env::yield_now().await;
+            }
+            let mut more_turns = 0;
+            let consumed = loop {
+                match futures_util::poll!(looking.as_mut()) {
+                    Poll::Ready(consumed) => break consumed.unwrap(),
+                    Poll::Pending => env::yield_now().await,
+                }
+                more_turns += 1;
+                assert!(more_turns < 10_000, "after {turns} turns it waits, though there are records");
+            };
+            assert!(consumed.count > 0, "after {turns} turns it begins at {}", consumed.next_offset);
+        }
+        panic!("it took more than 60 turns");
     });
 }
 
