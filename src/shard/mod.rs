@@ -318,6 +318,17 @@ impl<E: Env> Shard<E> {
         self.inner.group.log().flushed()
     }
 
+    /// Last entry, durable or not.
+    pub fn last(&self) -> Option<LogId> {
+        self.inner.group.log().last()
+    }
+
+    /// Bytes of the segments with entries behind this one: no less than a replica lacks that ends with it.
+    pub fn bytes_behind(&self, last: Option<LogId>) -> u64 {
+        let segments = self.inner.group.log().segments();
+        segments.iter().filter(|segment| Some(segment.last) > last).map(|segment| segment.bytes).sum()
+    }
+
     /// What it leaves when it is removed. To be asked when it is closed.
     pub fn left(&self) -> Left {
         self.inner.group.left()

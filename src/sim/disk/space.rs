@@ -8,6 +8,11 @@ impl SimDisk {
         self.device.capacity.set(bytes);
     }
 
+    /// How many bytes all files together may have; `None`: no bound.
+    pub fn capacity(&self) -> Option<u64> {
+        self.device.capacity.get()
+    }
+
     /// From now on so many bytes are kept for what frees space.
     pub fn keep_reserve(&self, bytes: u64) {
         self.device.reserve.set(Some(bytes));

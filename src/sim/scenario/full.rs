@@ -8,8 +8,9 @@ use std::{rc::Rc, time::Duration};
 
 use super::{Run, judge::within_time, plan::Who, steps::sleep_ms};
 use crate::{
-    env,
+    env::{self, Disk},
     ids::NodeId,
+    limits::STUCK_BYTES_MAX,
     sim::{SimEnv, World, client::Target},
 };
 
@@ -34,7 +35,11 @@ impl Run {
         self.note_paths("full disk", node);
         let Some(disk) = self.cluster.disk(node) else { return };
         self.filled.set(true);
-        disk.set_capacity(Some(disk.used_bytes()));
+        if disk.capacity().is_none() {
+            // The reserve may be given away since it was full before: nobody else has taken that space.
+            let reserve = disk.reserve().filter(|reserve| !disk.paths().contains(&reserve.path));
+            disk.set_capacity(Some(disk.used_bytes() + reserve.map_or(0, |reserve| reserve.bytes)));
+        }
         if for_ms == 0 {
             return self.full.set(Some(node));
         }
@@ -89,6 +94,14 @@ impl Run {
             if !is_of_three || !members.voters.iter().all(|voter| self.standing(*voter, target.uid).is_some()) {
                 continue;
             }
+            // A new leader sends what the full one lacks before anything of its own.
+            let lacks = |other: &NodeId| {
+                self.lacks_bytes(node, *other, &target).is_some_and(|bytes| bytes <= STUCK_BYTES_MAX as u64)
+            };
+            if !members.voters.iter().all(lacks) {
+                self.coverage.borrow_mut().hit("full disk", "far behind");
+                continue;
+            }
             self.coverage.borrow_mut().hit("full disk", "vote");
             self.cluster.kill(leader);
             if !within_time(ELECTED_MAX, until(|| self.cluster.leader(target.uid).is_some())).await {
@@ -105,6 +118,14 @@ impl Run {
             within_time(SERVING_MAX, until(all_led)).await;
             return;
         }
+    }
+
+    /// What a replica lacks at most of another one.
+    fn lacks_bytes(&self, node: NodeId, other: NodeId, target: &Target) -> Option<u64> {
+        let shard = |node: NodeId| self.cluster.process(node)?.shard(target.uid);
+        let (own, other_shard) = (shard(node)?, shard(other)?);
+        let last = World::current().on(node, || own.last());
+        Some(World::current().on(other, || other_shard.bytes_behind(last)))
     }
 
     /// All that is committed is let go: that frees the disk, and its replicas come to be like the others.
