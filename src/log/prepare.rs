@@ -24,7 +24,7 @@ use bytes::Bytes;
 use super::{FileOf, Inner, LogError, Phase, Segment, SegmentOf, State, is_full, writer::has_changes};
 use crate::{
     env::{Disk, Env, File, OpenMode, buffer::Buffer, lacks_descriptors, reserve},
-    ids::SegmentSequence,
+    ids::{SegmentSequence, Term},
     limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN, STUCK_BYTES_MAX},
 };
 
@@ -84,8 +84,8 @@ pub(super) struct Supply<F> {
     full: bool,
     /// At that attempt there was nothing left even for what may have the disk's reserve, and it waits.
     reserve_spent: bool,
-    /// Bytes of entries of earlier terms (`lend`) since there was space for records.
-    lent: usize,
+    /// Bytes of entries of earlier terms (`lend`) since there was space for records, and in which term.
+    lent: (Term, usize),
     /// When the last attempt failed.
     failed_us: u64,
     /// Number of the next spare.
@@ -113,7 +113,7 @@ impl<F> Supply<F> {
             giving: false,
             full: false,
             reserve_spent: false,
-            lent: 0,
+            lent: (Term(0), 0),
             failed_us: 0,
             next_number: 0,
             begun_us: now_us,
@@ -126,13 +126,13 @@ impl<F> Supply<F> {
         self.full && !self.waiting.is_empty()
     }
 
-    /// Whether an entry of a term before the leader's may have the disk's reserve: it comes before the leader's first one, and a leader
-    /// sends no more until it is flushed. Not more of them than a vote may have in front of it.
-    pub fn lend(&mut self, bytes: usize) -> bool {
-        if self.full {
-            self.lent += bytes;
-        }
-        self.lent <= STUCK_BYTES_MAX
+    /// Whether an entry of a term before that of the leader may have the disk's reserve: it comes before the leader's first one, and a
+    /// leader sends no more until it is flushed. Not more of them for one leader than a vote may have in front of it; with the next
+    /// leader it begins anew, as long as the reserve lasts.
+    pub fn lend(&mut self, leading: Term, bytes: usize) -> bool {
+        let lent = if self.lent.0 == leading { self.lent.1 } else { 0 };
+        self.lent = (leading, if self.full { lent + bytes } else { lent });
+        self.lent.1 <= STUCK_BYTES_MAX
     }
 
     /// There was space for what was tried last. What had to have the reserve was tried as records before: those got none.
@@ -140,7 +140,7 @@ impl<F> Supply<F> {
         self.full = claim == Claim::Urgent;
         self.reserve_spent = false;
         if claim == Claim::Records {
-            self.lent = 0;
+            self.lent.1 = 0;
         }
     }
 
@@ -600,16 +600,17 @@ mod tests {
     use super::*;
 
     /// Entries of earlier terms count as lent as long as records get no space, also between those that get it from the reserve: else
-    /// one replica takes the whole reserve, and the trim that would free space finds none.
+    /// one replica takes the whole reserve, and the trim that would free space finds none. Each leader begins with some.
     #[test]
     fn what_is_lent_is_counted() {
         let mut supply = Supply::<()>::new(0, 0);
-        assert!(supply.lend(STUCK_BYTES_MAX + 1), "there is space");
+        assert!(supply.lend(Term(2), STUCK_BYTES_MAX + 1), "there is space");
         supply.note_space(Claim::Urgent);
-        assert!(supply.lend(STUCK_BYTES_MAX - 1));
+        assert!(supply.lend(Term(2), STUCK_BYTES_MAX - 1));
         supply.note_space(Claim::Urgent);
-        assert!(supply.lend(1) && !supply.lend(1));
+        assert!(supply.lend(Term(2), 1) && !supply.lend(Term(2), 1));
+        assert!(supply.lend(Term(3), STUCK_BYTES_MAX) && !supply.lend(Term(3), 1));
         supply.note_space(Claim::Records);
-        assert!(supply.lend(STUCK_BYTES_MAX + 1));
+        assert!(supply.lend(Term(3), STUCK_BYTES_MAX + 1));
     }
 }

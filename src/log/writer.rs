@@ -106,7 +106,10 @@ impl<E: Env> Inner<E> {
         buffer.bytes_mut()[..ENTRY_HEADER_BYTES].copy_from_slice(&header.encode());
         let padded = buffer.freeze_padded();
         let position = place(&segment, &header);
-        if state.hard.state.vote.is_some_and(|vote| vote.term > header.id.term) && state.supply.lend(bytes) {
+        if let Some(vote) = state.hard.state.vote
+            && vote.term > header.id.term
+            && state.supply.lend(vote.term, bytes)
+        {
             segment.now.borrow_mut().urgent = true;
         }
         state.end = point_after(&header);

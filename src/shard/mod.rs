@@ -323,6 +323,11 @@ impl<E: Env> Shard<E> {
         self.inner.group.log().last()
     }
 
+    /// First entry that is kept.
+    pub fn first_index(&self) -> Index {
+        self.inner.group.log().first_index()
+    }
+
     /// Bytes of the segments with entries behind this one: no less than a replica lacks that ends with it.
     pub fn bytes_behind(&self, last: Option<LogId>) -> u64 {
         let segments = self.inner.group.log().segments();
