@@ -9,7 +9,7 @@ use std::{rc::Rc, time::Duration};
 use super::{Run, judge::within_time, plan::Who, steps::sleep_ms};
 use crate::{
     env::{self, Disk},
-    ids::NodeId,
+    ids::{NodeId, ShardUid},
     limits::STUCK_BYTES_MAX,
     sim::{SimEnv, World, client::Target},
 };
@@ -25,6 +25,12 @@ const FREED_MAX: Duration = Duration::from_secs(120);
 
 /// Segments of each replica, at least, of which all but the last are let go: more than a disk needs to take entries again.
 const SEGMENTS_MIN: u32 = 4;
+
+/// Most that waits for space in a replica, and that it is lent for one leader.
+const STUCK_BYTES: u64 = STUCK_BYTES_MAX as u64;
+
+/// What their files and checkpoints take beside the entries.
+const OVERHEAD_BYTES: u64 = 1 << 20;
 
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -69,8 +75,8 @@ impl Run {
         let settled =
             || serve() && whole() && self.clients.targets().iter().all(|target| self.is_led_beside(node, target));
         if within_time(SERVING_MAX, until(settled)).await {
-            self.vote_beside_full(node).await;
-            self.trim_full(node).await;
+            let voted = self.vote_beside_full(node).await;
+            self.trim_full(node, voted).await;
         } else {
             World::current().note(&format!("node {node} is not judged with its full disk"));
         }
@@ -85,8 +91,8 @@ impl Run {
             && self.statuses(target).get(&node).is_none_or(|status| status.segments >= SEGMENTS_MIN)
     }
 
-    /// The leader of a shard dies: another one is elected with the vote of the node whose disk is full.
-    async fn vote_beside_full(&self, node: NodeId) {
+    /// The leader of a shard dies: another one is elected with the vote of the node whose disk is full. In which shard, if any fits.
+    async fn vote_beside_full(&self, node: NodeId) -> Option<ShardUid> {
         for target in self.clients.targets() {
             let Some(leader) = self.cluster.leader(target.uid).filter(|leader| *leader != node) else { continue };
             let Some(members) = self.standing(leader, target.uid).map(|standing| standing.members) else { continue };
@@ -94,11 +100,10 @@ impl Run {
             if !is_of_three || !members.voters.iter().all(|voter| self.standing(*voter, target.uid).is_some()) {
                 continue;
             }
-            // A new leader sends what the full one lacks before anything of its own.
-            let lacks = |other: &NodeId| {
-                self.lacks_bytes(node, *other, &target).is_some_and(|bytes| bytes <= STUCK_BYTES_MAX as u64)
-            };
-            if !members.voters.iter().all(lacks) {
+            // What waits at the full one is written before its vote, and what it lacks before a new leader's first entry.
+            let lacks_little =
+                |other: &NodeId| self.lacks_bytes(node, *other, &target).is_some_and(|bytes| bytes <= STUCK_BYTES);
+            if !members.voters.iter().all(lacks_little) || self.left_bytes(node) < 2 * STUCK_BYTES + OVERHEAD_BYTES {
                 self.coverage.borrow_mut().hit("full disk", "far behind");
                 continue;
             }
@@ -116,8 +121,9 @@ impl Run {
             let all_led =
                 || back() && self.clients.targets().iter().all(|target| self.cluster.leader(target.uid).is_some());
             within_time(SERVING_MAX, until(all_led)).await;
-            return;
+            return Some(target.uid);
         }
+        None
     }
 
     /// What a replica lacks at most of another one.
@@ -128,8 +134,31 @@ impl Run {
         Some(World::current().on(other, || other_shard.bytes_behind(last)))
     }
 
-    /// All that is committed is let go: that frees the disk, and its replicas come to be like the others.
-    async fn trim_full(self: &Rc<Self>, node: NodeId) {
+    /// Whether the leader keeps what follows on a replica's last entry, though it is trimmed, since it is in the last segment. A replica
+    /// that was lent all that a full disk lends for one leader waits for space then, and does not hear of the trim; where the leader
+    /// has nothing of that any more, a snapshot frees it.
+    fn waits_for_entries(&self, node: NodeId, target: &Target) -> bool {
+        let waits = || {
+            let shard = |node: NodeId| self.cluster.process(node)?.shard(target.uid);
+            let leader = self.cluster.leader(target.uid)?;
+            let (own, led) = (shard(node)?, shard(leader)?);
+            let last = World::current().on(node, || own.last())?;
+            Some(World::current().on(leader, || led.first_index()) <= last.index.next())
+        };
+        waits().unwrap_or(false)
+    }
+
+    /// What a full disk has left for what frees space, its reserve with it.
+    fn left_bytes(&self, node: NodeId) -> u64 {
+        let Some(disk) = self.cluster.disk(node) else { return 0 };
+        let reserve = disk.reserve().filter(|reserve| disk.paths().contains(&reserve.path));
+        let free = disk.capacity().map_or(u64::MAX, |capacity| capacity.saturating_sub(disk.used_bytes()));
+        free.saturating_add(reserve.map_or(0, |reserve| reserve.bytes))
+    }
+
+    /// All that is committed is let go: that frees the disk, and its replicas come to be like the others. That of `voted` had all when
+    /// its leader was elected.
+    async fn trim_full(self: &Rc<Self>, node: NodeId, voted: Option<ShardUid>) {
         let on_it = |target: &Target| self.statuses(target).contains_key(&node);
         let targets: Vec<Target> = self.clients.targets().into_iter().filter(on_it).collect();
         for target in &targets {
@@ -146,7 +175,12 @@ impl Run {
         }
         for target in &targets {
             self.coverage.borrow_mut().hit("full disk", "trim");
-            if !within_time(FREED_MAX, until(|| self.agrees(target))).await {
+            if within_time(FREED_MAX, until(|| self.agrees(target))).await {
+                continue;
+            }
+            if voted != Some(target.uid) && self.waits_for_entries(node, target) {
+                self.coverage.borrow_mut().hit("full disk", "lent too little");
+            } else {
                 let (uid, state) = (target.uid, self.describe());
                 self.problem(format!(
                     "the replica of shard {uid} on node {node}, whose disk is full, is not like the others \

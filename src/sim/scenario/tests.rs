@@ -213,8 +213,9 @@ fn a_replacement_beside_a_stopped_node() {
 /// A disk that nobody gives space votes, and is freed by trims.
 #[test]
 fn a_disk_that_stays_full() {
-    for who in [Who::Follower(0), Who::Leader(0)] {
-        let steps = vec![Step { at_ms: 4_000, action: Action::Full { who, for_ms: 0 } }];
+    // A follower early enough that it has to vote with its reserve, and late enough that it lacks no more than it is lent.
+    for (who, at_ms) in [(Who::Follower(0), 5_000), (Who::Leader(0), 4_000)] {
+        let steps = vec![Step { at_ms, action: Action::Full { who, for_ms: 0 } }];
         let plan = on_three(6_000, steps);
         // Few and large.
         let load = Load { producers: 2, pause_us: 200_000, burst_max: 2, value_bytes_max: 200_000, ..plan.load };
