@@ -321,16 +321,16 @@ impl<E: Env> Inner<E> {
 
     /// Does what is most urgent, and says as what it got its space; `None` when there is nothing to do.
     async fn supply_one(self: &Rc<Self>) -> Option<io::Result<Claim>> {
-        let (segment, bytes) = {
+        let (segment, ahead, planned) = {
             let state = self.state.borrow();
             if state.is_over() {
                 return None;
             }
-            match state.supply.waiting.front() {
-                Some(segment) => (Some(segment.clone()), 0),
-                None if self.wants_ahead(&state) => (None, self.planned_bytes(&state)),
-                None => return None,
+            let (segment, ahead) = (state.supply.waiting.front().cloned(), self.wants_ahead(&state));
+            if segment.is_none() && !ahead && !state.supply.full {
+                return None;
             }
+            (segment, ahead, self.planned_bytes(&state))
         };
         Some(match segment {
             Some(segment) => {
@@ -339,7 +339,9 @@ impl<E: Env> Inner<E> {
                 self.state.borrow_mut().supply.giving = false;
                 given
             }
-            None => self.make_ahead(bytes).await.map(|()| Claim::Records),
+            None if ahead => self.make_ahead(planned).await.map(|()| Claim::Records),
+            // There is a spare, too small for what was refused: whether there is space again is asked only.
+            None => self.check_free(planned, Claim::Records).await.map(|()| Claim::Records),
         })
     }
 

@@ -115,6 +115,35 @@ fn entries_of_earlier_terms() {
     });
 }
 
+/// Space that returns is seen also while a spare file is there that is too small for what was refused, and what waited got the reserve.
+#[test]
+fn space_returns_beside_a_small_spare() {
+    block_on(async {
+        let disk = SimDisk::new();
+        disk.keep_reserve(1 << 20);
+        reserve::keep(&disk).await.unwrap();
+        let log = open(&disk).await;
+        append_one(&log, 1, 40_000).await;
+        settle().await;
+        disk.set_capacity(Some(disk.used_bytes()));
+        let mut large = Box::pin(append(&log, vec![batch(&log, 0, 1, 200_000)]));
+        settle().await;
+        assert!(log.is_stuck() && large.as_mut().now_or_never().is_none());
+        // It is written before the vote is.
+        guard("a vote", log.save_hard_state(vote())).await.unwrap();
+        all_done(vec![large]);
+        assert!(matches!(log.has_room(200_000), Err(LogError::Full { .. })));
+        disk.set_capacity(None);
+        let room = async {
+            while log.has_room(200_000).is_err() {
+                TestEnv::advance_us(300_000);
+                settle().await;
+            }
+        };
+        guard("room", room).await;
+    });
+}
+
 /// A log that begins anew behind a snapshot needs nothing of what waits for space; a vote that waits is saved after that, and
 /// both stay.
 #[test]
