@@ -300,6 +300,9 @@ pub const RAFT_SPARE_SKIP_MAX: u32 = 255;
 /// it may or may not be committed. Longer than an election takes, and than a node that is restarted.
 pub const RAFT_QUORUM_WAIT: Duration = Duration::from_secs(5);
 
+/// How long a shard that closes waits for what is in flight: longer than that waits for a majority.
+pub const SHARD_CLOSE_WAIT: Duration = Duration::from_secs(6);
+
 /// How often flushes are looked at: those of the voters of each shard that is led here, and operations of storage under way.
 pub const FLUSH_LOOK: Duration = Duration::from_millis(250);
 
@@ -404,6 +407,7 @@ const _: () = assert!(MEMORY_PASSED_ON_BYTES >= 2 * MESSAGE_BYTES_MAX);
 const _: () = assert!(MEMORY_RESERVE_BYTES - MEMORY_PASSED_ON_BYTES - MEMORY_CONSENSUS_BYTES >= 2 * ENTRY_BYTES_MAX);
 const _: () = assert!(MAILBOX_BYTES_MAX >= 2 * MESSAGE_BYTES_MAX);
 const _: () = assert!(STORAGE_SLOW.as_millis() > 2_000 && STORAGE_SLOW.as_millis() < STORAGE_HUNG.as_millis());
+const _: () = assert!(SHARD_CLOSE_WAIT.as_millis() > RAFT_QUORUM_WAIT.as_millis());
 const _: () = assert!(FLUSH_SLOW_FOR.as_millis() + 2 * FLUSH_LOOK.as_millis() < 2_000);
 // Half of what there is for clients, and the least part of each connection, leave room for requests.
 const _: () = assert!(

@@ -43,9 +43,12 @@ use std::{
     time::Duration,
 };
 
+use openraft::AsyncRuntime;
+
 use crate::{
     env::{Env, channel::Notify},
     ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
+    limits::SHARD_CLOSE_WAIT,
     log::{LogError, Recovered, Stalled, TailBudget},
     peer::{Peers, frame::FrameStream, frame::Received},
     raft::{Group, GroupOptions, Members, left::Left},
@@ -500,10 +503,13 @@ impl<E: Env> Shard<E> {
         self.inner.group.snapshots_installed()
     }
 
-    /// Refuses new requests, finishes those in flight, closes the log cleanly. A second call waits for the first.
+    /// Refuses new requests, finishes those in flight, closes the log cleanly. A second call waits for the first. What is in flight
+    /// is given up after `SHARD_CLOSE_WAIT`, its outcome unknown: on a full disk it may wait for space for ever, and that this shard is
+    /// removed may be what makes some.
     ///
     /// # Errors
-    /// `Failed` when the log could not be closed cleanly: it will be recovered when it is opened again.
+    /// `Failed` when the log could not be closed cleanly: it will be recovered when it is opened again. Nothing is written to it any
+    /// more.
     pub async fn close(&self) -> Result<(), ShardError> {
         self.contained(self.close_now()).await
     }
@@ -516,18 +522,29 @@ impl<E: Env> Shard<E> {
             inner.rolled.notify_all();
             inner.idle.notify_all();
         }
-        loop {
-            let changed = inner.idle.notified();
-            let done = if first { inner.is_idle() } else { inner.life.get() == Life::Closed };
-            if done {
-                break;
+        let ended = async {
+            loop {
+                let changed = inner.idle.notified();
+                if if first { inner.is_idle() } else { inner.life.get() == Life::Closed } {
+                    break;
+                }
+                changed.await;
             }
-            changed.await;
-        }
+        };
         if !first {
+            ended.await;
             return Ok(());
         }
+        if E::Runtime::timeout(SHARD_CLOSE_WAIT, ended).await.is_err() {
+            tracing::warn!(
+                shard_uid = inner.options.uid.0,
+                "a shard closes with requests in flight: they may be written"
+            );
+        }
         let closed = inner.group.close().await;
+        if closed.is_err() {
+            inner.group.abandon().await;
+        }
         inner.life.set(Life::Closed);
         inner.work.notify_one();
         inner.idle.notify_all();

@@ -309,6 +309,27 @@ fn full_disk() {
     });
 }
 
+/// A shard closes, and its files can be removed, while a batch waits for space for ever: that it goes may be what makes some.
+#[test]
+fn closes_with_what_waits_for_space() {
+    with_shard(|shard, disk| async move {
+        shard.produce(value("before")).await.unwrap();
+        settle().await;
+        disk.set_capacity(Some(disk.used_bytes()));
+        // More than the first segment has room for.
+        let mut waiting = Box::pin(shard.produce(large(1_040_000)));
+        assert!(settled(&mut waiting).await.is_none(), "taken on credit, as the disk was not known to be full");
+        let close =
+            <<TestEnv as Env>::Runtime as openraft::AsyncRuntime>::timeout(Duration::from_secs(20), shard.close());
+        assert!(close.await.expect("it waits no longer").is_err(), "not cleanly");
+        assert!(waiting.await.unwrap_err().maybe_written());
+        let used = disk.used_bytes();
+        disk.set_capacity(None);
+        crate::env::sleep::<TestEnv>(Duration::from_millis(500)).await;
+        assert_eq!(disk.used_bytes(), used, "nothing is written any more");
+    });
+}
+
 /// A failed write stops the shard: what was proposed may be written, what waited is not, nothing is served any more.
 #[test]
 fn fail_stop() {
