@@ -33,6 +33,9 @@ use crate::{
 /// Times of one replica that are remembered: their median bears half of them being outliers.
 const TIMES: usize = 16;
 
+/// Fewer tell nothing.
+const TIMES_MIN: usize = 4;
+
 /// The last times of one replica, in µs.
 #[derive(Clone, Debug, Default)]
 struct Recent {
@@ -56,9 +59,9 @@ impl Recent {
         now_us.saturating_sub(self.noted_us) > FLUSH_TIME_AGE_MAX.as_micros() as u64
     }
 
-    /// `None` before the first, and when nothing was measured lately.
+    /// `None` when too few were measured lately: a single one may be an outlier.
     fn median_us(&self, now_us: u64) -> Option<u64> {
-        if self.is_old(now_us) {
+        if self.is_old(now_us) || self.count < TIMES_MIN {
             return None;
         }
         let mut known = self.times_us;
@@ -350,12 +353,14 @@ mod tests {
         assert_eq!((times.own_us(9_500_010), times.last_us()), (Some(90_000), 500_000));
         times.note_follower(NodeId(2), 0, 9_600_000);
         assert_eq!(times.follower_us(NodeId(2), 9_600_000), None, "nothing is said");
-        times.note_follower(NodeId(2), 70, 9_600_000);
+        for _ in 0..TIMES_MIN {
+            times.note_follower(NodeId(2), 70, 9_600_000);
+        }
         assert_eq!(times.follower_us(NodeId(2), 9_600_000), Some(70));
     }
 
     /// A follower that took long while it caught up is not slow for ever on a shard in which nothing is written any more; what it
-    /// says later stands alone.
+    /// says later stands alone, and once is not enough.
     #[test]
     fn times_age() {
         let (times, age_us) = (FlushTimes::default(), FLUSH_TIME_AGE_MAX.as_micros() as u64);
@@ -367,7 +372,10 @@ mod tests {
         assert_eq!(times.follower_us(NodeId(2), 5_000_000 + age_us), Some(90_000));
         assert_eq!(times.follower_us(NodeId(2), 5_000_001 + age_us), None);
         assert_eq!(times.own_us(5_000_101 + age_us), None);
-        times.note_follower(NodeId(2), 70, 6_000_000 + age_us);
-        assert_eq!(times.follower_us(NodeId(2), 6_000_000 + age_us), Some(70));
+        for count in 1..=TIMES_MIN {
+            times.note_follower(NodeId(2), 70, 6_000_000 + age_us);
+            let known = (count == TIMES_MIN).then_some(70);
+            assert_eq!(times.follower_us(NodeId(2), 6_000_000 + age_us), known, "of {count}");
+        }
     }
 }
