@@ -129,6 +129,13 @@ pub struct Questions {
     under_way: Cell<bool>,
 }
 
+impl Questions {
+    /// The replica has stopped, and the question under way with it: who waits for the next one waits in vain.
+    pub(super) fn give_up(&self) {
+        drop(self.waiting.take());
+    }
+}
+
 /// Asks until nobody waits.
 async fn ask_for_reads<E: Env, M: Machine>(group: Group<E, M>) {
     let Questions { waiting, under_way } = &group.inner.questions;

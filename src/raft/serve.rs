@@ -159,7 +159,9 @@ impl<E: Env, M: Machine> Group<E, M> {
                 Ok(Message::Done)
             }
             Message::ReadIndex => {
-                let log_id = self.read_log_id().await?;
+                // For longer its leader's disk keeps openraft waiting; who asks does not.
+                let read = E::Runtime::timeout(self.inner.timing.lease(), self.read_log_id()).await;
+                let log_id = read.map_err(|_| "no majority has answered within a lease")??;
                 Ok(Message::ReadIndexAnswer { log_id })
             }
             Message::Snapshot { vote, last, membership_log_id, membership } => {

@@ -94,7 +94,8 @@ fn note_end<E: Env, M: Machine>(inner: &Rc<Inner<E, M>>) {
 }
 
 fn give_up_leading<E: Env, M: Machine>(inner: &Rc<Inner<E, M>>) {
-    let Inner { shared, state, .. } = &**inner;
+    let Inner { shared, state, questions, .. } = &**inner;
+    questions.give_up();
     if state.leading.replace(false) {
         // Its node is alive, so that the others would wait for it.
         env::spawn::<E>(elections::abdicate(inner.clone(), inner.vote()));
