@@ -29,6 +29,9 @@ const IDLE_MAX: Duration = Duration::from_secs(10);
 /// then what it has written and what not, and nobody else does.
 const LAST_ANSWERS_MAX: Duration = Duration::from_secs(2);
 
+/// How often those that wait meanwhile are looked at, whether their time is up.
+const LAST_ANSWERS_LOOK: Duration = Duration::from_millis(20);
+
 /// Most requests in one frame.
 const FRAME_REQUESTS_MAX: usize = 256;
 
@@ -317,7 +320,11 @@ async fn send<E: Env>(
         if let Some(frame) = frame {
             if let Err(error) = sender.send(frame).await {
                 // A leader that refuses stops the stream: its refusal may come behind that, and says what was not written.
-                E::Runtime::sleep(LAST_ANSWERS_MAX).await;
+                let until_us = E::monotonic_us() + LAST_ANSWERS_MAX.as_micros() as u64;
+                while E::monotonic_us() < until_us {
+                    queue.expire(E::monotonic_us(), None);
+                    E::Runtime::sleep(LAST_ANSWERS_LOOK).await;
+                }
                 return Err(error.to_string());
             }
             continue;
