@@ -61,7 +61,7 @@ impl Notify {
     }
 
     /// Ready when a condition, of whose changes this tells, holds no more. Pending, it is woken to look again; `waits` is its
-    /// place meanwhile, and belongs to nobody else.
+    /// place meanwhile, belongs to nobody else, and is empty when this is Ready.
     pub fn poll_while(
         &self,
         waits: &mut Option<Notified>,
@@ -73,6 +73,8 @@ impl Notify {
             ready!(Pin::new(notified).poll(context));
             *waits = None;
         }
+        // The condition ended before this one was woken: a later wake-up is for another, and one that it got is handed on.
+        *waits = None;
         Poll::Ready(())
     }
 }
@@ -177,6 +179,22 @@ mod tests {
         drop(one);
         assert_eq!(second.times(), 1);
         assert!(poll(&mut two, &second_waker).is_ready());
+    }
+
+    /// Who goes on without having been woken, as the condition holds no more, waits no longer: the next wake-up is another's.
+    #[test]
+    fn goes_on_unwoken() {
+        let (first, second) = (counter(), counter());
+        let notify = Notify::new();
+        let (mut one, mut two) = (None, None);
+        let poll_while = |waits: &mut Option<Notified>, holds, (_, waker): &(_, Waker)| {
+            notify.poll_while(waits, || holds, &mut Context::from_waker(waker)).is_ready()
+        };
+        assert!(!poll_while(&mut one, true, &first) && !poll_while(&mut two, true, &second));
+        assert!(poll_while(&mut one, false, &first));
+        notify.notify_one();
+        assert_eq!((first.0.times(), second.0.times()), (0, 1));
+        assert!(!poll_while(&mut one, true, &first) && poll_while(&mut two, false, &second));
     }
 
     /// `notify_all` reaches those who asked before it, polled or not, and nobody after it.

@@ -179,6 +179,10 @@ impl Drop for Place {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::SeqCst;
+    use std::task::Wake;
     use std::task::Waker;
 
     use super::*;
@@ -195,6 +199,90 @@ pub(super) mod tests {
     fn poll(inflate: &mut Inflate, inflater: &Inflater) -> Poll<usize> {
         let mut cx = Context::from_waker(Waker::noop());
         inflate.poll(inflater, Encoding::Gzip, BYTES_MAX, &mut cx).map(|bytes| bytes.unwrap().len())
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, SeqCst);
+        }
+    }
+
+    /// A call with one message.
+    struct Call {
+        inflate: Inflate,
+        bytes: usize,
+        woken: Arc<Woken>,
+        is_done: bool,
+    }
+
+    impl Call {
+        /// Of a message of so many bytes once it is inflated.
+        fn new(bytes: usize) -> Call {
+            Call { inflate: Inflate::new(compressed(bytes)), bytes, woken: Arc::default(), is_done: false }
+        }
+
+        /// Whether it is done now. It is polled, woken or not: a frame of its stream may have come.
+        fn poll(&mut self, inflater: &Inflater) -> bool {
+            assert!(!self.is_done);
+            self.woken.0.store(false, SeqCst);
+            let waker = Waker::from(Arc::clone(&self.woken));
+            let mut cx = Context::from_waker(&waker);
+            if let Poll::Ready(bytes) = self.inflate.poll(inflater, Encoding::Gzip, BYTES_MAX, &mut cx) {
+                assert_eq!(bytes.unwrap().len(), self.bytes);
+                // As its stream drops it then.
+                self.inflate.pause();
+                self.is_done = true;
+            }
+            self.is_done
+        }
+
+        fn woken(&self) -> bool {
+            self.woken.0.load(SeqCst)
+        }
+    }
+
+    /// As many large messages of other connections as there may be.
+    fn elsewhere(large: &Rc<Large>) -> Vec<(Inflater, Call)> {
+        let mut all: Vec<_> = (0..LARGE_MAX).map(|_| (Inflater::new(large), Call::new(BYTES_MAX))).collect();
+        assert!(all.iter_mut().all(|(inflater, call)| !call.poll(inflater)));
+        all
+    }
+
+    /// Turns of a connection, of which each polls those of `calls` that were woken.
+    fn turns(count: usize, inflater: &Inflater, calls: &mut [&mut Call]) {
+        for _ in 0..count {
+            inflater.begin_turn();
+            calls.iter_mut().filter(|call| call.woken()).for_each(|call| _ = call.poll(inflater));
+        }
+    }
+
+    /// A connection of which `a` has the right, and may go on in this turn. The others wait for it in their order.
+    fn behind<const N: usize>(inflater: &Inflater, others: [usize; N]) -> (Call, [Call; N]) {
+        assert!(Call::new(TURN_BYTES / 2).poll(inflater));
+        let (mut a, mut others) = (Call::new(TURN_BYTES - 1), others.map(Call::new));
+        assert!(!a.poll(inflater) && others.iter_mut().all(|call| !call.poll(inflater)));
+        inflater.begin_turn();
+        (a, others)
+    }
+
+    /// A large message that was polled before another one that was woken for the right waits for a place, and is woken for it.
+    #[test]
+    fn polled_before_it_is_woken() {
+        let large = Rc::default();
+        let mut elsewhere = elsewhere(&large);
+        let inflater = Inflater::new(&large);
+        let (mut a, [mut b, mut c]) = behind(&inflater, [1, BYTES_MAX]);
+        assert!(a.poll(&inflater) && b.woken() && !c.woken());
+        assert!(!c.poll(&inflater));
+        turns(4, &inflater, &mut [&mut c, &mut b]);
+        assert!(!c.is_done);
+        elsewhere.clear();
+        turns(2 * BYTES_MAX / TURN_BYTES, &inflater, &mut [&mut c, &mut b]);
+        assert!(c.is_done, "nobody has woken it");
+        assert!(b.is_done, "it waits for one that nobody wakes");
     }
 
     /// Of a hundred connections with large messages a few hold memory for them; all are done, and a small one waits for none.
