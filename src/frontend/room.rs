@@ -244,17 +244,35 @@ pub struct Place {
 #[derive(Debug)]
 struct Waits {
     room: Rc<Room>,
-    /// It waits for this shard, else for the room.
-    shard: Option<Rc<Shard>>,
+    line: Line,
     ticket: Ticket,
     /// How often it may still enter when it is the first, and with how many bytes.
     requests: usize,
     bytes: usize,
 }
 
+/// What it waits for.
+#[derive(Debug)]
+enum Line {
+    Shard(Rc<Shard>),
+    /// `passed`: the shard of its last request. It does not wait in that one's line again; in that of any other shard it does.
+    Room {
+        passed: Rc<Shard>,
+    },
+}
+
 impl Waits {
     fn line(&self) -> &RefCell<Waiters> {
-        self.shard.as_ref().map_or(&self.room.waiting, |shard| &shard.waiting)
+        self.line.of(&self.room)
+    }
+}
+
+impl Line {
+    fn of<'a>(&'a self, room: &'a Room) -> &'a RefCell<Waiters> {
+        match self {
+            Line::Shard(shard) => &shard.waiting,
+            Line::Room { .. } => &room.waiting,
+        }
     }
 }
 
@@ -267,28 +285,32 @@ impl Place {
     pub fn poll_enter(&mut self, room: &Rc<Room>, uid: ShardUid, bytes: usize, cx: &mut Context<'_>) -> Poll<Permit> {
         let shard = self.shard(room, uid);
         let is_elsewhere = |waits: &Waits| {
-            !Rc::ptr_eq(&waits.room, room) || waits.shard.as_ref().is_some_and(|other| !Rc::ptr_eq(other, &shard))
+            !Rc::ptr_eq(&waits.room, room) || matches!(&waits.line, Line::Shard(other) if !Rc::ptr_eq(other, &shard))
         };
         if self.waits.as_ref().is_some_and(is_elsewhere) {
             self.leave();
         }
         let first = |line: &RefCell<Waiters>| line.borrow().first().map(|(ticket, _)| ticket);
-        let (for_shard, for_room) = match &self.waits {
-            Some(Waits { shard: Some(_), ticket, .. }) => (Some(*ticket), None),
-            Some(Waits { shard: None, ticket, .. }) => (None, Some(*ticket)),
-            None => (None, None),
+        let (for_shard, for_room, has_passed) = match &self.waits {
+            Some(Waits { line: Line::Shard(_), ticket, .. }) => (Some(*ticket), None, false),
+            Some(Waits { line: Line::Room { passed }, ticket, .. }) => {
+                (None, Some(*ticket), Rc::ptr_eq(passed, &shard))
+            }
+            None => (None, None, false),
         };
-        // Who waits for the room has passed its shard's line.
-        let passes = room.allows(&shard, bytes) && (for_room.is_some() || first(&shard.waiting) == for_shard);
+        let passes = room.allows(&shard, bytes) && (has_passed || first(&shard.waiting) == for_shard);
         if !passes {
-            return self.wait(room, Some(&shard), cx);
+            return self.wait(room, Line::Shard(shard), cx);
+        }
+        if let Some(Waits { line: Line::Room { passed }, .. }) = &mut self.waits {
+            *passed = Rc::clone(&shard);
         }
         if first(&room.waiting) == for_room && room.has(bytes) {
             let permit = room.enter(&shard, bytes);
             self.count(bytes);
             return Poll::Ready(permit);
         }
-        self.wait(room, None, cx)
+        self.wait(room, Line::Room { passed: shard }, cx)
     }
 
     fn shard(&mut self, room: &Rc<Room>, uid: ShardUid) -> Rc<Shard> {
@@ -314,17 +336,17 @@ impl Place {
         }
     }
 
-    /// Waits for a shard, or for the room; no longer for the other.
-    fn wait(&mut self, room: &Rc<Room>, shard: Option<&Rc<Shard>>, cx: &mut Context<'_>) -> Poll<Permit> {
-        if self.waits.as_ref().is_some_and(|waits| waits.shard.is_some() != shard.is_some()) {
+    /// Waits in `line`, and no longer in another one.
+    fn wait(&mut self, room: &Rc<Room>, line: Line, cx: &mut Context<'_>) -> Poll<Permit> {
+        let is_in_other = |waits: &Waits| !std::ptr::eq(waits.line(), line.of(room));
+        if self.waits.as_ref().is_some_and(is_in_other) {
             self.leave();
         }
         let renewed = self.waits.as_ref().and_then(|waits| waits.line().borrow_mut().renew(waits.ticket, cx.waker()));
         if renewed.is_none() {
-            let line = shard.map_or(&room.waiting, |shard| &shard.waiting);
-            let ticket = line.borrow_mut().push(cx.waker().clone());
-            let (room, shard) = (Rc::clone(room), shard.cloned());
-            self.waits = Some(Waits { room, shard, ticket, requests: TURN_REQUESTS, bytes: TURN_BYTES });
+            let ticket = line.of(room).borrow_mut().push(cx.waker().clone());
+            let room = Rc::clone(room);
+            self.waits = Some(Waits { room, line, ticket, requests: TURN_REQUESTS, bytes: TURN_BYTES });
         }
         Poll::Pending
     }
@@ -335,10 +357,10 @@ impl Place {
         let waker = waits.line().borrow_mut().remove(waits.ticket);
         drop(waker);
         // There may be room for the next one, too, whom nobody else would tell.
-        match &waits.shard {
-            Some(shard) => waits.room.wake_first_of(shard),
-            None if waits.room.has(0) => waits.room.wake_first(),
-            None => {}
+        match &waits.line {
+            Line::Shard(shard) => waits.room.wake_first_of(shard),
+            Line::Room { .. } if waits.room.has(0) => waits.room.wake_first(),
+            Line::Room { .. } => {}
         }
     }
 }
@@ -543,6 +565,27 @@ mod tests {
         try_out.acknowledged();
         assert!(c.woken() && c.enter(&room, 1).is_some() && a.woken());
         drop(late);
+    }
+
+    /// Who enters the room with requests for one shard does not pass those who wait for another one that is slow.
+    #[test]
+    fn in_turn_beside_a_slow_shard() {
+        let room = Room::new(4, 1_000);
+        let [mut a, mut b, mut c, mut d, mut e] = [(); 5].map(|()| Stream::default());
+        let late = a.fill(1, &room);
+        (0..3).for_each(|_| assert!(room.tick()));
+        a.place.leave();
+        let try_out = b.enter(&room, 1).unwrap();
+        assert!(c.next(&room, 1).is_none());
+        let mut of_d: Vec<_> = (0..3).map(|_| d.next_to(2, &room, 1).unwrap()).collect();
+        assert!(e.next_to(2, &room, 1).is_none(), "there is no room");
+        drop(try_out);
+        assert!(c.woken() && e.woken());
+        let of_e = e.next_to(2, &room, 1).unwrap();
+        of_d.pop();
+        assert!(e.next_to(1, &room, 1).is_none(), "c is before it");
+        assert!(c.next(&room, 1).is_some());
+        drop((late, of_d, of_e));
     }
 
     /// Requests that were answered, and whose stream looks at another shard's answer first, do not make their shard slow while it
