@@ -14,6 +14,7 @@ mod mpsc;
 mod mutex;
 mod notify;
 mod oneshot;
+mod slots;
 mod waiters;
 mod watch;
 
@@ -21,6 +22,7 @@ pub use mpsc::{Receiver, Recv, Send, Sender, TryRecvError, TrySendError, WeakSen
 pub use mutex::{Guard, Lock, Mutex};
 pub use notify::{Notified, Notify};
 pub use oneshot::{Receiver as OneshotReceiver, Sender as OneshotSender, channel as oneshot};
+pub use slots::{Claim, Slots};
 pub(crate) use waiters::{Ticket, Waiters};
 pub use watch::{Changed, Receiver as WatchReceiver, Sender as WatchSender, channel as watch};
 

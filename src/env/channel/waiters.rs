@@ -1,6 +1,6 @@
-//! Who waits for what, first come first served: the queue behind `watch`, `Notify` and `Mutex`, and for whoever else hands
-//! things out in turn. Thousands may wait, and leave in any order: to find one takes logarithmic time, and to take it out constant
-//! time on average.
+//! Who waits for what, first come first served: the queue behind `watch`, `Notify`, `Mutex` and `Slots`, and for whoever else
+//! hands things out in turn. Thousands may wait, and leave in any order: to find one takes logarithmic time, and to take it out
+//! constant time on average.
 //!
 //! A waiter has a ticket. It is in the queue, or has been granted what it waits for and not looked yet,
 //! or it is unknown (never queued, or woken for nothing in particular by `take_all`).

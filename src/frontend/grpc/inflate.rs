@@ -12,8 +12,8 @@ use std::task::ready;
 
 use bytes::Bytes;
 
-use crate::env::channel::Notified;
-use crate::env::channel::Notify;
+use crate::env::channel::Claim;
+use crate::env::channel::Slots;
 use crate::format::grpc::Encoding;
 use crate::format::grpc::FrameError;
 use crate::format::grpc::Inflating;
@@ -28,52 +28,44 @@ const STEP_BYTES_MIN: usize = 4 << 10;
 /// Large messages that are inflated at a time: each holds up to the limit of a message.
 const LARGE_MAX: usize = 16;
 
-/// The large messages of a reactor that are being inflated.
-#[derive(Default)]
-pub(super) struct Large {
-    count: Cell<usize>,
-    ended: Notify,
-}
+/// Places for the large messages of a reactor that are being inflated. Clones are the same.
+#[derive(Clone)]
+pub(super) struct Large(Slots);
 
 /// What inflates the messages of one connection. Clones are the same.
 #[derive(Clone)]
 pub(super) struct Inflater(Rc<Connection>);
 
 struct Connection {
-    large: Rc<Large>,
+    large: Large,
     /// Bytes that may still be inflated in this turn.
     left: Cell<usize>,
-    /// A message has the `Right`.
-    is_taken: Cell<bool>,
-    released: Notify,
+    /// The right to inflate a message: one of the connection has it.
+    right: Slots,
 }
-
-/// To inflate a message: one of the connection has it.
-struct Right(Rc<Connection>);
-
-/// One of the `LARGE_MAX`.
-struct Place(Rc<Large>);
 
 /// A compressed message.
 pub(super) struct Inflate {
     message: Message,
     is_large: bool,
-    /// For the right, then for a place.
-    waits: Option<Notified>,
-    right: Option<Right>,
-    place: Option<Place>,
+    /// Its connection's.
+    right: Claim,
+    /// One of the `LARGE_MAX`.
+    place: Claim,
     decoder: Option<Inflating>,
+}
+
+impl Default for Large {
+    fn default() -> Large {
+        Large(Slots::new(LARGE_MAX))
+    }
 }
 
 impl Inflater {
     /// Of a new connection.
-    pub(super) fn new(large: &Rc<Large>) -> Inflater {
-        Inflater(Rc::new(Connection {
-            large: Rc::clone(large),
-            left: Cell::new(TURN_BYTES),
-            is_taken: Cell::new(false),
-            released: Notify::new(),
-        }))
+    pub(super) fn new(large: &Large) -> Inflater {
+        let (large, left, right) = (large.clone(), Cell::new(TURN_BYTES), Slots::new(1));
+        Inflater(Rc::new(Connection { large, left, right }))
     }
 
     /// The connection's next turn begins.
@@ -85,25 +77,12 @@ impl Inflater {
     pub(super) fn is_turn_over(&self) -> bool {
         self.0.left.get() == 0
     }
-
-    fn poll_right(&self, waits: &mut Option<Notified>, cx: &mut Context<'_>) -> Poll<Right> {
-        ready!(self.0.released.poll_while(waits, || self.0.is_taken.get(), cx));
-        self.0.is_taken.set(true);
-        Poll::Ready(Right(Rc::clone(&self.0)))
-    }
-
-    fn poll_place(&self, waits: &mut Option<Notified>, cx: &mut Context<'_>) -> Poll<Place> {
-        let large = &self.0.large;
-        ready!(large.ended.poll_while(waits, || large.count.get() == LARGE_MAX, cx));
-        large.count.set(large.count.get() + 1);
-        Poll::Ready(Place(Rc::clone(large)))
-    }
 }
 
 impl Inflate {
     /// Of a message whose flag says that it is compressed.
     pub(super) fn new(message: Message) -> Inflate {
-        Inflate { message, is_large: false, waits: None, right: None, place: None, decoder: None }
+        Inflate { message, is_large: false, right: Claim::default(), place: Claim::default(), decoder: None }
     }
 
     /// Bytes that it holds.
@@ -122,13 +101,11 @@ impl Inflate {
         bytes_max: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Bytes, FrameError>> {
-        if self.right.is_none() {
-            self.right = Some(ready!(inflater.poll_right(&mut self.waits, cx)));
-        }
+        let Connection { large, left, right } = &*inflater.0;
+        ready!(right.poll_take(&mut self.right, cx));
         if self.is_large {
-            ready!(self.poll_place(inflater, cx));
+            ready!(large.0.poll_take(&mut self.place, cx));
         }
-        let left = &inflater.0.left;
         let has_whole_turn = left.get() == TURN_BYTES;
         while left.get() > 0 {
             let decoder = match &mut self.decoder {
@@ -142,7 +119,7 @@ impl Inflate {
             }
         }
         self.is_large |= has_whole_turn;
-        if !self.is_large || self.poll_place(inflater, cx).is_pending() {
+        if !self.is_large || large.0.poll_take(&mut self.place, cx).is_pending() {
             self.decoder = None;
         }
         // In the connection's next turn.
@@ -150,30 +127,9 @@ impl Inflate {
         Poll::Pending
     }
 
-    fn poll_place(&mut self, inflater: &Inflater, cx: &mut Context<'_>) -> Poll<()> {
-        if self.place.is_none() {
-            self.place = Some(ready!(inflater.poll_place(&mut self.waits, cx)));
-        }
-        Poll::Ready(())
-    }
-
     /// Nobody asks for the message for a while: others do not wait until somebody does, and it begins anew.
     pub(super) fn pause(&mut self) {
-        (self.waits, self.right, self.place, self.decoder) = (None, None, None, None);
-    }
-}
-
-impl Drop for Right {
-    fn drop(&mut self) {
-        self.0.is_taken.set(false);
-        self.0.released.notify_one();
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.count.set(self.0.count.get() - 1);
-        self.0.ended.notify_one();
+        (self.right, self.place, self.decoder) = (Claim::default(), Claim::default(), None);
     }
 }
 
@@ -245,7 +201,7 @@ pub(super) mod tests {
     }
 
     /// As many large messages of other connections as there may be.
-    fn elsewhere(large: &Rc<Large>) -> Vec<(Inflater, Call)> {
+    fn elsewhere(large: &Large) -> Vec<(Inflater, Call)> {
         let mut all: Vec<_> = (0..LARGE_MAX).map(|_| (Inflater::new(large), Call::new(BYTES_MAX))).collect();
         assert!(all.iter_mut().all(|(inflater, call)| !call.poll(inflater)));
         all
@@ -271,7 +227,7 @@ pub(super) mod tests {
     /// A large message that was polled before another one that was woken for the right waits for a place, and is woken for it.
     #[test]
     fn polled_before_it_is_woken() {
-        let large = Rc::default();
+        let large = Large::default();
         let mut elsewhere = elsewhere(&large);
         let inflater = Inflater::new(&large);
         let (mut a, [mut b, mut c]) = behind(&inflater, [1, BYTES_MAX]);
@@ -285,11 +241,25 @@ pub(super) mod tests {
         assert!(b.is_done, "it waits for one that nobody wakes");
     }
 
+    /// The next message of a call that had the right comes behind those that wait for it.
+    #[test]
+    fn nobody_passes() {
+        let inflater = Inflater::new(&Large::default());
+        let (mut a, [mut b, mut c]) = behind(&inflater, [1; 2]);
+        assert!(a.poll(&inflater) && b.woken() && !c.woken());
+        inflater.begin_turn();
+        let mut next = Call::new(1);
+        assert!(!next.poll(&inflater), "it takes the right before b");
+        assert!(b.poll(&inflater) && c.woken() && !next.woken());
+        assert!(c.poll(&inflater) && next.woken());
+        assert!(next.poll(&inflater) && Call::new(1).poll(&inflater));
+    }
+
     /// Of a hundred connections with large messages a few hold memory for them; all are done, and a small one waits for none.
     #[test]
     fn few_large_ones() {
         const BYTES: usize = 1 << 20;
-        let large = Rc::new(Large::default());
+        let large = Large::default();
         let mut all: Vec<_> = (0..100).map(|_| (Inflater::new(&large), Inflate::new(compressed(BYTES)))).collect();
         let mut turns = 0;
         while !all.is_empty() {
@@ -312,13 +282,13 @@ pub(super) mod tests {
             turns += 1;
             assert!(turns < 100 * BYTES / TURN_BYTES, "they do not come to an end");
         }
-        assert_eq!(large.count.get(), 0);
+        assert_eq!(large.0.free(), LARGE_MAX);
     }
 
     /// A message that is whole within a turn does not count as large because little of a turn was left when it began.
     #[test]
     fn begun_late_in_a_turn() {
-        let inflater = Inflater::new(&Rc::default());
+        let inflater = Inflater::new(&Large::default());
         assert_eq!(poll(&mut Inflate::new(compressed(TURN_BYTES / 2)), &inflater), Poll::Ready(TURN_BYTES / 2));
         let mut second = Inflate::new(compressed(TURN_BYTES - 1));
         assert!(poll(&mut second, &inflater).is_pending() && !second.is_large);
@@ -330,16 +300,16 @@ pub(super) mod tests {
     /// message, and so does who waits for it.
     #[test]
     fn handed_on() {
-        let inflater = Inflater::new(&Rc::default());
+        let inflater = Inflater::new(&Large::default());
         let mut inflates = [(); 4].map(|()| Inflate::new(compressed(BYTES_MAX)));
         assert!(inflates.iter_mut().all(|inflate| poll(inflate, &inflater).is_pending()));
-        assert_eq!(inflates.each_ref().map(|inflate| inflate.right.is_some()), [true, false, false, false]);
+        assert_eq!(inflates.each_ref().map(|inflate| inflate.right.has_slot()), [true, false, false, false]);
         inflates[1].pause();
         inflates[0].pause();
         inflates[2] = Inflate::new(compressed(1));
         inflater.begin_turn();
         assert!(poll(&mut inflates[3], &inflater).is_pending());
-        assert!(inflates[3].right.is_some() && inflates[3].place.is_some());
-        assert_eq!(inflater.0.large.count.get(), 1);
+        assert!(inflates[3].right.has_slot() && inflates[3].place.has_slot());
+        assert_eq!(inflater.0.large.0.free(), LARGE_MAX - 1);
     }
 }

@@ -39,7 +39,7 @@ pub struct Pool {
     held: Cell<usize>,
     /// Of unfinished messages.
     holders: Rc<Holders>,
-    large: Rc<Large>,
+    large: Large,
 }
 
 impl Pool {
