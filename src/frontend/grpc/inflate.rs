@@ -1,8 +1,8 @@
 //! Inflating compressed messages: a few KiB may become megabytes, which takes milliseconds, and the decoder alone 40 KiB.
 //!
 //! A connection inflates one message at a time, and [`TURN_BYTES`] in each of its turns. A message that takes longer than a
-//! whole turn is large. [`LARGE_MAX`] large ones of a reactor are inflated at a time; the others wait in turn, hold nothing,
-//! and begin anew. Small ones do not wait for them.
+//! whole turn is large. [`LARGE_MAX`] large ones of a reactor are inflated at a time, one of a connection; the others wait in
+//! turn, hold nothing, and begin anew. Small ones do not wait for those that wait.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -42,16 +42,21 @@ struct Connection {
     left: Cell<usize>,
     /// The right to inflate a message: one of the connection has it.
     right: Slots,
+    /// One large message of the connection has a place or waits for it. As one is inflated at a time, the others would have
+    /// places for nothing.
+    large_one: Slots,
 }
 
 /// A compressed message.
 pub(super) struct Inflate {
     message: Message,
     is_large: bool,
-    /// Its connection's.
-    right: Claim,
-    /// One of the `LARGE_MAX`.
+    /// Its connection's, for large ones only.
+    large_one: Claim,
+    /// One of the `LARGE_MAX`, for large ones only.
     place: Claim,
+    /// Its connection's. Taken last: who has it waits for nothing else.
+    right: Claim,
     decoder: Option<Inflating>,
 }
 
@@ -64,8 +69,12 @@ impl Default for Large {
 impl Inflater {
     /// Of a new connection.
     pub(super) fn new(large: &Large) -> Inflater {
-        let (large, left, right) = (large.clone(), Cell::new(TURN_BYTES), Slots::new(1));
-        Inflater(Rc::new(Connection { large, left, right }))
+        Inflater(Rc::new(Connection {
+            large: large.clone(),
+            left: Cell::new(TURN_BYTES),
+            right: Slots::new(1),
+            large_one: Slots::new(1),
+        }))
     }
 
     /// The connection's next turn begins.
@@ -82,7 +91,8 @@ impl Inflater {
 impl Inflate {
     /// Of a message whose flag says that it is compressed.
     pub(super) fn new(message: Message) -> Inflate {
-        Inflate { message, is_large: false, right: Claim::default(), place: Claim::default(), decoder: None }
+        let [large_one, place, right] = [(); 3].map(|()| Claim::default());
+        Inflate { message, is_large: false, large_one, place, right, decoder: None }
     }
 
     /// Bytes that it holds.
@@ -101,11 +111,12 @@ impl Inflate {
         bytes_max: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Bytes, FrameError>> {
-        let Connection { large, left, right } = &*inflater.0;
-        ready!(right.poll_take(&mut self.right, cx));
+        let connection = &*inflater.0;
         if self.is_large {
-            ready!(large.0.poll_take(&mut self.place, cx));
+            ready!(self.poll_place(connection, cx));
         }
+        ready!(connection.right.poll_take(&mut self.right, cx));
+        let left = &connection.left;
         let has_whole_turn = left.get() == TURN_BYTES;
         while left.get() > 0 {
             let decoder = match &mut self.decoder {
@@ -119,17 +130,26 @@ impl Inflate {
             }
         }
         self.is_large |= has_whole_turn;
-        if !self.is_large || large.0.poll_take(&mut self.place, cx).is_pending() {
+        if !self.is_large {
             self.decoder = None;
+        } else if self.poll_place(connection, cx).is_pending() {
+            // The connection's other messages go on meanwhile.
+            (self.right, self.decoder) = (Claim::default(), None);
         }
         // In the connection's next turn.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
+    fn poll_place(&mut self, connection: &Connection, cx: &mut Context<'_>) -> Poll<()> {
+        ready!(connection.large_one.poll_take(&mut self.large_one, cx));
+        connection.large.0.poll_take(&mut self.place, cx)
+    }
+
     /// Nobody asks for the message for a while: others do not wait until somebody does, and it begins anew.
     pub(super) fn pause(&mut self) {
-        (self.right, self.place, self.decoder) = (Claim::default(), Claim::default(), None);
+        (self.large_one, self.place, self.right) = (Claim::default(), Claim::default(), Claim::default());
+        self.decoder = None;
     }
 }
 
@@ -253,6 +273,27 @@ pub(super) mod tests {
         assert!(b.poll(&inflater) && c.woken() && !next.woken());
         assert!(c.poll(&inflater) && next.woken());
         assert!(next.poll(&inflater) && Call::new(1).poll(&inflater));
+    }
+
+    /// While a large message waits for a place, the others of its connection go on.
+    #[test]
+    fn beside_a_large_one_that_waits() {
+        let large = Large::default();
+        let mut elsewhere = elsewhere(&large);
+        let inflater = Inflater::new(&large);
+        let mut calls = [(); 3].map(|()| Call::new(BYTES_MAX));
+        assert!(calls.iter_mut().all(|call| !call.poll(&inflater)));
+        let [a, b, c] = &mut calls;
+        for _ in 0..10 {
+            turns(3, &inflater, &mut [a, b, c]);
+            inflater.begin_turn();
+            assert!(Call::new(1).poll(&inflater), "a small one waits for it");
+        }
+        elsewhere.clear();
+        turns(1, &inflater, &mut [a, b, c]);
+        assert_eq!(large.0.free(), LARGE_MAX - 1, "one of them has a place");
+        turns(4 * BYTES_MAX / TURN_BYTES, &inflater, &mut [a, b, c]);
+        assert!(a.is_done && b.is_done && c.is_done);
     }
 
     /// Of a hundred connections with large messages a few hold memory for them; all are done, and a small one waits for none.
