@@ -48,11 +48,11 @@ use crate::{
         servers::{Servers, Told},
         under_way::{Answer, Passed, UnderWay},
     },
-    ids::Offset,
+    ids::{Offset, TopicId},
     limits,
     proto::ringlog::v1 as proto,
     reactor::{
-        Reactor,
+        Reactor, ReactorError,
         mailbox::{AdminAnswer, AdminCall, Request},
         node::{Node, Phase},
         topics::{PlacedTopic, ShardPlace, TopicReader},
@@ -103,6 +103,22 @@ pub struct ConsumeCall {
     pub shard: u32,
     /// What to read. 0 records or bytes: as many as the server gives.
     pub consume: Consume,
+}
+
+/// The topic that a call reads which asks several times: the one that its first read has found.
+#[derive(Clone, Debug, Default)]
+pub struct TopicRead(Rc<Cell<Option<TopicId>>>);
+
+impl TopicRead {
+    /// Notes the topic that was found.
+    ///
+    /// # Errors
+    /// `Gone`: the first one was deleted, and this is another one of its name.
+    fn check(&self, found: TopicId) -> Result<(), ReactorError> {
+        let first = self.0.get().unwrap_or(found);
+        self.0.set(Some(first));
+        if first == found { Ok(()) } else { Err(ReactorError::Gone) }
+    }
 }
 
 /// A reactor's front doors' view of the node. Cheap to clone; stays on its reactor.
@@ -181,17 +197,27 @@ impl<E: Env> Frontend<E> {
 
     /// Reads committed records. A wait ends early, with an error, when the node shuts down.
     pub fn consume(&self, call: ConsumeCall) -> impl Future<Output = Result<Consumed, CallError>> + use<E> + 'static {
+        self.consume_of(call, &TopicRead::default())
+    }
+
+    /// As `consume`, for a call that reads on from where an earlier read has ended: that is a place in `topic`, and not in another
+    /// one of its name that was made since. It is refused like a read of a shard whose topic was deleted.
+    pub fn consume_of(
+        &self,
+        call: ConsumeCall,
+        topic: &TopicRead,
+    ) -> impl Future<Output = Result<Consumed, CallError>> + use<E> + 'static {
         let started = match self.local.topics.get(route::topic_name(&call.topic)) {
-            Some(view) => Ok(self.start_consume(&view, call)),
+            Some(view) => Ok(self.start_consume(&view, call, topic)),
             None => Err(call),
         };
-        let frontend = self.clone();
+        let (frontend, topic) = (self.clone(), topic.clone());
         async move {
             let started = match started {
                 Ok(started) => started,
                 Err(call) => {
                     let view = frontend.local.remote.find_topic(route::topic_name(&call.topic)).await?;
-                    frontend.start_consume(&view, call)
+                    frontend.start_consume(&view, call, &topic)
                 }
             };
             let (consumed, stop) = started?;
@@ -446,6 +472,7 @@ impl<E: Env> Frontend<E> {
         &self,
         view: &PlacedTopic,
         call: ConsumeCall,
+        topic: &TopicRead,
     ) -> Result<
         (
             impl Future<Output = Result<Consumed, CallError>> + use<E> + 'static,
@@ -454,6 +481,7 @@ impl<E: Env> Frontend<E> {
         CallError,
     > {
         let local = &self.local;
+        topic.check(view.view.id)?;
         let consume = checked_consume(call.consume, self.limits())?;
         let place = route::numbered_shard(view, call.shard)?;
         let stop = (!consume.wait.is_zero()).then(|| self.shutting_down());

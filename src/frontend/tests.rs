@@ -13,7 +13,7 @@ use crate::{
     peer::Peers,
     proto::ringlog::v1::{ProduceRequest, Record},
     reactor::node::{Advertised, Identity},
-    shard::ShardOptions,
+    shard::{ShardOptions, Start},
     sim::{SimDisk, SimEnv, SimRuntime, net::SimNetwork},
 };
 
@@ -56,7 +56,26 @@ fn publish(frontend: &Frontend<SimEnv>, name: &str, uid: ShardUid, holder: NodeI
         segment_bytes: 0,
         created_us: 0,
     };
-    frontend.local.reactor.node().topics.publish([Arc::new(PlacedTopic::new(view.into(), 1, ME))]);
+    let node = frontend.local.reactor.node();
+    node.topics.publish([Arc::new(PlacedTopic::new(view.into(), node.reactors.len(), ME))]);
+}
+
+/// Opens a shard here, whose only replica this is.
+async fn open(frontend: &Frontend<SimEnv>, uid: ShardUid) {
+    let reactor = &frontend.local.reactor;
+    let options = ShardOptions {
+        dir: format!("/data/shards/{uid}").into(),
+        uid,
+        node: ME,
+        segment_bytes_max: SEGMENT_BYTES_MIN,
+        slot: 0,
+        founders: Some([ME].into()),
+        owner: reactor.node().identity().unwrap().owner(),
+        preferred: true,
+        retention_bytes_max: 0,
+        retention_age_ms_max: 0,
+    };
+    assert!(reactor.open(vec![options]).await.is_empty());
 }
 
 /// A search that never ends keeps nobody waiting for ever: its calls are refused, as not written, and the next call begins anew.
@@ -124,22 +143,9 @@ fn gone_while_the_topic_was_sought() {
 fn a_shard_without_a_leader_stops_no_other() {
     SimRuntime::seeded(1).block_on(async {
         let frontend = frontend();
-        let reactor = &frontend.local.reactor;
         publish(&frontend, "stuck", ShardUid(1), NodeId(2));
         publish(&frontend, "well", ShardUid(2), ME);
-        let options = ShardOptions {
-            dir: "/data/shards/2".into(),
-            uid: ShardUid(2),
-            node: ME,
-            segment_bytes_max: SEGMENT_BYTES_MIN,
-            slot: 0,
-            founders: Some([ME].into()),
-            owner: reactor.node().identity().unwrap().owner(),
-            preferred: true,
-            retention_bytes_max: 0,
-            retention_age_ms_max: 0,
-        };
-        assert!(reactor.open(vec![options]).await.is_empty());
+        open(&frontend, ShardUid(2)).await;
         let (mut stuck, mut well) = (Admission::new(frontend.clone()), Admission::new(frontend.clone()));
         let mut under_way = Vec::new();
         let room = Duration::from_millis(100);
@@ -160,5 +166,40 @@ fn a_shard_without_a_leader_stops_no_other() {
         assert!(under_way.len() > STREAM_REQUESTS_UNDER_WAY_MAX);
         let refused = under_way.remove(0).now_or_never().expect("answered after 5 s").unwrap_err();
         assert!(refused.definite, "{refused:?}");
+    });
+}
+
+/// A call that has read a topic does not go on in another one that was made with its name.
+#[test]
+fn reads_one_topic() {
+    SimRuntime::seeded(1).block_on(async {
+        let frontend = frontend();
+        publish(&frontend, "t", ShardUid(1), ME);
+        open(&frontend, ShardUid(1)).await;
+        let consume = ConsumeCall {
+            topic: "t".to_owned(),
+            shard: 0,
+            consume: Consume {
+                start: Start::Latest,
+                records_max: 0,
+                bytes_max: 0,
+                wait: Duration::ZERO,
+                min_offset: None,
+                linearizable: false,
+                deadline_us: None,
+            },
+        };
+        let topic = TopicRead::default();
+        for _ in 0..2 {
+            assert_eq!(frontend.consume_of(consume.clone(), &topic).await.unwrap().next_offset, Offset(0));
+        }
+        frontend.local.reactor.node().topics.withdraw("t");
+        frontend.local.reactor.remove(vec![ShardUid(1)]).await;
+        publish(&frontend, "t", ShardUid(2), ME);
+        open(&frontend, ShardUid(2)).await;
+        let error = frontend.consume_of(consume.clone(), &topic).await.unwrap_err();
+        assert_eq!((error.code, error.reason), (Code::NotFound, "SHARD_NOT_FOUND"));
+        assert!(error.message.contains("topic was deleted"), "{error}");
+        assert!(frontend.consume(consume).await.is_ok(), "another call reads the new one");
     });
 }

@@ -14,6 +14,7 @@ use prost::Message;
 use crate::env::Env;
 use crate::frontend::CallError;
 use crate::frontend::ConsumeCall;
+use crate::frontend::TopicRead;
 use crate::frontend::grpc::answers::Answers;
 use crate::frontend::grpc::answers::Held;
 use crate::frontend::grpc::body::Body;
@@ -59,11 +60,11 @@ pub(super) async fn unary<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
 /// An answer, and the memory for it. Room is taken for what is there to be read; while a call waits for records it has none, and
 /// they are read again if there is none when they have come.
 async fn consume_held<E: Env>(call: &mut Call<E>, mut consume: ConsumeCall) -> Result<(Consumed, Held), Stop> {
-    let waits = !consume.consume.wait.is_zero();
+    let (waits, topic) = (!consume.consume.wait.is_zero(), TopicRead::default());
     loop {
         let room = call.room(wanted_bytes(&consume)).await?;
         // Boxed: a call that waits for room must not have the place of an answer's future.
-        let consumed = Box::pin(call.frontend.consume(at_once(&consume, &room)));
+        let consumed = Box::pin(call.frontend.consume_of(at_once(&consume, &room), &topic));
         let consumed = call.wait(consumed).await?;
         if consumed.count > 0 || !waits {
             let held = room.fit(consumed.bytes())?;
@@ -71,7 +72,7 @@ async fn consume_held<E: Env>(call: &mut Call<E>, mut consume: ConsumeCall) -> R
         }
         drop(room);
         consume.consume.start = after(consume.consume.start, &consumed);
-        let consumed = Box::pin(call.frontend.consume(consume.clone()));
+        let consumed = Box::pin(call.frontend.consume_of(consume.clone(), &topic));
         let consumed = call.wait(consumed).await?;
         if let Ok(held) = call.responses.answers().unforeseen(consumed.bytes()) {
             return Ok((consumed, held));
@@ -149,7 +150,8 @@ pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
             deadline_us: call.deadline_us,
         },
     };
-    let mut follow = Follow::new(consume, |consume| frontend.consume(consume));
+    let topic = TopicRead::default();
+    let mut follow = Follow::new(consume, |consume| frontend.consume_of(consume, &topic));
     poll_fn(|cx| {
         if !follow.is_ending() && shutdown.as_mut().poll(cx).is_ready() {
             follow.end(Err(CallError::stopping(false)));
