@@ -319,8 +319,13 @@ impl Mailbox {
             return Err((ReactorError::Stopped { maybe_written: false }, request));
         }
         let bytes = request.bytes();
-        // Records leave room for what is asked beside them.
-        let reserve = if matches!(request, Request::Produce { .. }) { limits::MAILBOX_BYTES_MAX / 4 } else { 0 };
+        // Records leave room for what is asked beside them: a quarter of the bytes, and of the places. (Each thread that looks at the
+        // places at the same moment may take one more, which is few of 1,024.)
+        let is_produce = matches!(request, Request::Produce { .. });
+        if is_produce && self.queue.len() >= self.queue.capacity() - self.queue.capacity() / 4 {
+            return Err((ReactorError::MailboxFull, request));
+        }
+        let reserve = if is_produce { limits::MAILBOX_BYTES_MAX / 4 } else { 0 };
         let claim = |used: usize| used.checked_add(bytes).filter(|used| *used + reserve <= limits::MAILBOX_BYTES_MAX);
         if self.bytes.fetch_update(Relaxed, Relaxed, claim).is_err() {
             return Err((ReactorError::MailboxFull, request));
@@ -498,6 +503,26 @@ mod tests {
         mailbox.send(produce()).unwrap();
         mailbox.close();
         assert_eq!(mailbox.bytes(), 0);
+    }
+
+    /// Small records take no more than three quarters of the places: what is asked beside them is taken.
+    #[test]
+    fn records_leave_places() {
+        let produce = || {
+            let message = vec![0x1a, 3, 0x12, 1, 7].into();
+            let (_, records) = Records::parse(message, limits::RECORD_BYTES_MAX).unwrap();
+            let durability = Durability::QuorumFlushed;
+            let produce = Produce { records, durability, expected_offset: None, deadline_us: None, forwarded: false };
+            Request::Produce { uid: ShardUid(1), produce, reply: oneshot::channel().0 }
+        };
+        let mailbox = Mailbox::default();
+        let sent = std::iter::from_fn(|| mailbox.send(produce()).ok()).count();
+        assert_eq!(sent, limits::MAILBOX_REQUESTS_MAX * 3 / 4);
+        assert!(matches!(mailbox.send(produce()), Err(ReactorError::MailboxFull)));
+        for uid in 0..limits::MAILBOX_REQUESTS_MAX as u64 / 4 {
+            mailbox.send(status(uid).0).unwrap();
+        }
+        assert!(matches!(mailbox.send(status(9).0), Err(ReactorError::MailboxFull)));
     }
 
     /// Closing answers what waits, and what comes later, with an error instead of silence.
