@@ -39,6 +39,8 @@ const THERE_IS_A_CALL: &str = "there is a call to be passed on";
 pub struct Admission<E: Env> {
     frontend: Frontend<E>,
     place: Place,
+    /// Of the call that is to be passed on, once it was routed: it keeps its shard, and so its place in a line.
+    turn: Option<u32>,
     /// Until a full mailbox is tried again.
     pause: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
@@ -46,7 +48,7 @@ pub struct Admission<E: Env> {
 impl<E: Env> Admission<E> {
     /// For one stream.
     pub fn new(frontend: Frontend<E>) -> Admission<E> {
-        Admission { frontend, place: Place::default(), pause: None }
+        Admission { frontend, place: Place::default(), turn: None, pause: None }
     }
 
     /// Passes on what is in `call`, and takes it; ready with what becomes of it. A call that is refused counts as passed on.
@@ -67,13 +69,20 @@ impl<E: Env> Admission<E> {
         let local = &self.frontend.local;
         let placed = if local.is_sought(name) { None } else { local.topics.get(name) };
         match placed {
-            Some(placed) => self.poll_to(&placed, call, cx),
+            Some(placed) => {
+                let admitted = ready!(self.poll_to(&placed, call, cx));
+                self.turn = None;
+                Poll::Ready(admitted)
+            }
             None if !alone => {
                 // Those who wait for a room do not wait for this topic, too.
                 self.place.leave();
                 Poll::Pending
             }
-            None => Poll::Ready(Admitted::without_room(self.frontend.produce(call.take().expect(THERE_IS_A_CALL)))),
+            None => {
+                self.turn = None;
+                Poll::Ready(Admitted::without_room(self.frontend.produce(call.take().expect(THERE_IS_A_CALL))))
+            }
         }
     }
 
@@ -90,7 +99,8 @@ impl<E: Env> Admission<E> {
         cx: &mut Context<'_>,
     ) -> Poll<Admitted<E>> {
         let waiting = call.as_ref().expect(THERE_IS_A_CALL);
-        let (shard, place) = match self.frontend.route(placed, &waiting.head) {
+        let turn = *self.turn.get_or_insert_with(|| self.frontend.next_turn());
+        let (shard, place) = match self.frontend.route(placed, &waiting.head, turn) {
             Ok(routed) => routed,
             Err(error) => {
                 *call = None;

@@ -360,7 +360,7 @@ impl<E: Env> Frontend<E> {
     }
 
     fn submit_to(&self, placed: &PlacedTopic, call: ProduceCall) -> Result<UnderWay<E>, CallError> {
-        let (shard, place) = self.route(placed, &call.head)?;
+        let (shard, place) = self.route(placed, &call.head, self.next_turn())?;
         let produce = produce_of(&call.head, call.records, call.deadline_us)?;
         if place.reactor == self.local.reactor.number() {
             return self.submit_here(placed, shard, place, produce);
@@ -384,11 +384,17 @@ impl<E: Env> Frontend<E> {
         Ok(UnderWay::Passed(Passed::new(&self.local, placed, shard, place.uid, Answer::Here(answer))))
     }
 
+    /// Counts calls; each gets one turn.
+    fn next_turn(&self) -> u32 {
+        let turn = self.local.turn.get();
+        self.local.turn.set(turn.wrapping_add(1));
+        turn
+    }
+
     /// Number and place of the shard that a call goes to.
-    fn route(&self, placed: &PlacedTopic, head: &ProduceHead) -> Result<(u32, ShardPlace), CallError> {
+    fn route(&self, placed: &PlacedTopic, head: &ProduceHead, turn: u32) -> Result<(u32, ShardPlace), CallError> {
         let local = &self.local;
-        let (turn, here) = (local.turn.get(), local.reactor.number());
-        local.turn.set(turn.wrapping_add(1));
+        let here = local.reactor.number();
         let shard = if placed.alone || head.shard.is_some() || head.key_hash.is_some() {
             let near = placed.by_reactor.get(here.0 as usize).map_or(&[][..], |near| near);
             route::produce_shard(placed, head.shard, head.key_hash, near, turn)?

@@ -4,7 +4,10 @@ use std::{future::poll_fn, task::Poll, time::Duration};
 
 use futures_util::FutureExt;
 
-use super::{admission::Admission, *};
+use super::{
+    admission::{Admission, Admitted},
+    *,
+};
 use crate::{
     catalog::{Replicas, TopicView},
     config::Config,
@@ -21,11 +24,16 @@ const ME: NodeId = NodeId(1);
 
 /// The front doors of a node's only reactor.
 fn frontend() -> Frontend<SimEnv> {
+    frontend_of(1)
+}
+
+/// Those of the first of so many. Nobody looks into the mailboxes of the others.
+fn frontend_of(reactors: usize) -> Frontend<SimEnv> {
     let anywhere: std::net::SocketAddr = ([127, 0, 0, 1], 0).into();
     let config = Config { data: "/data".into(), auto_create: Some(true), ..Config::default() };
     let (grpc, http) = ("n1:7400".to_owned(), "n1:7480".to_owned());
     let advertised = Advertised { peer_host: "n1".to_owned(), peer_port: 1, grpc, http };
-    let node = Arc::new(Node::new(config, 1, (anywhere, anywhere), advertised));
+    let node = Arc::new(Node::new(config, reactors, (anywhere, anywhere), advertised));
     node.set_identity(Identity { cluster_id: "0".repeat(32), node: ME, incarnation: 1 });
     let reactor = Reactor::new(ReactorNumber(0), Arc::clone(&node), SimDisk::new());
     let net = SimNetwork::new().endpoint(ME, "n1", 1);
@@ -36,8 +44,13 @@ fn frontend() -> Frontend<SimEnv> {
 }
 
 fn call(topic: &str) -> ProduceCall {
-    let record = Record { value: vec![7; 1_000].into(), ..Record::default() };
-    let request = ProduceRequest { topic: topic.to_owned(), records: vec![record], ..ProduceRequest::default() };
+    call_of(topic, None, 1_000)
+}
+
+/// The same for a shard, with a record of so many bytes.
+fn call_of(topic: &str, shard: Option<u32>, bytes: usize) -> ProduceCall {
+    let record = Record { value: vec![7; bytes].into(), ..Record::default() };
+    let request = ProduceRequest { topic: topic.to_owned(), shard, records: vec![record], ..ProduceRequest::default() };
     let message = prost::Message::encode_to_vec(&request);
     let (head, records) = Records::parse(message.into(), RECORD_BYTES_MAX).unwrap();
     ProduceCall { head, records, deadline_us: None }
@@ -45,12 +58,17 @@ fn call(topic: &str) -> ProduceCall {
 
 /// Makes a topic known, whose only shard is on that node.
 fn publish(frontend: &Frontend<SimEnv>, name: &str, uid: ShardUid, holder: NodeId) {
+    publish_shards(frontend, name, &[uid], holder);
+}
+
+/// The same with several shards: the first one's reactor is the one of its uid, the others' are the next ones.
+fn publish_shards(frontend: &Frontend<SimEnv>, name: &str, uids: &[ShardUid], holder: NodeId) {
     let view = TopicView {
         name: name.into(),
-        id: TopicId(uid.0),
-        shards: vec![uid],
+        id: TopicId(uids[0].0),
+        shards: uids.to_vec(),
         replication_factor: 1,
-        replicas: vec![Replicas { nodes: vec![holder], ..Default::default() }],
+        replicas: vec![Replicas { nodes: vec![holder], ..Default::default() }; uids.len()],
         retention_bytes_max: 0,
         retention_age_ms_max: 0,
         segment_bytes: 0,
@@ -166,6 +184,41 @@ fn a_shard_without_a_leader_stops_no_other() {
         assert!(under_way.len() > STREAM_REQUESTS_UNDER_WAY_MAX);
         let refused = under_way.remove(0).now_or_never().expect("answered after 5 s").unwrap_err();
         assert!(refused.definite, "{refused:?}");
+    });
+}
+
+/// What a stream is told now that wants to pass on `call`; `None`: it waits.
+fn pass_on(admission: &mut Admission<SimEnv>, call: &mut Option<ProduceCall>) -> Option<Admitted<SimEnv>> {
+    poll_fn(|cx| admission.poll(call, true, cx)).now_or_never()
+}
+
+/// A call without a key keeps the shard that it was given, and so its place in a line, however often its stream is polled; the next
+/// one gets another shard.
+#[test]
+fn a_call_without_a_key_keeps_its_place() {
+    SimRuntime::seeded(1).block_on(async {
+        let frontend = frontend_of(3);
+        publish_shards(&frontend, "t", &[ShardUid(1), ShardUid(2)], ME);
+        let mut under_way = [0, 1].map(|shard| {
+            let mut stream = Admission::new(frontend.clone());
+            let pass = || pass_on(&mut stream, &mut Some(call_of("t", Some(shard), 1_000)));
+            std::iter::from_fn(pass).collect::<Vec<_>>()
+        });
+        assert_eq!(under_way.each_ref().map(Vec::len), [STREAM_REQUESTS_UNDER_WAY_MAX; 2]);
+        let (mut unkeyed, mut asked) = (Admission::new(frontend.clone()), Some(call("t")));
+        assert!(pass_on(&mut unkeyed, &mut asked).is_none());
+        let mut named = [0, 1].map(|shard| (Admission::new(frontend.clone()), Some(call_of("t", Some(shard), 1_000))));
+        for (stream, asked) in &mut named {
+            assert!(pass_on(stream, asked).is_none());
+        }
+        for _ in 0..4 {
+            assert!(pass_on(&mut unkeyed, &mut asked).is_none());
+        }
+        under_way.iter_mut().for_each(|under_way| drop(under_way.pop()));
+        assert!(pass_on(&mut unkeyed, &mut asked).is_some(), "it was the first in its line");
+        let turn = frontend.local.turn.get();
+        drop(pass_on(&mut unkeyed, &mut Some(call("t"))));
+        assert_eq!(frontend.local.turn.get(), turn + 1, "the next call takes another turn");
     });
 }
 
