@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
@@ -41,6 +42,8 @@ pub struct Admission<E: Env> {
     place: Place,
     /// Of the call that is to be passed on, once it was routed: it keeps its shard, and so its place in a line.
     turn: Option<u32>,
+    /// Until the topic of that call is found or made.
+    search: Option<oneshot::Receiver<Result<(), CallError>>>,
     /// Until a full mailbox is tried again.
     pause: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
@@ -48,42 +51,32 @@ pub struct Admission<E: Env> {
 impl<E: Env> Admission<E> {
     /// For one stream.
     pub fn new(frontend: Frontend<E>) -> Admission<E> {
-        Admission { frontend, place: Place::default(), turn: None, pause: None }
+        Admission { frontend, place: Place::default(), turn: None, search: None, pause: None }
     }
 
     /// Passes on what is in `call`, and takes it; ready with what becomes of it. A call that is refused counts as passed on.
-    /// `alone` says that the stream has nothing under way.
     ///
-    /// While it is Pending, `call` stays, and `cx` is woken when there may be room, or by the pause before a full mailbox is
-    /// tried again. There is one other case: a topic that is looked up or made takes one call of each stream, and the
-    /// others wait for that; so a stream that is not `alone` polls again when something of it is answered.
+    /// While it is Pending, `call` stays, and `cx` is woken when there may be room, when the search for its topic has ended, or by
+    /// the pause before a full mailbox is tried again.
     ///
     /// # Panics
     /// Without a call.
-    pub fn poll(&mut self, call: &mut Option<ProduceCall>, alone: bool, cx: &mut Context<'_>) -> Poll<Admitted<E>> {
+    pub fn poll(&mut self, call: &mut Option<ProduceCall>, cx: &mut Context<'_>) -> Poll<Admitted<E>> {
         if let Some(pause) = &mut self.pause {
             ready!(pause.as_mut().poll(cx));
             self.pause = None;
         }
         let name = route::topic_name(&call.as_ref().expect(THERE_IS_A_CALL).head.topic);
-        let local = &self.frontend.local;
-        let placed = if local.is_sought(name) { None } else { local.topics.get(name) };
-        match placed {
-            Some(placed) => {
-                let admitted = ready!(self.poll_to(&placed, call, cx));
-                self.turn = None;
-                Poll::Ready(admitted)
+        let placed = match ready!(self.poll_topic(name, cx)) {
+            Ok(placed) => placed,
+            Err(error) => {
+                (*call, self.turn) = (None, None);
+                return Poll::Ready(Admitted::refused(error));
             }
-            None if !alone => {
-                // Those who wait for a room do not wait for this topic, too.
-                self.place.leave();
-                Poll::Pending
-            }
-            None => {
-                self.turn = None;
-                Poll::Ready(Admitted::without_room(self.frontend.produce(call.take().expect(THERE_IS_A_CALL))))
-            }
-        }
+        };
+        let admitted = ready!(self.poll_to(&placed, call, cx));
+        self.turn = None;
+        Poll::Ready(admitted)
     }
 
     /// Waits for room no more.
@@ -91,7 +84,30 @@ impl<E: Env> Admission<E> {
         self.place.leave();
     }
 
-    /// The same for a topic that is known.
+    /// Waits for the topic of the call, if it is looked up or made.
+    fn poll_topic(&mut self, name: &str, cx: &mut Context<'_>) -> Poll<Result<Arc<PlacedTopic>, CallError>> {
+        loop {
+            if let Some(search) = &mut self.search {
+                // A reply that is dropped unanswered means that the reactor's tasks are gone.
+                let found = ready!(Pin::new(search).poll(cx)).unwrap_or_else(|_| Err(CallError::stopping(false)));
+                self.search = None;
+                if let Err(error) = found {
+                    return Poll::Ready(Err(error));
+                }
+            }
+            if let Some(placed) = self.frontend.local.known(name) {
+                return Poll::Ready(Ok(placed));
+            }
+            // Those who wait for a room do not wait for this topic, too.
+            self.place.leave();
+            match self.frontend.search(name) {
+                Ok(search) => self.search = Some(search),
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// The same as `poll` for a topic that is known.
     fn poll_to(
         &mut self,
         placed: &PlacedTopic,
@@ -104,7 +120,7 @@ impl<E: Env> Admission<E> {
             Ok(routed) => routed,
             Err(error) => {
                 *call = None;
-                return Poll::Ready(Admitted::without_room(UnderWay::refused(error)));
+                return Poll::Ready(Admitted::refused(error));
             }
         };
         let room = &self.frontend.local.rooms[place.reactor.0 as usize];
@@ -169,8 +185,8 @@ pub struct Admitted<E: Env> {
 }
 
 impl<E: Env> Admitted<E> {
-    fn without_room(under_way: UnderWay<E>) -> Admitted<E> {
-        Admitted { under_way, permit: None }
+    fn refused(error: CallError) -> Admitted<E> {
+        Admitted { under_way: UnderWay::refused(error), permit: None }
     }
 }
 

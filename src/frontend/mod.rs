@@ -144,11 +144,12 @@ struct Local<E: Env> {
     seeking: Cell<usize>,
 }
 
-struct Waiting {
-    call: ProduceCall,
-    /// Its memory, until its shard takes its own.
-    held: Charge,
-    reply: oneshot::Sender<Result<ProduceAck, CallError>>,
+/// Who waits for a topic.
+enum Waiting {
+    /// A call that goes to its shard when the topic is there. `held` is its memory, until its shard takes its own.
+    Call { call: ProduceCall, held: Charge, reply: oneshot::Sender<Result<ProduceAck, CallError>> },
+    /// A stream that passes its call on by itself then, when there is room for it (`admission`).
+    Stream(oneshot::Sender<Result<(), CallError>>),
 }
 
 impl<E: Env> Local<E> {
@@ -156,6 +157,11 @@ impl<E: Env> Local<E> {
     fn is_sought(&self, name: &str) -> bool {
         let sought = self.sought.borrow();
         !sought.is_empty() && sought.contains_key(name)
+    }
+
+    /// A topic to whose shards calls can be passed on now.
+    fn known(&self, name: &str) -> Option<Arc<PlacedTopic>> {
+        if self.is_sought(name) { None } else { self.topics.get(name) }
     }
 }
 
@@ -349,13 +355,9 @@ impl<E: Env> Frontend<E> {
     /// Routes a call and hands it to its shard, all at once.
     fn submit(&self, call: ProduceCall) -> Result<UnderWay<E>, CallError> {
         let local = &self.local;
-        let name = route::topic_name(&call.head.topic);
-        if local.is_sought(name) {
-            return self.wait_for_topic(call).map(UnderWay::Waits);
-        }
-        match local.topics.get(name) {
+        match local.known(route::topic_name(&call.head.topic)) {
             Some(view) => self.submit_to(&view, call),
-            None => self.look_up_for(call).map(UnderWay::Waits),
+            None => self.wait_for_topic(call).map(UnderWay::Waits),
         }
     }
 
@@ -405,55 +407,80 @@ impl<E: Env> Frontend<E> {
         Ok((shard, route::numbered_shard(placed, shard)?))
     }
 
-    /// Begins to look for the topic of `call`, or to make it; the call waits for it.
-    fn look_up_for(&self, call: ProduceCall) -> Result<oneshot::Receiver<Result<ProduceAck, CallError>>, CallError> {
-        let name = route::topic_name(&call.head.topic).to_owned();
-        self.local.remote.check_unknown(&name)?;
-        // Before anything is looked for: what is refused makes no topic.
-        let ack = self.wait_for_topic(call)?;
-        let frontend = self.clone();
-        env::spawn_core::<E>(async move { frontend.seek_and_release(name).await });
-        Ok(ack)
-    }
-
+    /// Has a call wait for its topic.
     fn wait_for_topic(&self, call: ProduceCall) -> Result<oneshot::Receiver<Result<ProduceAck, CallError>>, CallError> {
-        if self.local.seeking.get() >= limits::MAILBOX_REQUESTS_MAX {
-            let message = "too many calls wait for topics that are looked up or created; retry after a moment";
-            return Err(CallError::retry(Code::ResourceExhausted, "CATALOG_BUSY", message));
-        }
         let bytes = call.records.encoded_bytes_max();
         let held =
             self.local.reactor.budget().take(Use::Queued, Class::Client, bytes).map_err(|_| ShardError::NoMemory)?;
         let (reply, ack) = oneshot::channel();
-        let mut sought = self.local.sought.borrow_mut();
         let name = route::topic_name(&call.head.topic).to_owned();
-        sought.entry(name).or_default().push(Waiting { call, held, reply });
-        self.local.seeking.set(self.local.seeking.get() + 1);
+        self.wait_for(name, Waiting::Call { call, held, reply })?;
         Ok(ack)
     }
 
-    /// Finds or makes the topic, then hands all that waited for it to their shards, in order; but for calls whose clients are gone,
-    /// which may have sent them elsewhere since.
+    /// Has a stream wait for a topic: tells when it is there, or why it is not.
+    fn search(&self, name: &str) -> Result<oneshot::Receiver<Result<(), CallError>>, CallError> {
+        let (reply, found) = oneshot::channel();
+        self.wait_for(name.to_owned(), Waiting::Stream(reply))?;
+        Ok(found)
+    }
+
+    /// Begins to look for a topic, or to make it, unless that is done already.
+    fn wait_for(&self, name: String, waiting: Waiting) -> Result<(), CallError> {
+        let is_sought = self.local.is_sought(&name);
+        if !is_sought {
+            self.local.remote.check_unknown(&name)?;
+        }
+        // Before anything is looked for: what is refused makes no topic.
+        if self.local.seeking.get() >= limits::MAILBOX_REQUESTS_MAX {
+            let message = "too many calls wait for topics that are looked up or created; retry after a moment";
+            return Err(CallError::retry(Code::ResourceExhausted, "CATALOG_BUSY", message));
+        }
+        self.local.sought.borrow_mut().entry(name.clone()).or_default().push(waiting);
+        self.local.seeking.set(self.local.seeking.get() + 1);
+        if !is_sought {
+            let frontend = self.clone();
+            env::spawn_core::<E>(async move { frontend.seek_and_release(name).await });
+        }
+        Ok(())
+    }
+
+    /// Finds or makes the topic, then hands all calls that waited for it to their shards, in order, and tells the streams.
     async fn seek_and_release(self, name: String) {
         let found = self.seek(&name).await;
         let waiting = self.local.sought.borrow_mut().remove(&name).expect("only this task removes it");
         self.local.seeking.set(self.local.seeking.get() - waiting.len());
-        for Waiting { call, held, mut reply } in waiting {
-            drop(held);
-            if reply.is_closed() {
-                continue;
-            }
-            let submitted = found.clone().and_then(|view| self.submit_to(&view, call));
-            let under_way = submitted.unwrap_or_else(UnderWay::refused);
-            env::spawn::<E>(async move {
-                tokio::select! {
-                    biased;
-                    ack = under_way => drop(reply.send(ack)),
-                    // Its shard sees by this that nobody waits any more.
-                    () = reply.closed() => {}
+        for waiting in waiting {
+            match waiting {
+                Waiting::Call { call, held, reply } => {
+                    drop(held);
+                    self.release(&found, call, reply);
                 }
-            });
+                Waiting::Stream(reply) => drop(reply.send(found.clone().map(|_| ()))),
+            }
         }
+    }
+
+    /// Hands a call that has waited for its topic to its shard; not if its client is gone, which may have sent it elsewhere since.
+    fn release(
+        &self,
+        found: &Result<Arc<PlacedTopic>, CallError>,
+        call: ProduceCall,
+        mut reply: oneshot::Sender<Result<ProduceAck, CallError>>,
+    ) {
+        if reply.is_closed() {
+            return;
+        }
+        let submitted = found.clone().and_then(|view| self.submit_to(&view, call));
+        let under_way = submitted.unwrap_or_else(UnderWay::refused);
+        env::spawn::<E>(async move {
+            tokio::select! {
+                biased;
+                ack = under_way => drop(reply.send(ack)),
+                // Its shard sees by this that nobody waits any more.
+                () = reply.closed() => {}
+            }
+        });
     }
 
     /// Finds or makes the topic. Calls for it wait no longer than `TOPIC_WAIT`, also when another search has found it by then.

@@ -171,10 +171,10 @@ fn a_shard_without_a_leader_stops_no_other() {
             let mut asked = Some(call("well"));
             let entered = poll_fn(|cx| {
                 // Both are polled when they are woken.
-                while let Poll::Ready(admitted) = stuck.poll(&mut Some(call("stuck")), false, cx) {
+                while let Poll::Ready(admitted) = stuck.poll(&mut Some(call("stuck")), cx) {
                     under_way.push(admitted);
                 }
-                well.poll(&mut asked, true, cx)
+                well.poll(&mut asked, cx)
             });
             let admitted = <SimEnv as Env>::Runtime::timeout(room, entered).await.expect("room");
             well.leave();
@@ -189,7 +189,7 @@ fn a_shard_without_a_leader_stops_no_other() {
 
 /// What a stream is told now that wants to pass on `call`; `None`: it waits.
 fn pass_on(admission: &mut Admission<SimEnv>, call: &mut Option<ProduceCall>) -> Option<Admitted<SimEnv>> {
-    poll_fn(|cx| admission.poll(call, true, cx)).now_or_never()
+    poll_fn(|cx| admission.poll(call, cx)).now_or_never()
 }
 
 /// A call without a key keeps the shard that it was given, and so its place in a line, however often its stream is polled; the next
@@ -219,6 +219,38 @@ fn a_call_without_a_key_keeps_its_place() {
         let turn = frontend.local.turn.get();
         drop(pass_on(&mut unkeyed, &mut Some(call("t"))));
         assert_eq!(frontend.local.turn.get(), turn + 1, "the next call takes another turn");
+    });
+}
+
+/// Streams whose first calls wait for a topic find room for them one after the other when it is there, like all others: a mailbox
+/// that is too small for all of them refuses none.
+#[test]
+fn streams_for_a_new_topic_wait_for_room() {
+    SimRuntime::seeded(1).block_on(async {
+        let frontend = frontend_of(2);
+        let mut streams: Vec<_> =
+            (0..200).map(|_| (Admission::new(frontend.clone()), Some(call_of("t", None, 100_000)), None)).collect();
+        for (stream, asked, admitted) in &mut streams {
+            *admitted = pass_on(stream, asked);
+        }
+        // The search has begun, and does not see it.
+        env::sleep::<SimEnv>(limits::RETRY_AFTER).await;
+        publish(&frontend, "t", ShardUid(1), ME);
+        env::sleep::<SimEnv>(TOPIC_WAIT).await;
+        assert!(!frontend.local.is_sought("t"));
+        let mut passed_on = 0;
+        for (stream, asked, admitted) in &mut streams {
+            if admitted.is_none() {
+                *admitted = pass_on(stream, asked);
+            }
+            let Some(admitted) = admitted else { continue };
+            if let Some(ack) = admitted.now_or_never() {
+                panic!("{ack:?}");
+            }
+            passed_on += 1;
+        }
+        assert!((1..200).contains(&passed_on), "{passed_on} find room at once");
+        assert_eq!(frontend.local.reactor.node().reactors[1].mailbox.len(), passed_on);
     });
 }
 

@@ -66,7 +66,7 @@ pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
         if !pipeline.ended && shutdown.as_mut().poll(cx).is_ready() {
             pipeline.end(Some(CallError::stopping(false)));
         }
-        let polled = pipeline.poll(call, &mut |waiting, alone, cx| admission.poll(waiting, alone, cx), cx);
+        let polled = pipeline.poll(call, &mut |waiting, cx| admission.poll(waiting, cx), cx);
         if pipeline.waiting.is_none() {
             // One that has ended has nothing to pass on: others do not wait behind it.
             admission.leave();
@@ -151,7 +151,7 @@ impl<F: Future<Output = Result<ProduceAck, CallError>> + Unpin> Pipeline<F> {
     /// the first whose own room is not used up has registered with what it waits for. In detail, who wakes a pipeline that
     /// is Pending:
     ///
-    /// - a request is not passed on: who has room (`Admission`), or an answer to the first in flight;
+    /// - a request is not passed on: who has room, or the search for its topic (`Admission`);
     /// - requests are not read (limits of what is in flight): the first in flight, which is always polled;
     /// - requests are not read (`ACK_BYTES_MAX`): h2, when the client's windows let acknowledgements go;
     /// - requests are not read (`poll_crowded`): `Answers`, when the client takes something;
@@ -160,7 +160,7 @@ impl<F: Future<Output = Result<ProduceAck, CallError>> + Unpin> Pipeline<F> {
     fn poll<E: Env>(
         &mut self,
         call: &mut Call<E>,
-        pass: &mut impl FnMut(&mut Option<ProduceCall>, bool, &mut Context<'_>) -> Poll<F>,
+        pass: &mut impl FnMut(&mut Option<ProduceCall>, &mut Context<'_>) -> Poll<F>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Stop>> {
         loop {
@@ -184,7 +184,7 @@ impl<F: Future<Output = Result<ProduceAck, CallError>> + Unpin> Pipeline<F> {
     fn read<E: Env>(
         &mut self,
         call: &mut Call<E>,
-        pass: &mut impl FnMut(&mut Option<ProduceCall>, bool, &mut Context<'_>) -> Poll<F>,
+        pass: &mut impl FnMut(&mut Option<ProduceCall>, &mut Context<'_>) -> Poll<F>,
         cx: &mut Context<'_>,
     ) -> Result<bool, Stop> {
         let mut read = false;
@@ -215,7 +215,7 @@ impl<F: Future<Output = Result<ProduceAck, CallError>> + Unpin> Pipeline<F> {
                 read = true;
             }
             if self.waiting.is_some() {
-                let Poll::Ready(ack) = pass(&mut self.waiting, self.in_flight.is_empty(), cx) else {
+                let Poll::Ready(ack) = pass(&mut self.waiting, cx) else {
                     if self.waiting_held.is_none() {
                         match call.requests.waiting(self.waiting_bytes) {
                             Ok(held) => self.waiting_held = Some(held),
