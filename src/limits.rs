@@ -34,7 +34,7 @@ pub const ENTRIES_IN_FLIGHT_MAX: usize = 8;
 /// Produce requests waiting in one shard's queue; `RESOURCE_EXHAUSTED` with a retry hint above it.
 pub const PRODUCE_QUEUE_REQUESTS_MAX: usize = 16_384;
 
-/// Bytes of them; the same.
+/// Bytes of them; the same. Single calls are refused sooner when memory is short (`reactor::produce`).
 pub const PRODUCE_QUEUE_BYTES_MAX: usize = 64 << 20;
 
 /// Requests in one reactor's mailbox; `RESOURCE_EXHAUSTED` with a retry hint above it.

@@ -165,10 +165,10 @@ impl<E: Env> Local<E> {
     }
 }
 
-/// What a shard is asked for by a call. The records are not copied.
+/// What a shard is asked for by a stream's call. The records are not copied.
 fn produce_of(head: &ProduceHead, records: Records, deadline_us: Option<u64>) -> Result<Produce, CallError> {
     let (durability, expected_offset) = (durability(head.durability)?, head.expected_offset.map(Offset));
-    Ok(Produce { records, durability, expected_offset, deadline_us, forwarded: false })
+    Ok(Produce { records, durability, expected_offset, deadline_us, forwarded: false, single: false })
 }
 
 impl<E: Env> Clone for Frontend<E> {
@@ -363,7 +363,7 @@ impl<E: Env> Frontend<E> {
 
     fn submit_to(&self, placed: &PlacedTopic, call: ProduceCall) -> Result<UnderWay<E>, CallError> {
         let (shard, place) = self.route(placed, &call.head, self.next_turn())?;
-        let produce = produce_of(&call.head, call.records, call.deadline_us)?;
+        let produce = Produce { single: true, ..produce_of(&call.head, call.records, call.deadline_us)? };
         if place.reactor == self.local.reactor.number() {
             return self.submit_here(placed, shard, place, produce);
         }

@@ -29,7 +29,7 @@ use crate::{
         node::{Node, Phase},
         topics::PlacedTopic,
     },
-    shard::{Consume, Consumed, Durability, Start},
+    shard::{Consume, Consumed, Durability, Produce, Start},
 };
 
 /// Room for the other fields of a response, so that a whole one stays within the message limit,
@@ -85,7 +85,7 @@ impl Remote {
         let near = if view.alone { Vec::new() } else { route::near_now(&self.node, &view, None) };
         let shard = route::produce_shard(&view, head.shard, head.key_hash, &near, turn)?;
         let place = route::numbered_shard(&view, shard)?;
-        let produce = produce_of(&head, records, deadline_us)?;
+        let produce = Produce { single: true, ..produce_of(&head, records, deadline_us)? };
         let produced = self.ask(place.reactor, true, |reply| Request::Produce { uid: place.uid, produce, reply }).await;
         let produced = produced.map_err(|error| explained(error, &self.node.book))?;
         Ok(ProduceAck::new(&self.node, Arc::clone(&view.view.name), shard, produced))

@@ -187,6 +187,36 @@ fn a_shard_without_a_leader_stops_no_other() {
     });
 }
 
+/// Single calls to shards that cannot answer leave memory for those that can; they are refused as not written. Those of clients that
+/// are gone make room.
+#[test]
+fn single_calls_leave_memory() {
+    SimRuntime::seeded(1).block_on(async {
+        let frontend = frontend();
+        publish(&frontend, "well", ShardUid(1), ME);
+        open(&frontend, ShardUid(1)).await;
+        let stuck = ["a", "b"];
+        stuck.iter().zip(2..).for_each(|(name, uid)| publish(&frontend, name, ShardUid(uid), NodeId(2)));
+        let mut waiting = Vec::new();
+        for name in stuck {
+            let refused = loop {
+                assert!(waiting.len() < 2_048);
+                let mut under_way = frontend.produce(call_of(name, None, 90 << 10));
+                match (&mut under_way).now_or_never() {
+                    Some(answer) => break answer.unwrap_err(),
+                    None => waiting.push(under_way),
+                }
+            };
+            assert_eq!((refused.code, refused.reason, refused.definite), (Code::ResourceExhausted, "SHARD_BUSY", true));
+        }
+        assert!(frontend.produce(call_of("well", None, RECORD_BYTES_MAX - 100)).await.is_ok());
+        drop(waiting);
+        // It is looked for them once for so many calls.
+        let again = || frontend.produce(call_of("a", None, 90 << 10)).now_or_never();
+        assert!((0..100).any(|_| again().is_none()));
+    });
+}
+
 /// What a stream is told now that wants to pass on `call`; `None`: it waits.
 fn pass_on(admission: &mut Admission<SimEnv>, call: &mut Option<ProduceCall>) -> Option<Admitted<SimEnv>> {
     poll_fn(|cx| admission.poll(call, cx)).now_or_never()

@@ -420,6 +420,19 @@ mod tests {
         (Request::Status { uids: vec![ShardUid(uid)], reply }, answer)
     }
 
+    /// With a record of so many bytes.
+    fn produce(bytes: usize) -> Request {
+        let request = proto::ProduceRequest {
+            records: vec![proto::Record { value: vec![7; bytes].into(), ..Default::default() }],
+            ..Default::default()
+        };
+        let message = prost::Message::encode_to_vec(&request).into();
+        let (_, records) = Records::parse(message, limits::RECORD_BYTES_MAX).unwrap();
+        let (durability, expected_offset, deadline_us) = (Durability::QuorumFlushed, None, None);
+        let produce = Produce { records, durability, expected_offset, deadline_us, forwarded: false, single: true };
+        Request::Produce { uid: ShardUid(1), produce, reply: oneshot::channel().0 }
+    }
+
     fn uid(request: &Request) -> u64 {
         match request {
             Request::Status { uids, .. } => uids[0].0,
@@ -477,17 +490,7 @@ mod tests {
     /// records, and give their bytes back when they are taken or dropped.
     #[test]
     fn bounded_in_bytes() {
-        let produce = || {
-            let record = proto::ProduceRequest {
-                records: vec![proto::Record { value: vec![7; 1_000_000].into(), ..Default::default() }],
-                ..Default::default()
-            };
-            let message = prost::Message::encode_to_vec(&record).into();
-            let (_, records) = Records::parse(message, limits::RECORD_BYTES_MAX).unwrap();
-            let durability = Durability::QuorumFlushed;
-            let produce = Produce { records, durability, expected_offset: None, deadline_us: None, forwarded: false };
-            Request::Produce { uid: ShardUid(1), produce, reply: oneshot::channel().0 }
-        };
+        let produce = || produce(1_000_000);
         let mailbox = Mailbox::default();
         let mut sent = 0;
         while mailbox.send(produce()).is_ok() {
@@ -508,13 +511,7 @@ mod tests {
     /// Small records take no more than three quarters of the places: what is asked beside them is taken.
     #[test]
     fn records_leave_places() {
-        let produce = || {
-            let message = vec![0x1a, 3, 0x12, 1, 7].into();
-            let (_, records) = Records::parse(message, limits::RECORD_BYTES_MAX).unwrap();
-            let durability = Durability::QuorumFlushed;
-            let produce = Produce { records, durability, expected_offset: None, deadline_us: None, forwarded: false };
-            Request::Produce { uid: ShardUid(1), produce, reply: oneshot::channel().0 }
-        };
+        let produce = || produce(1);
         let mailbox = Mailbox::default();
         let sent = std::iter::from_fn(|| mailbox.send(produce()).ok()).count();
         assert_eq!(sent, limits::MAILBOX_REQUESTS_MAX * 3 / 4);

@@ -32,6 +32,8 @@ pub struct Produce {
     pub deadline_us: Option<u64>,
     /// It came from another node. When this replica cannot propose it, that node is told, and sends it again in order.
     pub forwarded: bool,
+    /// A client's single call, which did not have to find room first as those of streams have (`frontend::room`).
+    pub single: bool,
 }
 
 /// Its acknowledgement.

@@ -239,6 +239,17 @@ impl<E: Env> Shard<E> {
         }
     }
 
+    /// Bytes of the requests that wait to be proposed, in an entry.
+    pub fn queued_bytes(&self) -> usize {
+        self.inner.state.borrow().queued_bytes()
+    }
+
+    /// Lets those of them go whose clients are gone, unless few have come since that was done.
+    pub fn leave_forsaken(&self) {
+        // A panic stops the shard, and is told to whoever asks it for something.
+        drop(self.inner.group.domain().catch(|| self.inner.state.borrow_mut().leave_forsaken()));
+    }
+
     /// Queues a request that was handed back before; its answer goes where it is owed.
     ///
     /// # Errors

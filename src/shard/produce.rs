@@ -115,6 +115,16 @@ impl State {
         self.queue.is_empty() && self.in_flight.is_empty() && self.void.is_empty()
     }
 
+    /// Bytes that wait to be proposed.
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.queue.bytes()
+    }
+
+    /// Of what waits, what nobody waits for goes.
+    pub(super) fn leave_forsaken(&mut self) {
+        self.queue.leave_forsaken();
+    }
+
     /// When the first of those that wait is due, or earlier.
     pub(super) fn due_us(&self) -> Option<u64> {
         self.queue.due_us()

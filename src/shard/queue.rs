@@ -152,7 +152,7 @@ pub(super) struct Queue {
     waiting: VecDeque<Owed>,
     bytes: usize,
     due_us: u64,
-    /// Requests that came since it was last looked for forsaken ones.
+    /// Requests that came since it was last looked for forsaken ones, those included that found no room.
     unseen: usize,
 }
 
@@ -169,8 +169,7 @@ impl Queue {
     /// `Busy`, naming the bound.
     pub(super) fn admit(&mut self, bytes: usize) -> Result<(), ShardError> {
         let is_full = self.waiting.len() >= PRODUCE_QUEUE_REQUESTS_MAX || self.bytes + bytes > PRODUCE_QUEUE_BYTES_MAX;
-        // It is gone through once for so many that came, so that a refusal stays cheap.
-        if is_full && self.unseen >= self.waiting.len() / 16 {
+        if is_full {
             self.leave_forsaken();
         }
         if self.waiting.len() >= PRODUCE_QUEUE_REQUESTS_MAX {
@@ -182,7 +181,13 @@ impl Queue {
         Ok(())
     }
 
-    fn leave_forsaken(&mut self) {
+    /// Those whose clients are gone make room.
+    pub(super) fn leave_forsaken(&mut self) {
+        // It is gone through once for so many that came, so that a refusal stays cheap.
+        if self.unseen < self.waiting.len() / 16 {
+            self.unseen += 1;
+            return;
+        }
         self.waiting.retain(|waiting| !waiting.is_forsaken());
         self.bytes = self.waiting.iter().map(|waiting| waiting.bytes()).sum();
         self.unseen = 0;
@@ -327,7 +332,7 @@ mod tests {
         }
         let (_, records) = Records::parse(Bytes::from(message), RECORD_BYTES_MAX).unwrap();
         let durability = Durability::QuorumFlushed;
-        Produce { records, durability, expected_offset: None, deadline_us: None, forwarded: false }
+        Produce { records, durability, expected_offset: None, deadline_us: None, forwarded: false, single: false }
     }
 
     fn push(queue: &mut Queue, produce: Produce) -> Answer {

@@ -72,6 +72,7 @@ fn values<V: AsRef<[u8]>>(values: impl IntoIterator<Item = V>) -> Produce {
         expected_offset: None,
         deadline_us: None,
         forwarded: false,
+        single: false,
     }
 }
 

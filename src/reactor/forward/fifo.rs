@@ -39,7 +39,7 @@ pub(super) struct Fifo<T> {
     waiting: VecDeque<Item<T>>,
     bytes: usize,
     sent_bytes: usize,
-    /// Requests that came since it was last looked for forsaken ones.
+    /// Requests that came since it was last looked for forsaken ones, those included that found no room.
     unseen: usize,
 }
 
@@ -56,13 +56,27 @@ impl<T> Fifo<T> {
     /// # Errors
     /// Which bound is met, in words.
     pub(super) fn admit(&mut self, bytes: usize, forsaken: impl Fn(&T) -> bool) -> Result<(), &'static str> {
-        // It is gone through once for so many that came, so that a refusal stays cheap.
-        if self.check_room(bytes).is_err() && self.unseen >= self.waiting.len() / 16 {
-            self.waiting.retain(|item| !forsaken(&item.request));
-            self.bytes = self.sent_bytes + self.waiting.iter().map(|item| item.bytes).sum::<usize>();
-            self.unseen = 0;
+        if self.check_room(bytes).is_err() {
+            self.leave_forsaken(forsaken);
         }
         self.check_room(bytes)
+    }
+
+    /// Those that wait and are `forsaken` leave.
+    pub(super) fn leave_forsaken(&mut self, forsaken: impl Fn(&T) -> bool) {
+        // It is gone through once for so many that came, so that a refusal stays cheap.
+        if self.unseen < self.waiting.len() / 16 {
+            self.unseen += 1;
+            return;
+        }
+        self.waiting.retain(|item| !forsaken(&item.request));
+        self.bytes = self.sent_bytes + self.waiting.iter().map(|item| item.bytes).sum::<usize>();
+        self.unseen = 0;
+    }
+
+    /// Bytes of all of them.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     fn check_room(&self, bytes: usize) -> Result<(), &'static str> {

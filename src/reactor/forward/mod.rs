@@ -77,6 +77,18 @@ impl Forwards {
         let queues = self.queues.borrow();
         queues.is_empty() || queues.get(&uid).is_none_or(|queue| queue.fifo.borrow().is_empty() && !queue.is_held())
     }
+
+    /// Bytes of a shard's requests that go elsewhere.
+    pub(super) fn queued_bytes(&self, uid: ShardUid) -> usize {
+        self.queues.borrow().get(&uid).map_or(0, |queue| queue.fifo.borrow().bytes())
+    }
+
+    /// Lets those of them go whose clients are gone, unless they are sent, or few have come since that was done.
+    pub(super) fn leave_forsaken(&self, uid: ShardUid) {
+        if let Some(queue) = self.queues.borrow().get(&uid) {
+            queue.fifo.borrow_mut().leave_forsaken(|owed| owed.is_forsaken());
+        }
+    }
 }
 
 /// Who can answer for a shard, by the catalog.

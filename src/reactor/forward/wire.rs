@@ -126,6 +126,7 @@ pub(in crate::reactor) fn produces(received: Received, now_us: u64) -> Result<(S
             expected_offset: request.expected_offset.map(Offset),
             deadline_us: request.left_us.map(|left_us| now_us.saturating_add(left_us)),
             forwarded: true,
+            single: false,
         })
     };
     let produces = envelope.requests.into_iter().zip(received.parts).map(produce).collect::<Result<_, _>>()?;
@@ -308,6 +309,7 @@ mod tests {
             expected_offset: Some(Offset(7)),
             deadline_us,
             forwarded: false,
+            single: false,
         }
     }
 

@@ -166,7 +166,7 @@ fn produce(value: &str) -> Produce {
     let request = ProduceRequest { records: vec![record], ..ProduceRequest::default() };
     let (_, records) = Records::parse(request.encode_to_vec().into(), RECORD_BYTES_MAX).unwrap();
     let durability = Durability::QuorumFlushed;
-    Produce { records, durability, expected_offset: None, deadline_us: None, forwarded: false }
+    Produce { records, durability, expected_offset: None, deadline_us: None, forwarded: false, single: false }
 }
 
 fn from(start: Start) -> Consume {
