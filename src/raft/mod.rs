@@ -12,7 +12,7 @@
 //! - `proposals`, `linearize`, `members`, `transfer`, `purge`: what can be asked of a group
 //! - `watch`, `elections`, `timing`: what it does by itself
 //! - `majority`: watches over what is acknowledged; `flush_times`: whose disk is slow
-//! - `repair`: what a damaged replica does before its group is opened
+//! - `open`: a replica's way into service; `repair`: what a damaged one does before
 
 mod elections;
 mod flush_times;
@@ -23,6 +23,7 @@ mod majority;
 mod members;
 mod network;
 pub mod offline;
+mod open;
 mod pipeline;
 mod proposals;
 mod purge;
@@ -39,12 +40,11 @@ mod watch;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     future::Future,
     path::PathBuf,
     pin::pin,
     rc::Rc,
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -52,7 +52,6 @@ use futures_util::future::{Either, select};
 use openraft::{
     Raft,
     metrics::{RaftDataMetrics, RaftServerMetrics},
-    rt::AsyncRuntime,
     type_config::alias,
 };
 
@@ -61,22 +60,20 @@ use self::{
     machine::{Shared, StateMachine},
     network::Network,
     proposals::Gate,
-    store::Store,
-    timing::{config, random_below, with_jitter},
-    types::{Node, TypeConfig},
+    timing::{random_below, with_jitter},
+    types::TypeConfig,
 };
 pub use self::{serve::group_of, timing::Timing, transfer::TransferError};
 use crate::{
     budget::{Class, Use},
-    env::{self, Env, buffer::Buffer, channel, domain::Domain},
+    env::{Env, buffer::Buffer, channel, domain::Domain},
     format::{
         entry::{ENTRY_HEADER_BYTES, EntryHeader, StoredEntry},
         state_files::Vote,
     },
     ids::{Index, LogId, NodeId, Offset, ShardUid, Term, is_most},
-    limits::{BLOCK_BYTES, UNFLUSHED_BYTES_MAX, UNFLUSHED_PART},
-    log::{Log, LogError, Recovered, TailBudget},
-    peer::Peers,
+    limits::{UNFLUSHED_BYTES_MAX, UNFLUSHED_PART},
+    log::{Log, LogError},
 };
 
 /// The deterministic state that a group's entries build.
@@ -240,9 +237,6 @@ pub enum GroupError {
     },
 }
 
-/// Pause between two looks whether a group that is being opened waits for space.
-const FULL_LOOK: Duration = Duration::from_millis(50);
-
 /// One Raft group on this node. Clones are handles; all stay on one reactor. To be ended by `close`: openraft's tasks
 /// do not end with the last handle.
 pub struct Group<E: Env, M: Machine> {
@@ -294,158 +288,6 @@ impl<E: Env, M: Machine> Clone for Group<E, M> {
 }
 
 impl<E: Env, M: Machine> Group<E, M> {
-    /// Recovers the log, restores the machine from its newest checkpoint, replays what follows, starts Raft. A new group
-    /// begins with its founders, if this node is one of them. As the only voter, this node waits until it leads and has
-    /// applied everything committed; else nobody is waited for.
-    ///
-    /// # Errors
-    /// `Full` when there is no room for a new group of one; `Damaged`; `Stopped` for everything else.
-    pub async fn open(
-        disk: E::Disk,
-        tail: TailBudget,
-        peers: Peers<E>,
-        options: GroupOptions,
-        machine: M,
-    ) -> Result<(Group<E, M>, Recovered), GroupError> {
-        Group::open_with(disk, tail, peers, options, Timing::default(), machine).await
-    }
-
-    /// As `open`, with other times than the default's: the same for all replicas.
-    ///
-    /// # Errors
-    /// As `open`.
-    pub async fn open_with(
-        disk: E::Disk,
-        tail: TailBudget,
-        peers: Peers<E>,
-        options: GroupOptions,
-        timing: Timing,
-        machine: M,
-    ) -> Result<(Group<E, M>, Recovered), GroupError> {
-        let domain = Domain::new(format!("the replica of shard {} on node {}", options.shard, options.node));
-        let opening = Group::open_in(domain.clone(), disk, tail, peers, options, timing, machine);
-        let opened = domain.contain(opening).await;
-        let (group, recovered) = opened.unwrap_or_else(|panic| Err(unusable(bug(&panic))))?;
-        let inner = Rc::downgrade(&group.inner);
-        domain.on_panic(move |_| inner.upgrade().iter().for_each(watch::note_panic));
-        Ok((group, recovered))
-    }
-
-    async fn open_in(
-        domain: Domain,
-        disk: E::Disk,
-        tail: TailBudget,
-        peers: Peers<E>,
-        options: GroupOptions,
-        timing: Timing,
-        machine: M,
-    ) -> Result<(Group<E, M>, Recovered), GroupError> {
-        let log_options = repair::log_options(&options);
-        let GroupOptions { shard, node, slot, founders, preferred, .. } = options;
-        let founders = founders.filter(|founders| founders.contains(&node));
-        let owing = Owing::take_up(disk.clone(), log_options.clone(), node, founders.is_some()).await;
-        let owing = owing.map_err(damaged)?;
-        let (log, recovered) = Log::open(disk, tail, log_options).await.map_err(damaged)?;
-        let shared = Shared::new(machine);
-        shared.restore(&log).await.map_err(|error| damaged(log.fault().unwrap_or(error)))?;
-        let network = Network::new(peers, shard, slot).noting(shared.majority.clone(), shared.flush_times.clone());
-        let group = Group { inner: Rc::new(Inner::build(domain, log, shared, network, owing, node, timing).await?) };
-        if let Err(error) = group.start(founders, preferred).await {
-            // Else openraft's tasks would go on without a handle.
-            group.inner.state.closing.set(true);
-            group.inner.shared.turned.notify_all();
-            // First the log: openraft does not end while an entry of its own waits for space, and the log would write it
-            // when space returns, beside whoever opens it next.
-            group.inner.log.abandon().await;
-            // What it ended with is told by `error`.
-            drop(group.inner.raft.shutdown().await);
-            return Err(group.damage().map_or(error, GroupError::Damaged));
-        }
-        Ok((group, recovered))
-    }
-
-    async fn start(&self, founders: Option<BTreeSet<NodeId>>, preferred: bool) -> Result<(), GroupError> {
-        let Inner { raft, log, .. } = &*self.inner;
-        raft.runtime_config().elect(!self.inner.owes());
-        raft.run();
-        env::spawn::<E>(watch::watch_raft(self.inner.clone()));
-        env::spawn::<E>(elections::watch_leader(self.inner.clone()));
-        if self.inner.owes() {
-            env::spawn::<E>(elections::watch_owed(self.inner.clone()));
-        }
-        let is_new = log.last().is_none() && log.hard_state().vote.is_none();
-        let founders = founders.filter(|_| is_new && !self.inner.owes());
-        if let Some(founders) = founders.as_ref().filter(|founders| founders.len() > 1) {
-            env::spawn::<E>(elections::found(self.inner.clone(), founders.clone(), preferred));
-            return Ok(());
-        }
-        if founders.is_some() {
-            // Its first membership, and the entry with which its leader begins.
-            log.has_room(2 * BLOCK_BYTES).map_err(refused)?;
-        }
-        // openraft does nothing else while it waits for a write of its own.
-        let mut begun = pin!(self.begin(founders.is_some()));
-        loop {
-            match E::Runtime::timeout(FULL_LOOK, begun.as_mut()).await {
-                Ok(result) => return result,
-                Err(_) if founders.is_some() => log.has_room(0).map_err(refused)?,
-                Err(_) => {}
-            }
-        }
-    }
-
-    async fn begin(&self, is_new: bool) -> Result<(), GroupError> {
-        let Inner { raft, log, node, .. } = &*self.inner;
-        let node = *node;
-        if is_new {
-            let voters = BTreeMap::from([(node.0, Node::default())]);
-            raft.initialize(voters).await.map_err(|error| self.stopped(&error.to_string()))?;
-        }
-        if self.inner.owes() {
-            // Its log may know it as the only voter, which it was once.
-            return Ok(());
-        }
-        let only_voter = raft
-            .with_raft_state(move |state| state.membership_state.effective().voter_ids().eq([node.0]))
-            .await
-            .map_err(|error| self.stopped(&error.to_string()))?;
-        if !only_voter {
-            if let Some(vote) = log.hard_state().vote.filter(|vote| vote.committed && vote.node == node) {
-                // It led, and does not lead on; the others would wait for it, since it is alive.
-                env::spawn::<E>(elections::abdicate(self.inner.clone(), vote));
-            }
-            return Ok(());
-        }
-        raft.trigger().elect(false).await.map_err(|error| self.stopped(&error.to_string()))?;
-        self.wait_until_caught_up(is_new).await
-    }
-
-    /// Waits until this node leads and has applied the entry with which its term begins, and so all before it.
-    ///
-    /// On a full disk that entry waits for space. A new group is refused then; another one is opened as it is: what
-    /// was committed when it was closed can be read, proposals are refused as `Full`, and it leads when space returns.
-    async fn wait_until_caught_up(&self, is_new: bool) -> Result<(), GroupError> {
-        loop {
-            let changed = self.inner.shared.changed.notified();
-            if let Some(cause) = self.fault() {
-                return Err(GroupError::Stopped { cause, maybe_written: false });
-            }
-            let (_, term) = self.leader();
-            let applied = self.inner.shared.applied().is_some_and(|applied| applied.term == term);
-            if self.inner.state.leading.get() && applied {
-                return Ok(());
-            }
-            if let Err(error) = self.inner.log.has_room(0) {
-                if is_new {
-                    return Err(refused(error));
-                }
-                tracing::warn!(%error, "opened for reading only, until space returns");
-                return Ok(());
-            }
-            drop(E::Runtime::timeout(FULL_LOOK, changed).await);
-        }
-    }
-
     /// Bytes of entries that were proposed here or came from a leader, and are not flushed here.
     pub fn unflushed_bytes(&self) -> usize {
         self.inner.log.unflushed_bytes() + self.inner.shared.handed_bytes.get()
@@ -640,47 +482,6 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// Lost after Raft had it.
     fn stopped_late(&self, cause: &str) -> GroupError {
         GroupError::Stopped { cause: self.fault().unwrap_or_else(|| cause.to_string()), maybe_written: true }
-    }
-}
-
-impl<E: Env, M: Machine> Inner<E, M> {
-    async fn build(
-        domain: Domain,
-        log: Log<E>,
-        shared: Rc<Shared<M>>,
-        network: Network<E>,
-        owing: Owing<E::Disk>,
-        node: NodeId,
-        timing: Timing,
-    ) -> Result<Inner<E, M>, GroupError> {
-        let headers_only = Rc::new(Cell::new(true));
-        let store = Store::new(log.clone(), shared.clone(), headers_only.clone());
-        let machine = StateMachine::new(log.clone(), shared.clone(), node);
-        let config = config(timing).map_err(unusable)?;
-        let raft = Raft::build(node.0, config, network.clone(), store, machine)
-            .await
-            .map_err(|error| log.fault().map_or_else(|| unusable(error.to_string()), damaged))?;
-        headers_only.set(false);
-        let (server, data) = (raft.server_metrics(), raft.data_metrics());
-        let (state, gate, purging) = (State::default(), Gate::default(), channel::Mutex::new(()));
-        let (questions, judge) = Default::default();
-        Ok(Inner {
-            raft,
-            log,
-            node,
-            network,
-            owing,
-            timing,
-            shared,
-            state,
-            domain,
-            server,
-            data,
-            gate,
-            questions,
-            judge,
-            purging,
-        })
     }
 }
 

@@ -11,15 +11,19 @@ mod left;
 mod lifecycle;
 mod replication;
 
-use std::{cell::Cell, rc::Rc};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::*;
+use openraft::rt::AsyncRuntime;
+
+use super::{store::Store, timing::config, *};
 use crate::{
+    env,
     format::entry::{ENTRY_HEADER_BYTES, EntryKind},
-    limits::SEGMENT_BYTES_MIN,
-    log::LogOptions,
+    limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN},
+    log::{LogOptions, Recovered, TailBudget},
+    peer::Peers,
     sim::{SimDisk, TestEnv},
 };
 
