@@ -533,10 +533,11 @@ impl<E: Env> Shard<E> {
             inner.rolled.notify_all();
             inner.idle.notify_all();
         }
+        let is_over = || if first { inner.is_idle() } else { inner.life.get() == Life::Closed };
         let ended = async {
             loop {
                 let changed = inner.idle.notified();
-                if if first { inner.is_idle() } else { inner.life.get() == Life::Closed } {
+                if is_over() {
                     break;
                 }
                 changed.await;

@@ -29,9 +29,6 @@ const IDLE_MAX: Duration = Duration::from_secs(10);
 /// then what it has written and what not, and nobody else does.
 const LAST_ANSWERS_MAX: Duration = Duration::from_secs(2);
 
-/// How often those that wait meanwhile are looked at, whether their time is up.
-const LAST_ANSWERS_LOOK: Duration = Duration::from_millis(20);
-
 /// Most requests in one frame.
 const FRAME_REQUESTS_MAX: usize = 256;
 
@@ -156,6 +153,21 @@ impl Queue {
         drop(E::Runtime::timeout(pause.min(IDLE_MAX), changed).await);
     }
 
+    /// Answers those that wait when their time is up; returns when there is nothing left, sent or to be sent.
+    async fn expire_as_due<E: Env>(&self, searching_us: Option<u64>) {
+        loop {
+            let now_us = E::monotonic_us();
+            self.expire(now_us, searching_us);
+            let expiry_us = self.expiry_us(searching_us).unwrap_or(now_us + 1_000_000);
+            // Those that come meanwhile are looked at a little later.
+            let pause = Duration::from_micros(expiry_us.saturating_sub(now_us).clamp(1_000, 100_000));
+            E::Runtime::sleep(pause).await;
+            if self.fifo.borrow().is_empty() {
+                return;
+            }
+        }
+    }
+
     /// Nobody will say what became of what was sent.
     fn lose_sent(&self, cause: &str) {
         let lost = self.fifo.borrow_mut().lost();
@@ -212,26 +224,13 @@ impl<E: Env> Session<'_, E> {
     async fn open(&self) -> Option<FrameStream<E>> {
         let (reactor, uid, queue) = (self.reactor, self.uid, self.queue);
         let opener = wire::produce_frame(uid, std::iter::empty(), 0);
-        let expiring = async {
-            loop {
-                let now_us = E::monotonic_us();
-                queue.expire(now_us, Some(self.searching_us));
-                let expiry_us = queue.expiry_us(Some(self.searching_us)).unwrap_or(now_us + 1_000_000);
-                // Those that come meanwhile are looked at a little later.
-                let pause = Duration::from_micros(expiry_us.saturating_sub(now_us).clamp(1_000, 100_000));
-                E::Runtime::sleep(pause).await;
-                if queue.fifo.borrow().is_empty() {
-                    return;
-                }
-            }
-        };
         tokio::select! {
             biased;
             // Whatever went wrong, and whether the opener came through: nothing was asked.
             opened = reactor.peers().open(self.to, opener, Priority::Normal) => opened.ok(),
             _ = silent(reactor, self.to.node) => None,
             () = followed(reactor, uid, self.to.node) => None,
-            () = expiring => None,
+            () = queue.expire_as_due::<E>(Some(self.searching_us)) => None,
         }
     }
 
@@ -320,11 +319,7 @@ async fn send<E: Env>(
         if let Some(frame) = frame {
             if let Err(error) = sender.send(frame).await {
                 // A leader that refuses stops the stream: its refusal may come behind that, and says what was not written.
-                let until_us = E::monotonic_us() + LAST_ANSWERS_MAX.as_micros() as u64;
-                while E::monotonic_us() < until_us {
-                    queue.expire(E::monotonic_us(), None);
-                    E::Runtime::sleep(LAST_ANSWERS_LOOK).await;
-                }
+                drop(E::Runtime::timeout(LAST_ANSWERS_MAX, queue.expire_as_due::<E>(None)).await);
                 return Err(error.to_string());
             }
             continue;

@@ -11,6 +11,7 @@ use crate::{
     env::{self, Disk},
     ids::{NodeId, ShardUid},
     limits::STUCK_BYTES_MAX,
+    shard::Shard,
     sim::{SimEnv, World, client::Target},
 };
 
@@ -126,12 +127,16 @@ impl Run {
         None
     }
 
+    /// Asks a node's replica; `None` if there is none.
+    fn ask<R>(&self, node: NodeId, target: &Target, what: impl FnOnce(&Shard<SimEnv>) -> R) -> Option<R> {
+        let shard = self.cluster.process(node)?.shard(target.uid)?;
+        Some(World::current().on(node, || what(&shard)))
+    }
+
     /// What a replica lacks at most of another one.
     fn lacks_bytes(&self, node: NodeId, other: NodeId, target: &Target) -> Option<u64> {
-        let shard = |node: NodeId| self.cluster.process(node)?.shard(target.uid);
-        let (own, other_shard) = (shard(node)?, shard(other)?);
-        let last = World::current().on(node, || own.last());
-        Some(World::current().on(other, || other_shard.bytes_behind(last)))
+        let last = self.ask(node, target, Shard::last)?;
+        self.ask(other, target, |shard| shard.bytes_behind(last))
     }
 
     /// Whether the leader keeps what follows on a replica's last entry, though it is trimmed, since it is in the last segment. A replica
@@ -139,11 +144,9 @@ impl Run {
     /// has nothing of that any more, a snapshot frees it.
     fn waits_for_entries(&self, node: NodeId, target: &Target) -> bool {
         let waits = || {
-            let shard = |node: NodeId| self.cluster.process(node)?.shard(target.uid);
             let leader = self.cluster.leader(target.uid)?;
-            let (own, led) = (shard(node)?, shard(leader)?);
-            let last = World::current().on(node, || own.last())?;
-            Some(World::current().on(leader, || led.first_index()) <= last.index.next())
+            let last = self.ask(node, target, Shard::last)??;
+            Some(self.ask(leader, target, Shard::first_index)? <= last.index.next())
         };
         waits().unwrap_or(false)
     }
