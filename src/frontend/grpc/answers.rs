@@ -252,6 +252,12 @@ impl Answers {
         Answers::new::<E>(&self.connection.pool)
     }
 
+    /// Has the connection closed.
+    #[cfg(test)]
+    pub(super) fn evict(&self) {
+        self.connection.holder.evict_this();
+    }
+
     /// What the connection holds.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {

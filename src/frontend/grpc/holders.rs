@@ -144,6 +144,13 @@ impl Holder {
         self.0.is_evicted.get()
     }
 
+    /// Has this connection closed.
+    #[cfg(test)]
+    pub(super) fn evict_this(&self) {
+        self.0.is_evicted.set(true);
+        self.0.waker.borrow().wake_by_ref();
+    }
+
     /// The time of its environment.
     pub(super) fn now_us(&self) -> u64 {
         (self.0.now_us)()

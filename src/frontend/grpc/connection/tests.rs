@@ -164,6 +164,31 @@ fn idle_frames() {
     }
 }
 
+/// A client whose memory is wanted is told why its connection ends.
+#[test]
+fn evicted() {
+    block_on(async {
+        let (mut client, server) = pair().await;
+        let shared = shared();
+        let answers = shared.answers.clone();
+        let client = async {
+            client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+            let mut received = Vec::new();
+            // It is a client by its first answer.
+            while received.is_empty() {
+                client.read_buf(&mut received).await.unwrap();
+            }
+            answers.evict();
+            client.read_to_end(&mut received).await.unwrap();
+            received
+        };
+        let ((), received) = tokio::join!(run::<RealEnv, _, _>(server, shared, never(), NEVER, answer), client);
+        // GOAWAY, ENHANCE_YOUR_CALM (RFC 9113, 6.8 and 7).
+        let end = &received[received.len() - 17..];
+        assert_eq!((&end[..9], &end[13..]), (&b"\0\0\x08\x07\0\0\0\0\0"[..], &b"\0\0\0\x0b"[..]), "{received:?}");
+    });
+}
+
 /// A client that speaks something else is told what this port is, without a byte of HTTP/2 before it.
 #[test]
 fn other_languages() {
