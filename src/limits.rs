@@ -106,6 +106,9 @@ pub const SEGMENT_BYTES_LIMIT: u64 = 2 << 30;
 /// checksum to the socket: 256 KiB replayed 1.5 GB/s where 1 MiB replayed 1.2.
 pub const READ_BYTES: usize = 256 << 10;
 
+/// How often all that is ready runs on a reactor between two reads for consumers that did not wait for the device.
+pub const CONSUMER_READ_PAUSES: usize = 4;
+
 /// Bytes of records in one consume response unless the request says less.
 pub const CONSUME_BYTES_DEFAULT: usize = 1 << 20;
 

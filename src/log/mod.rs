@@ -19,9 +19,8 @@
 //!
 //! Not done here: deciding what to truncate or purge (`raft`, `shard`).
 //!
-//! Files: `writer` (queue, device), `prepare` (segments made ahead), `seal`, `read`, `tail`, `change`
-//! (truncate, purge), `recovery`, `scan`, `state` (hard state, checkpoints), `unreadable` (places that the device has lost),
-//! `verify`, `repair`, `watched` (operations that the device does not answer).
+//! Files: `writer`, `prepare` (segments made ahead), `seal`, `read`, `tail`, `turns` (of consumers), `change` (truncate, purge),
+//! `recovery`, `scan`, `state` (hard state, checkpoints), `unreadable` (lost places), `verify`, `repair`, `watched` (hung operations).
 
 mod change;
 mod prepare;
@@ -35,6 +34,7 @@ mod state;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod turns;
 pub(crate) mod unreadable;
 pub mod verify;
 mod watched;

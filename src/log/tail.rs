@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     budget::Budget,
-    env::domain,
+    env::{channel::Slots, domain},
     format::entry::StoredEntry,
     ids::Index,
     limits::{BLOCK_BYTES, TAIL_BYTES_MAX},
@@ -36,6 +36,7 @@ struct Shared {
     /// Tokens looked at so far.
     steps: Cell<u64>,
     memory: Budget,
+    reads: Slots,
 }
 
 /// One log's recent entries, without gaps.
@@ -78,10 +79,10 @@ impl TailBudget {
     /// A budget of `bytes` beside that of what is on its way.
     pub fn beside(memory: Budget, bytes: usize) -> TailBudget {
         let (order, steps) = (RefCell::default(), Cell::new(0));
-        let tokens_max = Cell::new(TOKENS_MIN);
-        TailBudget {
-            shared: Rc::new(Shared { bytes_max: bytes, bytes: Cell::new(0), order, tokens_max, steps, memory }),
-        }
+        let (tokens_max, reads) = (Cell::new(TOKENS_MIN), Slots::new(1));
+        let bytes_now = Cell::new(0);
+        let shared = Shared { bytes_max: bytes, bytes: bytes_now, order, tokens_max, steps, memory, reads };
+        TailBudget { shared: Rc::new(shared) }
     }
 
     /// The reactor's memory for what is on its way: entries that are not flushed.
@@ -158,6 +159,11 @@ impl Tail {
     /// The reactor's memory for what is on its way.
     pub fn memory(&self) -> &Budget {
         self.budget.memory()
+    }
+
+    /// Whose turn it is in the reactor to read for a consumer what is not here (`turns`).
+    pub fn reads(&self) -> &Slots {
+        &self.budget.shared.reads
     }
 
     /// Adds the next entry, which is not durable.

@@ -272,7 +272,7 @@ impl<E: Env> Inner<E> {
         };
         let Some(mut index) = index else { return Ok(Place::NotBelow { end: high_watermark, walked: None }) };
         while index < end {
-            let entries = match self.group.log().read(index, end, READ_BYTES).await {
+            let entries = match self.group.log().read_in_turn(index, end, READ_BYTES).await {
                 Ok(entries) => entries,
                 // Purged meanwhile: what is left begins at the log start.
                 Err(LogError::NotFound { first, .. }) if first > index => {
@@ -324,7 +324,7 @@ impl<E: Env> Inner<E> {
             },
         };
         while taking.count == 0 && index < end {
-            let entries = match self.group.log().read(index, end, taking.bytes_left).await {
+            let entries = match self.group.log().read_in_turn(index, end, taking.bytes_left).await {
                 Ok(entries) => entries,
                 // What is left begins with the record, or with entries without any before it.
                 Err(LogError::NotFound { first, .. }) if first > index => {

@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    future::Future,
+    future::{Future, poll_fn},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
@@ -15,6 +15,8 @@ struct State<T> {
     waker: Option<Waker>,
     sender_gone: bool,
     receiver_gone: bool,
+    /// Of a sender that waits until the receiver is gone.
+    sender_waker: Option<Waker>,
 }
 
 /// Sends the value.
@@ -29,7 +31,13 @@ pub struct Receiver<T> {
 
 /// A new channel.
 pub fn channel<T>() -> (Sender<T>, Receiver<T>) {
-    let state = Rc::new(RefCell::new(State { value: None, waker: None, sender_gone: false, receiver_gone: false }));
+    let state = Rc::new(RefCell::new(State {
+        value: None,
+        waker: None,
+        sender_gone: false,
+        receiver_gone: false,
+        sender_waker: None,
+    }));
     (Sender { state: state.clone() }, Receiver { state })
 }
 
@@ -51,6 +59,19 @@ impl<T> Sender<T> {
     /// Whether nobody will look at the value.
     pub fn is_closed(&self) -> bool {
         self.state.borrow().receiver_gone
+    }
+
+    /// Waits until nobody will look at the value.
+    pub async fn closed(&mut self) {
+        poll_fn(|context| {
+            if self.is_closed() {
+                return Poll::Ready(());
+            }
+            let old = self.state.borrow_mut().sender_waker.replace(context.waker().clone());
+            drop(old);
+            Poll::Pending
+        })
+        .await;
     }
 }
 
@@ -109,9 +130,12 @@ impl<T> Drop for Receiver<T> {
         let left = {
             let mut state = self.state.borrow_mut();
             state.receiver_gone = true;
-            (state.value.take(), state.waker.take())
+            let sender = state.sender_waker.take();
+            (sender, state.value.take(), state.waker.take())
         };
-        drop(left);
+        if let Some(sender) = left.0 {
+            sender.wake();
+        }
     }
 }
 

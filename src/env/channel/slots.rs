@@ -4,6 +4,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     rc::Rc,
     task::{Context, Poll},
 };
@@ -64,6 +65,13 @@ impl Slots {
             State::Idle | State::Waits(..) => claim.0 = State::Has(Rc::clone(shared)),
         }
         Poll::Ready(())
+    }
+
+    /// Waits for a slot. Cancelled, it leaves.
+    pub async fn take(&self) -> Claim {
+        let mut claim = Claim::default();
+        poll_fn(|context| self.poll_take(&mut claim, context)).await;
+        claim
     }
 
     /// How many are free.

@@ -310,9 +310,10 @@ where
         }
         let ended = ended || self.is_flooded(cx);
         let written = self.socket.poll_write_out(cx);
+        let is_held_back = self.socket.is_held_back();
         self.socket.end_turn(self.socket.received() - received);
         let is_full = self.accepted == ACCEPTS_MAX;
-        let has_more = is_full || self.socket.wants_more() || self.messages.inflater().is_turn_over();
+        let has_more = is_full || is_held_back || self.socket.wants_more() || self.messages.inflater().is_turn_over();
         let bytes = (self.socket.received() - received) + (self.socket.sent() - sent);
         let load = match has_more {
             true => Load::More,

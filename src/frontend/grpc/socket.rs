@@ -38,6 +38,9 @@ const WRITE_BYTES_MAX: usize = 256 << 10;
 /// counted.
 const BLOCKED_BYTES_MAX: usize = 16 << 10;
 
+/// Bytes that the kernel is given in one turn of a connection, beside what is gathered: some tenth of a millisecond of copying.
+const TURN_WRITE_BYTES: usize = 256 << 10;
+
 /// A write or read of this size is not copied through a buffer.
 const DIRECT_BYTES: usize = 32 << 10;
 
@@ -76,8 +79,6 @@ impl<S> Clone for Socket<S> {
     }
 }
 
-/// `input_start <= input_end <= input.len()`, and `input` is empty or `READ_BYTES` long;
-/// `output_start <= output.len()`, and what lies between is not written yet, at most `WRITE_BYTES_MAX`.
 /// What a reader waits for that has read all it was allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Then {
@@ -87,6 +88,8 @@ pub(super) enum Then {
     Wait,
 }
 
+/// `input_start <= input_end <= input.len()`, and `input` is empty or `READ_BYTES` long;
+/// `output_start <= output.len()`, and what lies between is not written yet, at most `WRITE_BYTES_MAX`.
 struct Inner<S> {
     stream: S,
     input: Vec<u8>,
@@ -98,6 +101,9 @@ struct Inner<S> {
     blocked: bool,
     received: u64,
     sent: u64,
+    /// Bytes that large writes may still bring in this turn, and whether one had to wait for the next.
+    writable: usize,
+    held_back: bool,
     /// Bytes of the next read.
     read_bytes: usize,
     /// Bytes and frames that h2 may still read, and what becomes of a reader who wants more.
@@ -121,6 +127,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             blocked: false,
             received: 0,
             sent: 0,
+            writable: TURN_WRITE_BYTES,
+            held_back: false,
             read_bytes: SMALL_READ_BYTES,
             allowed: 0,
             frames: 0,
@@ -144,6 +152,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// Bytes that the kernel has taken so far.
     pub(super) fn sent(&self) -> u64 {
         self.0.borrow().sent
+    }
+
+    /// Whether a write waits for the connection's next turn. Nobody else wakes for it.
+    pub(super) fn is_held_back(&self) -> bool {
+        self.0.borrow().held_back
     }
 
     /// Whether the reader has wanted more than it was allowed.
@@ -187,6 +200,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     pub(super) fn poll_write_out(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.borrow_mut().poll_write_out(cx)
     }
+}
+
+/// The slices of the first `bytes` of what `slices` hold; returns how many they are.
+fn cut<'a>(slices: &'a [IoSlice<'_>], bytes: usize, into: &mut [IoSlice<'a>]) -> usize {
+    let (mut left, mut count) = (bytes, 0);
+    for (slice, place) in slices.iter().zip(into) {
+        if left == 0 {
+            break;
+        }
+        let part = &slice[..slice.len().min(left)];
+        (*place, left, count) = (IoSlice::new(part), left - part.len(), count + 1);
+    }
+    count
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
@@ -239,6 +265,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
     }
 
     fn end_turn(&mut self, received: u64) {
+        (self.writable, self.held_back) = (TURN_WRITE_BYTES, false);
         self.read_bytes = if received >= READ_BYTES as u64 { READ_BYTES } else { SMALL_READ_BYTES };
         let rest = self.input_end - self.input_start;
         if self.input.len() == READ_BYTES && rest <= SMALL_READ_BYTES {
@@ -291,14 +318,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
             return Poll::Ready(Ok(self.gather(slices)));
         }
         loop {
+            if self.writable == 0 {
+                self.held_back = true;
+                return if self.has_room(bytes) { Poll::Ready(Ok(self.gather(slices))) } else { Poll::Pending };
+            }
             let gathered = self.gathered();
             let mut all = [IoSlice::new(&[]); SLICES_MAX];
             all[0] = IoSlice::new(&self.output[self.output_start..]);
-            all[1..=slices.len()].copy_from_slice(slices);
-            match Pin::new(&mut self.stream).poll_write_vectored(cx, &all[..=slices.len()])? {
+            let count = 1 + cut(slices, self.writable, &mut all[1..]);
+            match Pin::new(&mut self.stream).poll_write_vectored(cx, &all[..count])? {
                 Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(wrote) => {
                     self.wrote(wrote.min(gathered));
+                    self.writable = self.writable.saturating_sub(wrote);
                     if wrote > gathered {
                         self.sent += (wrote - gathered) as u64;
                         return Poll::Ready(Ok(wrote - gathered));
@@ -407,6 +439,7 @@ mod tests {
                         let slices = [IoSlice::new(first), IoSlice::new(second)];
                         let wrote = poll_fn(|cx| Pin::new(&mut socket).poll_write_vectored(cx, &slices)).await.unwrap();
                         assert!(socket.0.borrow().gathered() <= WRITE_BYTES_MAX);
+                        socket.end_turn(0);
                         let of_first = wrote.min(first.len());
                         (first, second) = (&first[of_first..], &second[wrote - of_first..]);
                     }
@@ -450,6 +483,7 @@ mod tests {
                     // Each turn ends with a write.
                     if turn % 4 == 0 {
                         let _ = poll_fn(|cx| Poll::Ready(socket.poll_write_out(cx))).await;
+                        socket.end_turn(0);
                     }
                     if wrote.is_pending() {
                         break;
@@ -462,11 +496,45 @@ mod tests {
             let read = async { while reader.read(&mut piece).await.unwrap() > 0 {} };
             let write = async {
                 poll_fn(|cx| socket.poll_write_out(cx)).await.unwrap();
-                socket.write_all(&pattern(300_000, 1)).await.unwrap();
+                socket.write_all(&pattern(200_000, 1)).await.unwrap();
                 socket.shutdown().await.unwrap();
             };
             tokio::join!(read, write);
             assert_eq!(socket.0.borrow().gathered(), 0);
+        });
+    }
+
+    /// In one turn the kernel gets so much, in order, and no more; what is left goes out in the next ones.
+    #[test]
+    fn writes_are_rationed() {
+        block_on(async {
+            let (mut reader, stream) = pair().await;
+            let mut socket = Socket::new(stream);
+            let sent = pattern(TURN_WRITE_BYTES * 5, 5);
+            let write = async {
+                let mut wrote = 0;
+                for turn in 1..=3 {
+                    poll_fn(|cx| {
+                        loop {
+                            let slices: Vec<_> = sent[wrote..].chunks(100_000).map(IoSlice::new).collect();
+                            match Pin::new(&mut socket).poll_write_vectored(cx, &slices) {
+                                Poll::Ready(bytes) => wrote += bytes.unwrap(),
+                                Poll::Pending if socket.is_held_back() => return Poll::Ready(()),
+                                Poll::Pending => return Poll::Pending,
+                            }
+                        }
+                    })
+                    .await;
+                    assert_eq!(wrote, turn * TURN_WRITE_BYTES);
+                    socket.end_turn(0);
+                    assert!(!socket.is_held_back());
+                }
+                socket.shutdown().await.unwrap();
+            };
+            let mut received = Vec::new();
+            let read = reader.read_to_end(&mut received);
+            tokio::join!(write, read).1.unwrap();
+            assert!(received == sent[..3 * TURN_WRITE_BYTES]);
         });
     }
 

@@ -164,6 +164,43 @@ fn idle_frames() {
     }
 }
 
+/// An answer that takes many turns comes whole, although nobody but the connection itself begins the next turn.
+#[test]
+fn a_large_answer() {
+    const BYTES: usize = 4 << 20;
+    block_on(async {
+        let (stream, server) = pair().await;
+        let start = |_: Request<h2::RecvStream>, mut responses: Responses| async move {
+            let mut body = Body::message(b"", vec![Bytes::from(vec![7; BYTES])]);
+            assert!(poll_fn(|cx| responses.poll_send(cx, &mut body)).await.is_ok());
+            responses.finish(Ok(()));
+        };
+        let client = async {
+            let mut builder = h2::client::Builder::new();
+            builder.initial_window_size(2 * BYTES as u32).initial_connection_window_size(2 * BYTES as u32);
+            let (mut requests, connection) = builder.handshake::<_, Bytes>(stream).await.unwrap();
+            let ask = async {
+                poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+                let request = Request::post("http://x/").body(()).unwrap();
+                let mut body = requests.send_request(request, true).unwrap().0.await.unwrap().into_body();
+                let mut received = 0;
+                while let Some(data) = body.data().await {
+                    received += data.unwrap().len();
+                }
+                assert_eq!(received, BYTES + crate::format::grpc::PREFIX_BYTES);
+            };
+            tokio::select! {
+                () = ask => {}
+                ended = connection => panic!("the connection ended: {ended:?}"),
+            }
+        };
+        tokio::select! {
+            () = run::<RealEnv, _, _>(server, shared(), never(), NEVER, start) => panic!("the connection ended"),
+            () = client => {}
+        }
+    });
+}
+
 /// A client whose memory is wanted is told why its connection ends.
 #[test]
 fn evicted() {
