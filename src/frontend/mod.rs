@@ -6,6 +6,7 @@
 //! everything through mailboxes. Neither knows a wire format; those are `grpc` and `http`.
 
 pub mod admission;
+mod consume;
 pub mod grpc;
 pub mod http;
 pub mod refusal;
@@ -32,6 +33,7 @@ use openraft::AsyncRuntime;
 use tokio::sync::oneshot;
 
 pub use self::{
+    consume::{ConsumeCall, TopicRead},
     remote::{Limits, Remote},
     status::{CallError, Code},
 };
@@ -48,16 +50,16 @@ use crate::{
         servers::{Servers, Told},
         under_way::{Answer, Passed, UnderWay},
     },
-    ids::{Offset, TopicId},
+    ids::Offset,
     limits,
     proto::ringlog::v1 as proto,
     reactor::{
-        Reactor, ReactorError,
+        Reactor,
         mailbox::{AdminAnswer, AdminCall, Request},
         node::{Node, Phase},
         topics::{PlacedTopic, ShardPlace, TopicReader},
     },
-    shard::{Consume, Consumed, Produce, Produced, ShardError},
+    shard::{Consumed, Produce, Produced, ShardError},
 };
 
 /// A produce call from a client.
@@ -91,33 +93,6 @@ impl ProduceAck {
             Box::new(proto::LeaderHint { node_id: leader.0, address })
         });
         ProduceAck { topic, shard, produced, leader }
-    }
-}
-
-/// A consume call from a client.
-#[derive(Clone, Debug)]
-pub struct ConsumeCall {
-    /// Empty: the default topic.
-    pub topic: String,
-    /// Shard number.
-    pub shard: u32,
-    /// What to read. 0 records or bytes: as many as the server gives.
-    pub consume: Consume,
-}
-
-/// The topic that a call reads which asks several times: the one that its first read has found.
-#[derive(Clone, Debug, Default)]
-pub struct TopicRead(Rc<Cell<Option<TopicId>>>);
-
-impl TopicRead {
-    /// Notes the topic that was found.
-    ///
-    /// # Errors
-    /// `Gone`: the first one was deleted, and this is another one of its name.
-    fn check(&self, found: TopicId) -> Result<(), ReactorError> {
-        let first = self.0.get().unwrap_or(found);
-        self.0.set(Some(first));
-        if first == found { Ok(()) } else { Err(ReactorError::Gone) }
     }
 }
 

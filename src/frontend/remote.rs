@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use crate::{
     catalog::{self, CreateTopic},
     frontend::{
-        ConsumeCall, ProduceAck, ProduceCall, produce_of,
+        ConsumeCall, ProduceAck, ProduceCall, TopicRead, produce_of,
         refusal::explained,
         route,
         status::{CallError, Code},
@@ -95,9 +95,10 @@ impl Remote {
     ///
     /// # Errors
     /// As documented in `status`.
-    pub async fn consume(&self, call: ConsumeCall) -> Result<Consumed, CallError> {
+    pub async fn consume(&self, call: ConsumeCall, topic: &TopicRead) -> Result<Consumed, CallError> {
         let consume = checked_consume(call.consume, self.limits())?;
         let view = self.find_topic(route::topic_name(&call.topic)).await?;
+        topic.check(view.view.id).map_err(|error| explained(error, &self.node.book))?;
         let place = route::numbered_shard(&view, call.shard)?;
         let consumed = self.ask(place.reactor, false, |reply| Request::Consume { uid: place.uid, consume, reply });
         tokio::select! {
@@ -340,7 +341,16 @@ mod tests {
     fn consume(records_max: u64, bytes_max: usize, wait_ms: u64) -> Consume {
         let wait = Duration::from_millis(wait_ms);
         let start = Start::Earliest;
-        Consume { start, records_max, bytes_max, wait, min_offset: None, linearizable: false, deadline_us: None }
+        Consume {
+            start,
+            records_max,
+            bytes_max,
+            wait,
+            min_offset: None,
+            linearizable: false,
+            deadline_us: None,
+            if_small: false,
+        }
     }
 
     /// Zeros become the server's values, a response never outgrows a message, waits are bounded.

@@ -16,7 +16,7 @@ use crate::{
     peer::Peers,
     proto::ringlog::v1::{ProduceRequest, Record},
     reactor::node::{Advertised, Identity},
-    shard::{ShardOptions, Start},
+    shard::{Consume, ShardOptions, Start},
     sim::{SimDisk, SimEnv, SimRuntime, net::SimNetwork},
 };
 
@@ -302,6 +302,7 @@ fn reads_one_topic() {
                 min_offset: None,
                 linearizable: false,
                 deadline_us: None,
+                if_small: false,
             },
         };
         let topic = TopicRead::default();

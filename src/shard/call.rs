@@ -81,6 +81,9 @@ pub struct Consume {
     pub linearizable: bool,
     /// On `Env::monotonic_us`: how long to wait for the two above; `LEADER_WAIT` without one.
     pub deadline_us: Option<u64>,
+    /// Return records only if they are in memory, and whole batches of them fit into `bytes_max`: for who waits, and has no room
+    /// for more. The answer says that there are others (`Consumed::leaves_some`).
+    pub if_small: bool,
 }
 
 /// Its answer.
@@ -104,6 +107,11 @@ impl Consumed {
     /// Bytes of its records.
     pub fn bytes(&self) -> usize {
         self.chunks.iter().map(Bytes::len).sum()
+    }
+
+    /// Whether it has no record although there are some.
+    pub fn leaves_some(&self) -> bool {
+        self.count == 0 && self.next_offset < self.high_watermark
     }
 
     /// The first record's offset, or where it would be.

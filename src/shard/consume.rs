@@ -65,11 +65,13 @@ struct Taking {
     bytes_left: usize,
     chunks: Vec<Bytes>,
     count: u64,
+    /// As in `Consume`.
+    if_small: bool,
 }
 
 impl Taking {
     fn new(next: Offset, records_max: u64, bytes_max: usize) -> Taking {
-        Taking { next, records_left: records_max, bytes_left: bytes_max, chunks: vec![], count: 0 }
+        Taking { next, records_left: records_max, bytes_left: bytes_max, chunks: vec![], count: 0, if_small: false }
     }
 
     /// Takes what it may of one more entry: `Break` when it can take no more. Bytes are shared, not copied.
@@ -91,7 +93,8 @@ impl Taking {
             self.add(payload, u64::from(header.record_count));
             return Ok(ControlFlow::Continue(()));
         }
-        if self.count > 0 && payload.len() > self.bytes_left && self.records_left > 0 {
+        let is_cut_later = self.count > 0 && payload.len() > self.bytes_left && self.records_left > 0;
+        if is_cut_later || self.if_small {
             // Cutting it would make the next consume read it again.
             return Ok(ControlFlow::Break(()));
         }
@@ -159,8 +162,9 @@ pub(super) async fn consume<E: Env>(inner: Rc<Inner<E>>, consume: Consume) -> Re
         inner.check_range(start)?;
         if start < inner.group.high_watermark() && consume.records_max > 0 {
             let mut taking = Taking::new(start, consume.records_max, consume.bytes_max.min(BYTES_MAX));
+            taking.if_small = consume.if_small;
             inner.read(&mut taking).await?;
-            if taking.count > 0 {
+            if taking.count > 0 || consume.if_small {
                 return Ok(inner.consumed(taking));
             }
             // Purged while it was read: the range tells.
@@ -311,7 +315,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Reads from `taking.next` on until something is taken or the committed end is reached. Nothing taken: the
-    /// place was purged meanwhile.
+    /// place was purged meanwhile, or what is there is not small.
     async fn read(&self, taking: &mut Taking) -> Result<(), ShardError> {
         let end = self.group.applied_end();
         let start = taking.next;
@@ -324,6 +328,9 @@ impl<E: Env> Inner<E> {
             },
         };
         while taking.count == 0 && index < end {
+            if taking.if_small && !self.group.log().is_recent(index) {
+                return Ok(());
+            }
             let entries = match self.group.log().read_in_turn(index, end, taking.bytes_left).await {
                 Ok(entries) => entries,
                 // What is left begins with the record, or with entries without any before it.
@@ -339,6 +346,9 @@ impl<E: Env> Inner<E> {
             for entry in &entries {
                 let taken = taking.take(entry).map_err(|missing| not_in_log(missing, entry.header.id.index))?;
                 if taken.is_break() {
+                    if taking.count == 0 {
+                        return Ok(());
+                    }
                     index = entry.header.id.index;
                     break;
                 }

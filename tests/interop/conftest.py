@@ -53,15 +53,15 @@ class Node:
         self.core = core
         self.log = self.directory / "log.txt"
         self.process = None
-        self.address = None
+        self.address = self.http = None
 
     def start(self):
         # A free port may be taken by somebody else before the node binds it.
         for _ in range(5):
             self.address = f"127.0.0.1:{free_port()}"
-            http = f"127.0.0.1:{free_port()}"
+            self.http = f"127.0.0.1:{free_port()}"
             command = [os.environ["INTEROP_BIN"], "serve", "--data", str(self.directory / "data")]
-            command += ["--grpc", self.address, "--http", http, "--peer", "127.0.0.1:0"]
+            command += ["--grpc", self.address, "--http", self.http, "--peer", "127.0.0.1:0"]
             command += ["--reactors", "2" if self.core is None else "1", "--no-pin"]
             if self.core is not None:
                 command = ["taskset", "--cpu-list", str(self.core), *command]

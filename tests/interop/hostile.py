@@ -156,6 +156,30 @@ def _wide():
     return setting(INITIAL_WINDOW_SIZE, WINDOW_MAX) + update
 
 
+def waiting(address, connections, topic):
+    """Consumers that wait for the next records, and one batch of small ones, of which each wants the most but not all."""
+    latest = message(_field(1, topic.encode()) + b"\x28\x02" + b"\x38" + _varint(500_000) + b"\x40" + _varint(60_000))
+    calls = b"".join(headers(n, CONSUME) + frame(DATA, END_STREAM, n, latest) for n in range(1, 17, 2))
+    held = _many(address, connections, frame(SETTINGS) + calls)
+    producer = connect(address, frame(SETTINGS) + headers(1, PRODUCE))
+    _Windows(producer).send(1, message(_produce(topic, *[b"w" * 100] * 9_000)), 5.0)
+    return [*held, producer]
+
+
+def http_reads(address, connections, topic):
+    """Consumers over HTTP that want the most there is, and read nothing."""
+    host, port = address.rsplit(":", 1)
+    request = f"GET /v1/topics/{topic}/shards/0/records?offset=0&max_bytes=4000000 HTTP/1.1\r\nhost: {address}\r\n\r\n"
+    held = []
+    for _ in range(connections):
+        try:
+            held.append(socket.create_connection((host, int(port)), timeout=10))
+            send(held[-1], request.encode())
+        except OSError:
+            break
+    return held
+
+
 def acks_unread(address, connections, topic):
     """Producers that send all that their windows allow, and let no acknowledgement come."""
     request = frame(DATA, 0, 1, produce_request(topic, b"x" * 100))
@@ -341,6 +365,8 @@ ATTACKS = [
     answers_unread,
     single_answers_unread,
     sockets_unread,
+    waiting,
+    http_reads,
     acks_unread,
     acks_in_sockets,
     inflated,
@@ -356,6 +382,11 @@ ATTACKS = [
     resets,
     continuations,
 ]
+
+
+def address_for(attack, node):
+    """Where a node is attacked."""
+    return node.http if attack is http_reads else node.address
 
 
 def rss_mib(pid):
@@ -443,7 +474,7 @@ def main():
                     fill(log, log_pb2)
                     goes_first()
                     alone, _ = good_calls(log, log_pb2, seconds=3)
-                    with Watch(node.process.pid) as watch, Attacker(attack, node.address, connections) as attacker:
+                    with Watch(node.process.pid) as watch, Attacker(attack, address_for(attack, node), connections) as attacker:
                         during, refused = good_calls(log, log_pb2, until=attacker.done)
                 row = (watch.more_mib, at(during, 50), at(during, 99), at(alone, 99), refused)
                 print(f"{attack.__name__:18} {row[0]:9.0f} {row[1]:8.2f} {row[2]:8.2f} {row[3]:10.2f} {row[4]:8}", flush=True)

@@ -31,7 +31,7 @@ def test_attack(own_node, attack):
 
             def run():
                 try:
-                    held.extend(attack(own_node.address, connections, "t"))
+                    held.extend(attack(hostile.address_for(attack, own_node), connections, "t"))
                 finally:
                     done.set()
 

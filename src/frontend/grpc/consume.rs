@@ -22,6 +22,7 @@ use crate::frontend::grpc::call;
 use crate::frontend::grpc::call::Call;
 use crate::frontend::grpc::stream::Responses;
 use crate::frontend::grpc::stream::Stop;
+use crate::frontend::remote::checked_consume;
 use crate::ids::Offset;
 use crate::limits;
 use crate::proto::ringlog::v1;
@@ -51,6 +52,7 @@ pub(super) async fn unary<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
             min_offset: request.min_offset.map(Offset),
             linearizable: request.linearizable,
             deadline_us: call.deadline_us,
+            if_small: false,
         },
     };
     let (consumed, held) = consume_held(call, consume).await?;
@@ -58,48 +60,31 @@ pub(super) async fn unary<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
 }
 
 /// An answer, and the memory for it. Room is taken for what is there to be read; while a call waits for records it has none, and
-/// they are read again if there is none when they have come.
+/// gets at most a few small ones.
 async fn consume_held<E: Env>(call: &mut Call<E>, mut consume: ConsumeCall) -> Result<(Consumed, Held), Stop> {
-    let (waits, topic) = (!consume.consume.wait.is_zero(), TopicRead::default());
+    checked_consume(consume.consume, call.frontend.limits())?;
+    let topic = TopicRead::default();
+    let until_us =
+        E::monotonic_us().saturating_add(u64::try_from(consume.consume.wait.as_micros()).unwrap_or(u64::MAX));
     loop {
-        let room = call.room(wanted_bytes(&consume)).await?;
+        let room = call.room(consume.wanted_bytes()).await?;
         // Boxed: a call that waits for room must not have the place of an answer's future.
-        let consumed = Box::pin(call.frontend.consume_of(at_once(&consume, &room), &topic));
+        let consumed = Box::pin(call.frontend.consume_of(consume.at_once(room.bytes()), &topic));
         let consumed = call.wait(consumed).await?;
-        if consumed.count > 0 || !waits {
+        let left = Duration::from_micros(until_us.saturating_sub(E::monotonic_us()));
+        if consumed.count > 0 || left.is_zero() {
             let held = room.fit(consumed.bytes())?;
             return Ok((consumed, held));
         }
         drop(room);
-        consume.consume.start = after(consume.consume.start, &consumed);
-        let consumed = Box::pin(call.frontend.consume_of(consume.clone(), &topic));
+        consume.go_on(&consumed);
+        let consumed = Box::pin(call.frontend.consume_of(consume.when_there(left), &topic));
         let consumed = call.wait(consumed).await?;
-        if let Ok(held) = call.responses.answers().unforeseen(consumed.bytes()) {
+        if !consumed.leaves_some()
+            && let Ok(held) = call.responses.answers().unforeseen(consumed.bytes())
+        {
             return Ok((consumed, held));
         }
-    }
-}
-
-/// Where to go on after an answer. The latest record is the one that was meant first; a time without a record yet means the first
-/// that is not older.
-fn after(start: Start, consumed: &Consumed) -> Start {
-    match start {
-        Start::Timestamp(_) if consumed.count == 0 => start,
-        _ => Start::Offset(consumed.next_offset),
-    }
-}
-
-/// What is there already of what a call wants, as far as there is room for it.
-fn at_once(call: &ConsumeCall, room: &Held) -> ConsumeCall {
-    let consume = Consume { wait: Duration::ZERO, bytes_max: room.bytes(), ..call.consume };
-    ConsumeCall { topic: call.topic.clone(), shard: call.shard, consume }
-}
-
-/// How much a call has read for it at most. (No answer is as large as a message may be.)
-fn wanted_bytes(call: &ConsumeCall) -> usize {
-    match call.consume.bytes_max {
-        0 => limits::CONSUME_BYTES_DEFAULT,
-        bytes => bytes.min(limits::MESSAGE_BYTES_MAX),
     }
 }
 
@@ -148,6 +133,7 @@ pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
             min_offset: request.min_offset.map(Offset),
             linearizable: request.linearizable,
             deadline_us: call.deadline_us,
+            if_small: false,
         },
     };
     let topic = TopicRead::default();
@@ -174,7 +160,7 @@ struct Follow<F, S> {
     caught_up: bool,
     /// Waits until there is memory for an answer.
     waits: Option<Pin<Box<dyn Future<Output = Held>>>>,
-    /// What the shard was asked for, and the memory for it unless the stream has caught up.
+    /// What the shard was asked for, and the memory for it; none where the stream has caught up and waits.
     next: Option<(Pin<Box<F>>, Option<Held>)>,
     fetched: Option<Body>,
     sending: Body,
@@ -247,9 +233,9 @@ where
 
     /// Asks the shard for as much as there is memory for. False while there is none.
     fn poll_ask(&mut self, answers: &Answers, cx: &mut Context<'_>) -> bool {
-        let (mut consume, mut held) = (self.consume.clone(), None);
+        let (mut consume, mut held) = (self.consume.when_there(self.consume.consume.wait), None);
         if !self.caught_up {
-            let wanted = wanted_bytes(&consume);
+            let wanted = self.consume.wanted_bytes();
             let taken = if self.waits.is_none() { answers.take(wanted) } else { None };
             let room = match taken {
                 Some(room) => room,
@@ -260,7 +246,7 @@ where
                     room
                 }
             };
-            consume = at_once(&consume, &room);
+            consume = self.consume.at_once(room.bytes());
             held = Some(room);
         }
         self.next = Some((Box::pin((self.start)(consume)), held));
@@ -287,13 +273,13 @@ where
         let Ok(held) = held else {
             // It is read again from where it begins, once there is room. There may be as much at once as there was.
             if had_room {
-                self.waits = Some(Box::pin(answers.clone().room_later(wanted_bytes(&self.consume))));
+                self.waits = Some(Box::pin(answers.clone().room_later(self.consume.wanted_bytes())));
             }
             (self.consume.consume.start, self.caught_up) = (Start::Offset(consumed.start_offset()), false);
             return true;
         };
+        self.consume.go_on(&consumed);
         let wanted = &mut self.consume.consume;
-        wanted.start = after(wanted.start, &consumed);
         // They were for the first answer; the later ones follow it.
         (wanted.min_offset, wanted.linearizable) = (None, false);
         wanted.records_max = wanted.records_max.saturating_sub(consumed.count);
@@ -331,6 +317,7 @@ mod tests {
             min_offset: None,
             linearizable: false,
             deadline_us: None,
+            if_small: false,
         };
         ConsumeCall { topic: String::new(), shard: 0, consume }
     }
@@ -489,22 +476,6 @@ mod tests {
             assert_eq!(response.records, (0..count).map(record).collect::<Vec<_>>());
             assert_eq!((response.next_offset, response.log_start, response.high_watermark), (count, 0, 99));
         }
-    }
-
-    /// A call that asks once more after an answer without records loses none that came in between, and still waits for its time.
-    #[test]
-    fn goes_on() {
-        let empty = Consumed {
-            chunks: vec![],
-            count: 0,
-            next_offset: Offset(7),
-            log_start: Offset(0),
-            high_watermark: Offset(7),
-            node: NodeId(1),
-        };
-        assert_eq!(after(Start::Latest, &empty), Start::Offset(Offset(7)));
-        assert_eq!(after(Start::Timestamp(3), &empty), Start::Timestamp(3));
-        assert_eq!(after(Start::Timestamp(3), &Consumed { count: 2, ..empty }), Start::Offset(Offset(7)));
     }
 
     /// Named positions; unknown ones are refused.

@@ -27,10 +27,15 @@ pub mod json;
 mod memory;
 mod socket;
 
-use std::{future::Future, net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    net::TcpListener,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::HttpBody,
     extract::{ConnectInfo, Path, Query, Request, State, rejection::PathRejection, rejection::QueryRejection},
     http::{HeaderValue, StatusCode, header},
@@ -40,6 +45,7 @@ use axum::{
 };
 use prost::Message;
 use serde::{Deserialize, de::DeserializeOwned};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::{
     json::{
@@ -52,10 +58,11 @@ use self::{
 use crate::{
     env::domain,
     format::records::Records,
-    frontend::{CallError, Code, ConsumeCall, ProduceCall, Remote},
+    frontend::{CallError, Code, ConsumeCall, ProduceCall, Remote, TopicRead, remote::checked_consume},
     ids::Offset,
+    limits::RECORD_BYTES_MAX,
     proto::ringlog::v1 as proto,
-    shard::{Consume, Start},
+    shard::{Consume, Consumed, Start},
 };
 
 /// JSON bytes for one message byte: base64 takes 4/3, escaped text more; a message that needs more
@@ -65,6 +72,12 @@ const JSON_BYTES_PER_MESSAGE_BYTE: usize = 2;
 /// Largest body of a request that has no records.
 const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
 
+/// Bytes of records that are read at a time for answers; others wait for their turn.
+const READ_BYTES_MAX: usize = 32 << 20;
+
+/// A part of them. It ends with the head of the answer, when the body's bytes are counted (`memory::counted`).
+type Reading = Option<Arc<OwnedSemaphorePermit>>;
+
 type Result<T> = std::result::Result<T, CallError>;
 
 #[derive(Clone)]
@@ -72,7 +85,9 @@ struct Api {
     remote: Remote,
     hosts: Arc<guard::Hosts>,
     memory: Memory,
-    started: std::time::Instant,
+    /// Bytes of answers that may be read at a time.
+    reads: Arc<Semaphore>,
+    started: Instant,
 }
 
 /// Serves HTTP until `stop` resolves, then finishes the requests in flight.
@@ -101,9 +116,10 @@ async fn serve_within(
 
 fn router(remote: Remote, memory: Memory) -> Router {
     #[allow(clippy::disallowed_methods, reason = "uptime, in the real world")]
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let hosts = Arc::new(guard::Hosts::of(remote.node()));
-    let api = Api { remote, hosts, memory, started };
+    let reads = Arc::new(Semaphore::new(READ_BYTES_MAX));
+    let api = Api { remote, hosts, memory, reads, started };
     Router::new()
         .route("/v1/topics/{topic}/records", post(produce))
         .route("/v1/topics/{topic}/shards/{shard}/records", get(consume))
@@ -197,7 +213,7 @@ async fn consume(
     State(api): State<Api>,
     path: std::result::Result<Path<(String, u32)>, PathRejection>,
     query: std::result::Result<Query<ConsumeQuery>, QueryRejection>,
-) -> Result<Json<ConsumedOut>> {
+) -> Result<(Extension<Reading>, Json<ConsumedOut>)> {
     let Path((topic, shard)) = path.map_err(bad_path)?;
     let Query(query) = query.map_err(bad_query)?;
     let consume = Consume {
@@ -208,8 +224,9 @@ async fn consume(
         min_offset: query.min_offset.map(Offset),
         linearizable: query.linearizable,
         deadline_us: None,
+        if_small: false,
     };
-    let consumed = api.remote.consume(ConsumeCall { topic, shard, consume }).await?;
+    let (consumed, reading) = api.read_records(ConsumeCall { topic, shard, consume }).await?;
     // The chunks are encoded `records` fields: together they are a message already.
     let mut response = proto::ConsumeResponse {
         next_offset: consumed.next_offset.0,
@@ -222,7 +239,7 @@ async fn consume(
             CallError::new(Code::Internal, "RECORDS_UNREADABLE", format!("stored records cannot be decoded: {error}"))
         })?;
     }
-    Ok(Json(ConsumedOut::new(response, query.text)))
+    Ok((Extension(reading), Json(ConsumedOut::new(response, query.text))))
 }
 
 async fn trim(
@@ -294,6 +311,32 @@ async fn wrong_method(request: Request) -> CallError {
 }
 
 impl Api {
+    /// Reads what is there, in turn with others; before there is something, it waits out of turn. The second value is to be kept as long
+    /// as the answer is not counted.
+    #[allow(clippy::disallowed_methods, reason = "the ops thread is outside the simulator")]
+    async fn read_records(&self, mut call: ConsumeCall) -> Result<(Consumed, Reading)> {
+        checked_consume(call.consume, self.remote.limits())?;
+        let until = Instant::now() + call.consume.wait;
+        let topic = TopicRead::default();
+        loop {
+            // A record comes whole.
+            let bytes = call.wanted_bytes().max(RECORD_BYTES_MAX);
+            let reads = Arc::clone(&self.reads);
+            let reading = reads.acquire_many_owned(bytes as u32).await.expect("the semaphore is never closed");
+            let consumed = self.remote.consume(call.at_once(call.consume.bytes_max), &topic).await?;
+            let left = until.saturating_duration_since(Instant::now());
+            if consumed.count > 0 || left.is_zero() {
+                return Ok((consumed, Some(Arc::new(reading))));
+            }
+            drop(reading);
+            call.go_on(&consumed);
+            let consumed = self.remote.consume(call.when_there(left), &topic).await?;
+            if !consumed.leaves_some() {
+                return Ok((consumed, None));
+            }
+        }
+    }
+
     /// Reads a whole body of at most `max` bytes, which are counted as long as what comes with it lives.
     async fn read_body(&self, request: Request, max: usize) -> Result<(Vec<u8>, Held)> {
         let (parts, body) = request.into_parts();

@@ -190,6 +190,7 @@ pub(super) fn consume_frame(uid: ShardUid, consume: &Consume, now_us: u64) -> Fr
         min_offset: consume.min_offset.map(|offset| offset.0),
         linearizable: consume.linearizable,
         left_us: consume.deadline_us.map(|deadline_us| deadline_us.saturating_sub(now_us)),
+        if_small: consume.if_small,
     };
     frame(FrameKind::Consume, &envelope)
 }
@@ -216,6 +217,7 @@ pub(in crate::reactor) fn consume(received: &Received, now_us: u64) -> Result<(S
         min_offset: envelope.min_offset.map(Offset),
         linearizable: envelope.linearizable,
         deadline_us: envelope.left_us.map(|left_us| now_us.saturating_add(left_us)),
+        if_small: envelope.if_small,
     };
     Ok((ShardUid(envelope.shard_uid), consume))
 }
@@ -373,6 +375,7 @@ mod tests {
                 min_offset: Some(Offset(3)),
                 linearizable: true,
                 deadline_us: Some(900),
+                if_small: start == Start::Latest,
             };
             let (uid, received) = consume(&carried(consume_frame(ShardUid(2), &sent, 400)), 10_000).unwrap();
             assert_eq!(uid, ShardUid(2));
@@ -450,6 +453,7 @@ mod tests {
                 min_offset: Some(Offset(2)),
                 linearizable: true,
                 deadline_us: Some(1_500),
+                if_small: true,
             };
             sent(consume_frame(ShardUid(1), &consume, 1_000))
         });

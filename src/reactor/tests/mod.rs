@@ -178,6 +178,7 @@ fn from(start: Start) -> Consume {
         min_offset: None,
         linearizable: false,
         deadline_us: None,
+        if_small: false,
     }
 }
 

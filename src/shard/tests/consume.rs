@@ -195,6 +195,34 @@ fn timestamps_after_a_trim() {
     });
 }
 
+/// Who has no room for much gets small batches that are in memory, whole, and hears of others.
+#[test]
+fn small_ones_only() {
+    TestEnv::reset(1);
+    block_on(async {
+        for (tail_bytes, is_recent) in [(64 << 10, true), (0, false)] {
+            let (options, disk) = (options(), SimDisk::new());
+            let peers = crate::peer::Peers::alone(options.node);
+            let shard = TestShard::open(disk, TailBudget::new(tail_bytes), peers, options).await.unwrap();
+            let waits = |offset, bytes_max| {
+                shard.consume(Consume { if_small: true, bytes_max, ..waiting(Start::Offset(Offset(offset))) })
+            };
+            let produces = async {
+                env::yield_now().await;
+                shard.produce(values(["a", "b"])).await.unwrap();
+            };
+            let (small, ()) = futures_util::join!(waits(0, 1_000), produces);
+            let small = small.unwrap();
+            assert_eq!((small.count, small.leaves_some()), if is_recent { (2, false) } else { (0, true) });
+            // A part of a batch is not a small one.
+            for part in [waits(1, 1_000).await.unwrap(), waits(0, 10).await.unwrap()] {
+                assert_eq!((part.count, part.chunks.len(), part.leaves_some()), (0, 0, true));
+            }
+            assert_eq!(offsets(&shard, Consume { bytes_max: 10, ..at(1) }).await, [1], "in memory or not");
+        }
+    });
+}
+
 /// A consumer that waits for a time looks at each entry once, also when the log's index does not help, because a record of the
 /// future was trimmed: what it has looked at is not read from the device again.
 #[test]

@@ -51,6 +51,7 @@ pub(super) async fn run(clients: &Rc<Clients>, number: u64, dice: &Cell<u64>) {
             min_offset,
             linearizable,
             deadline_us: None,
+            if_small: false,
         };
         let frontend = connection.process.frontend(connection.turn);
         let (topic, shard) = (target.topic.to_string(), target.shard);

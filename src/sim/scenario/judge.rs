@@ -457,6 +457,7 @@ async fn read_replica(process: Rc<Process>, target: Target, end: Offset) -> Resu
             min_offset: Some(end),
             linearizable: false,
             deadline_us: Some(SimEnv::monotonic_us() + 60_000_000),
+            if_small: false,
         };
         let consumed = shard.consume(consume).await.map_err(|error| error.to_string())?;
         if consumed.count == 0 {
