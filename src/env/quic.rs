@@ -266,4 +266,4 @@ impl Net for QuicNet {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -8,18 +8,26 @@
 //! believed(n, t) = t + min offset(n, s) over t - BELIEF <= s <= t;    none until n was followed for BELIEF
 //! agreed(V, t)   = the largest time that believed(n, t) has reached for a majority of the voters V
 //! differs        : as many known clocks are further than DIFFERENCE_MAX from this node's as are not, itself counted
+//! most(t)        = t + the median m of offset(n, t) over the clocks that are known, this node's among them;
+//!                  none unless most of at least three of them are within DIFFERENCE_MAX of m
+//! stamp(t)       = most(t) where the own clock is further than DIFFERENCE_MAX from it, else the own clock
 //! ```
 //!
 //! So a clock that jumps forward is believed when it has stood there for `BELIEF`, one that jumps back at once, and one
 //! that starts wrong not for `BELIEF` either. A majority outvotes a wrong clock as in NTP (RFC 5905, section 11.2.1: a
-//! majority clique against falsetickers); a clock that is not known counts as one that has reached nothing.
+//! majority clique against falsetickers); a clock that is not known counts as one that has reached nothing. Entries are
+//! stamped with stamp(t): what a leader writes while its clock is wrong would otherwise have the wrong age after a restart,
+//! when nobody remembers since when it was there.
 //!
 //! Clocks are told with each answered ping (`ping`); reactor 0 notes them, all reactors ask. The delay of the answer is
 //! the error, and answers that took longer than `ROUND_TRIP_MAX` are not used.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -42,9 +50,20 @@ const FRESH: Duration = Duration::from_secs(10);
 const BUCKET_US: u64 = 60_000_000;
 
 /// What is known of the nodes' clocks; shared by all threads of a node. Bounded by `BELIEF` for each member.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Clocks {
     followed: Mutex<BTreeMap<NodeId, Followed>>,
+    /// most(t) - t when a clock was last noted; `NOBODYS`: no majority agreed. Asked with each entry, so without the lock.
+    most_us: AtomicI64,
+}
+
+/// No clock's offset: `note` bounds them.
+const NOBODYS: i64 = i64::MIN;
+
+impl Default for Clocks {
+    fn default() -> Clocks {
+        Clocks { followed: Mutex::default(), most_us: AtomicI64::new(NOBODYS) }
+    }
 }
 
 /// One clock within the last `BELIEF`.
@@ -77,6 +96,7 @@ impl Clocks {
         let mut followed = self.lock();
         let new = || Followed { first_us: now_us, last_us: now_us, offset_us, minutes: VecDeque::new() };
         followed.entry(node).or_insert_with(new).note(now_us, offset_us);
+        self.most_us.store(most_us(&followed, now_us).unwrap_or(NOBODYS), Relaxed);
     }
 
     /// Nothing is known of a node that is no member any more.
@@ -97,8 +117,7 @@ impl Clocks {
     pub fn difference(&self, me: NodeId, now_us: u64) -> Option<Difference> {
         let followed = self.lock();
         let own_us = followed.get(&me)?.offset_us;
-        let fresh = |followed: &Followed| now_us.saturating_sub(followed.last_us) <= FRESH.as_micros() as u64;
-        let others = followed.iter().filter(|(node, followed)| **node != me && fresh(followed));
+        let others = followed.iter().filter(|(node, followed)| **node != me && followed.is_fresh(now_us));
         let mut ahead: Vec<i64> = others.map(|(_, followed)| own_us - followed.offset_us).collect();
         ahead.sort_unstable();
         let differing = ahead.iter().filter(|us| us.unsigned_abs() > DIFFERENCE_MAX.as_micros() as u64).count();
@@ -109,16 +128,41 @@ impl Clocks {
         Some(Difference { ahead_us, differs: differing >= agreeing })
     }
 
+    /// What an entry is stamped with at `now_us` of the monotonic clock, while this node's wall clock shows `wall_us`: that, or
+    /// the time that most nodes' clocks show when the own one differs from it.
+    pub fn stamp_us(&self, now_us: u64, wall_us: i64) -> i64 {
+        let most_us = match self.most_us.load(Relaxed) {
+            NOBODYS => return wall_us,
+            offset_us => offset_us.saturating_add(i64::try_from(now_us).unwrap_or(WALL_US_MAX)),
+        };
+        let differs = wall_us.abs_diff(most_us) > DIFFERENCE_MAX.as_micros() as u64;
+        if differs { most_us } else { wall_us }
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Followed>> {
         // No change stops half-way: a poisoned table is still whole.
         self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// most(t) - t as drawn at the head. Of two that differ nobody knows who is right.
+fn most_us(followed: &BTreeMap<NodeId, Followed>, now_us: u64) -> Option<i64> {
+    let fresh = followed.values().filter(|followed| followed.is_fresh(now_us));
+    let mut offsets: Vec<i64> = fresh.map(|followed| followed.offset_us).collect();
+    offsets.sort_unstable();
+    let median = *offsets.get(offsets.len() / 2).filter(|_| offsets.len() >= 3)?;
+    let near = offsets.iter().filter(|us| us.abs_diff(median) <= DIFFERENCE_MAX.as_micros() as u64);
+    (2 * near.count() > offsets.len()).then_some(median)
+}
+
 /// No clock is believed to be further from 1970, some 73,000 years.
 const WALL_US_MAX: i64 = i64::MAX / 4;
 
 impl Followed {
+    fn is_fresh(&self, now_us: u64) -> bool {
+        now_us.saturating_sub(self.last_us) <= FRESH.as_micros() as u64
+    }
+
     fn note(&mut self, now_us: u64, offset_us: i64) {
         self.forget_before(now_us);
         if self.minutes.is_empty() {
@@ -253,6 +297,39 @@ mod tests {
         assert_eq!(clocks.difference(ME, 0), None);
     }
 
+    /// Entries get the own clock's time while it is near most clocks', and theirs when it is not, from the moment on in which it
+    /// jumps; the own one's where no three are known, or no majority agrees.
+    #[test]
+    fn stamps() {
+        let (minute, year) = (MINUTE_US as i64, YEAR_US);
+        for (offsets, own, expected) in [
+            (&[0][..], year, year),
+            (&[0, 0], year, year),
+            (&[year, 0], year, year),
+            (&[0, 5, 9], minute + 5, minute + 5),
+            (&[0, 5, 9], minute + 6, 5),
+            (&[0, 5, 9], -year, 5),
+            (&[year, 5, 9], year, 9),
+            (&[-year, 5, 9], -year, 5),
+            (&[0, year, 9], 0, 0),
+            (&[year, year, 9], year, year),
+            (&[0, 2 * minute, 4 * minute], 0, 0),
+            (&[year, year, 9, 9], year, year),
+            (&[year, 7, 8, 9], year, 9),
+            (&[year, -year, 9, 9, 9], year, 9),
+        ] {
+            let clocks = Clocks::default();
+            for (node, offset_us) in (1..).zip(offsets) {
+                clocks.note(NodeId(node), 10, 10 + offset_us);
+            }
+            assert_eq!(clocks.stamp_us(20, 20 + own), 20 + expected, "{offsets:?}, {own}");
+        }
+        let clocks = Clocks::default();
+        (2..4).for_each(|node| clocks.note(NodeId(node), 0, 0));
+        clocks.note(ME, 20_000_000, YEAR_US);
+        assert_eq!(clocks.stamp_us(20_000_000, YEAR_US), YEAR_US, "the others were heard of long ago");
+    }
+
     /// Whatever a peer says, nothing overflows.
     #[test]
     fn absurd() {
@@ -262,6 +339,10 @@ mod tests {
             clocks.note(NodeId(2), now_us, i64::MAX);
             let asked = (clocks.agreed_us(&nodes(2), now_us), clocks.difference(ME, now_us));
             assert!(asked.1.is_some());
+            clocks.note(NodeId(3), now_us, i64::MAX);
+            for wall_us in [i64::MIN, 0, i64::MAX] {
+                let _any = clocks.stamp_us(now_us, wall_us);
+            }
         }
     }
 }

@@ -138,6 +138,31 @@ pub(super) fn note_answer<E: Env>(inner: &Rc<Inner<E>>, from: NodeId, pong: &[u8
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{env::quic::tests::Lines, sim::TestEnv};
+
+    /// A node whose clock is over a minute from most others' says so, once, and by how much.
+    #[test]
+    fn a_clock_that_differs_is_told() {
+        TestEnv::reset(1);
+        let (lines, _guard) = Lines::catch();
+        let (mut clock, liveness) = (OwnClock::default(), Liveness::default());
+        let mut look = |behind_us: i64| {
+            for node in [2, 3] {
+                liveness.clocks().note(NodeId(node), TestEnv::monotonic_us(), TestEnv::wall_us() - behind_us);
+            }
+            clock.look::<TestEnv>(NodeId(1), &liveness);
+        };
+        look(59_000_000);
+        assert_eq!(lines.text(), "");
+        look(90_000_000);
+        look(90_000_000);
+        let text = lines.text();
+        assert_eq!(text.matches("clock differs from the other nodes'").count(), 1, "{text}");
+        assert!(text.contains("WARN") && text.contains("ahead_s=90.0"), "{text}");
+        look(0);
+        look(-90_000_000);
+        assert!(lines.text().contains("ahead_s=-90.0"), "{}", lines.text());
+    }
 
     /// Pings and pongs of any bytes (`crate::fuzz`).
     #[test]

@@ -171,7 +171,7 @@ pub struct Proposal {
     pub record_count: u32,
     /// Base offset for which a batch was encoded; it becomes `Void` if its place gives it another.
     pub base_offset: Offset,
-    /// Leader's clock, µs.
+    /// `Group::stamp_us`.
     pub timestamp_us: i64,
     /// Largest record timestamp; `i64::MIN` without records.
     pub record_timestamp_max_us: i64,
@@ -308,6 +308,11 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// The group's log.
     pub fn log(&self) -> &Log<E> {
         &self.inner.log
+    }
+
+    /// What an entry is stamped with now, µs: this node's wall clock, or most nodes' where it differs from theirs (`peer::clocks`).
+    pub fn stamp_us(&self) -> i64 {
+        self.inner.network.peers().liveness().clocks().stamp_us(E::monotonic_us(), E::wall_us())
     }
 
     /// Looks at the machine; must not be held across an await.

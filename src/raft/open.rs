@@ -209,7 +209,8 @@ impl<E: Env, M: Machine> Inner<E, M> {
         timing: Timing,
     ) -> Result<Inner<E, M>, GroupError> {
         let headers_only = Rc::new(Cell::new(true));
-        let store = Store::new(log.clone(), shared.clone(), headers_only.clone());
+        let liveness = network.peers().liveness().clone();
+        let store = Store::new(log.clone(), shared.clone(), headers_only.clone(), liveness);
         let machine = StateMachine::new(log.clone(), shared.clone(), node);
         let config = config(timing).map_err(unusable)?;
         let raft = Raft::build(node.0, config, network.clone(), store, machine)

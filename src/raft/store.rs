@@ -12,6 +12,7 @@ use std::{
     io,
     ops::{Bound, RangeBounds, RangeInclusive},
     rc::Rc,
+    sync::Arc,
     vec,
 };
 
@@ -34,6 +35,7 @@ use crate::{
     ids::{Index, LogId},
     limits::READ_BYTES,
     log::{HardState, Log, LogError, LogPoint},
+    peer::liveness::Liveness,
 };
 
 /// The store; openraft owns one, and makes readers from it.
@@ -41,6 +43,7 @@ pub struct Store<E: Env, M: Machine> {
     log: Log<E>,
     shared: Rc<Shared<M>>,
     reader: Reader<E, M>,
+    liveness: Arc<Liveness>,
 }
 
 /// Reads entries and the vote.
@@ -59,11 +62,16 @@ impl<E: Env, M: Machine> Clone for Reader<E, M> {
 }
 
 impl<E: Env, M: Machine> Store<E, M> {
-    /// A store over `log`; batches are read without payload until `headers_only` becomes false.
-    pub fn new(log: Log<E>, shared: Rc<Shared<M>>, headers_only: Rc<Cell<bool>>) -> Store<E, M> {
+    /// A store over `log`; batches are read without payload until `headers_only` becomes false. `liveness` knows the time.
+    pub fn new(
+        log: Log<E>,
+        shared: Rc<Shared<M>>,
+        headers_only: Rc<Cell<bool>>,
+        liveness: Arc<Liveness>,
+    ) -> Store<E, M> {
         shared.committed.set(log.hard_state().committed);
         let reader = Reader { log: log.clone(), headers_only, machine: std::marker::PhantomData };
-        Store { log, shared, reader }
+        Store { log, shared, reader, liveness }
     }
 
     /// Where the log goes on after `id`.
@@ -149,8 +157,8 @@ impl<E: Env, M: Machine> RaftLogStorage<TypeConfig<E, M>> for Store<E, M> {
     where
         I: IntoIterator<Item = Entry>,
     {
-        let now_us = E::wall_us();
-        let entries: Vec<NewEntry> = entries.into_iter().map(|entry| types::to_log(entry, now_us)).collect();
+        let stamp_us = self.liveness.clocks().stamp_us(E::monotonic_us(), E::wall_us());
+        let entries: Vec<NewEntry> = entries.into_iter().map(|entry| types::to_log(entry, stamp_us)).collect();
         let shared = self.shared.clone();
         let begun_us = E::monotonic_us();
         let done = Box::new(move |result: Result<(), LogError>| {

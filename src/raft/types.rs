@@ -298,15 +298,15 @@ pub fn to_raft_vote(vote: log::Vote) -> RaftVote {
     RaftVote { leader_id: LeaderId::new(vote.term.0, vote.node.0), committed: vote.committed }
 }
 
-/// An entry for the log; `now_us` is for those that carry no time of their own.
-pub fn to_log(entry: Entry, now_us: i64) -> NewEntry {
+/// An entry for the log; `stamp_us` is for those that carry no time of their own.
+pub fn to_log(entry: Entry, stamp_us: i64) -> NewEntry {
     let id = from_raft(&entry.log_id);
     let own = |kind, buffer| NewEntry {
         id,
         kind,
         record_count: 0,
         base_offset: Offset(0),
-        timestamp_us: now_us,
+        timestamp_us: stamp_us,
         record_timestamp_max_us: i64::MIN,
         buffer,
         leader: None,
@@ -318,7 +318,7 @@ pub fn to_log(entry: Entry, now_us: i64) -> NewEntry {
             let mut buffer = Buffer::zeroed(ENTRY_HEADER_BYTES);
             buffer.extend(&encode_membership(&membership).encode_to_vec());
             // Each founder may make the first entry of a group by itself, and all of them must make the same.
-            let timestamp_us = if id.index == Index(0) { 0 } else { now_us };
+            let timestamp_us = if id.index == Index(0) { 0 } else { stamp_us };
             NewEntry { timestamp_us, ..own(EntryKind::Membership, buffer) }
         }
         Payload::Open(Handed { proposal, placed, charge, .. }) => {

@@ -327,11 +327,11 @@ impl<E: Env> Inner<E> {
         self.work.notify_one();
     }
 
-    /// The leader's clock, but not before what this shard's batches and entries have had already: its time does not go back
-    /// when a clock does, or when another node leads.
+    /// The leader's clock (`Group::stamp_us`), but not before what this shard's batches and entries have had already: its time
+    /// does not go back when a clock does, or when another node leads.
     fn next_timestamp_us(&self) -> i64 {
         let state = &mut *self.state.borrow_mut();
-        state.timestamp_us = E::wall_us().max(state.timestamp_us).max(self.group.log().timestamp_us());
+        state.timestamp_us = self.group.stamp_us().max(state.timestamp_us).max(self.group.log().timestamp_us());
         state.timestamp_us
     }
 

@@ -62,7 +62,8 @@ pub(super) fn segment_bytes(segment_bytes_max: u64, retention_bytes_max: u64) ->
 /// `stamp(s) + limit < agreed(t)`; then a majority of the voters' clocks have passed that time, and have stood so for
 /// `BELIEF`. A record stamped in the future goes by the first rule. A process that runs shorter than the limit needs the
 /// second one: what was written before its start goes `BELIEF` after the start, at the earliest, or else by the first.
-/// What was written while a clock was behind the true time is taken for older, once the process was restarted.
+/// A leader whose clock is not where most others' are stamps with theirs; only what was written while no majority agreed, or
+/// its clock was wrong within `DIFFERENCE_MAX`, is taken for older or younger than it is, once the process was restarted.
 #[derive(Debug, Default)]
 pub(super) struct Ages {
     looked: bool,
@@ -216,7 +217,7 @@ impl<E: Env> Inner<E> {
     pub(super) async fn trim(self: &Rc<Self>, before: Offset) -> Result<Offset, ShardError> {
         self.check_life()?;
         let _operation = Operation::begin(self);
-        let proposal = Proposal::command(&ShardMachine::trim_command(before), E::wall_us());
+        let proposal = Proposal::command(&ShardMachine::trim_command(before), self.group.stamp_us());
         match self.group.propose(proposal).await?.answer {
             ShardAnswer::Trimmed(log_start) => {
                 self.check_offsets();

@@ -116,7 +116,7 @@ fn pattern(bytes: usize, seed: usize) -> Bytes {
 
 /// Log lines of this thread.
 #[derive(Clone, Default)]
-pub(in crate::env::quic) struct Lines(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -138,7 +138,7 @@ impl<'a> MakeWriter<'a> for Lines {
 }
 
 impl Lines {
-    pub(in crate::env::quic) fn catch() -> (Lines, tracing::subscriber::DefaultGuard) {
+    pub(crate) fn catch() -> (Lines, tracing::subscriber::DefaultGuard) {
         let lines = Lines::default();
         let subscriber = tracing_subscriber::fmt()
             .with_writer(lines.clone())
@@ -148,7 +148,7 @@ impl Lines {
         (lines, tracing::subscriber::set_default(subscriber))
     }
 
-    pub(in crate::env::quic) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 

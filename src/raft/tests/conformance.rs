@@ -81,7 +81,7 @@ impl StoreBuilder<Config, Filled, StateMachine<TestEnv, Tally>> for Builder {
         let log_options = LogOptions { dir, shard, segment_bytes_max, owner: 0 };
         let (log, _) = Log::<TestEnv>::open(SimDisk::new(), TailBudget::new(4096), log_options).await.unwrap();
         let shared = Shared::new(Tally::default());
-        let store = Store::new(log.clone(), shared.clone(), Rc::new(Cell::new(false)));
+        let store = Store::new(log.clone(), shared.clone(), Rc::new(Cell::new(false)), Arc::default());
         Ok(((), Filled { store, log: log.clone() }, StateMachine::new(log, shared, NodeId(1))))
     }
 }

@@ -427,7 +427,7 @@ fn damage_found_by_a_truncation() {
         let opening = Log::<TestEnv>::open(disk.clone(), TailBudget::new(4096), log_options);
         let (log, _) = opening.await.unwrap();
         let shared = Shared::new(Tally::default());
-        let mut store = Store::<TestEnv, Tally>::new(log.clone(), shared.clone(), Rc::default());
+        let mut store = Store::<TestEnv, Tally>::new(log.clone(), shared.clone(), Rc::default(), Arc::default());
         shared.committed.set(None);
         let last = log.log_id(Index(5)).await.unwrap();
         damage_entry(&disk, last.index);
@@ -523,7 +523,8 @@ fn committed_entries_are_not_truncated() {
             produce(&group, 1, 100).await.unwrap();
         }
         let Inner { log, shared, .. } = &*group.inner;
-        let mut store = Store::<TestEnv, Tally>::new(log.clone(), shared.clone(), Rc::new(Cell::new(false)));
+        let mut store =
+            Store::<TestEnv, Tally>::new(log.clone(), shared.clone(), Rc::new(Cell::new(false)), Arc::default());
         let last = log.last().unwrap();
         shared.committed.set(Some(last));
         let below = LogId { index: Index(last.index.0 - 1), ..last };

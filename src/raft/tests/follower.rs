@@ -11,7 +11,8 @@ use crate::env::runtime::block_on;
 
 /// Reads all entries that the group's log holds, as replication does.
 async fn entries_of(group: &TestGroup) -> Vec<types::Entry> {
-    let mut store = Store::<TestEnv, Tally>::new(group.log().clone(), Shared::new(Tally::default()), Rc::default());
+    let mut store =
+        Store::<TestEnv, Tally>::new(group.log().clone(), Shared::new(Tally::default()), Rc::default(), Arc::default());
     store.get_log_reader().await.try_get_log_entries(..).await.unwrap()
 }
 
@@ -61,7 +62,7 @@ fn begins_from_a_snapshot() {
         let log_options = LogOptions { dir: "/shards/follower".into(), shard, segment_bytes_max, owner: 0 };
         let log = Log::<TestEnv>::open(follower_disk.clone(), TailBudget::new(4096), log_options).await.unwrap().0;
         let shared = Shared::new(Tally::default());
-        let mut store = Store::new(log.clone(), shared.clone(), Rc::default());
+        let mut store = Store::new(log.clone(), shared.clone(), Rc::default(), Arc::default());
         let mut machine = StateMachine::new(log.clone(), shared.clone(), NodeId(1));
 
         let mut leader_machine = StateMachine::new(leader.log().clone(), leader.inner.shared.clone(), NodeId(1));

@@ -112,7 +112,8 @@ impl<E: Env> Control<E> {
             return Tried::Failed(error.into());
         }
         let command = CatalogCommand { command: Some(command) }.encode_to_vec();
-        match self.inner.catalog.propose(Proposal::command(&command, E::wall_us())).await {
+        let proposal = Proposal::command(&command, self.inner.catalog.stamp_us());
+        match self.inner.catalog.propose(proposal).await {
             Ok(applied) => match applied.answer {
                 Ok(answer) => {
                     let node = match answer {

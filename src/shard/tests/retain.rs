@@ -320,6 +320,42 @@ fn from_the_future() {
     });
 }
 
+/// What is written while its leader's clock is wrong, by a year in either direction, goes in its time also after a restart, which
+/// leaves nothing but timestamps to tell its age: not before, and not later.
+#[test]
+fn a_wrong_clock_and_a_restart() {
+    const MINUTE_US: u64 = 60_000_000;
+    let tell = |shard: &TestShard, others_us: i64| {
+        let (now_us, wall_us) = (TestEnv::monotonic_us(), TestEnv::wall_us());
+        for (node, ahead_us) in [(1, 0), (2, others_us), (3, others_us)] {
+            shard.inner.peers.liveness().clocks().note(NodeId(node), now_us, wall_us + ahead_us);
+        }
+    };
+    for wrong_us in [YEAR_US, -YEAR_US] {
+        with_shard(|shard, disk| async move {
+            tell(&shard, 0);
+            TestEnv::jump_wall_us(wrong_us);
+            // No ping has told of the jump yet.
+            fill(&shard, 2).await;
+            tell(&shard, -wrong_us);
+            fill(&shard, 2).await;
+            shard.close().await.unwrap();
+            TestEnv::jump_wall_us(-wrong_us);
+            TestEnv::advance_us(60 * MINUTE_US);
+
+            let shard = open(&disk).await;
+            for minute in 60..=185 {
+                tell(&shard, 0);
+                shard.inner.retain(by_age_of((180 * MINUTE_US + MINUTE_US / 2) / 1_000)).await.unwrap();
+                let gone = shard.status().log_start > Offset(0);
+                assert_eq!(gone, minute > 180, "{minute} minutes old; the clock was {wrong_us} us ahead");
+                TestEnv::advance_us(MINUTE_US);
+            }
+            check(&shard).await;
+        });
+    }
+}
+
 /// Timestamps of a shard do not go back when the clock does: not those of its acks, its records or its entries, and not after
 /// a restart, also when all of it is purged.
 #[test]

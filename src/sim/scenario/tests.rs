@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::sim::{
-    checker::history::Event,
+    checker::history::{Ack, Event, Outcome, Produce},
     client::Load,
     scenario::plan::{Action, Scenario, Step, Who},
 };
@@ -36,8 +36,8 @@ fn same_seed_same_trace() {
     assert_eq!(first.history, second.history);
 }
 
-/// A year ahead for twelve seconds, whoever's clock it is: nothing goes that is younger than the limit, and nobody's timestamps
-/// go back.
+/// A year ahead for twelve seconds, whoever's clock it is: nothing goes that is younger than the limit, nobody's timestamps go
+/// back, and none is of next year.
 #[test]
 fn a_year_ahead() {
     const YEAR_US: i64 = 365 * 86_400_000_000;
@@ -53,6 +53,13 @@ fn a_year_ahead() {
         assert!(outcome.counts[0] > 20, "{:?}", outcome.counts);
         let started = |event: &Event| matches!(event, Event::Read(read) if read.log_start == Some(0));
         assert!(outcome.history.iter().any(|(_, event)| started(event)));
+        let stamp = |event: &Event| match event {
+            Event::Produce(Produce { outcome: Outcome::Acked(Ack { timestamp_us, .. }), .. }) => *timestamp_us,
+            _ => None,
+        };
+        let stamps: Vec<i64> = outcome.history.iter().filter_map(|(_, event)| stamp(event)).collect();
+        let (first, last) = (stamps.iter().min().unwrap(), stamps.iter().max().unwrap());
+        assert!(last - first < YEAR_US / 365, "{who:?}: from {first} to {last} us");
     }
 }
 
