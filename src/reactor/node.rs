@@ -2,7 +2,7 @@
 //! shards do not serve. All of it is messages and small flags; no log is touched through it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     net::SocketAddr,
     sync::{
@@ -69,7 +69,7 @@ pub struct ReactorView {
     /// Shards that it holds, serving or not.
     pub shards: AtomicUsize,
     /// Those of them that are open and have no leader that is heard and hears most voters, at the last look.
-    pub unled: AtomicUsize,
+    pub unled: Mutex<BTreeSet<ShardUid>>,
     /// How often a damaged replica, or the catalog, was mended from other nodes' copies.
     pub mended: AtomicUsize,
 }
@@ -215,8 +215,14 @@ impl Node {
     pub fn is_serving(&self) -> bool {
         let shards = self.shard_count();
         // Without the catalog replicas serve as they are.
-        let faults = self.faults().into_keys().filter(|uid| *uid != ShardUid::CATALOG).count();
-        let unled: usize = self.reactors.iter().map(|reactor| reactor.unled.load(Relaxed)).sum();
+        let faults = self.faults();
+        // One at fault leads and follows nobody, and is one all the same.
+        let unled = |reactor: &ReactorView| {
+            let unled = reactor.unled.lock().unwrap_or_else(PoisonError::into_inner);
+            unled.iter().filter(|uid| !faults.contains_key(uid)).count()
+        };
+        let unled: usize = self.reactors.iter().map(unled).sum();
+        let faults = faults.keys().filter(|uid| **uid != ShardUid::CATALOG).count();
         self.phase() == Phase::Serving && (shards == 0 || faults + unled < shards)
     }
 }
@@ -265,9 +271,13 @@ mod tests {
         node.forget_fault(ShardUid(8));
         node.note_fault(ShardUid::CATALOG, "z");
         assert!(node.is_serving() && node.fault_count() == 2, "told, and no shard's");
-        node.reactors[1].unled.store(1, Relaxed);
+        let set_unled =
+            |uid: Option<u64>| *node.reactors[1].unled.lock().unwrap() = uid.map(ShardUid).into_iter().collect();
+        set_unled(Some(8));
         assert!(!node.is_serving(), "no majority");
-        node.reactors[1].unled.store(0, Relaxed);
+        set_unled(Some(7));
+        assert!(node.is_serving(), "a replica at fault follows nobody: it is one shard, and the other one serves");
+        set_unled(None);
         assert!(node.is_serving());
     }
 }

@@ -10,7 +10,7 @@ use std::{
     fmt::Display,
     future::Future,
     rc::Rc,
-    sync::atomic::Ordering::Relaxed,
+    sync::PoisonError,
     time::Duration,
 };
 
@@ -57,14 +57,16 @@ pub async fn look_after<E: Env>(reactor: Rc<Reactor<E>>) {
         let now_us = E::monotonic_us();
         let topics = reactor.node().topics.snapshot();
         let mut still_led = BTreeMap::new();
-        let mut unled = 0;
+        let mut unled = BTreeSet::new();
         for topic in topics.values() {
             for (place, replicas) in topic.shards.iter().zip(&topic.view.replicas) {
                 if place.reactor != reactor.number() || !place.here {
                     continue;
                 }
                 let Ok(shard) = reactor.shard(place.uid) else { continue };
-                unled += usize::from(!reactor.is_led(&shard));
+                if !reactor.is_led(&shard) {
+                    unled.insert(place.uid);
+                }
                 if !shard.leads() {
                     continue;
                 }
@@ -91,7 +93,8 @@ pub async fn look_after<E: Env>(reactor: Rc<Reactor<E>>) {
         }
         refused.borrow_mut().retain(|uid, _| still_led.contains_key(uid));
         led = still_led;
-        reactor.node().reactors[reactor.number().0 as usize].unled.store(unled, Relaxed);
+        let view = &reactor.node().reactors[reactor.number().0 as usize];
+        *view.unled.lock().unwrap_or_else(PoisonError::into_inner) = unled;
     }
 }
 
