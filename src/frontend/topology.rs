@@ -76,13 +76,19 @@ impl Remote {
     }
 
     fn topic_shards(&self, topic: &PlacedTopic) -> proto::TopicShards {
-        let leaders = self.node().leaders.get_all(topic.shards.iter().map(|place| place.uid));
-        let shards = (0u32..).zip(&topic.shards).zip(leaders).map(|((shard, place), leader)| proto::ShardLeader {
-            shard,
-            leader_node_id: leader.node.map_or(0, |node| node.0),
-            term: leader.term.0,
-            reactor: self.reactor_on(leader.node, place),
-            replica_node_ids: replica_ids(topic, shard),
+        let leaders = self.node().leaders.serving(topic.shards.iter().map(|place| place.uid));
+        let shards = (0u32..).zip(&topic.shards).zip(leaders).map(|((shard, place), leader)| {
+            let replica_node_ids = replica_ids(topic, shard);
+            // Of a shard with a replica here its voters are known; of others, who is to hold it.
+            let is_heard = |node: &u64| self.is_alive(NodeId(*node));
+            let node = leader.node.filter(|_| place.here || is_most(&replica_node_ids, is_heard));
+            proto::ShardLeader {
+                shard,
+                leader_node_id: node.map_or(0, |node| node.0),
+                term: leader.term.0,
+                reactor: self.reactor_on(node, place),
+                replica_node_ids,
+            }
         });
         proto::TopicShards { topic: topic.view.name.to_string(), shards: shards.collect() }
     }

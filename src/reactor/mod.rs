@@ -340,10 +340,15 @@ impl<E: Env> Reactor<E> {
     /// Whether a replica here follows a leader that is heard, or is one that hears most of its voters.
     pub(in crate::reactor) fn is_led(&self, shard: &Shard<E>) -> bool {
         match shard.leader().0 {
-            Some(leader) if leader == self.me() => shard.members().has_majority(|node| self.hears(node)),
+            Some(leader) if leader == self.me() => self.hears_most(shard),
             Some(leader) => self.hears(leader),
             None => false,
         }
+    }
+
+    /// Whether most of a shard's voters are heard here.
+    pub(in crate::reactor) fn hears_most(&self, shard: &Shard<E>) -> bool {
+        shard.members().has_majority(|node| self.hears(node))
     }
 
     fn hears(&self, node: NodeId) -> bool {

@@ -165,6 +165,13 @@ fn a_lost_majority_is_told() {
     let (status, page) = cluster.nodes[0].get("/readyz");
     assert_eq!((status, page.contains("\"ready\":false")), (503, true), "{page}");
     assert!(page.contains("no majority") || page.contains("no leader"), "{page}");
+    // Told within a look of each reactor; who watches is told by itself.
+    cluster.wait_until("nobody who leads for clients", |_| {
+        let servers = cluster.ask(async |client| client.get_servers(vec!["t".into()]).await);
+        servers.topics[0].shards.iter().all(|shard| shard.leader_node_id == 0)
+    });
+    let (_, servers) = cluster.nodes[0].get("/v1/servers?topic=t");
+    assert!(!servers.contains(&format!("\"leader_node_id\":{left}")), "{servers}");
     let (_, metrics) = cluster.nodes[0].get("/metrics");
     assert!(metrics.contains("ringlog_shard_serving{topic=\"t\",shard=\"0\"} 0"), "{metrics}");
     let consume = ["consume", "--timeout", "3s", "--topic", "t", "--shard", "0"];

@@ -64,6 +64,7 @@ pub async fn look_after<E: Env>(reactor: Rc<Reactor<E>>) {
                     continue;
                 }
                 let Ok(shard) = reactor.shard(place.uid) else { continue };
+                reactor.node().leaders.note_majority(place.uid, reactor.hears_most(&shard));
                 if !reactor.is_led(&shard) {
                     unled.insert(place.uid);
                 }

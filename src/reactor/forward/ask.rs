@@ -165,7 +165,7 @@ impl<E: Env> Reactor<E> {
         for answer in join_all(asks).await {
             let Ok(control_reply::Reply::ShardStatus(statuses)) = answer else { continue };
             for status in statuses.replicas {
-                let node = Some(NodeId(status.leader_node_id)).filter(|node| *node != NodeId(0));
+                let node = Some(NodeId(status.leader_node_id)).filter(|node| *node != NodeId(0) && !status.no_majority);
                 let leader = Leader { node, term: Term(status.term) };
                 self.node.leaders.note_heard(ShardUid(status.shard_uid), leader, E::monotonic_us());
             }

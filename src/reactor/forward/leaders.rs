@@ -28,6 +28,8 @@ struct Known {
     leader: Leader,
     /// From this node's own replica.
     own: bool,
+    /// Most of the voters are heard, as far as is known: else it commits nothing, or that is not known here.
+    majority: bool,
     /// When it was last heard, on the monotonic clock of whoever noted it.
     heard_us: u64,
 }
@@ -50,8 +52,21 @@ impl Leaders {
     /// Notes what this node's own replica says.
     pub fn note_own(&self, uid: ShardUid, leader: Leader, now_us: u64) {
         self.change(|known| {
-            let before = known.insert(uid, Known { leader, own: true, heard_us: now_us });
-            before.is_none_or(|before| before.leader != leader)
+            let before = known.get(&uid).filter(|before| before.own && before.leader == leader).copied();
+            // Whoever was just elected has been heard by most.
+            let majority = before.is_none_or(|before| before.majority);
+            known.insert(uid, Known { leader, own: true, majority, heard_us: now_us });
+            before.is_none()
+        });
+    }
+
+    /// Notes whether most of the voters of a shard with a replica here are heard.
+    pub fn note_majority(&self, uid: ShardUid, majority: bool) {
+        self.change(|known| match known.get_mut(&uid) {
+            Some(known_uid) if known_uid.own => {
+                std::mem::replace(&mut known_uid.majority, majority) != majority && known_uid.leader.node.is_some()
+            }
+            Some(_) | None => false,
         });
     }
 
@@ -68,7 +83,7 @@ impl Leaders {
                 let leader = Leader { term, ..leader };
                 std::mem::replace(&mut before.leader, leader) != leader
             }
-            None => known.insert(uid, Known { leader, own: false, heard_us: now_us }).is_none(),
+            None => known.insert(uid, Known { leader, own: false, majority: true, heard_us: now_us }).is_none(),
         });
     }
 
@@ -103,6 +118,13 @@ impl Leaders {
     pub fn get_all(&self, uids: impl IntoIterator<Item = ShardUid>) -> Vec<Leader> {
         let known = self.lock();
         uids.into_iter().map(|uid| known.get(&uid).map(|known| known.leader).unwrap_or_default()).collect()
+    }
+
+    /// The same for people and clients: a leader without a majority is none.
+    pub fn serving(&self, uids: impl IntoIterator<Item = ShardUid>) -> Vec<Leader> {
+        let known = self.lock();
+        let serving = |known: &Known| Leader { node: known.leader.node.filter(|_| known.majority), ..known.leader };
+        uids.into_iter().map(|uid| known.get(&uid).map(serving).unwrap_or_default()).collect()
     }
 
     /// Those of `uids` of which nothing was heard since `since_us`, and which have no replica here.
@@ -171,6 +193,37 @@ mod tests {
         leaders.forget_own(uid);
         assert_eq!((leaders.get(uid), leaders.led_by(NodeId(1))), (None, 0));
         assert!(watch.has_changed().unwrap() && leaders.version() > version);
+    }
+
+    /// A leader without a majority is told as none until it has one, or another one leads; watchers hear of both. Requests go to it
+    /// all the same.
+    #[test]
+    fn no_majority() {
+        let (leaders, uid) = (Leaders::default(), ShardUid(1));
+        let mut watch = leaders.watch();
+        let mut told = |what: &str, expected: Leader| {
+            assert_eq!(leaders.serving([uid]), [expected], "{what}");
+            std::mem::replace(&mut watch, leaders.watch()).has_changed().unwrap()
+        };
+        leaders.note_own(uid, led_by(1, 5), 1);
+        assert!(told("elected", led_by(1, 5)));
+        leaders.note_majority(uid, true);
+        assert!(!told("nothing new", led_by(1, 5)));
+        leaders.note_majority(uid, false);
+        let nobody = Leader { node: None, term: Term(5) };
+        assert!(told("no majority", nobody));
+        leaders.note_own(uid, led_by(1, 5), 2);
+        assert!(!told("still none", nobody));
+        assert_eq!(leaders.get(uid), Some(led_by(1, 5)));
+        leaders.note_majority(uid, true);
+        assert!(told("a majority again", led_by(1, 5)));
+        leaders.note_majority(uid, false);
+        leaders.note_own(uid, led_by(2, 6), 3);
+        assert!(told("another one leads", led_by(2, 6)));
+        let other = ShardUid(2);
+        leaders.note_heard(other, led_by(3, 7), 4);
+        leaders.note_majority(other, false);
+        assert_eq!(leaders.serving([other, ShardUid(3)]), [led_by(3, 7), Leader::default()]);
     }
 
     /// What was not heard lately, or has no leader, is to be asked for; own replicas never are.
