@@ -24,8 +24,10 @@ use crate::{
     shard::ShardError,
 };
 
-/// How long a transfer of leadership may take.
-const TRANSFER_MAX: Duration = Duration::from_secs(5);
+/// How long another node has to answer that is asked for a transfer of leadership: longer than it tries, so that its answer says
+/// what has become of it.
+const TRANSFER_MAX: Duration = Duration::from_secs(7);
+const _: () = assert!(TRANSFER_MAX.as_millis() >= limits::LEADER_WAIT.as_millis() + 2_000);
 
 /// How long a token can be used unless somebody says otherwise.
 const TOKEN_VALID: Duration = Duration::from_secs(86_400);

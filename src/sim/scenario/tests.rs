@@ -1,10 +1,19 @@
 //! A few runs of each scenario, so that `cargo test` notices what breaks; `ringlog sim` does thousands.
 
+use prost::Message;
+
 use super::*;
-use crate::sim::{
-    checker::history::{Ack, Event, Outcome, Produce},
-    client::Load,
-    scenario::plan::{Action, Scenario, Step, Who},
+use crate::{
+    format::records::Records,
+    frontend::ProduceCall,
+    ids::NodeId,
+    limits::RECORD_BYTES_MAX,
+    proto::ringlog::v1::{ProduceRequest, Record},
+    sim::{
+        checker::history::{Ack, Event, Outcome, Produce},
+        client::Load,
+        scenario::plan::{Action, Scenario, Step, Who},
+    },
 };
 
 /// The plan of a seed with fewer records: without optimization a run takes seconds.
@@ -255,6 +264,54 @@ fn lost_records_are_found() {
     }
     let report = crate::sim::checker::check(&forged);
     assert!(report.findings.iter().any(|finding| finding.anomaly.kind() == "lost_write"), "{:?}", report.findings);
+}
+
+/// A transfer to a node that does not catch up, asked through one that does not lead: in the leader's own words why nothing was
+/// changed, when the leader knows it.
+#[test]
+fn transfer_to_one_that_lags() {
+    let runtime = SimRuntime::seeded(1);
+    runtime.block_on(async {
+        let plan = Plan { nodes: 3, reactors: 1, shards: 1, replication_factor: 3, ..Plan::of(0, Scenario::Calm) };
+        let (cluster, targets) = begin(&plan).await.unwrap();
+        let target = targets[0].clone();
+        let leader = cluster.leader(target.uid).unwrap();
+        let others: Vec<NodeId> = cluster.nodes().into_iter().filter(|node| *node != leader).collect();
+        let [lagging, through] = others[..] else { panic!("{others:?}") };
+        cluster.disk(lagging).unwrap().delay_flushes(20_000_000, 30_000_000);
+        let process = cluster.process(leader).unwrap();
+        for _ in 0..200 {
+            let request = ProduceRequest {
+                topic: target.topic.to_string(),
+                shard: Some(target.shard),
+                records: vec![Record { value: "x".into(), ..Record::default() }],
+                ..ProduceRequest::default()
+            };
+            let (head, records) = Records::parse(request.encode_to_vec().into(), RECORD_BYTES_MAX).unwrap();
+            let call = ProduceCall { head, records, deadline_us: None };
+            let frontend = process.frontend(0);
+            World::current().spawn_on(leader, async move { frontend.produce(call).await }).await.unwrap().unwrap();
+        }
+        let began_us = World::current().now_us();
+        let call = crate::reactor::mailbox::AdminCall::TransferLeader {
+            topic: target.topic.to_string(),
+            shard: target.shard,
+            to: Some(lagging),
+        };
+        let asked = cluster.process(through).unwrap();
+        let answer = World::current().spawn_on(through, async move { asked.frontend(0).admin(call).await }).await;
+        let error = answer.unwrap().unwrap_err();
+        let took_us = World::current().now_us() - began_us;
+        assert_eq!(
+            (error.code.name(), error.reason, error.definite),
+            ("FAILED_PRECONDITION", "NO_SUCCESSOR", true),
+            "{error}"
+        );
+        assert!(error.message.contains("lacks entries, and did not catch up in time"), "{}", error.message);
+        assert!((5_000_000..6_000_000).contains(&took_us), "after {took_us} us");
+        assert_eq!(cluster.leader(target.uid), Some(leader));
+    });
+    assert_eq!(runtime.world().panics(), []);
 }
 
 /// A shard with one replica has nobody else to lead it: the request is refused at once, in one sentence, and nothing changes.
