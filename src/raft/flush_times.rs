@@ -8,7 +8,7 @@
 //!   follower's last time comes with its answers (`Message::Matched`).
 //! - Slow is what takes `FLUSH_SLOW_FACTOR` times as long as on so many others that these are a majority by themselves: one
 //!   disk is compared with others under the same load, never with a number. Nobody is slow where all are, or alone.
-//! - A replica that caught up minutes ago took long for entries that were large: a time counts for `FLUSH_TIME_AGE_MAX`.
+//! - A replica that caught up minutes ago took long for entries that were large: each time counts for `FLUSH_TIME_AGE_MAX`.
 //! - It has to be so at every look for `FLUSH_SLOW_FOR`; after a move, made or not, the next one waits `FLUSH_MOVE_PAUSE`.
 //! - The successor keeps up, and is not slow itself. Whoever was slow is not led back by the balance of leaders before
 //!   it was fast for a while (`is_well`), each time twice as long.
@@ -36,38 +36,46 @@ const TIMES: usize = 16;
 /// Fewer tell nothing.
 const TIMES_MIN: usize = 4;
 
-/// The last times of one replica, in µs.
+/// The last times of one replica.
 #[derive(Clone, Debug, Default)]
 struct Recent {
-    times_us: [u32; TIMES],
+    times: [Time; TIMES],
     count: usize,
-    /// When the last of them was measured, or said.
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Time {
+    us: u32,
+    /// When it was measured, or said.
     noted_us: u64,
+}
+
+impl Time {
+    fn is_old(self, now_us: u64) -> bool {
+        now_us.saturating_sub(self.noted_us) > FLUSH_TIME_AGE_MAX.as_micros() as u64
+    }
 }
 
 impl Recent {
     fn push(&mut self, us: u64, now_us: u64) {
-        if self.is_old(now_us) {
-            self.count = 0;
-        }
-        self.times_us[self.count % TIMES] = u32::try_from(us).unwrap_or(u32::MAX);
+        let us = u32::try_from(us).unwrap_or(u32::MAX);
+        self.times[self.count % TIMES] = Time { us, noted_us: now_us };
         self.count += 1;
-        self.noted_us = now_us;
-    }
-
-    fn is_old(&self, now_us: u64) -> bool {
-        now_us.saturating_sub(self.noted_us) > FLUSH_TIME_AGE_MAX.as_micros() as u64
     }
 
     /// `None` when too few were measured lately: a single one may be an outlier.
     fn median_us(&self, now_us: u64) -> Option<u64> {
-        if self.is_old(now_us) || self.count < TIMES_MIN {
+        let (mut known_us, mut count) = ([0; TIMES], 0);
+        for time in self.times[..self.count.min(TIMES)].iter().filter(|time| !time.is_old(now_us)) {
+            known_us[count] = time.us;
+            count += 1;
+        }
+        if count < TIMES_MIN {
             return None;
         }
-        let mut known = self.times_us;
-        let known = &mut known[..self.count.min(TIMES)];
-        known.sort_unstable();
-        known.get(known.len() / 2).map(|us| u64::from(*us))
+        let known_us = &mut known_us[..count];
+        known_us.sort_unstable();
+        known_us.get(count / 2).map(|us| u64::from(*us))
     }
 }
 
@@ -357,6 +365,22 @@ mod tests {
             times.note_follower(NodeId(2), 70, 9_600_000);
         }
         assert_eq!(times.follower_us(NodeId(2), 9_600_000), Some(70));
+    }
+
+    /// Each time counts for as long as any other: what a replica took for large entries minutes ago does not stay in the median of
+    /// a shard in which little is written since.
+    #[test]
+    fn each_time_ages() {
+        let (times, age_us) = (FlushTimes::default(), FLUSH_TIME_AGE_MAX.as_micros() as u64);
+        for _ in 0..TIMES {
+            times.note_follower(NodeId(2), 90_000, 5_000_000);
+        }
+        for quarter in 1..=4 {
+            times.note_follower(NodeId(2), 70, 5_000_000 + quarter * age_us / 4);
+        }
+        assert_eq!(times.follower_us(NodeId(2), 5_000_000 + age_us), Some(90_000));
+        assert_eq!(times.follower_us(NodeId(2), 5_000_001 + age_us), Some(70));
+        assert_eq!(times.follower_us(NodeId(2), 5_000_001 + age_us + age_us / 4), None, "three are too few");
     }
 
     /// A follower that took long while it caught up is not slow for ever on a shard in which nothing is written any more; what it
