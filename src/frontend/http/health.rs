@@ -37,6 +37,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// How long reactors have to say how their shards are.
 const STATUS_MAX: Duration = Duration::from_secs(2);
 
+/// After a full mailbox.
+const STATUS_AGAIN: Duration = Duration::from_millis(10);
+
 /// Shards at fault that are listed; the count is exact.
 const FAULTS_SHOWN_MAX: usize = 20;
 
@@ -73,8 +76,7 @@ async fn shards(api: &Api) -> Option<Vec<ShardHere>> {
     if !matches!(node.phase(), Phase::Serving | Phase::Leaving) {
         return Some(Vec::new());
     }
-    #[allow(clippy::disallowed_methods, reason = "the ops thread is the real world's")]
-    let said = tokio::time::timeout(STATUS_MAX, own_replicas(node, Vec::new())).await;
+    let said = replicas(node).await?;
     let me = node.identity().map_or(0, |identity| identity.node.0);
     let is_heard = |leader: u64| leader == me || node.liveness.is_alive(NodeId(leader));
     let here = |status: ReplicaStatus| {
@@ -83,7 +85,21 @@ async fn shards(api: &Api) -> Option<Vec<ShardHere>> {
         let cause = why_not(&status, is_heard);
         Some(ShardHere { topic: topic.view.name.to_string(), shard, leads, cause, status })
     };
-    Some(said.ok()?.ok()?.into_iter().filter_map(here).collect())
+    Some(said.into_iter().filter_map(here).collect())
+}
+
+/// The numbers of all replicas here. A mailbox that is full just now belongs to a reactor that is busy, not to a sick one.
+#[allow(clippy::disallowed_methods, reason = "the ops thread is the real world's")]
+async fn replicas(node: &Node) -> Option<Vec<ReplicaStatus>> {
+    let asked = async {
+        loop {
+            match own_replicas(node, Vec::new()).await {
+                Err(ReactorError::MailboxFull) => tokio::time::sleep(STATUS_AGAIN).await,
+                said => return said,
+            }
+        }
+    };
+    tokio::time::timeout(STATUS_MAX, asked).await.ok()?.ok()
 }
 
 struct ShardHere {
@@ -217,7 +233,73 @@ fn record_memory(reactor: usize, memory: &Usage, mailbox: usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::{
+        catalog::{Replicas, TopicView},
+        config::Config,
+        ids::TopicId,
+        limits::MAILBOX_REQUESTS_MAX,
+        reactor::{node::Advertised, topics::PlacedTopic},
+        shard::ShardStatus,
+    };
+
+    /// A node with one reactor and one shard.
+    fn node() -> Node {
+        let anywhere: std::net::SocketAddr = ([127, 0, 0, 1], 0).into();
+        let (grpc, http) = ("n1:7400".to_owned(), "n1:7480".to_owned());
+        let advertised = Advertised { peer_host: "n1".to_owned(), peer_port: 1, grpc, http };
+        let node = Node::new(Config::default(), 1, (anywhere, anywhere), advertised);
+        let view = TopicView {
+            name: "t".into(),
+            id: TopicId(0),
+            shards: vec![ShardUid(1)],
+            replication_factor: 1,
+            replicas: vec![Replicas { nodes: vec![NodeId(1)], ..Default::default() }],
+            retention_bytes_max: 0,
+            retention_age_ms_max: 0,
+            segment_bytes: 0,
+            created_us: 0,
+        };
+        node.topics.publish([Arc::new(PlacedTopic::new(view.into(), 1, NodeId(1)))]);
+        node
+    }
+
+    /// A reactor whose mailbox is full for a moment says how its shards are when it has room again; one whose mailbox stays full
+    /// does not say it in time.
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "the ops thread is the real world's")]
+    fn a_busy_reactor() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let node = node();
+            let mailbox = &node.reactors[0].mailbox;
+            let fill = || {
+                let send = |_| mailbox.send(Request::Status { uids: Vec::new(), reply: oneshot::channel().0 });
+                let full = (0..=MAILBOX_REQUESTS_MAX).map(send).find_map(Result::err);
+                assert!(matches!(full, Some(ReactorError::MailboxFull)));
+            };
+            fill();
+            assert!(replicas(&node).await.is_none());
+            let serve = async {
+                tokio::time::sleep(STATUS_MAX / 2).await;
+                loop {
+                    let mut batch = Vec::new();
+                    mailbox.take(&mut batch).await;
+                    for request in batch {
+                        let Request::Status { uids, reply } = request else { panic!("{request:?}") };
+                        // Nobody waits for those that fill it.
+                        drop(reply.send(Ok(vec![Some(ShardStatus::default()); uids.len()])));
+                    }
+                }
+            };
+            tokio::select! {
+                said = replicas(&node) => assert_eq!(said.unwrap().len(), 1),
+                () = serve => {}
+            }
+        });
+    }
 
     /// What serves, and what only looks as if it did.
     #[test]
