@@ -96,6 +96,19 @@ fn keyed_lines() {
     assert_eq!(got, sent);
 }
 
+/// A topic that wants more replicas than there are nodes says so, and how many it has: when it is made, and where its state is shown.
+#[test]
+fn more_replicas_than_nodes() {
+    let (_dir, node) = node(&["--reactors", "1"]);
+    let made = node.run_with(&["topic", "create", "r", "--replication-factor", "3"], b"");
+    let note = String::from_utf8_lossy(&made.stderr).into_owned();
+    assert!(made.status.success() && note.contains("want 3, have 1"), "{note}");
+    for args in [&["topic", "describe", "r"][..], &["cluster", "status"], &["cluster", "health"]] {
+        let text = node.run(args);
+        assert!(text.contains("want 3, have 1"), "{args:?}: {text}");
+    }
+}
+
 /// Length-delimited records hold newlines and zeros, and come back byte for byte.
 #[test]
 fn delimited_records() {

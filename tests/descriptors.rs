@@ -42,6 +42,31 @@ async fn faults(client: &Client) -> Vec<String> {
     shards.into_iter().map(|shard| shard.fault).filter(|fault| !fault.is_empty()).collect()
 }
 
+/// A node that begins with a low soft limit allows itself as many descriptors as the hard one does: it serves more connections at
+/// once than it began with descriptors.
+#[test]
+fn the_soft_limit_is_raised() {
+    let own = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: own.maximum, maximum: own.maximum }).unwrap();
+    let many = 2 * LIMIT as usize;
+    assert!(own.maximum.is_none_or(|most| most > 8 * u64::from(LIMIT)), "this test needs descriptors: {own:?}");
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start_with_soft_files(dir.path(), &["--reactors", "2"], LIMIT);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut clients = Vec::new();
+        for number in 0..many {
+            let client = Client::connect(&node.grpc).await;
+            clients.push(client.unwrap_or_else(|error| panic!("client {number}: {error}; {}", node.log())));
+        }
+        for (number, client) in clients.iter().enumerate() {
+            let served = client.list_topics().await;
+            assert!(served.is_ok(), "client {number}: {served:?}; {}", node.log());
+        }
+    });
+    assert!(node.stop().success());
+}
+
 /// 600 connections of strangers to a node with 256 descriptors, while all of its shards need new files.
 #[test]
 fn strangers_take_nothing_from_the_shards() {

@@ -43,6 +43,13 @@ impl Node {
         Node::start_by(limited, dir, flags)
     }
 
+    /// As `start`, of a process that may have so many open files, and may allow itself more.
+    pub fn start_with_soft_files(dir: &Path, flags: &[&str], files: u32) -> Node {
+        let mut limited = Command::new("sh");
+        limited.args(["-c", "ulimit -Sn $0 && exec \"$@\"", &files.to_string(), RINGLOG]);
+        Node::start_by(limited, dir, flags)
+    }
+
     fn start_by(mut command: Command, dir: &Path, flags: &[&str]) -> Node {
         let (grpc, http) = (free_address(), free_address());
         let log = dir.join("server.log");
