@@ -56,7 +56,7 @@ pub use crate::format::{
     state_files::{HardState, Vote},
 };
 pub use tail::TailBudget;
-pub use watched::Stalled;
+pub use watched::{Stalled, Watched};
 
 use crate::{
     budget::{Budget, Charge},
@@ -69,12 +69,12 @@ use crate::{
         state_files::HardStateSlot,
     },
     ids::{Index, LogId, Offset, ShardUid},
-    limits::{BLOCK_BYTES, STORAGE_HUNG, STORAGE_SLOW},
+    limits::BLOCK_BYTES,
 };
 use prepare::Supply;
 use segment::{Phase, Segment};
 use tail::Tail;
-use watched::{Watched, WatchedFile};
+use watched::WatchedFile;
 
 /// Where and how a log is kept.
 #[derive(Clone, Debug)]
@@ -280,11 +280,27 @@ impl<E: Env> Log<E> {
     /// # Panics
     /// When the options are outside of their documented bounds.
     pub async fn open(disk: E::Disk, tail: TailBudget, options: LogOptions) -> Result<(Log<E>, Recovered), LogError> {
+        let disk = Watched::new(disk);
+        disk.look_while(Log::open_on(disk.clone(), tail, options)).await
+    }
+
+    /// As `open`, on a disk that the caller looks at until it returns.
+    ///
+    /// # Errors
+    /// As `open`.
+    ///
+    /// # Panics
+    /// As `open`.
+    pub async fn open_on(
+        disk: Watched<E>,
+        tail: TailBudget,
+        options: LogOptions,
+    ) -> Result<(Log<E>, Recovered), LogError> {
         let block = BLOCK_BYTES as u64;
         assert!(options.segment_bytes_max.is_multiple_of(block), "segments are whole blocks");
         assert!(options.segment_bytes_max >= 4 * block, "a segment holds more than its header and footer");
         assert!(options.segment_bytes_max <= crate::limits::SEGMENT_BYTES_LIMIT, "positions fit into an index");
-        let (inner, recovered) = recovery::open(Watched::new(disk), tail, options).await?;
+        let (inner, recovered) = recovery::open(disk, tail, options).await?;
         writer::start(&inner);
         if !recovered.clean {
             inner.mark_when_idle();
@@ -553,28 +569,9 @@ impl<E: Env> Log<E> {
         async move { inner.until(|| (inner.is_stuck() && writer::has_changes(&inner.state.borrow())).then_some(())).await }
     }
 
-    /// The operation on a file of this log that takes longest by now, if that is longer than `STORAGE_SLOW`.
-    pub fn stalled(&self) -> Option<Stalled> {
-        self.inner.disk.oldest().filter(|oldest| oldest.age >= STORAGE_SLOW)
-    }
-
-    /// As `stalled`; to be called each `FLUSH_LOOK`. An operation that takes longer than `STORAGE_HUNG` stops the log: all who
-    /// wait for the device get an error, as after a failed write.
-    pub fn look_at_storage(&self) -> Option<Stalled> {
-        let stalled = self.stalled()?;
-        if stalled.age >= STORAGE_HUNG && self.fault().is_none() {
-            let what = format!("the device has not answered for {} s", stalled.age.as_secs());
-            let error = io::Error::new(io::ErrorKind::TimedOut, what);
-            let fault = self.inner.stop(&stalled.path, stalled.action, &error);
-            tracing::error!(%fault, "a device hangs: the replica stops");
-            self.inner.disk.give_up();
-        }
-        Some(stalled)
-    }
-
     /// Gives the log up without a clean end: drops what waits to be written and tells its callbacks so. When it returns,
     /// nothing more is ever written through any handle to it (the write in flight has landed, the files ahead of need are
-    /// left as they are), so that the directory can be opened again. Reads go on.
+    /// left as they are), so that the directory can be opened again, unless it is `hung`. Reads go on.
     pub async fn abandon(&self) {
         self.inner.abandon().await;
     }

@@ -5,11 +5,13 @@
 //! under way: all who wait get an error, and the log stops as after a failed write. What was given up may still happen: its
 //! buffers stay as they are until then (`env::Disk`), and nobody writes beside it, since the log writes no more.
 //!
+//! A reactor asks for the logs that serve. Whoever opens one, closes it, mends it or removes it asks meanwhile (`look_while`).
+//!
 //! An operation costs a look at the clock and a place in a list that keeps its room: no allocation for those of open files.
 //! Files are named as they were when they were opened.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     fmt,
     future::{Future, poll_fn},
     io,
@@ -22,18 +24,23 @@ use std::{
 };
 
 use bytes::Bytes;
+use openraft::AsyncRuntime;
 
-use crate::env::{DirEntry, Disk, Env, File, OpenMode, Reserve};
+use super::Log;
+use crate::{
+    env::{DirEntry, Disk, Env, File, OpenMode, Reserve},
+    limits::{FLUSH_LOOK, STORAGE_HUNG, STORAGE_SLOW},
+};
 
 /// A disk whose operations are watched. Clones watch together.
-pub(super) struct Watched<E: Env> {
+pub struct Watched<E: Env> {
     disk: E::Disk,
     operations: Rc<Operations>,
     env: PhantomData<E>,
 }
 
 /// An open file of such a disk.
-pub(super) struct WatchedFile<E: Env> {
+pub struct WatchedFile<E: Env> {
     file: <E::Disk as Disk>::File,
     path: Rc<Path>,
     operations: Rc<Operations>,
@@ -58,8 +65,8 @@ impl<E: Env> Clone for WatchedFile<E> {
 struct Operations {
     /// As many as are under way at most; the free ones are reused.
     places: RefCell<Vec<Option<UnderWay>>>,
-    /// All are given up, and those to come.
-    given_up: Cell<bool>,
+    /// All are given up, and those to come, because of this one.
+    given_up: RefCell<Option<Stalled>>,
 }
 
 struct UnderWay {
@@ -85,6 +92,24 @@ impl fmt::Display for Stalled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Stalled { path, action, age } = self;
         write!(f, "{} is being {action} for {} ms, and the device does not answer", path.display(), age.as_millis())
+    }
+}
+
+impl Stalled {
+    /// That of all who wait when it is given up.
+    fn error(&self) -> io::Error {
+        io::Error::new(io::ErrorKind::TimedOut, self.to_string())
+    }
+}
+
+/// Does `work`, and looks each `FLUSH_LOOK` meanwhile.
+async fn look_while<E: Env, T>(work: impl Future<Output = T>, look: impl Fn()) -> T {
+    let mut work = pin!(work);
+    loop {
+        match E::Runtime::timeout(FLUSH_LOOK, work.as_mut()).await {
+            Ok(done) => return done,
+            Err(_) => look(),
+        }
     }
 }
 
@@ -130,8 +155,8 @@ impl Operations {
     }
 
     fn wait<T>(&self, place: &Place<'_>, context: &Context<'_>) -> Poll<io::Result<T>> {
-        if self.given_up.get() {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the device does not answer")));
+        if let Some(stalled) = &*self.given_up.borrow() {
+            return Poll::Ready(Err(stalled.error()));
         }
         let mut places = self.places.borrow_mut();
         let operation = places[place.number].as_mut().expect("the place is taken until it is dropped");
@@ -149,8 +174,8 @@ impl Operations {
         Some(Stalled { path: Rc::clone(&oldest.path), action: oldest.action, age })
     }
 
-    fn give_up(&self) {
-        self.given_up.set(true);
+    fn give_up(&self, stalled: &Stalled) {
+        self.given_up.borrow_mut().get_or_insert_with(|| stalled.clone());
         let wakers: Vec<Waker> =
             self.places.borrow_mut().iter_mut().flatten().filter_map(|operation| operation.waker.take()).collect();
         wakers.into_iter().for_each(Waker::wake);
@@ -158,8 +183,24 @@ impl Operations {
 }
 
 impl<E: Env> Watched<E> {
-    pub(super) fn new(disk: E::Disk) -> Watched<E> {
+    /// A disk that somebody is to look at.
+    pub fn new(disk: E::Disk) -> Watched<E> {
         Watched { disk, operations: Rc::default(), env: PhantomData }
+    }
+
+    /// Does what uses this disk, and looks at it meanwhile: an operation that takes longer than `STORAGE_HUNG` is given up, with
+    /// all others and those to come, and its words are their error.
+    pub async fn look_while<T>(&self, work: impl Future<Output = T>) -> T {
+        look_while::<E, T>(work, || {
+            let hung = self.oldest().filter(|oldest| oldest.age >= STORAGE_HUNG);
+            hung.iter().for_each(|hung| self.give_up(hung));
+        })
+        .await
+    }
+
+    /// What it was given up for: it may still happen, and so may what was under way beside it.
+    pub fn given_up(&self) -> Option<Stalled> {
+        self.operations.given_up.borrow().clone()
     }
 
     /// The operation that is under way for longest.
@@ -168,8 +209,8 @@ impl<E: Env> Watched<E> {
     }
 
     /// Ends all operations under way, and those to come that do not end at once, with an error.
-    pub(super) fn give_up(&self) {
-        self.operations.give_up();
+    pub(super) fn give_up(&self, stalled: &Stalled) {
+        self.operations.give_up(stalled);
     }
 
     async fn run<T>(
@@ -179,6 +220,38 @@ impl<E: Env> Watched<E> {
         operation: impl Future<Output = io::Result<T>>,
     ) -> io::Result<T> {
         self.operations.run(E::monotonic_us(), action, path.into(), operation).await
+    }
+}
+
+impl<E: Env> Log<E> {
+    /// The operation on a file of this log that takes longest by now, if that is longer than `STORAGE_SLOW`.
+    pub fn stalled(&self) -> Option<Stalled> {
+        self.inner.disk.oldest().filter(|oldest| oldest.age >= STORAGE_SLOW)
+    }
+
+    /// As `stalled`; to be called each `FLUSH_LOOK`. An operation that takes longer than `STORAGE_HUNG` stops the log: all who
+    /// wait for the device get an error, as after a failed write.
+    pub fn look_at_storage(&self) -> Option<Stalled> {
+        let stalled = self.stalled()?;
+        if stalled.age >= STORAGE_HUNG && self.hung().is_none() {
+            let what = format!("the device has not answered for {} s", stalled.age.as_secs());
+            let error = io::Error::new(io::ErrorKind::TimedOut, what);
+            let fault = self.inner.stop(&stalled.path, stalled.action, &error);
+            tracing::error!(%fault, %stalled, "a device hangs: the replica stops");
+            self.inner.disk.give_up(&stalled);
+        }
+        Some(stalled)
+    }
+
+    /// Does what waits for this log, and looks at its storage meanwhile: nobody else does while it is not served.
+    pub async fn look_while<T>(&self, work: impl Future<Output = T>) -> T {
+        look_while::<E, T>(work, || drop(self.look_at_storage())).await
+    }
+
+    /// The operation that was given up because the device did not answer. It may still happen, until the process ends: nobody is
+    /// to write in this directory before.
+    pub fn hung(&self) -> Option<Stalled> {
+        self.inner.disk.given_up()
     }
 }
 

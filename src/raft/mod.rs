@@ -73,7 +73,7 @@ use crate::{
     },
     ids::{Index, LogId, NodeId, Offset, ShardUid, Term, is_most},
     limits::{UNFLUSHED_BYTES_MAX, UNFLUSHED_PART},
-    log::{Log, LogError},
+    log::{Log, LogError, Watched},
 };
 
 /// The deterministic state that a group's entries build.
@@ -249,7 +249,7 @@ struct Inner<E: Env, M: Machine> {
     node: NodeId,
     network: Network<E>,
     /// What it must have before it votes.
-    owing: Owing<E::Disk>,
+    owing: Owing<Watched<E>>,
     timing: Timing,
     shared: Rc<Shared<M>>,
     state: State,
@@ -424,14 +424,20 @@ impl<E: Env, M: Machine> Group<E, M> {
     pub async fn abandon(&self) {
         // What it ended with is known.
         drop(self.close().await);
-        self.inner.log.abandon().await;
+        let log = self.log();
+        log.look_while(log.abandon()).await;
     }
 
     /// Stops Raft, keeps a checkpoint at the last applied entry, closes the log cleanly. A second call returns at once.
     ///
     /// # Errors
-    /// `Stopped`, when this replica had stopped, or its last writes fail; nothing acknowledged is lost by it.
+    /// `Stopped`, when this replica had stopped, or its last writes fail, or the device does not answer them for `STORAGE_HUNG`;
+    /// nothing acknowledged is lost by it.
     pub async fn close(&self) -> Result<(), GroupError> {
+        self.log().look_while(self.close_looked_at()).await
+    }
+
+    async fn close_looked_at(&self) -> Result<(), GroupError> {
         let Inner { log, shared, state, domain, .. } = &*self.inner;
         if state.closing.replace(true) {
             return Ok(());

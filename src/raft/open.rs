@@ -27,7 +27,7 @@ use crate::{
     env::{self, Env, channel, domain::Domain},
     ids::NodeId,
     limits::BLOCK_BYTES,
-    log::{Log, Recovered, TailBudget},
+    log::{Log, Recovered, TailBudget, Watched},
     peer::Peers,
 };
 
@@ -84,30 +84,34 @@ impl<E: Env, M: Machine> Group<E, M> {
         let log_options = repair::log_options(&options);
         let GroupOptions { shard, node, slot, founders, preferred, .. } = options;
         let founders = founders.filter(|founders| founders.contains(&node));
-        let owing = Owing::take_up(disk.clone(), log_options.clone(), node, founders.is_some()).await;
-        let owing = owing.map_err(damaged)?;
-        let (log, recovered) = Log::open(disk, tail, log_options).await.map_err(damaged)?;
+        // A device that does not answer is seen by nobody else while the replica is not served.
+        let disk = Watched::new(disk);
+        let opening = async {
+            let owing = Owing::take_up(disk.clone(), log_options.clone(), node, founders.is_some()).await?;
+            Ok((owing, Log::open_on(disk.clone(), tail, log_options).await?))
+        };
+        let (owing, (log, recovered)) = disk.look_while(opening).await.map_err(damaged)?;
         let shared = Shared::new(machine);
         let network = Network::new(peers, shard, slot).noting(shared.majority.clone(), shared.flush_times.clone());
         let built = async {
             shared.restore(&log).await.map_err(|error| damaged(log.fault().unwrap_or(error)))?;
             Inner::build(domain, log.clone(), shared, network, owing, node, timing).await
         };
-        let group = match built.await {
+        let group = match log.look_while(built).await {
             Ok(inner) => Group { inner: Rc::new(inner) },
             Err(error) => {
                 // A repair has the directory next.
-                log.abandon().await;
+                log.look_while(log.abandon()).await;
                 return Err(error);
             }
         };
-        if let Err(error) = group.start(founders, preferred).await {
+        if let Err(error) = log.look_while(group.start(founders, preferred)).await {
             // Else openraft's tasks would go on without a handle.
             group.inner.state.closing.set(true);
             group.inner.shared.turned.notify_all();
             // First the log: openraft does not end while an entry of its own waits for space, and the log would write it
             // when space returns, beside whoever opens it next.
-            group.inner.log.abandon().await;
+            log.look_while(log.abandon()).await;
             // What it ended with is told by `error`.
             drop(group.inner.raft.shutdown().await);
             return Err(group.damage().map_or(error, GroupError::Damaged));
@@ -204,7 +208,7 @@ impl<E: Env, M: Machine> Inner<E, M> {
         log: Log<E>,
         shared: Rc<Shared<M>>,
         network: Network<E>,
-        owing: Owing<E::Disk>,
+        owing: Owing<Watched<E>>,
         node: NodeId,
         timing: Timing,
     ) -> Result<Inner<E, M>, GroupError> {

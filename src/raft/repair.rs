@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::{Group, GroupOptions, Machine, machine::place_of, network::Network};
 use crate::{
-    env::{self, Env, buffer::Buffer},
+    env::{self, Disk, Env, buffer::Buffer},
     format::{
         entry::EntryHeader,
         peer::{Envelope, Message},
@@ -21,7 +21,7 @@ use crate::{
     ids::{Index, LogId, NodeId, ShardUid},
     limits::{FRAME_ENTRIES_MAX, READ_BYTES},
     log::{
-        LogOptions, LogPoint,
+        LogOptions, LogPoint, Stalled, Watched,
         repair::{
             Gap, Mended, RepairError, Sent, Survey, begin_at, keep_checkpoint, mend, missing_checkpoint, salvage,
             salvage_checkpoint, salvage_purged_checkpoint, survey,
@@ -47,7 +47,7 @@ const FETCH_WAIT: Duration = Duration::from_secs(5);
 
 /// The mending of one replica whose group is not open.
 pub struct Repair<E: Env> {
-    disk: E::Disk,
+    disk: Watched<E>,
     network: Network<E>,
     options: LogOptions,
     /// The last entry that it has said to be durable, as far as that is known.
@@ -60,15 +60,26 @@ impl<E: Env> Repair<E> {
     /// Of the replica that these options would open. Nobody else may open it until this is dropped. `flushed`: the last entry
     /// that it has said to be durable, if it was open until now: damage to the end of a log cannot be told from a torn write.
     pub fn new(disk: E::Disk, peers: Peers<E>, options: &GroupOptions, flushed: Option<LogId>) -> Repair<E> {
-        let network = Network::new(peers, options.shard, options.slot);
+        let (disk, network) = (Watched::new(disk), Network::new(peers, options.shard, options.slot));
         Repair { disk, network, options: log_options(options), flushed, survey: None }
     }
 
     /// Looks for what is missing and gets it from these nodes. The group can be opened when it returns `Ok`.
     ///
     /// # Errors
-    /// `Unfilled`, `Stateless`, `Disk`: trying again may help. `Hopeless`.
+    /// `Unfilled`, `Stateless`, `Disk`: trying again may help, unless it is `hung`. `Hopeless`.
     pub async fn attempt(&mut self, others: &[NodeId]) -> Result<Mended, RepairError> {
+        let disk = self.disk.clone();
+        disk.look_while(self.attempt_looked_at(others)).await
+    }
+
+    /// The operation that was given up because the device did not answer. It may still happen: nothing is to be mended beside it,
+    /// before the process has ended.
+    pub fn hung(&self) -> Option<Stalled> {
+        self.disk.given_up()
+    }
+
+    async fn attempt_looked_at(&mut self, others: &[NodeId]) -> Result<Mended, RepairError> {
         let mut mended = Mended::default();
         loop {
             let kept = self.survey.take().filter(|(_, until_us)| E::monotonic_us() < *until_us);
@@ -265,22 +276,27 @@ pub async fn give_salvaged<E: Env>(
     stream: FrameStream<E>,
 ) {
     let options = LogOptions { dir, shard: group, segment_bytes_max: 0, owner };
-    let answer = match asked(&first) {
-        None => return,
-        Some(Asked::Entries(from, end)) => {
-            let entries = salvage(&disk, &options, from, end, FETCH_BYTES).await.map_err(|error| error.to_string());
+    let disk = Watched::<E>::new(disk);
+    if let Some(answer) = disk.look_while(salvaged(&disk, &options, &first)).await {
+        give(group, answer, stream).await;
+    }
+}
+
+async fn salvaged<D: Disk>(disk: &D, options: &LogOptions, first: &Received) -> Option<Answer> {
+    Some(match asked(first)? {
+        Asked::Entries(from, end) => {
+            let entries = salvage(disk, options, from, end, FETCH_BYTES).await.map_err(|error| error.to_string());
             // Which of what is in the files is committed is not known.
             entries_answer(entries.map(|entries| Sent { entries, committed_end: Index(0) }), from)
         }
-        Some(Asked::Checkpoint(from, end)) => {
-            let kept = match salvage_checkpoint(&disk, &options, from, end).await {
-                Ok(None) => salvage_purged_checkpoint(&disk, &options, from).await,
+        Asked::Checkpoint(from, end) => {
+            let kept = match salvage_checkpoint(disk, options, from, end).await {
+                Ok(None) => salvage_purged_checkpoint(disk, options, from).await,
                 kept => kept,
             };
             checkpoint_answer(kept.map_err(|error| error.to_string()), from)
         }
-    };
-    give(group, answer, stream).await;
+    })
 }
 
 type Answer = (Message, Vec<Bytes>);

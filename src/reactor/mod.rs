@@ -45,7 +45,7 @@ use crate::{
     env::{self, Disk, Env, channel, domain},
     ids::{NodeId, Offset, ReactorNumber, ShardUid},
     limits,
-    log::{LogError, LogOptions, TailBudget, repair::RepairError},
+    log::{LogError, LogOptions, TailBudget, Watched, repair::RepairError},
     peer::Peers,
     raft::left::{UNKNOWN, leave, left_in},
     reactor::{
@@ -496,11 +496,12 @@ impl<E: Env> Reactor<E> {
         self.release(uid);
         let path = control::shard_dir(&self.node.config.data, uid);
         let dir = path.display();
-        if let Err(cause) = self.leave(uid, &path, shard).await {
+        let disk = Watched::<E>::new(self.disk.clone());
+        if let Err(cause) = disk.look_while(self.leave(&disk, uid, &path, shard)).await {
             tracing::warn!(%dir, cause, "directory of a replica that is not to be here stays: how it voted could not be kept");
             return;
         }
-        match self.disk.remove_dir_all(&path).await {
+        match disk.look_while(disk.remove_dir_all(&path)).await {
             Ok(()) => tracing::info!(shard_uid = uid.0, "replica that is not to be here any more removed"),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => {
@@ -511,12 +512,12 @@ impl<E: Env> Reactor<E> {
 
     /// Keeps what a replica of the same shard has to know if one is made here again. Of one whose files do not say how it voted,
     /// that: the next one waits for the first committed entry that it hears of. An error means that nothing may be removed.
-    async fn leave(&self, uid: ShardUid, dir: &Path, shard: Option<Shard<E>>) -> Result<(), String> {
+    async fn leave(&self, disk: &Watched<E>, uid: ShardUid, dir: &Path, shard: Option<Shard<E>>) -> Result<(), String> {
         let owner = self.node.identity().map_or(0, |identity| identity.owner());
         let options = LogOptions { dir: dir.to_owned(), shard: uid, segment_bytes_max: 0, owner };
         let left = match shard {
             Some(shard) => shard.left(),
-            None => match left_in(&self.disk, &options).await {
+            None => match left_in(disk, &options).await {
                 Ok(left) => left,
                 Err(RepairError::Disk(error)) if !matches!(error, LogError::Corrupt { .. }) => {
                     return Err(error.to_string());
@@ -527,7 +528,7 @@ impl<E: Env> Reactor<E> {
                 }
             },
         };
-        leave(&self.disk, &options, left).await.map_err(|error| error.to_string())
+        leave(disk, &options, left).await.map_err(|error| error.to_string())
     }
 
     /// Closes all shards cleanly, and the mailbox: whoever asks from now on learns that the

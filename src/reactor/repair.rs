@@ -6,7 +6,8 @@
 //!   catalog is old hears of other replicas.
 //! - One in which a read finds damage is closed and goes the same way, if there are other replicas. The only copy stays open:
 //!   what is whole of it is served.
-//! - Where nothing can help (`RepairError::Hopeless`) it stays closed, and the reason says what a person may do.
+//! - Where nothing can help (`RepairError::Hopeless`) it stays closed, and the reason says what a person may do; and where the device
+//!   has not answered for long (`log::watched`), until the node starts again.
 
 use std::{collections::BTreeSet, path::Path, rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -23,7 +24,7 @@ use crate::{
     env::{self, Disk, Env, domain},
     ids::{LogId, NodeId, ShardUid},
     log::{
-        LogError,
+        LogError, Stalled,
         repair::{Mended, RepairError},
     },
     peer::frame::{FrameStream, Received},
@@ -60,6 +61,11 @@ pub fn way_out(error: &RepairError, dir: &Path) -> String {
         ),
         RepairError::Disk(error) => error.to_string(),
     }
+}
+
+/// Why a replica stays closed whose device does not answer.
+fn beside(stalled: &Stalled) -> String {
+    format!("{stalled}: nothing is mended beside what it may still do; restart the node when the device is well")
 }
 
 impl<E: Env> Reactor<E> {
@@ -110,6 +116,9 @@ impl<E: Env> Reactor<E> {
                     return self.note_damage(&options, &stay, cause);
                 }
             };
+            if let Some(stalled) = repair.hung() {
+                return self.note_damage(&options, &stay, beside(&stalled));
+            }
             match attempt {
                 Ok(mended) => {
                     if mended != Mended::default() {
@@ -208,6 +217,9 @@ impl<E: Env> Reactor<E> {
         self.release(uid);
         self.node.leaders.forget_own(uid);
         drop(held);
+        if let Some(stalled) = shard.hung() {
+            return self.note_damage(&options, &stay, beside(&stalled));
+        }
         let flushed = shard.flushed();
         Rc::clone(&self).repair(options, Rc::clone(&stay), flushed).await;
     }
@@ -254,7 +266,8 @@ impl CatalogMending {
     /// read now.
     ///
     /// # Errors
-    /// When nothing can help, there is no other node, it is not known which there are, or it was in vain too often: with the way out.
+    /// When nothing can help, there is no other node, it is not known which there are, it was in vain too often, or the device has not
+    /// answered for `STORAGE_HUNG`: with the way out.
     pub async fn mend<E: Env>(
         &mut self,
         reactor: &Rc<Reactor<E>>,
@@ -267,7 +280,11 @@ impl CatalogMending {
         loop {
             let book = reactor.node().book.snapshot();
             let others: Vec<_> = book.keys().copied().filter(|node| *node != options.node).collect();
-            match repair.attempt(&others).await {
+            let attempt = repair.attempt(&others).await;
+            if let Some(stalled) = repair.hung() {
+                return stop(beside(&stalled));
+            }
+            match attempt {
                 Ok(mended) if mended == Mended::default() => {
                     self.unexplained += 1;
                     if self.unexplained == UNEXPLAINED_MAX {

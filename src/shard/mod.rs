@@ -388,6 +388,11 @@ impl<E: Env> Shard<E> {
         self.inner.group.log().look_at_storage()
     }
 
+    /// What its device did not answer before it was given up; see `Log::hung`.
+    pub fn hung(&self) -> Option<Stalled> {
+        self.inner.group.log().hung()
+    }
+
     /// Who is to lead instead of this replica because its disk is slow; see `Group::look_at_flushes`.
     pub fn look_at_flushes(&self) -> Option<NodeId> {
         self.inner.group.look_at_flushes()

@@ -2,6 +2,7 @@
 
 mod elections;
 mod forward;
+mod hung;
 mod panics;
 mod repair;
 
