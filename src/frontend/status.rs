@@ -299,6 +299,9 @@ impl From<ControlError> for CallError {
             ControlError::NoLeader { cause: _, maybe_written } => {
                 CallError::retry(Code::Unavailable, "CATALOG_UNAVAILABLE", message).maybe_written(maybe_written)
             }
+            ControlError::Late => {
+                CallError::retry(Code::Unavailable, "CATALOG_UNAVAILABLE", message).maybe_written(true)
+            }
             ControlError::Precondition(_) => CallError::new(Code::FailedPrecondition, "PRECONDITION", message),
             ControlError::NotFound(_) => CallError::new(Code::NotFound, "NOT_FOUND", message),
         }

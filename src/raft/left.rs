@@ -25,8 +25,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bytes::Bytes;
+
 use crate::{
-    env::Disk,
+    env::{Disk, reserve},
     format::state_files::{HardState, HardStateSlot, Vote},
     ids::{LogId, NodeId, ShardUid},
     limits::BLOCK_BYTES,
@@ -63,6 +65,13 @@ pub enum Owed {
 }
 
 impl Left {
+    /// What the same replica leaves of which that was known before.
+    pub fn and(self, before: Left) -> Left {
+        let rank = |vote: Option<Vote>| vote.map(|vote| (vote.term, vote.committed));
+        let vote = if rank(before.vote) > rank(self.vote) { before.vote } else { self.vote };
+        Left { vote, last: self.last.max(before.last), unheard: self.unheard || before.unheard }
+    }
+
     /// What a replica with that behind it owes.
     fn owed(self) -> Owed {
         match self {
@@ -158,10 +167,9 @@ pub async fn left_in<D: Disk>(disk: &D, options: &LogOptions) -> Result<Left, Re
 /// `Io`, `Full`.
 pub async fn leave<D: Disk>(disk: &D, options: &LogOptions, left: Left) -> Result<(), LogError> {
     let before = read(disk, options).await?.map(|kept| kept.left).unwrap_or_default();
-    let rank = |vote: Option<Vote>| vote.map(|vote| (vote.term, vote.committed));
-    let vote = if rank(before.vote) > rank(left.vote) { before.vote } else { left.vote };
-    let left = Left { vote, last: left.last.max(before.last), unheard: left.unheard || before.unheard };
-    write(disk, options, left).await
+    let (path, content) = file(options, left.and(before));
+    // What is removed then frees more.
+    reserve::write_file(disk, &path, content).await.map_err(|error| io_error(&path, "written", &error))
 }
 
 async fn take_up<D: Disk>(disk: &D, options: &LogOptions, node: NodeId, founds: bool) -> Result<Owed, LogError> {
@@ -246,11 +254,15 @@ async fn read<D: Disk>(disk: &D, options: &LogOptions) -> Result<Option<Kept>, L
 }
 
 async fn write<D: Disk>(disk: &D, options: &LogOptions, left: Left) -> Result<(), LogError> {
-    let path = left_path(&options.dir);
+    let (path, content) = file(options, left);
+    disk.write_file(&path, content).await.map_err(|error| io_error(&path, "written", &error))
+}
+
+/// The file and its content.
+fn file(options: &LogOptions, left: Left) -> (PathBuf, Bytes) {
     let state = HardState { vote: left.vote, committed: left.last };
     let slot = slot(options, state, u64::from(left.unheard)).encode();
-    let written = disk.write_file(&path, [slot.clone(), slot].concat().into()).await;
-    written.map_err(|error| io_error(&path, "written", &error))
+    (left_path(&options.dir), [slot.clone(), slot].concat().into())
 }
 
 fn slot(options: &LogOptions, state: HardState, sequence: u64) -> HardStateSlot {

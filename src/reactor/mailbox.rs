@@ -94,8 +94,8 @@ pub enum Request {
     Remove {
         /// Which shards.
         uids: Vec<ShardUid>,
-        /// When they are gone.
-        reply: Reply<()>,
+        /// Those whose directories stay, and why: they are to be removed again.
+        reply: Reply<Vec<(ShardUid, String)>>,
     },
     /// Make a topic. Only reactor 0 answers it.
     CreateTopic {

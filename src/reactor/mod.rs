@@ -9,7 +9,7 @@
 //!   other shards serve.
 //!
 //! `produce`, `control` (topics are made and removed; on reactor 0), `forward` (what another node has to do), `inbound` (what other
-//! nodes ask), `repair` (of damaged replicas), `stays` (who may touch a replica's directory), `gossip` (who is there; on reactor 0), `listen` (sockets), `thread` (pinning).
+//! nodes ask), `repair` (of damaged replicas), `remove` (of those that are not to be here any more), `stays` (who may touch a replica's directory), `gossip` (who is there; on reactor 0), `listen` (sockets), `thread` (pinning).
 
 pub mod control;
 pub mod descriptors;
@@ -21,6 +21,7 @@ pub mod mailbox;
 pub mod node;
 mod phase;
 mod produce;
+mod remove;
 pub mod repair;
 mod stays;
 #[cfg(test)]
@@ -32,7 +33,6 @@ use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::BTreeMap,
     future::Future,
-    path::Path,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -42,12 +42,11 @@ use futures_util::{StreamExt, stream};
 
 use crate::{
     budget::Budget,
-    env::{self, Disk, Env, channel, domain},
+    env::{self, Env, channel, domain},
     ids::{NodeId, Offset, ReactorNumber, ShardUid},
     limits,
-    log::{LogError, LogOptions, TailBudget, Watched, repair::RepairError},
+    log::TailBudget,
     peer::Peers,
-    raft::left::{UNKNOWN, leave, left_in},
     reactor::{
         control::{ControlError, ControlQueue},
         forward::{Forwards, leaders::Leader},
@@ -464,73 +463,6 @@ impl<E: Env> Reactor<E> {
         self.node.leaders.note_own(uid, Leader { node, term }, E::monotonic_us());
     }
 
-    /// Closes shards and removes their directories. What cannot be removed now is removed when the
-    /// node starts again, as nothing refers to it any more. Requests for them that come meanwhile do not overtake those
-    /// that the shard hands back.
-    pub async fn remove(self: &Rc<Self>, uids: Vec<ShardUid>) {
-        for uid in uids {
-            let stay = self.stays.end(uid);
-            let held = stay.enter().await;
-            self.remove_one(uid).await;
-            drop(held);
-            self.stays.forget(&stay, uid);
-        }
-        self.count_shards();
-    }
-
-    /// Nobody else touches the directory meanwhile.
-    async fn remove_one(self: &Rc<Self>, uid: ShardUid) {
-        self.hold(uid);
-        let slot = self.shards.borrow_mut().remove(&uid);
-        self.node.forget_fault(uid);
-        self.node.leaders.forget_own(uid);
-        let shard = match slot {
-            Some(Slot::Serving(shard)) => Some(shard),
-            Some(Slot::NotOpen { .. }) | None => None,
-        };
-        if let Some(shard) = &shard
-            && let Err(error) = shard.close().await
-        {
-            tracing::warn!(shard_uid = uid.0, %error, "replica that is not to be here any more did not close cleanly");
-        }
-        self.release(uid);
-        let path = control::shard_dir(&self.node.config.data, uid);
-        let dir = path.display();
-        let disk = Watched::<E>::new(self.disk.clone());
-        if let Err(cause) = disk.look_while(self.leave(&disk, uid, &path, shard)).await {
-            tracing::warn!(%dir, cause, "directory of a replica that is not to be here stays: how it voted could not be kept");
-            return;
-        }
-        match disk.look_while(disk.remove_dir_all(&path)).await {
-            Ok(()) => tracing::info!(shard_uid = uid.0, "replica that is not to be here any more removed"),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => {
-                tracing::warn!(%dir, %error, "directory of a replica that is not to be here stays until the next start");
-            }
-        }
-    }
-
-    /// Keeps what a replica of the same shard has to know if one is made here again. Of one whose files do not say how it voted,
-    /// that: the next one waits for the first committed entry that it hears of. An error means that nothing may be removed.
-    async fn leave(&self, disk: &Watched<E>, uid: ShardUid, dir: &Path, shard: Option<Shard<E>>) -> Result<(), String> {
-        let owner = self.node.identity().map_or(0, |identity| identity.owner());
-        let options = LogOptions { dir: dir.to_owned(), shard: uid, segment_bytes_max: 0, owner };
-        let left = match shard {
-            Some(shard) => shard.left(),
-            None => match left_in(disk, &options).await {
-                Ok(left) => left,
-                Err(RepairError::Disk(error)) if !matches!(error, LogError::Corrupt { .. }) => {
-                    return Err(error.to_string());
-                }
-                Err(cause) => {
-                    tracing::warn!(shard_uid = uid.0, %cause, "a replica is removed that does not say how it voted");
-                    UNKNOWN
-                }
-            },
-        };
-        leave(disk, &options, left).await.map_err(|error| error.to_string())
-    }
-
     /// Closes all shards cleanly, and the mailbox: whoever asks from now on learns that the
     /// reactor has stopped.
     pub async fn close(&self) {
@@ -567,10 +499,7 @@ impl<E: Env> Reactor<E> {
             Request::Lost { uids, reply } => drop(reply.send(self.lose_all(&uids))),
             Request::Remove { uids, reply } => {
                 let reactor = Rc::clone(self);
-                answer::<E, _>(reply, async move {
-                    reactor.remove(uids).await;
-                    Ok(())
-                });
+                answer::<E, _>(reply, async move { Ok(reactor.remove(uids).await) });
             }
             // Before the catalog is open, or on a reactor that has none, the reply is dropped: "stopped".
             Request::CreateTopic { create, reply } => {

@@ -12,6 +12,7 @@ use std::{
 use crate::{
     env::channel::{Guard, Mutex, Notify},
     ids::ShardUid,
+    raft::left::Left,
 };
 
 /// One replica's stay in a directory.
@@ -20,11 +21,13 @@ pub(super) struct Stay {
     directory: Rc<Mutex<()>>,
     over: Cell<bool>,
     changed: Notify,
+    /// What it leaves, as it knew when it was closed.
+    left: Cell<Option<Left>>,
 }
 
 impl Stay {
     fn begin(directory: Rc<Mutex<()>>) -> Rc<Stay> {
-        Rc::new(Stay { directory, over: Cell::new(false), changed: Notify::new() })
+        Rc::new(Stay { directory, over: Cell::new(false), changed: Notify::new(), left: Cell::new(None) })
     }
 
     /// Suspends until nobody else touches the directory; nobody does while the guard is held.
@@ -35,6 +38,17 @@ impl Stay {
     /// Whether the replica was told to go.
     pub fn is_over(&self) -> bool {
         self.over.get()
+    }
+
+    /// Keeps what a replica that was just closed leaves: its files may not say it any more. Not less than what was kept before.
+    pub fn note_left(&self, left: Left) {
+        let before = self.left.get().unwrap_or_default();
+        self.left.set(Some(left.and(before)));
+    }
+
+    /// What it leaves at least; `None`: it was never open, and only its files say it.
+    pub fn left(&self) -> Option<Left> {
+        self.left.get()
     }
 
     /// Suspends until it is over.

@@ -21,6 +21,7 @@ mod reconcile;
 pub mod remembered;
 pub mod sealed;
 pub mod slow_disks;
+mod unremoved;
 
 use std::{
     cell::{Cell, RefCell},
@@ -34,6 +35,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::propose::{NOT_LEADER, Proposed};
+use self::unremoved::Unremoved;
 use crate::{
     catalog::{Catalog, CatalogError, CreateTopic, DeleteTopic, InitCluster, NodeView, TopicView},
     env::{self, Disk, Env, channel::Notify},
@@ -94,6 +96,11 @@ pub enum ControlError {
         /// A leader may have had the command before it was lost.
         maybe_written: bool,
     },
+    /// It is committed, and this node has not carried it out for long. It does so as soon as it can.
+    #[error(
+        "it is committed, but this node has not carried it out yet: its storage may not answer; its log and its status say more"
+    )]
+    Late,
     /// The catalog could not write.
     #[error("the catalog could not be changed: {0}")]
     Catalog(#[from] GroupError),
@@ -232,6 +239,8 @@ struct Inner<E: Env> {
     /// Of them those that could not be made, and are not tried again before this node is started anew: nothing of them may be on
     /// the disk, and then nothing was lost.
     unmade: RefCell<BTreeSet<ShardUid>>,
+    /// Those whose removal was begun and could not be ended: they are held, and removed before any is made there again.
+    unremoved: RefCell<Unremoved>,
     /// `reconcile` has carried out the catalog up to here.
     reconciled: Cell<crate::ids::Index>,
     /// Whom the file `members` lists, as far as is known; and the end of the catalog's entries that it follows from.
@@ -306,6 +315,7 @@ impl<E: Env> Control<E> {
             unlisted: Cell::new(false),
             failed: RefCell::default(),
             unmade: RefCell::default(),
+            unremoved: RefCell::default(),
             reconciled: Cell::default(),
             remembered: RefCell::default(),
             remembered_end: Cell::default(),

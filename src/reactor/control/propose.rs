@@ -235,6 +235,7 @@ pub fn refusal(error: &ControlError) -> control_reply::Reply {
         ControlError::NoCaKey => (CODE_FAILED_PRECONDITION, NO_CA_KEY.to_owned(), true, false),
         ControlError::Busy => (CODE_RESOURCE_EXHAUSTED, "CATALOG_BUSY".to_owned(), true, true),
         ControlError::NoLeader { maybe_written, .. } => (CODE_UNAVAILABLE, NOT_LEADER.to_owned(), !maybe_written, true),
+        ControlError::Late => (CODE_UNAVAILABLE, "CATALOG_LATE".to_owned(), false, true),
         ControlError::Catalog(error) => {
             let maybe = match error {
                 GroupError::Stopped { maybe_written, .. } => *maybe_written,

@@ -19,6 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use openraft::AsyncRuntime;
 
 use super::{
     Control, ControlError, OnDisk, made,
@@ -27,7 +28,7 @@ use super::{
 };
 use crate::{
     catalog::NodeState,
-    env::{self, Disk, Env},
+    env::{self, Disk, Env, reserve},
     ids::{Index, NodeId, ReactorNumber, ShardUid},
     peer::book::PeerNode,
     raft::left::left_uid,
@@ -40,6 +41,10 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Longest wait for the word of the catalog's leader.
 const FRESH_MAX: Duration = Duration::from_secs(2);
+
+/// Longest wait for what is committed to be carried out here. Above what a device that does not answer can keep a reactor waiting
+/// with one replica: its close, and its directory.
+const CARRY_OUT_MAX: Duration = Duration::from_secs(180);
 
 /// How often the catalog's log is looked at for what can be forgotten.
 const PURGE_ROUNDS: u32 = 256;
@@ -97,7 +102,7 @@ impl<E: Env> Control<E> {
             if done {
                 self.inner.reconciled.set(seen);
                 self.inner.reconciled_changed.notify_all();
-                self.inner.catalog.wait_applied(seen).await;
+                self.wait_for_work(seen).await;
             } else {
                 env::sleep::<E>(RETRY_INTERVAL).await;
             }
@@ -109,11 +114,29 @@ impl<E: Env> Control<E> {
         }
     }
 
+    /// Waits until more than that is applied here, or what could not be removed is due.
+    async fn wait_for_work(&self, seen: Index) {
+        let applied = self.inner.catalog.wait_applied(seen);
+        let due = self.inner.unremoved.borrow().wait(E::monotonic_us());
+        match due {
+            // It is due, or something is applied.
+            Some(due) => drop(E::Runtime::timeout(due, applied).await),
+            None => drop(applied.await),
+        }
+    }
+
     /// Waits until an entry of the catalog is carried out here, as far as it can be.
     ///
     /// # Errors
-    /// `NoLeader`: the catalog has stopped here, or the node is closing.
+    /// `NoLeader`: the catalog has stopped here, or the node is closing. `Late`.
     pub async fn reconciled(&self, index: Index) -> Result<(), ControlError> {
+        match E::Runtime::timeout(CARRY_OUT_MAX, self.reconciled_at_last(index)).await {
+            Ok(reconciled) => reconciled,
+            Err(_) => Err(ControlError::Late),
+        }
+    }
+
+    async fn reconciled_at_last(&self, index: Index) -> Result<(), ControlError> {
         loop {
             let changed = self.inner.reconciled_changed.notified();
             if self.inner.reconciled.get() > index {
@@ -131,7 +154,7 @@ impl<E: Env> Control<E> {
     }
 
     /// One round; whether nothing is left to be tried again. A replica that cannot be opened counts as done: it is noted, and
-    /// its reactor goes on trying where that can help.
+    /// its reactor goes on trying where that can help. So does one that cannot be removed: it is tried again after a pause.
     pub async fn reconcile(&self) -> bool {
         self.publish_book();
         self.remember_members().await;
@@ -192,7 +215,12 @@ impl<E: Env> Control<E> {
     ) -> bool {
         let (held, on_disk) = (self.inner.held.borrow(), self.inner.on_disk.borrow());
         let lost = self.inner.lost.borrow();
-        let unknown = |uid: &ShardUid| !wanted.contains_key(uid) && !lost.contains(uid);
+        let unremoved = self.inner.unremoved.borrow();
+        let is_due = unremoved.is_due(E::monotonic_us());
+        let unknown = |uid: &ShardUid| match unremoved.contains(*uid) {
+            true => is_due,
+            false => !wanted.contains_key(uid) && !lost.contains(uid),
+        };
         self.inner.unlisted.get()
             || wanted.keys().any(|uid| !held.contains_key(uid))
             || held.keys().any(unknown)
@@ -236,7 +264,7 @@ impl<E: Env> Control<E> {
         }
         let path = self.members_file();
         let content = remembered::encode(applied_end, nodes.iter().map(|node| node.to_entry()));
-        match self.inner.reactor.disk().write_file(&path, Bytes::from(content)).await {
+        match reserve::write_file(self.inner.reactor.disk(), &path, Bytes::from(content)).await {
             Ok(()) => {
                 *self.inner.remembered.borrow_mut() = nodes;
                 self.inner.remembered_end.set(applied_end);
@@ -303,7 +331,13 @@ impl<E: Env> Control<E> {
             let orphans = on_disk.iter().filter(|uid| !held.contains_key(uid)).map(|uid| (*uid, ReactorNumber(0)));
             let held = held.iter().map(|(uid, reactor)| (*uid, *reactor));
             let lost = self.inner.lost.borrow();
-            let is_unwanted = |uid: &ShardUid| !wanted.contains_key(uid) && !lost.contains(uid);
+            let unremoved = self.inner.unremoved.borrow();
+            let is_due = unremoved.is_due(E::monotonic_us());
+            let is_unwanted = |uid: &ShardUid| match unremoved.contains(*uid) {
+                // Also if one is to be here again: it is made anew then.
+                true => is_due,
+                false => !wanted.contains_key(uid) && !lost.contains(uid),
+            };
             held.chain(orphans).filter(|(uid, _)| is_unwanted(uid)).collect()
         };
         let end = self.shard_uid_end();
@@ -329,21 +363,37 @@ impl<E: Env> Control<E> {
         for (uid, reactor) in &unwanted {
             by_reactor.entry(*reactor).or_default().push(*uid);
         }
-        let removals = by_reactor
-            .into_iter()
-            .map(|(reactor, uids)| self.ask(reactor, move |reply| Request::Remove { uids, reply }));
-        let results = futures_util::future::join_all(removals).await;
-        for (uid, _) in &unwanted {
-            self.inner.held.borrow_mut().remove(uid);
-            self.inner.on_disk.borrow_mut().remove(uid);
-            self.inner.failed.borrow_mut().remove(uid);
-            self.inner.unmade.borrow_mut().remove(uid);
-        }
+        let removals = by_reactor.into_iter().map(|(reactor, uids)| async move {
+            let (asked, result) = (uids.clone(), self.ask(reactor, move |reply| Request::Remove { uids, reply }).await);
+            result.unwrap_or_else(|error| asked.into_iter().map(|uid| (uid, error.to_string())).collect())
+        });
+        let failed = futures_util::future::join_all(removals).await.into_iter().flatten().collect();
+        self.note_removed(&unwanted, failed);
         if !listed {
             self.write_replicas().await;
         }
         self.forget_left().await;
-        results.iter().all(Result::is_ok)
+        true
+    }
+
+    /// These were to be removed; those that stay, for these reasons, are held, and tried again after a while.
+    fn note_removed(&self, unwanted: &[(ShardUid, ReactorNumber)], failed: BTreeMap<ShardUid, String>) {
+        for (uid, reactor) in unwanted {
+            self.inner.failed.borrow_mut().remove(uid);
+            self.inner.unmade.borrow_mut().remove(uid);
+            if failed.contains_key(uid) {
+                self.inner.held.borrow_mut().insert(*uid, *reactor);
+                continue;
+            }
+            self.inner.held.borrow_mut().remove(uid);
+            self.inner.on_disk.borrow_mut().remove(uid);
+        }
+        let uids: Vec<_> = unwanted.iter().map(|(uid, _)| *uid).collect();
+        let causes = failed.clone();
+        for uid in self.inner.unremoved.borrow_mut().tried(&uids, failed, E::monotonic_us()) {
+            let (dir, cause) = (shard_dir(&self.inner.reactor.node().config.data, uid), &causes[&uid]);
+            tracing::warn!(dir = %dir.display(), cause, "a replica that is not to be here any more stays for now");
+        }
     }
 
     /// Removes what replicas have left of shards that there are no more: none will be made again. One that stays does no harm.
@@ -454,11 +504,14 @@ impl<E: Env> Control<E> {
         let uids: BTreeSet<ShardUid> = {
             let (held, lost) = (self.inner.held.borrow(), self.inner.lost.borrow());
             let unmade = self.inner.unmade.borrow();
-            let made = held.keys().chain(lost.iter()).filter(|uid| !unmade.contains(uid));
+            let unremoved = self.inner.unremoved.borrow();
+            let is_made = |uid: &&ShardUid| !unmade.contains(uid) && !unremoved.contains(**uid);
+            let made = held.keys().chain(lost.iter()).filter(is_made);
             made.filter(|uid| !leaving.contains(uid)).copied().collect()
         };
         let path = self.replicas_file();
-        let written = self.inner.reactor.disk().write_file(&path, Bytes::from(made::encode(&uids))).await;
+        // What goes with the list frees space.
+        let written = reserve::write_file(self.inner.reactor.disk(), &path, Bytes::from(made::encode(&uids))).await;
         if let Err(error) = &written {
             tracing::warn!(path = %path.display(), %error, "the list of replicas could not be written; it is tried again");
         }

@@ -60,7 +60,7 @@ fn removing() {
     block_on(async {
         let world = hanging().await;
         time_passes();
-        within("a removal", world.reactor.remove(vec![UID])).await;
+        assert_eq!(within("a removal", world.reactor.remove(vec![UID])).await, []);
         let paths = world.disk.paths();
         assert_eq!(paths, [std::path::PathBuf::from("/data/shards/1.left")]);
     });

@@ -366,7 +366,10 @@ fn removed_without_its_votes() {
             error: std::io::ErrorKind::Other,
         };
         disk.plant(fault);
-        within("a removal", reactor.remove(vec![UID])).await;
+        let [(uid, cause)] = &within("a removal", reactor.remove(vec![UID])).await[..] else {
+            panic!("it was removed")
+        };
+        assert!(*uid == UID && cause.contains("1.left could not be written"), "{cause}");
         assert!(disk.paths().contains(&STORE.into()), "its votes are not written down");
         disk.heal();
         within("a removal", reactor.remove(vec![UID])).await;

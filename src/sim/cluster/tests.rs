@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::{
+    env::reserve,
     proto::ringlog::v1::CreateTopicRequest,
     reactor::control::{
+        ControlError,
         made::{self, REPLICAS_FILE},
         shard_dir,
     },
@@ -194,6 +196,79 @@ fn a_wait_ends_with_the_catalog() {
         assert!(!error.contains("shutting down"), "{error}");
     });
     assert_eq!(runtime.world().panics(), []);
+}
+
+/// Deletes the topic of `make_topic`.
+async fn delete_topic(cluster: &Cluster) {
+    let control = cluster.process(FOUNDER).unwrap().control().unwrap();
+    let deleted = World::current().spawn_on(FOUNDER, async move { control.delete("t".to_owned()).await });
+    deleted.await.unwrap().unwrap();
+}
+
+/// Whether files of a replica are at a node.
+fn has_files(cluster: &Cluster, node: NodeId, uid: ShardUid) -> bool {
+    let dir = shard_dir(Path::new("/data"), uid);
+    cluster.disk(node).unwrap().paths().iter().any(|path| path.starts_with(&dir))
+}
+
+/// On a disk that is full to the brim, but for what is kept for that, a topic can be deleted, and frees its space.
+#[test]
+fn deleted_on_a_full_disk() {
+    let runtime = SimRuntime::seeded(6);
+    runtime.block_on(async {
+        let cluster = cluster_of(1, 6).await;
+        let uid = make_topic(&cluster, 1).await;
+        let disk = cluster.disk(FOUNDER).unwrap();
+        disk.keep_reserve(1 << 20);
+        let keeper = disk.clone();
+        World::current().spawn_on(FOUNDER, async move { reserve::keep(&keeper).await }).await.unwrap().unwrap();
+        disk.set_capacity(Some(disk.used_bytes()));
+        delete_topic(&cluster).await;
+        assert!(!has_files(&cluster, FOUNDER, uid), "nothing is freed");
+    });
+    assert_eq!(runtime.world().panics(), []);
+}
+
+/// A replica whose removal fails for a while, wherever, goes as soon as it can, without a restart, and is not listed as made
+/// meanwhile; the topic counts as deleted. One that is to be there again by then is made anew when the former is gone.
+#[test]
+fn removed_when_it_can_be() {
+    let runtime = SimRuntime::seeded(7);
+    runtime.block_on(async {
+        for (operation, path_contains) in [(Operation::Remove, "shards/"), (Operation::Write, ".left")] {
+            let cluster = cluster_of(1, 7).await;
+            let uid = make_topic(&cluster, 1).await;
+            let disk = cluster.disk(FOUNDER).unwrap();
+            let (path_contains, error) = (path_contains.to_owned(), std::io::ErrorKind::Other);
+            disk.plant(Fault { operation, path_contains, skip: 0, times: u64::MAX, error });
+            delete_topic(&cluster).await;
+            env::sleep::<SimEnv>(SOON).await;
+            assert!(has_files(&cluster, FOUNDER, uid));
+            let listed = made::decode(&disk.content(Path::new("/data").join(REPLICAS_FILE))).unwrap();
+            assert!(!listed.contains(&uid), "{listed:?}");
+            let began = disk.count(Operation::List);
+            env::sleep::<SimEnv>(SOON).await;
+            assert!(disk.count(Operation::List) - began < 20, "it is tried all the time");
+            disk.heal();
+            env::sleep::<SimEnv>(Duration::from_secs(20)).await;
+            assert!(!has_files(&cluster, FOUNDER, uid), "{operation:?}");
+        }
+    });
+    assert_eq!(runtime.world().panics(), []);
+}
+
+/// Whoever waits for a command to be carried out does not wait for ever.
+#[test]
+fn a_wait_ends() {
+    let runtime = SimRuntime::seeded(8);
+    runtime.block_on(async {
+        let cluster = cluster_of(1, 8).await;
+        let control = cluster.process(FOUNDER).unwrap().control().unwrap();
+        let far = crate::ids::Index(control.group().applied_end().0 + 1_000);
+        let waiting = World::current().spawn_on(FOUNDER, async move { control.reconciled(far).await });
+        let error = waiting.await.unwrap().unwrap_err();
+        assert!(matches!(error, ControlError::Late), "{error}");
+    });
 }
 
 /// A node that does not start is gone: nobody hears of it until it is started anew.
