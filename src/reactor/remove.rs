@@ -7,7 +7,7 @@ use std::{path::Path, rc::Rc};
 
 use futures_util::{StreamExt, stream};
 
-use super::{Reactor, Slot, control, stays::Stay};
+use super::{OPEN_AT_ONCE, Reactor, Slot, control, stays::Stay};
 use crate::{
     env::{Disk, Env},
     ids::ShardUid,
@@ -16,7 +16,7 @@ use crate::{
 };
 
 impl<E: Env> Reactor<E> {
-    /// Closes shards and removes their directories. Gives those whose directories stay,
+    /// Closes shards and removes their directories, so many at the same time as open at once. Gives those whose directories stay,
     /// with the reason: they are to be removed again. Requests for them that come meanwhile do not overtake those that the shard
     /// hands back.
     pub async fn remove(self: &Rc<Self>, uids: Vec<ShardUid>) -> Vec<(ShardUid, String)> {
@@ -34,7 +34,7 @@ impl<E: Env> Reactor<E> {
             }
             removed.err().map(|cause| (uid, cause))
         });
-        let stay_here = removed.buffered(1).filter_map(std::future::ready).collect().await;
+        let stay_here = removed.buffer_unordered(OPEN_AT_ONCE).filter_map(std::future::ready).collect().await;
         self.count_shards();
         stay_here
     }

@@ -380,6 +380,31 @@ fn removed_without_its_votes() {
     });
 }
 
+/// Replicas of one request are removed at the same time: one that waits for its device keeps none of the others waiting.
+#[test]
+fn removed_together() {
+    block_on(async {
+        let world = cluster(1, &[1]).remove(0);
+        world.open(&[1]).await;
+        let others: Vec<_> = (2..9).map(ShardUid).collect();
+        for uid in &others {
+            let dir = std::path::PathBuf::from(format!("/data/shards/{uid}"));
+            env::Disk::create_dir_all(&world.disk, &dir).await.unwrap();
+            world.disk.set_content(dir.join("hard_state"), Vec::new());
+        }
+        world.disk.hold();
+        let hung = world.reactor.produce(UID, produce("0"));
+        env::spawn::<TestEnv>(async move { drop(hung.await) });
+        settle().await;
+        let (reactor, uids) = (Rc::clone(&world.reactor), [vec![UID], others].concat());
+        env::spawn::<TestEnv>(async move { drop(reactor.remove(uids).await) });
+        let remain = || world.disk.paths().iter().filter(|path| path.ends_with("hard_state")).count();
+        until("the others are gone", || remain() == 1).await;
+        world.disk.release();
+        until("all are gone", || remain() == 0).await;
+    });
+}
+
 /// A replica that is removed while its repair waits for an answer is left alone from then on: the directory may be another one's by
 /// then.
 #[test]
