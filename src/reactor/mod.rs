@@ -446,7 +446,7 @@ impl<E: Env> Reactor<E> {
                 self.node.note_fault(uid, &cause);
             }
             if shard.has_panicked() {
-                return self.close_panicked(uid, &shard);
+                return self.close_panicked(uid, &shard, &stay);
             }
             if shard.is_damaged() {
                 return self.close_damaged(options, shard, stay).await;

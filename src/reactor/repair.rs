@@ -214,6 +214,7 @@ impl<E: Env> Reactor<E> {
         }
         self.hold(uid);
         shard.abandon().await;
+        stay.note_left(shard.left());
         self.release(uid);
         self.node.leaders.forget_own(uid);
         drop(held);
@@ -226,8 +227,9 @@ impl<E: Env> Reactor<E> {
 
     /// A panic has stopped a replica. It stays closed until the node starts again: an assertion in what all replicas compute alike
     /// would stop it again, and the others, too. Other replicas lead and serve meanwhile.
-    pub(super) fn close_panicked(&self, uid: ShardUid, shard: &Shard<E>) {
+    pub(super) fn close_panicked(&self, uid: ShardUid, shard: &Shard<E>, stay: &Stay) {
         let cause = shard.fault().unwrap_or_default();
+        stay.note_left(shard.left());
         let mut shards = self.shards.borrow_mut();
         if let Some(slot) = shards.get_mut(&uid).filter(|slot| matches!(slot, Slot::Serving(_))) {
             self.node.note_fault(uid, &cause);

@@ -380,6 +380,42 @@ fn removed_without_its_votes() {
     });
 }
 
+/// One that was closed because a read found damage leaves all that it has acknowledged, also when its files do not say it any more,
+/// and when the first attempt to remove it fails.
+#[test]
+fn removed_when_damaged() {
+    block_on(async {
+        let mut worlds = three(20).await;
+        for place in 0..3 {
+            // Nothing of it is in memory afterwards.
+            let disk = crash(&worlds, place);
+            restart(&mut worlds, place, disk).await.unwrap();
+        }
+        agree(&worlds, 20).await;
+        for number in 20..25 {
+            within("an ack", worlds[0].reactor.produce(UID, produce(&number.to_string()))).await.unwrap();
+        }
+        let place = worlds.iter().position(|world| !world.leads()).unwrap();
+        let World { disk, reactor, network, id, .. } = &worlds[place];
+        let shard = reactor.shard(UID).unwrap();
+        until("all is flushed", || shard.high_watermark() == Offset(25) && shard.flushed() >= shard.left().last).await;
+        let (flushed, vote) = (shard.flushed(), shard.left().vote);
+        network.isolate(*id);
+        let blocks = disk.content(STORE).len() / BLOCK_BYTES;
+        (8..blocks).for_each(|block| disk.lose_block(STORE, (block * BLOCK_BYTES) as u64));
+        // It is answered by another one when there is one again.
+        let read = reactor.consume(UID, at(10));
+        env::spawn::<TestEnv>(async move { drop(read.await) });
+        until("it is closed", || !is_open(&worlds[place])).await;
+        let (operation, path_contains, error) = (Operation::Write, "1.left".into(), std::io::ErrorKind::Other);
+        disk.plant(Fault { operation, path_contains, skip: 0, times: 1, error });
+        assert_eq!(within("a removal", reactor.remove(vec![UID])).await.len(), 1);
+        assert_eq!(within("a removal", reactor.remove(vec![UID])).await, []);
+        let slot = HardStateSlot::parse(&disk.content("/data/shards/1.left")).unwrap();
+        assert_eq!((slot.state.committed, slot.state.vote, slot.sequence), (flushed, vote, 0));
+    });
+}
+
 /// Replicas of one request are removed at the same time: one that waits for its device keeps none of the others waiting.
 #[test]
 fn removed_together() {
