@@ -79,8 +79,8 @@ pub const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// oldest are forgotten first.
 pub const TAIL_BYTES_MAX: usize = 16 << 20;
 
-/// Longest time for which the opening of a file, a look at a directory or a read is tried again when the system had no
-/// descriptor or no memory for it; then it is an error.
+/// Longest time for which the opening of a file, a look at a directory, a read, or a change of names is tried again when the system
+/// had no descriptor or no memory for it; then it is an error.
 pub const TRANSIENT_RETRY_MAX: Duration = Duration::from_secs(10);
 
 /// First pause before that, doubled each time up to `TRANSIENT_PAUSE_MAX`.

@@ -29,7 +29,7 @@ use super::{
     DirEntry, Disk, Env, File, OpenMode, Reserve,
     buffer::Buffer,
     durable_form::FormChooser,
-    is_transient, lacks_descriptors, namespace,
+    is_transient, namespace,
     real::RealEnv,
     storage_report,
     storage_thread::{StorageThread, read_blocking, write_blocking},
@@ -126,18 +126,17 @@ impl RealDisk {
         self.shared.root.join(path)
     }
 
-    /// As `on_thread`, for what changes nothing when it fails for want of something (`transient` says what): it is tried
-    /// again for a while. The pauses are the reactor's, not the thread's, which others wait for.
+    /// As `on_thread`, for what can be done again when it has failed for want of something (`is_transient`): it is tried again for a
+    /// while. The pauses are the reactor's, not the thread's, which others wait for.
     async fn patiently<T: Send + 'static>(
         &self,
         path: &Path,
-        transient: fn(&io::Error) -> bool,
         job: impl Fn(&Path) -> io::Result<T> + Clone + Send + 'static,
     ) -> io::Result<T> {
         let mut patience = Patiently::new();
         loop {
             match self.on_thread(path, job.clone()).await {
-                Err(error) if transient(&error) && patience.pause().await => {}
+                Err(error) if is_transient(&error) && patience.pause().await => {}
                 result => return result,
             }
         }
@@ -159,7 +158,7 @@ impl Disk for RealDisk {
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<RealFile> {
         let direct = self.shared.direct;
-        let opened = self.patiently(path, is_transient, move |path| {
+        let opened = self.patiently(path, move |path| {
             Ok(match mode {
                 OpenMode::Read => (Some(open_file(path, OFlags::RDONLY, false)?), None),
                 OpenMode::Append => (None, Some(open_file(path, OFlags::RDWR, direct)?)),
@@ -175,38 +174,37 @@ impl Disk for RealDisk {
     }
 
     async fn read_file(&self, path: &Path) -> io::Result<Bytes> {
-        self.patiently(path, is_transient, namespace::read_file).await
+        self.patiently(path, namespace::read_file).await
     }
 
     async fn write_file(&self, path: &Path, content: Bytes) -> io::Result<()> {
-        // Whatever step lacked a descriptor: the whole is done again, with the same result.
-        self.patiently(path, lacks_descriptors, move |path| namespace::write_file(path, &content)).await
+        // Whatever step lacked something: the whole is done again, with the same result. The error of a sync lasts.
+        self.patiently(path, move |path| namespace::write_file(path, &content)).await
     }
 
     async fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        self.patiently(path, lacks_descriptors, namespace::create_dir_all).await
+        self.patiently(path, namespace::create_dir_all).await
     }
 
     async fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
-        self.patiently(path, is_transient, namespace::list).await
+        self.patiently(path, namespace::list).await
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let to = self.resolve(to);
-        self.on_thread(from, move |from| namespace::rename(from, &to)).await
+        self.patiently(from, move |from| namespace::rename(from, &to)).await
     }
 
     async fn remove(&self, path: &Path) -> io::Result<()> {
-        self.on_thread(path, namespace::remove).await
+        self.patiently(path, namespace::remove).await
     }
 
     async fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
-        self.on_thread(path, namespace::remove_dir_all).await
+        self.patiently(path, namespace::remove_dir_all).await
     }
 
     async fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        // Of a sync that has begun this is never true.
-        self.patiently(path, lacks_descriptors, namespace::sync_dir).await
+        self.patiently(path, namespace::sync_dir).await
     }
 
     async fn free_bytes(&self, path: &Path) -> io::Result<u64> {

@@ -88,11 +88,17 @@ pub fn lacks_descriptors(error: &io::Error) -> bool {
 }
 
 /// Whether something failed for want of what is there again in a moment: descriptors, memory, a signal that came in between. What
-/// opens, lists or reads may be tried again then, as nothing has changed. Not what writes or syncs: of that nobody knows what is
-/// on the device (fsync-gate).
+/// opens, lists, reads, or changes a name may be tried again then, as nothing has changed. Not what writes or syncs an open file: of
+/// that nobody knows what is on the device (fsync-gate); see `lasting`.
 pub fn is_transient(error: &io::Error) -> bool {
     use io::ErrorKind::{Interrupted, OutOfMemory, WouldBlock};
     lacks_descriptors(error) || matches!(error.kind(), Interrupted | OutOfMemory | WouldBlock)
+}
+
+/// An error after which something is not tried again, whatever it is of: that of a sync, as the next one would succeed without what
+/// this one has lost (fsync-gate).
+pub fn lasting(error: io::Error) -> io::Error {
+    if is_transient(&error) { io::Error::other(error) } else { error }
 }
 
 /// How a file is opened.

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{DirEntry, HALF_REMOVED, is_half_removed};
+use super::{DirEntry, HALF_REMOVED, is_half_removed, lasting};
 
 /// See `Disk::read_file`.
 pub(super) fn read_file(path: &Path) -> io::Result<Bytes> {
@@ -36,7 +36,7 @@ pub(super) fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
 fn write_synced(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = fs::File::create(path)?;
     io::Write::write_all(&mut file, content)?;
-    file.sync_all()
+    sync(&file)
 }
 
 /// See `Disk::create_dir_all`.
@@ -49,12 +49,14 @@ pub(super) fn create_dir_all(path: &Path) -> io::Result<()> {
         missing.push(path);
     }
     for path in missing.into_iter().rev() {
+        // First: once it is made nobody would come back to make it durable.
+        let above = fs::File::open(parent(path))?;
         match fs::create_dir(path) {
             // Somebody else was faster.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
             made => made?,
         }
-        sync_dir(parent(path))?;
+        sync(&above)?;
     }
     Ok(())
 }
@@ -96,20 +98,30 @@ pub(super) fn remove_dir_all(path: &Path) -> io::Result<()> {
     let mut name = path.file_name().ok_or_else(|| no_name(path))?.to_owned();
     name.push(HALF_REMOVED);
     let aside = path.with_file_name(name);
-    match fs::remove_dir_all(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        // Perhaps left by an earlier one.
-        _ => {}
-    }
+    // First: what fails behind the renaming must not be tried again before that is durable.
+    let above = fs::File::open(parent(path))?;
+    let was_begun = match fs::remove_dir_all(&aside) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
     // Files go one by one: what a crash left of them under its name would be taken for damage.
-    fs::rename(path, &aside)?;
-    sync_dir(parent(path))?;
+    match fs::rename(path, &aside) {
+        // What there was to be removed was that.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && was_begun => return sync(&above),
+        renamed => renamed?,
+    }
+    sync(&above)?;
     remove_dir_all(&aside)
 }
 
 /// See `Disk::sync_dir`.
 pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
-    fs::File::open(path)?.sync_all()
+    sync(&fs::File::open(path)?)
+}
+
+fn sync(file: &fs::File) -> io::Result<()> {
+    file.sync_all().map_err(lasting)
 }
 
 /// See `Disk::free_bytes`.

@@ -23,7 +23,7 @@ use bytes::Bytes;
 
 use super::{FileOf, Inner, LogError, Phase, Segment, SegmentOf, State, is_full, writer::has_changes};
 use crate::{
-    env::{Disk, Env, File, OpenMode, buffer::Buffer, lacks_descriptors, reserve},
+    env::{Disk, Env, File, OpenMode, buffer::Buffer, is_transient, lacks_descriptors, lasting, reserve},
     ids::{SegmentSequence, Term},
     limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN, STUCK_BYTES_MAX},
 };
@@ -430,12 +430,16 @@ impl<E: Env> Inner<E> {
             drop(self.disk.remove(&temporary).await);
             return Err(error);
         }
-        self.disk.rename(&temporary, &path).await?;
+        if let Err(error) = self.disk.rename(&temporary, &path).await {
+            drop(self.disk.remove(&temporary).await);
+            return Err(error);
+        }
         if let Err(error) = self.disk.sync_dir(&self.options.dir).await {
-            if lacks_descriptors(&error) {
-                // It is tried again, with another name.
-                drop(self.disk.remove(&path).await);
+            if !lacks_descriptors(&error) {
+                return Err(lasting(error));
             }
+            // It is tried again, with another name.
+            drop(self.disk.remove(&path).await);
             return Err(error);
         }
         Ok(Spare { file, path, bytes })
@@ -452,11 +456,12 @@ impl<E: Env> Inner<E> {
         let present = file.bytes().await?;
         self.check_free(capacity.saturating_sub(present), claim).await?;
         segment.now.borrow_mut().footer_gone = true;
+        // Unlike a file that is made, and dropped when it cannot be, this one has entries: nothing is tried again behind them.
         if present != data_end {
-            file.truncate(data_end).await?;
-            file.sync().await?;
+            file.truncate(data_end).await.map_err(lasting)?;
+            file.sync().await.map_err(lasting)?;
         }
-        self.fill(&file, data_end, capacity).await?;
+        self.fill(&file, data_end, capacity).await.map_err(lasting)?;
         segment.now.borrow_mut().appender = Some(file);
         self.state.borrow_mut().supply.waiting.pop_front();
         self.drive();
@@ -561,8 +566,8 @@ async fn run<E: Env>(weak: Weak<Inner<E>>) {
                     supply.running = !supply.waiting.is_empty();
                     supply.running
                 }
-                // Of the process, whose clients have them: nothing was done that could be half done.
-                Some(Err(error)) if lacks_descriptors(error) => true,
+                // Of the process or the machine, whose clients have it: nothing was done that could be half done.
+                Some(Err(error)) if is_transient(error) => true,
                 Some(Err(_)) | None => {
                     supply.running = false;
                     false
@@ -572,7 +577,7 @@ async fn run<E: Env>(weak: Weak<Inner<E>>) {
         inner.changed.notify_all();
         match outcome {
             Some(Ok(_)) => {}
-            Some(Err(error)) if is_full(&error) || lacks_descriptors(&error) => {
+            Some(Err(error)) if is_full(&error) || is_transient(&error) => {
                 if !retry {
                     return;
                 }

@@ -12,7 +12,7 @@ use super::{
     state::Change,
 };
 use crate::{
-    env::{Disk, Env, File, OpenMode, lacks_descriptors},
+    env::{Disk, Env, File, OpenMode, is_transient},
     limits::BLOCK_BYTES,
 };
 
@@ -86,8 +86,8 @@ impl<E: Env> Inner<E> {
         }
         let index_written = match self.disk.write_file(&segment.index_path(), content).await {
             Ok(()) => true,
-            // A full disk, or no descriptor: it is rebuilt at the next start; until then it stays in memory.
-            Err(error) if is_full(&error) || lacks_descriptors(&error) => false,
+            // A full disk, or no descriptor or memory: it is rebuilt at the next start; until then it stays in memory.
+            Err(error) if is_full(&error) || is_transient(&error) => false,
             Err(error) => return Err((segment.index_path(), "written", error)),
         };
         file.truncate(data_end + BLOCK_BYTES as u64).await.map_err(failed("cut"))?;

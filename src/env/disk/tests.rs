@@ -377,6 +377,42 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// What lacks memory or descriptors for a moment is tried again; a sync that lacked them has failed for good.
+#[test]
+fn tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    on_reactor(async {
+        let (disk, _) = RealDisk::open(dir.path(), DiskOptions::default()).unwrap();
+        for error in [rustix::io::Errno::NOMEM, rustix::io::Errno::MFILE] {
+            let tries = Arc::new(std::sync::atomic::AtomicU32::new(0));
+            let lacks = |tries: &Arc<std::sync::atomic::AtomicU32>| {
+                let tries = Arc::clone(tries);
+                move |_: &Path| match tries.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+                    0..3 => Err(io::Error::from(error)),
+                    tries => Ok(tries),
+                }
+            };
+            assert_eq!(disk.patiently(Path::new("x"), lacks(&tries)).await.unwrap(), 3);
+            let tries = Arc::default();
+            let job = lacks(&tries);
+            let synced = disk.patiently(Path::new("x"), move |path| job(path).map_err(crate::env::lasting)).await;
+            assert_eq!(synced.unwrap_err().to_string(), io::Error::from(error).to_string());
+            assert_eq!(tries.load(std::sync::atomic::Ordering::Relaxed), 1);
+        }
+    });
+}
+
+/// A removal that had got as far as the other name when it lacked something is ended by the next one.
+#[test]
+fn removed_in_two() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, aside) = (dir.path().join("7"), dir.path().join("7.gone"));
+    namespace::create_dir_all(&aside.join("a")).unwrap();
+    namespace::remove_dir_all(&path).unwrap();
+    assert!(namespace::list(dir.path()).unwrap().is_empty());
+    assert_eq!(namespace::remove_dir_all(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
+}
+
 async fn play(disk: RealDisk, steps: Vec<Step>) {
     let path = Path::new("file");
     let mut file = disk.open(path, OpenMode::Create).await.unwrap();

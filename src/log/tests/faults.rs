@@ -413,6 +413,37 @@ fn no_descriptors_for_a_while() {
     });
 }
 
+/// Nor does a log stop that cannot make its next file for want of memory, wherever that shows: what was begun is dropped, and made
+/// anew. A directory whose sync fails is not synced again.
+#[test]
+fn no_memory_for_a_while() {
+    block_on(async {
+        for operation in [Operation::Open, Operation::Write, Operation::Rename] {
+            let disk = SimDisk::new();
+            let log = open(&disk).await;
+            for _ in 0..6 {
+                disk.plant(Fault { times: 3, ..fault(operation, ".tmp", io::ErrorKind::OutOfMemory) });
+                let (first, second) = (batch(&log, 0, 1, 40_000), batch(&log, 1, 1, 40_000));
+                append(&log, vec![first, second]).await.unwrap().unwrap();
+                settle().await;
+            }
+            disk.heal();
+            assert!(log.fault().is_none(), "{operation:?}");
+            log.close().await.unwrap();
+            assert!(!names(&disk).iter().any(|name| name.ends_with(".tmp")), "{operation:?}: {:?}", names(&disk));
+            let (log, _) = open_with(&disk.crash(1), 64 << 10, 0).await.unwrap();
+            assert_eq!(read_all(&log, 1 << 20).await.unwrap().len(), 12);
+        }
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        disk.plant(fault(Operation::SyncDir, "shards/42", io::ErrorKind::OutOfMemory));
+        while log.fault().is_none() {
+            drop(log.append(vec![batch(&log, 0, 1, 40_000)], Box::new(|_| ())));
+            settle().await;
+        }
+    });
+}
+
 /// A log that writes zeros ahead, of a segment for which that takes long.
 async fn makes_a_file(disk: &SimDisk) -> TestLog {
     let (log, _) = open_with(disk, 64 << 20, 0).await.unwrap();
