@@ -13,7 +13,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    io,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -30,6 +31,7 @@ use crate::{
     catalog::NodeState,
     env::{self, Disk, Env, reserve},
     ids::{Index, NodeId, ReactorNumber, ShardUid},
+    log::Watched,
     peer::book::PeerNode,
     raft::left::left_uid,
     reactor::{ReactorError, mailbox::Request, topics::PlacedTopic},
@@ -264,7 +266,7 @@ impl<E: Env> Control<E> {
         }
         let path = self.members_file();
         let content = remembered::encode(applied_end, nodes.iter().map(|node| node.to_entry()));
-        match reserve::write_file(self.inner.reactor.disk(), &path, Bytes::from(content)).await {
+        match self.write(&path, content.into()).await {
             Ok(()) => {
                 *self.inner.remembered.borrow_mut() = nodes;
                 self.inner.remembered_end.set(applied_end);
@@ -401,11 +403,22 @@ impl<E: Env> Control<E> {
         let (reactor, topics) = (&self.inner.reactor, self.topics());
         let uids: BTreeSet<_> = topics.iter().flat_map(|topic| &topic.shards).map(|place| place.uid).collect();
         let dir = reactor.node().config.data.join("shards");
-        for entry in reactor.disk().list(&dir).await.unwrap_or_default() {
-            if left_uid(&entry.name).is_some_and(|uid| uid != ShardUid::CATALOG && !uids.contains(&uid)) {
-                drop(reactor.disk().remove(&dir.join(&entry.name)).await);
+        let disk = Watched::<E>::new(reactor.disk().clone());
+        let forgetting = async {
+            for entry in disk.list(&dir).await.unwrap_or_default() {
+                if left_uid(&entry.name).is_some_and(|uid| uid != ShardUid::CATALOG && !uids.contains(&uid)) {
+                    drop(disk.remove(&dir.join(&entry.name)).await);
+                }
             }
-        }
+        };
+        disk.look_while(forgetting).await;
+    }
+
+    /// Writes a list, with the space that is kept for what frees space: what goes with it may. A device that does not answer is seen
+    /// by nobody else.
+    async fn write(&self, path: &Path, content: Vec<u8>) -> io::Result<()> {
+        let disk = Watched::<E>::new(self.inner.reactor.disk().clone());
+        disk.look_while(reserve::write_file(&disk, path, Bytes::from(content))).await
     }
 
     /// A replica that was lost, and is not to be here any more, may come back as a new one some day.
@@ -510,8 +523,7 @@ impl<E: Env> Control<E> {
             made.filter(|uid| !leaving.contains(uid)).copied().collect()
         };
         let path = self.replicas_file();
-        // What goes with the list frees space.
-        let written = reserve::write_file(self.inner.reactor.disk(), &path, Bytes::from(made::encode(&uids))).await;
+        let written = self.write(&path, made::encode(&uids).into()).await;
         if let Err(error) = &written {
             tracing::warn!(path = %path.display(), %error, "the list of replicas could not be written; it is tried again");
         }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     env::reserve,
+    limits::STORAGE_HUNG,
     proto::ringlog::v1::CreateTopicRequest,
     reactor::control::{
         ControlError,
@@ -253,6 +254,26 @@ fn removed_when_it_can_be() {
             env::sleep::<SimEnv>(Duration::from_secs(20)).await;
             assert!(!has_files(&cluster, FOUNDER, uid), "{operation:?}");
         }
+    });
+    assert_eq!(runtime.world().panics(), []);
+}
+
+/// A device that does not answer what makes, renames and removes files keeps nothing waiting for ever that is to be carried out: a
+/// topic that cannot be made is taken back, and can be made when the device is well.
+#[test]
+fn carried_out_beside_a_hung_device() {
+    let runtime = SimRuntime::seeded(9);
+    runtime.block_on(async {
+        let cluster = cluster_of(1, 9).await;
+        cluster.disk(FOUNDER).unwrap().delay_names(0, 100_000_000_000, 100_000_000);
+        let frontend = cluster.process(FOUNDER).unwrap().frontend(0);
+        let request = CreateTopicRequest { name: "t".to_owned(), shards: 1, ..CreateTopicRequest::default() };
+        let created = World::current().spawn_on(FOUNDER, async move { frontend.create_topic(request).await });
+        let created = <<SimEnv as Env>::Runtime as openraft::AsyncRuntime>::timeout(10 * STORAGE_HUNG, created).await;
+        let error = created.expect("it waits for ever").unwrap().unwrap_err().to_string();
+        assert!(error.contains("the device does not answer"), "{error}");
+        env::sleep::<SimEnv>(2 * STORAGE_HUNG).await;
+        make_topic(&cluster, 1).await;
     });
     assert_eq!(runtime.world().panics(), []);
 }
