@@ -288,6 +288,9 @@ pub struct Retention {
     /// Records may be gone for the size of those behind them, which nobody can judge: log starts are not looked at.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_size: bool,
+    /// With `by_size`: so many records at the end of a final read stay whatever their size is; absent: that is not judged, either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub records_kept: Option<u64>,
 }
 
 /// A chain hash: in JSON the 16 hexadecimal digits that `ringlog topic describe -o json` prints.

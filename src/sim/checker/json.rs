@@ -42,7 +42,8 @@ not kept). status: applied_end and chain of a replica, as in `ringlog topic desc
 
 read and status may have "log_start":N, the first offset kept; then what is below must have been let go: by a trim, which
 counts from begin_us on whatever its answer was, or by retention: records sent longer than age_us ago, by the history's
-clock (give a little less than the limit if the nodes' clocks run fast); "by_size":true leaves that shard's log starts alone.
+clock (give a little less than the limit if the nodes' clocks run fast); "by_size":true leaves that shard's log starts alone,
+but with "records_kept":N a final read has to keep so many of its last records.
 "#;
 
 /// Why a history cannot be read.

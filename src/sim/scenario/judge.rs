@@ -347,8 +347,29 @@ impl Run {
         self.cluster.nodes().into_iter().filter_map(status).collect()
     }
 
-    /// Notes what a replica is that agrees with the others.
-    pub(super) fn note_status(&self, target: &Target, node: NodeId, now_us: u64, status: &ShardStatus) {
+    /// Notes what replicas that agree are at one moment. They begin with the same record: their machines have applied the same, and
+    /// no log lacks what its machine keeps. That is judged here, not by the checker: while a replica that was restarted applies
+    /// again what it had, it has let go what the others at that entry had not.
+    pub(super) fn note_statuses(
+        &self,
+        target: &Target,
+        now_us: u64,
+        statuses: impl IntoIterator<Item = (NodeId, ShardStatus)>,
+    ) {
+        let mut starts = BTreeMap::new();
+        for (node, status) in statuses {
+            starts.entry(status.log_start).or_insert(node);
+            self.note_status(target, node, now_us, &status);
+        }
+        if starts.len() > 1 {
+            self.problem(format!(
+                "replicas of shard {} that agree begin with different records: {starts:?}",
+                target.uid
+            ));
+        }
+    }
+
+    fn note_status(&self, target: &Target, node: NodeId, now_us: u64, status: &ShardStatus) {
         let status = Status {
             node: node.0,
             begin_us: now_us,
@@ -396,9 +417,7 @@ impl Run {
                 }
             }
             if !moved {
-                for (node, status) in statuses {
-                    self.note_status(target, node, now_us, &status);
-                }
+                self.note_statuses(target, now_us, statuses);
                 return reads.into_iter().for_each(|read| self.clients.note(read));
             }
             env::sleep::<SimEnv>(LOOK).await;

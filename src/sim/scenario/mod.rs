@@ -228,6 +228,9 @@ fn note_retention(clients: &Clients, plan: &Plan) {
     }
     // A clock that runs faster by a fifth, the most that a plan asks for, takes records for that much older.
     let age_us = (plan.retention_age_ms > 0).then_some(plan.retention_age_ms * 1_000 / 5 * 4);
+    // Segments are as small as may be there, and one is let go when all are more than the limit: a segment's worth stays at least,
+    // or, when the limit is less than two of them, perhaps one entry without records. What comes last is a probe.
+    let records_kept = (plan.retention_bytes >= 2 * limits::SEGMENT_BYTES_MIN).then_some(1);
     for target in clients.targets() {
         let (topic, shard) = (target.topic.to_string(), target.shard);
         clients.note(Event::Retention(Retention {
@@ -237,6 +240,7 @@ fn note_retention(clients: &Clients, plan: &Plan) {
             shard,
             age_us,
             by_size: plan.retention_bytes > 0,
+            records_kept,
         }));
     }
 }

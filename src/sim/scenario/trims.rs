@@ -53,10 +53,7 @@ impl Run {
             while !self.agrees(&target) {
                 env::sleep::<SimEnv>(LOOK).await;
             }
-            let now_us = World::current().now_us();
-            for (node, status) in self.statuses(&target) {
-                self.note_status(&target, node, now_us, &status);
-            }
+            self.note_statuses(&target, World::current().now_us(), self.statuses(&target));
         }
     }
 

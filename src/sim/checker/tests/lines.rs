@@ -35,6 +35,7 @@ fn there_and_back() {
         trim(5, 6),
         retention(Some(7)),
         retention(None),
+        retention_by_size(Some(1), None),
     ];
     let (mut history, mut text) = (History::default(), Vec::new());
     for event in events {

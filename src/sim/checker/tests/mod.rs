@@ -108,8 +108,14 @@ fn trim(begin_us: u64, before_offset: u64) -> Event {
 
 /// By age, or by size.
 fn retention(age_us: Option<u64>) -> Event {
-    let by_size = age_us.is_none();
-    Event::Retention(Retention { begin_us: 0, end_us: 1, topic: "t".to_owned(), shard: 0, age_us, by_size })
+    let (topic, by_size) = ("t".to_owned(), age_us.is_none());
+    Event::Retention(Retention { begin_us: 0, end_us: 1, topic, shard: 0, age_us, by_size, records_kept: None })
+}
+
+/// By size, and by age if there is one.
+fn retention_by_size(records_kept: Option<u64>, age_us: Option<u64>) -> Event {
+    let (topic, by_size) = ("t".to_owned(), true);
+    Event::Retention(Retention { begin_us: 0, end_us: 1, topic, shard: 0, age_us, by_size, records_kept })
 }
 
 fn judge(events: impl IntoIterator<Item = Event>) -> Report {

@@ -255,6 +255,31 @@ fn prefixes_stay() {
     assert_found([sent(), Event::Read(shown)], &[&lost(2, 1, 0)]);
 }
 
+/// Where records go by size, some stay all the same at the end of a final read, unless they were trimmed or are old enough.
+#[test]
+fn the_end_stays() {
+    let begins = |from_offset: u64, values: &[&str]| {
+        let mut read = final_reading((50, 51), 1, values);
+        read.from_offset = from_offset;
+        read.end_offset = from_offset + read.records.len() as u64;
+        (from_offset..).zip(&mut read.records).for_each(|(offset, record)| record.0 = offset);
+        [acked((10, 19), 0, &["a", "b"]), acked((40, 49), 2, &["c"]), Event::FinalRead(read)]
+    };
+    let with = |events: [Event; 3], more: Event| {
+        let [first, second, read] = events;
+        [first, second, read, more]
+    };
+    let lost = ["lost_prefix: line 3 has log start 3, and nothing at or above offset 2 was to go by then"];
+    assert_legal(with(begins(2, &["c"]), retention_by_size(Some(1), None)));
+    assert_found(with(begins(3, &[]), retention_by_size(Some(1), None)), &lost);
+    assert_legal(with(begins(3, &[]), retention_by_size(None, None)));
+    assert_legal(with(begins(3, &[]), retention_by_size(Some(0), None)));
+    assert_found(with(begins(3, &[]), retention_by_size(Some(1), Some(12))), &lost);
+    assert_legal(with(begins(3, &[]), retention_by_size(Some(1), Some(11))));
+    let [first, second, read] = begins(3, &[]);
+    assert_legal([first, second, read, retention_by_size(Some(1), None), trim(30, 3)]);
+}
+
 /// Replicas that have applied the same number of entries have applied the same ones.
 #[test]
 fn replicas_are_alike() {
