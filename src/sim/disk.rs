@@ -112,10 +112,14 @@ pub struct SimFile {
     device: Rc<Device>,
     path: PathBuf,
     node: NodeRef,
+    /// Counted by `SimDisk::open_files`.
+    _open: Rc<()>,
 }
 
 #[derive(Default)]
 struct Device {
+    /// Each open file has one of these, too.
+    open: Rc<()>,
     /// Of planted faults.
     dice: Cell<u64>,
     planted: RefCell<Vec<PlantedFault>>,
@@ -464,7 +468,7 @@ impl Disk for SimDisk {
             self.device.change_names(NameChange::Put { path: path.into(), entry });
         }
         let node = self.device.node(path)?;
-        Ok(SimFile { device: self.device.clone(), path: path.into(), node })
+        Ok(SimFile { device: self.device.clone(), path: path.into(), node, _open: Rc::clone(&self.device.open) })
     }
 
     async fn read_file(&self, path: &Path) -> io::Result<Bytes> {

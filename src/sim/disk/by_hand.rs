@@ -17,6 +17,11 @@ impl SimDisk {
         names.iter().filter(|(_, entry)| matches!(entry, Entry::File(_))).map(|(path, _)| path.clone()).collect()
     }
 
+    /// How many handles to files there are.
+    pub fn open_files(&self) -> usize {
+        Rc::strong_count(&self.device.open) - 1
+    }
+
     /// A file's present content.
     ///
     /// # Panics

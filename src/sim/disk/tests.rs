@@ -150,3 +150,19 @@ fn timed() {
     assert_eq!(history(1), history(1));
     assert_ne!(history(1), history(2));
 }
+
+/// An open file counts until it is dropped, whatever becomes of its name.
+#[test]
+fn open_files() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let first = file(&disk).await;
+        let second = disk.open(Path::new("/d/f"), OpenMode::Read).await.unwrap();
+        disk.remove(Path::new("/d/f")).await.unwrap();
+        assert_eq!(disk.open_files(), 2);
+        drop(first);
+        assert_eq!((disk.open_files(), disk.crash(1).open_files()), (1, 0));
+        drop(second);
+        assert_eq!(disk.open_files(), 0);
+    });
+}
