@@ -32,8 +32,8 @@ pub(super) struct SimArgs {
     /// Stop after that many seconds, whatever is left
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<u64>,
-    /// Fail when a pair of fault and critical path that is listed was never hit
-    #[arg(long)]
+    /// Fail when a pair of fault and critical path that is listed was never hit: of all scenarios, or of mixed or front alone
+    #[arg(long, conflicts_with = "seed")]
     coverage: bool,
     /// Run one seed, and say what happens in it
     #[arg(long, value_name = "SEED", conflicts_with_all = ["seeds", "from"])]

@@ -13,7 +13,10 @@ use serde::{Deserialize, Serialize};
 use super::SimArgs;
 use crate::{
     cli::Failure,
-    sim::{coverage::Coverage, scenario},
+    sim::{
+        coverage::Coverage,
+        scenario::{self, plan::Scenario},
+    },
 };
 
 /// Seeds of one child process: some, so that all cores have work to the end, or many, since each child begins with memory that
@@ -117,6 +120,14 @@ impl Sum {
 /// Runs all seeds, and sums up.
 #[allow(clippy::disallowed_methods, reason = "processes and their real time")]
 pub(super) fn run(args: &SimArgs) -> Result<(), Failure> {
+    let has_no_list = |scenario: &Scenario| scenario::expected(Some(*scenario), args.seeds).is_none();
+    if let Some(scenario) = args.scenario.filter(|scenario| args.coverage && has_no_list(scenario)) {
+        let name = scenario.name();
+        return Err(format!(
+            "--coverage: there is no list of what {name} alone must hit; it is of all scenarios in turn, of mixed, or of front"
+        )
+        .into());
+    }
     let jobs = if args.jobs > 0 { args.jobs } else { crate::reactor::thread::available_cores().len() };
     let (said, hear) = mpsc::channel();
     let started = Instant::now();
@@ -282,10 +293,32 @@ fn summary(args: &SimArgs, sum: &Sum, started: Instant) -> Result<(), Failure> {
             _ => format!(": {}", failed.join(", ")),
         }
     )?;
-    let expected = if args.coverage { scenario::expected(args.scenario, sum.seeds) } else { Vec::new() };
+    // By those that were run: a time limit may have come first.
+    let expected = scenario::expected(args.scenario, sum.seeds).filter(|_| args.coverage).unwrap_or_default();
     let missing = sum.coverage.missing(&expected);
     for (fault, path) in &missing {
         writeln!(out, "never hit: {fault} of {path}")?;
     }
     if failed.is_empty() && missing.is_empty() { Ok(()) } else { Err(Failure::Said) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: SimArgs,
+    }
+
+    /// What could only fail is not begun.
+    #[test]
+    fn coverage_without_a_list() {
+        let command = Command::try_parse_from(["sim", "--scenario", "calm", "--coverage", "--seeds", "1"]).unwrap();
+        let Err(Failure::Message(message)) = run(&command.args) else { panic!("there is no list for calm") };
+        assert!(message.contains("no list of what calm alone must hit"), "{message}");
+    }
 }
