@@ -57,6 +57,7 @@ impl Run {
         }
         let Some(disk) = self.cluster.disk(node) else { return };
         let dice = Cell::new(seed);
+        // Of votes one copy is damaged, as it is written (`Bend`).
         let is_log = |path: &Path| {
             let extension = path.extension().and_then(OsStr::to_str);
             matches!(extension, Some("store" | "index" | "checkpoint"))

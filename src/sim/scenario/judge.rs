@@ -89,6 +89,11 @@ impl Run {
 
     /// Nothing is broken any more: the network is whole, what was paused goes on, what is down comes back. A replica that has
     /// stopped for good reason (fail-stop) is started anew, as an operator would.
+    ///
+    /// Of disks only what is still to come is taken away: planted faults that have met nothing yet. What has come stays as it is and
+    /// is judged: wrong bytes, blocks that cannot be read, what a lying sync has lost. `Action::Break` is over by itself, as all steps
+    /// are done. A fault that came now would stop or damage a replica when no operator is there and nothing is written any more
+    /// that could mend it; what it shows it shows in the seeds in which it comes earlier.
     async fn lift(self: &Rc<Self>) {
         self.cluster.network().heal();
         self.cluster.network().set_paths(Path::default());
