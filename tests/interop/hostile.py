@@ -160,7 +160,7 @@ def waiting(address, connections, topic):
     """Consumers that wait for the next records, and one batch of small ones, of which each wants the most but not all."""
     latest = message(_field(1, topic.encode()) + b"\x28\x02" + b"\x38" + _varint(500_000) + b"\x40" + _varint(60_000))
     calls = b"".join(headers(n, CONSUME) + frame(DATA, END_STREAM, n, latest) for n in range(1, 17, 2))
-    held = _many(address, connections, frame(SETTINGS) + calls)
+    held = _many(address, connections - 1, frame(SETTINGS) + calls)
     producer = connect(address, frame(SETTINGS) + headers(1, PRODUCE))
     _Windows(producer).send(1, message(_produce(topic, *[b"w" * 100] * 9_000)), 5.0)
     return [*held, producer]
