@@ -398,7 +398,6 @@ where
             tracing::debug!("the client leaves {what} while memory is short: connection closed");
             self.h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
             let _ = self.h2.poll_closed(cx);
-            let _ = self.socket.poll_write_out(cx);
         }
         evicted
     }
