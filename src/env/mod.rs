@@ -76,6 +76,13 @@ pub async fn yield_now() {
     tokio::task::yield_now().await;
 }
 
+/// As `yield_now`, so many times: what others do in several tasks, each woken by the one before it, goes on meanwhile.
+pub async fn yield_times(times: usize) {
+    for _ in 0..times {
+        yield_now().await;
+    }
+}
+
 /// Suspends for `duration`.
 pub async fn sleep<E: Env>(duration: std::time::Duration) {
     <E::Runtime as openraft::AsyncRuntime>::sleep(duration).await;

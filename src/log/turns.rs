@@ -69,9 +69,7 @@ async fn in_turn<T>(read: impl Future<Output = T>, turns: Slots, mut reply: Ones
     let Either::Right((result, _)) = select(pin!(reply.closed()), pin!(read)).await else { return };
     drop(reply.send(result));
     if turn.is_some() {
-        for _ in 0..CONSUMER_READ_PAUSES {
-            env::yield_now().await;
-        }
+        env::yield_times(CONSUMER_READ_PAUSES).await;
     }
 }
 

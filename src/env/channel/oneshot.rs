@@ -127,13 +127,12 @@ impl<T> Future for Receiver<T> {
 
 impl<T> Drop for Receiver<T> {
     fn drop(&mut self) {
-        let left = {
+        let (sender, _value, _waker) = {
             let mut state = self.state.borrow_mut();
             state.receiver_gone = true;
-            let sender = state.sender_waker.take();
-            (sender, state.value.take(), state.waker.take())
+            (state.sender_waker.take(), state.value.take(), state.waker.take())
         };
-        if let Some(sender) = left.0 {
+        if let Some(sender) = sender {
             sender.wake();
         }
     }

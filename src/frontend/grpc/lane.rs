@@ -109,7 +109,7 @@ impl Place {
             return Poll::Pending;
         }
         let pauses = (self.lane.waiting() / WAITING_PER_PAUSE).clamp(1, PAUSES_MAX);
-        ready!(self.pause.get_or_insert_with(|| Box::pin(pause(pauses))).as_mut().poll(cx));
+        ready!(self.pause.get_or_insert_with(|| Box::pin(env::yield_times(pauses))).as_mut().poll(cx));
         Poll::Ready(())
     }
 
@@ -137,12 +137,6 @@ impl Place {
         }
         drop(state);
         self.lane.pass_on();
-    }
-}
-
-async fn pause(times: usize) {
-    for _ in 0..times {
-        env::yield_now().await;
     }
 }
 

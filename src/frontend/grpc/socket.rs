@@ -301,6 +301,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
         self.output.len() - before
     }
 
+    /// Of `slices`, which are so many bytes, the kernel takes nothing now.
+    fn gather_or_wait(&mut self, slices: &[IoSlice<'_>], bytes: usize) -> Poll<io::Result<usize>> {
+        if self.has_room(bytes) { Poll::Ready(Ok(self.gather(slices))) } else { Poll::Pending }
+    }
+
     fn wrote(&mut self, bytes: usize) {
         self.blocked = false;
         self.sent += bytes as u64;
@@ -320,7 +325,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
         loop {
             if self.writable == 0 {
                 self.held_back = true;
-                return if self.has_room(bytes) { Poll::Ready(Ok(self.gather(slices))) } else { Poll::Pending };
+                return self.gather_or_wait(slices, bytes);
             }
             let gathered = self.gathered();
             let mut all = [IoSlice::new(&[]); SLICES_MAX];
@@ -338,7 +343,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
                 }
                 Poll::Pending => {
                     self.blocked = true;
-                    return if self.has_room(bytes) { Poll::Ready(Ok(self.gather(slices))) } else { Poll::Pending };
+                    return self.gather_or_wait(slices, bytes);
                 }
             }
         }

@@ -217,17 +217,22 @@ impl<E: Env> Control<E> {
     ) -> bool {
         let (held, on_disk) = (self.inner.held.borrow(), self.inner.on_disk.borrow());
         let lost = self.inner.lost.borrow();
-        let unremoved = self.inner.unremoved.borrow();
-        let is_due = unremoved.is_due(E::monotonic_us());
-        let unknown = |uid: &ShardUid| match unremoved.contains(*uid) {
-            true => is_due,
-            false => !wanted.contains_key(uid) && !lost.contains(uid),
-        };
+        let is_unwanted = |uid: &ShardUid| self.is_unwanted(*uid, wanted);
         self.inner.unlisted.get()
             || wanted.keys().any(|uid| !held.contains_key(uid))
-            || held.keys().any(unknown)
-            || on_disk.iter().any(unknown)
+            || held.keys().any(is_unwanted)
+            || on_disk.iter().any(is_unwanted)
             || lost.iter().any(|uid| !is_here(topics, *uid))
+    }
+
+    /// Whether a replica that is here is to be removed now.
+    fn is_unwanted(&self, uid: ShardUid, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>) -> bool {
+        let unremoved = self.inner.unremoved.borrow();
+        match unremoved.contains(uid) {
+            // Also if one is to be here again: it is made anew then.
+            true => unremoved.is_due(E::monotonic_us()),
+            false => !wanted.contains_key(&uid) && !self.inner.lost.borrow().contains(&uid),
+        }
     }
 
     /// Tells all reactors who the nodes are.
@@ -332,15 +337,7 @@ impl<E: Env> Control<E> {
             // Not held, but here: of a topic that was deleted, or moved away, while this node was down.
             let orphans = on_disk.iter().filter(|uid| !held.contains_key(uid)).map(|uid| (*uid, ReactorNumber(0)));
             let held = held.iter().map(|(uid, reactor)| (*uid, *reactor));
-            let lost = self.inner.lost.borrow();
-            let unremoved = self.inner.unremoved.borrow();
-            let is_due = unremoved.is_due(E::monotonic_us());
-            let is_unwanted = |uid: &ShardUid| match unremoved.contains(*uid) {
-                // Also if one is to be here again: it is made anew then.
-                true => is_due,
-                false => !wanted.contains_key(uid) && !lost.contains(uid),
-            };
-            held.chain(orphans).filter(|(uid, _)| is_unwanted(uid)).collect()
+            held.chain(orphans).filter(|(uid, _)| self.is_unwanted(*uid, wanted)).collect()
         };
         let end = self.shard_uid_end();
         if let Some((uid, _)) = unwanted.iter().find(|(uid, _)| *uid >= end) {
