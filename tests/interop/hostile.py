@@ -160,7 +160,8 @@ def waiting(address, connections, topic):
     """Consumers that wait for the next records, and one batch of small ones, of which each wants the most but not all."""
     latest = message(_field(1, topic.encode()) + b"\x28\x02" + b"\x38" + _varint(500_000) + b"\x40" + _varint(60_000))
     calls = b"".join(headers(n, CONSUME) + frame(DATA, END_STREAM, n, latest) for n in range(1, 17, 2))
-    held = _many(address, connections - 1, frame(SETTINGS) + calls)
+    # Two places are left: the good client's, and the producer's.
+    held = _many(address, connections - 2, frame(SETTINGS) + calls)
     producer = connect(address, frame(SETTINGS) + headers(1, PRODUCE))
     _Windows(producer).send(1, message(_produce(topic, *[b"w" * 100] * 9_000)), 5.0)
     return [*held, producer]
@@ -442,14 +443,18 @@ class Attacker:
     def __exit__(self, *_):
         self._end.set()
         self._process.join()
+        if self._process.exitcode != 0:
+            raise RuntimeError("the attacker has failed, as it says above")
 
 
 def _attack(attack, address, connections, done, end):
     # Whoever else wants the core gets it at once.
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    held = attack(address, connections_possible(connections), "t")
-    time.sleep(1)
-    done.set()
+    try:
+        held = attack(address, connections_possible(connections), "t")
+        time.sleep(1)
+    finally:
+        done.set()
     end.wait()
     del held
 
