@@ -38,6 +38,10 @@ use crate::shard::Durability;
 /// have room that others wait for.
 const ACK_BYTES_MAX: usize = 64 << 10;
 
+/// Requests in flight for which a stream keeps memory while it has none: enough for one after the other. There are thousands of
+/// streams, and each has had a burst.
+const IN_FLIGHT_IDLE: usize = 4;
+
 /// `Log.Produce`.
 pub(super) async fn unary<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
     let message = call.only().await?;
@@ -253,6 +257,9 @@ impl<F: Future<Output = Result<ProduceAck, CallError>> + Unpin> Pipeline<F> {
         if any {
             self.held.get_or_insert_with(|| answers.hold(0)).set(self.acks.len());
         }
+        if self.in_flight.is_empty() {
+            self.in_flight.shrink_to(IN_FLIGHT_IDLE);
+        }
         any
     }
 
@@ -340,7 +347,8 @@ mod tests {
     use crate::ids::Offset;
     use crate::shard::Produced;
 
-    /// What has been answered is taken, and gives its room back, however many acknowledgements the client leaves unread.
+    /// What has been answered is taken, and gives its room and its memory back, however many acknowledgements the client leaves
+    /// unread.
     #[test]
     fn unread_acks_hold_nothing_in_flight() {
         let durability = Durability::QuorumFlushed;
@@ -355,6 +363,7 @@ mod tests {
             let mut cx = Context::from_waker(std::task::Waker::noop());
             assert!(pipeline.acknowledge(&answers(), &mut cx));
             assert_eq!((pipeline.in_flight.len(), pipeline.in_flight_bytes), (0, 0));
+            assert!(pipeline.in_flight.capacity() <= 2 * IN_FLIGHT_IDLE);
             assert!(pipeline.acks.len() > ACK_BYTES_MAX);
         });
     }
