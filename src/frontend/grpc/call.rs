@@ -9,6 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use h2::RecvStream;
 use http::HeaderMap;
 use http::Request;
@@ -55,27 +56,59 @@ pub(super) struct Call<E: Env> {
 }
 
 /// Answers one request. Dropping the future cancels the call.
-pub(super) async fn serve<E: Env>(frontend: Frontend<E>, request: Request<RecvStream>, responses: Responses) {
+///
+/// What is checked is checked at once, and no part of the future: it holds no more than what a call needs while it waits.
+pub(super) fn serve<E: Env>(
+    frontend: Frontend<E>,
+    request: Request<RecvStream>,
+    responses: Responses,
+) -> impl Future<Output = ()> {
+    let Some((method, mut call)) = begin(frontend, request, responses) else {
+        return Either::Left(std::future::ready(()));
+    };
+    Either::Right(async move {
+        match call.run(method).await {
+            Ok(()) => {
+                method.count(Code::Ok);
+                call.responses.finish(Ok(()));
+            }
+            Err(Stop::Error(error)) => {
+                method.count(error.code);
+                call.responses.finish(Err(&error));
+            }
+            Err(Stop::Gone) => method.count(Code::Cancelled),
+        }
+    })
+}
+
+/// `None`: it was answered.
+fn begin<E: Env>(
+    frontend: Frontend<E>,
+    request: Request<RecvStream>,
+    responses: Responses,
+) -> Option<(Method, Call<E>)> {
+    // The head is up to 16 KiB as sent, and several times that as kept: it is dropped here.
     let (head, body) = request.into_parts();
     if head.method != http::Method::POST {
-        return responses.finish_http(StatusCode::METHOD_NOT_ALLOWED, ALLOW, "POST");
+        responses.finish_http(StatusCode::METHOD_NOT_ALLOWED, ALLOW, "POST");
+        return None;
     }
     if !is_grpc(&head.headers) {
         let accept = http::HeaderName::from_static("accept-post");
-        return responses.finish_http(StatusCode::UNSUPPORTED_MEDIA_TYPE, accept, "application/grpc");
+        responses.finish_http(StatusCode::UNSUPPORTED_MEDIA_TYPE, accept, "application/grpc");
+        return None;
     }
     let method = Method::from_path(head.uri.path());
     let (encoding, timeout_us) = match check(method, &head) {
         Ok(checked) => checked,
         Err(error) => {
             method.count(error.code);
-            return responses.finish(Err(&error));
+            responses.finish(Err(&error));
+            return None;
         }
     };
-    // Up to 16 KiB as sent, and several times that as kept; a call may wait for long.
-    drop(head);
     let bytes_max = method.message_bytes_max(frontend.limits().message_bytes_max);
-    let mut call = Call {
+    let call = Call {
         requests: Requests::new(body, encoding, bytes_max, responses.received()),
         responses,
         deadline_us: timeout_us.map(|us| E::monotonic_us().saturating_add(us)),
@@ -83,17 +116,7 @@ pub(super) async fn serve<E: Env>(frontend: Frontend<E>, request: Request<RecvSt
         alarm: None,
         frontend,
     };
-    match call.run(method).await {
-        Ok(()) => {
-            method.count(Code::Ok);
-            call.responses.finish(Ok(()));
-        }
-        Err(Stop::Error(error)) => {
-            method.count(error.code);
-            call.responses.finish(Err(&error));
-        }
-        Err(Stop::Gone) => method.count(Code::Cancelled),
-    }
+    Some((method, call))
 }
 
 /// "application/grpc", with "+proto" or parameters. (`te` is not asked for: it only tells proxies what we do anyway.)

@@ -26,7 +26,7 @@ const TURN_BYTES: usize = 128 << 10;
 const STEP_BYTES_MIN: usize = 4 << 10;
 
 /// Large messages that are inflated at a time: each holds up to the limit of a message.
-const LARGE_MAX: usize = 16;
+const LARGE_MAX: usize = 8;
 
 /// Places for the large messages of a reactor that are being inflated. Clones are the same.
 #[derive(Clone)]
