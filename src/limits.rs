@@ -226,6 +226,13 @@ pub const CONNECTION_WINDOW_BYTES_MAX: u32 = 16 << 20;
 /// stay.
 pub const CONNECTION_WINDOW_BYTES_LENT: usize = 64 << 20;
 
+/// Bytes of what clients have sent that no call has taken, of one reactor's connections together; above it their sockets are not
+/// read (`frontend::grpc::unread`) ...
+pub const UNREAD_BYTES_MAX: usize = 64 << 20;
+
+/// ... but for those that have less than so much.
+pub const UNREAD_BYTES_MIN: usize = 8 << 10;
+
 /// Requests of one connection at the same time (HTTP/2 SETTINGS_MAX_CONCURRENT_STREAMS).
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_024;
 
@@ -417,9 +424,9 @@ const _: () = assert!(
     (MEMORY_BYTES_MIN - MEMORY_RESERVE_BYTES) / 2 + CONNECTIONS_MAX * RECEIVED_BYTES_MIN + MESSAGE_BYTES_MAX
         <= MEMORY_BYTES_MIN - MEMORY_RESERVE_BYTES
 );
-// What the clients of one reactor can have sent that nobody has read: 256 MiB of first windows and 64 MiB of others.
-const _: () =
-    assert!(CONNECTIONS_MAX * CONNECTION_WINDOW_BYTES_MIN as usize + CONNECTION_WINDOW_BYTES_LENT <= 320 << 20);
+// What the clients of one reactor can have sent that nobody has taken.
+const _: () = assert!(UNREAD_BYTES_MAX + CONNECTIONS_MAX * UNREAD_BYTES_MIN <= 96 << 20);
+const _: () = assert!(CONNECTION_WINDOW_BYTES_MAX as usize <= UNREAD_BYTES_MAX / 4);
 const _: () = assert!(CONNECTION_WINDOW_BYTES_MAX as usize <= CONNECTION_WINDOW_BYTES_LENT / 4);
 const _: () = assert!(ENTRIES_IN_FLIGHT_MAX < RAFT_QUEUE_MAX);
 const _: () = assert!(NODE_SHARDS_MAX + RAFT_QUEUE_MAX <= PEER_STREAMS_MAX);

@@ -24,6 +24,7 @@ use tokio::io::AsyncWrite;
 
 use crate::env;
 use crate::env::Env;
+use crate::env::channel::Notified;
 use crate::format::grpc::FRAME_BYTES_MAX;
 use crate::format::grpc::STREAM_SEND_BYTES_MAX;
 use crate::format::grpc::STREAM_WINDOW_BYTES;
@@ -213,6 +214,8 @@ struct Connection<S, F, P> {
     then: Then,
     small_frames: SmallFrames,
     messages: Received,
+    /// While too much is unread: until others have made room.
+    room: Option<Notified>,
     answers: Answers,
     lane: Place,
     turn: Arc<Turn>,
@@ -254,6 +257,7 @@ where
             then: Then::Wait,
             small_frames: SmallFrames::default(),
             messages: shared.received,
+            room: None,
             answers: shared.answers,
             lane: Place::new(shared.lane),
             waker: Waker::from(turn.clone()),
@@ -313,22 +317,25 @@ where
         let is_held_back = self.socket.is_held_back();
         self.socket.end_turn(self.socket.received() - received);
         let is_full = self.accepted == ACCEPTS_MAX;
-        let has_more = is_full || is_held_back || self.socket.wants_more() || self.messages.inflater().is_turn_over();
+        let is_paused = self.messages.unread().poll_room(&mut self.room, cx).is_pending();
+        let can_read = self.socket.wants_more() && !is_paused;
+        let has_more = is_full || is_held_back || can_read || self.messages.inflater().is_turn_over();
         let bytes = (self.socket.received() - received) + (self.socket.sent() - sent);
         let load = match has_more {
             true => Load::More,
-            false if bytes >= HEAVY_BYTES => Load::Heavy,
+            false if bytes >= HEAVY_BYTES || is_paused => Load::Heavy,
             false => Load::Light,
         };
         self.lane.end_turn(load, cx.waker());
         ended || matches!(written, Poll::Ready(Err(_)))
     }
 
-    /// Allows h2 to read as much as a round may bring, or nothing while requests wait that it has read.
+    /// Allows h2 to read as much as a round may bring, and nothing while requests wait that it has read, or while too much is
+    /// unread: the turn's end sees to what comes after that.
     fn allow(&self) {
-        match self.backlog {
-            false => self.socket.allow(ROUND_BYTES, ROUND_FRAMES, self.then),
-            true => self.socket.allow(0, 0, Then::Wait),
+        match self.messages.unread().room().min(ROUND_BYTES) {
+            bytes @ 1.. if !self.backlog => self.socket.allow(bytes, ROUND_FRAMES, self.then),
+            _ => self.socket.allow(0, 0, Then::Wait),
         }
     }
 
@@ -382,11 +389,16 @@ where
     fn is_flooded(&mut self, cx: &mut Context<'_>) -> bool {
         let flooded = self.socket.is_flooded();
         if flooded {
-            tracing::debug!("too many frames without a request or data: connection closed");
-            self.h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-            let _ = self.h2.poll_closed(cx);
+            self.close(cx, "too many frames without a request or data");
         }
         flooded
+    }
+
+    /// Tells the client, if it reads, that the connection ends because it asks for too much.
+    fn close(&mut self, cx: &mut Context<'_>, why: &str) {
+        tracing::debug!("{why}: connection closed");
+        self.h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+        let _ = self.h2.poll_closed(cx);
     }
 
     /// True when the memory is wanted that this connection's answers hold, or its unfinished messages.
@@ -395,9 +407,7 @@ where
         let evicted = self.messages.is_evicted(cx.waker()) || unread;
         if evicted {
             let what = if unread { "answers unread" } else { "messages unfinished" };
-            tracing::debug!("the client leaves {what} while memory is short: connection closed");
-            self.h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-            let _ = self.h2.poll_closed(cx);
+            self.close(cx, &format!("the client leaves {what} while memory is short"));
         }
         evicted
     }
@@ -424,6 +434,9 @@ where
             let _ = self.ping.poll_pong(cx);
             if received != self.received {
                 (self.received, self.pinged) = (received, false);
+            } else if self.pinged && self.room.is_some() {
+                self.close(cx, "what the client has sent waits for long while memory is short");
+                return true;
             } else if self.pinged {
                 tracing::debug!("client does not answer: connection closed");
                 return true;

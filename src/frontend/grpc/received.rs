@@ -28,6 +28,7 @@ use crate::frontend::grpc::holders::Holders;
 use crate::frontend::grpc::holders::Since;
 use crate::frontend::grpc::inflate::Inflater;
 use crate::frontend::grpc::inflate::Large;
+use crate::frontend::grpc::unread::AllUnread;
 use crate::frontend::grpc::unread::UnreadBytes;
 use crate::limits;
 
@@ -39,6 +40,7 @@ pub struct Pool {
     held: Cell<usize>,
     /// Of unfinished messages.
     holders: Rc<Holders>,
+    unread: Rc<AllUnread>,
     large: Large,
 }
 
@@ -46,6 +48,12 @@ impl Pool {
     /// Takes all of it from `budget`.
     pub fn new(budget: Budget) -> Pool {
         Pool { budget, ..Pool::default() }
+    }
+
+    /// With so much that may be unread.
+    #[cfg(test)]
+    pub(super) fn with_unread(bytes_max: usize) -> Pool {
+        Pool { unread: Rc::new(AllUnread::new(bytes_max)), ..Pool::default() }
     }
 }
 
@@ -78,7 +86,7 @@ impl Received {
     pub(super) fn new<E: Env>(pool: &Rc<Pool>) -> Received {
         Received(Rc::new(Connection {
             pool: Rc::clone(pool),
-            unread: UnreadBytes::default(),
+            unread: UnreadBytes::new(&pool.unread),
             waiting: Cell::new(0),
             unfinished: Holder::new::<E>(&pool.holders),
             passed_on: Notify::new(),

@@ -106,6 +106,8 @@ struct Inner<S> {
     held_back: bool,
     /// Bytes of the next read.
     read_bytes: usize,
+    /// Bytes that h2 may read in this round: the kernel is asked for no more at a time, so that none of them wait here.
+    round_bytes: usize,
     /// Bytes and frames that h2 may still read, and what becomes of a reader who wants more.
     allowed: usize,
     frames: usize,
@@ -130,6 +132,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             writable: TURN_WRITE_BYTES,
             held_back: false,
             read_bytes: SMALL_READ_BYTES,
+            round_bytes: 0,
             allowed: 0,
             frames: 0,
             then: Then::Wait,
@@ -142,6 +145,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     pub(super) fn allow(&self, bytes: usize, frames: usize, then: Then) {
         let inner = &mut *self.0.borrow_mut();
         (inner.allowed, inner.frames, inner.then, inner.wanted) = (bytes, frames, then, false);
+        inner.round_bytes = bytes;
     }
 
     /// The connection's turn has ended, in which it has received so much: what was read and not used keeps no large buffer.
@@ -254,7 +258,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
         if self.input.len() < READ_BYTES {
             self.input = borrow(&READ_SPARES).unwrap_or_else(|| vec![0; READ_BYTES]);
         }
-        let mut read = ReadBuf::new(&mut self.input[..self.read_bytes]);
+        let mut read = ReadBuf::new(&mut self.input[..self.read_bytes.min(self.round_bytes)]);
         let result = Pin::new(&mut self.stream).poll_read(cx, &mut read);
         (self.input_start, self.input_end) = (0, read.filled().len());
         self.received += self.input_end as u64;

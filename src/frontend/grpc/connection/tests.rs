@@ -20,6 +20,8 @@ use crate::frontend::grpc::tests::answers;
 use crate::frontend::grpc::tests::pair;
 use crate::frontend::grpc::tests::received;
 
+mod turns;
+
 const NEVER: Times = Times { keepalive: Duration::from_secs(3_600), reset_memory: RESET_MEMORY };
 
 /// Answers at once.
@@ -583,95 +585,6 @@ fn cancelled_calls_end() {
         tokio::select! {
             () = run_alone(server, shared(), never(), NEVER, start) => panic!("the connection ended"),
             () = client => {}
-        }
-    });
-}
-
-/// Connections that bring more than their turns take keep a quiet one waiting for one of them, and not for each; and all that they
-/// bring is read in the end.
-#[test]
-fn busy_connections_take_turns() {
-    const BUSY: usize = 20;
-    const TURN: usize = ROUNDS_MAX * ROUND_FRAMES;
-    // As many as need no cause.
-    const PINGS: usize = 30 * TURN;
-    /// An HTTP/2 PING frame (RFC 9113, section 6.7).
-    const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
-    block_on(async {
-        let lane: Rc<Lane> = Rc::default();
-        let serve = |server| {
-            let shared = Shared { lane: Rc::clone(&lane), ..shared() };
-            env::spawn::<RealEnv>(run_alone(server, shared, never(), NEVER, answer));
-        };
-        let (stream, server) = pair().await;
-        serve(server);
-        let mut quiet = client(stream).await;
-        assert_eq!(status(&mut quiet).await.unwrap(), 200);
-        let read = Rc::new(Cell::new(0));
-        let mut pairs = vec![];
-        for _ in 0..BUSY {
-            pairs.push(pair().await);
-        }
-        for (stream, server) in pairs {
-            serve(server);
-            let (mut reader, mut writer) = stream.into_split();
-            env::spawn::<RealEnv>(async move {
-                writer.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
-                writer.write_all(&PING.repeat(PINGS)).await.unwrap();
-                std::future::pending::<()>().await;
-            });
-            let read = Rc::clone(&read);
-            env::spawn::<RealEnv>(async move {
-                let mut piece = vec![0; 1 << 16];
-                while let Ok(bytes @ 1..) = reader.read(&mut piece).await {
-                    read.set(read.get() + bytes);
-                }
-            });
-        }
-        while lane.waiting() < BUSY / 2 {
-            crate::env::yield_now().await;
-            assert!(read.get() < BUSY * PINGS * PING.len(), "all were read without a turn");
-        }
-        let before = read.get();
-        assert_eq!(status(&mut quiet).await.unwrap(), 200);
-        // Request, answer and their wakes take a few turns of the reactor.
-        let turns = (read.get() - before) / (PING.len() * TURN);
-        assert!(turns < 2 * BUSY, "{turns} turns of busy connections came first");
-        while read.get() < BUSY * PINGS * PING.len() {
-            crate::env::yield_now().await;
-        }
-    });
-}
-
-/// Of many requests that come together a part begins in each turn.
-#[test]
-fn many_requests_begin_in_parts() {
-    const REQUESTS: usize = 3 * ACCEPTS_MAX;
-    block_on(async {
-        let (stream, server) = pair().await;
-        let started = Rc::new(Cell::new(0));
-        let start = |_, responses: Responses| {
-            started.set(started.get() + 1);
-            async move { responses.finish(Ok(())) }
-        };
-        let mut requests = client(stream).await;
-        let sent: Vec<_> = (0..REQUESTS)
-            .map(|_| requests.send_request(Request::post("http://x/").body(()).unwrap(), true).unwrap().0)
-            .collect();
-        let mut serve = pin!(run_alone(server, shared(), never(), NEVER, start));
-        let mut most = 0;
-        while started.get() < REQUESTS {
-            let before = started.get();
-            assert!(poll_fn(|cx| Poll::Ready(serve.as_mut().poll(cx).is_pending())).await);
-            most = most.max(started.get() - before);
-            crate::env::yield_now().await;
-        }
-        assert!((1..=ACCEPTS_MAX).contains(&most), "{most} began in one turn");
-        tokio::select! {
-            () = serve => panic!("the connection ended"),
-            answers = futures_util::future::join_all(sent) => {
-                assert!(answers.into_iter().all(|answer| answer.unwrap().status() == 200));
-            }
         }
     });
 }
