@@ -95,9 +95,11 @@ const TURN_ALONE_US: u64 = 400;
 /// Requests accepted in one turn: each begins its call there.
 const ACCEPTS_MAX: usize = 32;
 
-/// Who sends and is sent so much together in one turn goes into the [`Lane`] before its next one, unless that is idle. (To
-/// measure a turn's time instead takes many for busy that are not: the kernel does others' work in it, too.)
+/// Who sends and is sent so much together in one turn, or whose calls take so many messages, goes into the [`Lane`] before its next
+/// one, unless that is idle. (To measure a turn's time instead takes many for busy that are not: the kernel does others' work in it,
+/// too.) Messages may have come long before, and be tiny: each costs as much as some hundred bytes.
 const HEAVY_BYTES: u64 = 4 << 10;
+const HEAVY_MESSAGES: usize = 16;
 
 type H2<S> = h2::server::Connection<Socket<S>, Body>;
 type Timer = Pin<Box<dyn Future<Output = ()>>>;
@@ -284,7 +286,7 @@ where
         let cx = &mut Context::from_waker(&waker);
         self.turn.begin();
         let ended = self.poll_going_away(cx) || self.poll_dead(cx) || self.is_evicted(cx);
-        let ended = ended || (self.lane.poll_turn(cx).is_ready() && self.take_turn(cx, start));
+        let ended = ended || (self.lane.poll_turn(self.now_us, cx).is_ready() && self.take_turn(cx, start));
         self.turn.end();
         if ended { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -321,12 +323,13 @@ where
         let can_read = self.socket.wants_more() && !is_paused;
         let has_more = is_full || is_held_back || can_read || self.messages.inflater().is_turn_over();
         let bytes = (self.socket.received() - received) + (self.socket.sent() - sent);
+        let messages = self.messages.count_taken();
         let load = match has_more {
             true => Load::More,
-            false if bytes >= HEAVY_BYTES || is_paused => Load::Heavy,
+            false if bytes >= HEAVY_BYTES || messages >= HEAVY_MESSAGES || is_paused => Load::Heavy,
             false => Load::Light,
         };
-        self.lane.end_turn(load, cx.waker());
+        self.lane.end_turn(load, began_us..(self.now_us)(), cx.waker());
         ended || matches!(written, Poll::Ready(Err(_)))
     }
 

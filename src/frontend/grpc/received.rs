@@ -70,6 +70,8 @@ struct Connection {
     unfinished: Holder,
     /// Something waits no more.
     passed_on: Notify,
+    /// Messages that calls have taken since they were counted last.
+    taken: Cell<usize>,
     inflater: Inflater,
 }
 
@@ -90,6 +92,7 @@ impl Received {
             waiting: Cell::new(0),
             unfinished: Holder::new::<E>(&pool.holders),
             passed_on: Notify::new(),
+            taken: Cell::new(0),
             inflater: Inflater::new(&pool.large),
         }))
     }
@@ -102,6 +105,16 @@ impl Received {
     /// What counts the unread bytes of the connection.
     pub(super) fn unread(&self) -> &UnreadBytes {
         &self.0.unread
+    }
+
+    /// A call has taken a message.
+    pub(super) fn note_taken(&self) {
+        self.0.taken.set(self.0.taken.get() + 1);
+    }
+
+    /// How many messages calls have taken since this was asked last.
+    pub(super) fn count_taken(&self) -> usize {
+        self.0.taken.take()
     }
 
     /// Of a message that is to come.

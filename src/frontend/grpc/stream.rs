@@ -145,6 +145,14 @@ impl Requests {
 
     /// The next message; `None` when the client has sent its last. Pending, it is woken when the stream goes on.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Stop>> {
+        let polled = self.poll_message(cx);
+        if matches!(polled, Poll::Ready(Ok(Some(_)))) {
+            self.received.note_taken();
+        }
+        polled
+    }
+
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Stop>> {
         loop {
             if self.inflating.is_some() {
                 return self.poll_inflate(cx).map(|message| message.map(Some));

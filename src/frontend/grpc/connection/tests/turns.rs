@@ -137,6 +137,32 @@ fn busy_connections_take_turns() {
     });
 }
 
+/// A connection whose calls take many messages is busy, however small they are, and whenever they came.
+#[test]
+fn many_small_messages_are_much() {
+    block_on(async {
+        let lane: Rc<Lane> = Rc::default();
+        let go = Notify::new();
+        let (stream, server) = pair().await;
+        let client = async {
+            let mut requests = client(stream).await;
+            let (response, mut stream) =
+                requests.send_request(Request::post("http://x/").body(()).unwrap(), false).unwrap();
+            stream.send_data(vec![0; HEAVY_MESSAGES * grpc::PREFIX_BYTES].into(), true).unwrap();
+            settled().await;
+            assert_eq!(lane.last_row_us(), 0);
+            go.notify_all();
+            assert_eq!(response.await.unwrap().status(), 200);
+            assert!(lane.last_row_us() > 0);
+        };
+        let shared = Shared { lane: Rc::clone(&lane), ..shared() };
+        tokio::select! {
+            () = run_alone(server, shared, never(), NEVER, when_told(&go)) => panic!("the connection ended"),
+            () = client => {}
+        }
+    });
+}
+
 /// Of many requests that come together a part begins in each turn.
 #[test]
 fn many_requests_begin_in_parts() {
