@@ -96,7 +96,7 @@ const TURN_ALONE_US: u64 = 400;
 const ACCEPTS_MAX: usize = 32;
 
 /// Who sends and is sent so much together in one turn, or whose calls take so many messages, goes into the [`Lane`] before its next
-/// one, unless that is idle. (To measure a turn's time instead takes many for busy that are not: the kernel does others' work in it,
+/// one, unless that is free. (To measure a turn's time instead takes many for busy that are not: the kernel does others' work in it,
 /// too.) Messages may have come long before, and be tiny: each costs as much as some hundred bytes.
 const HEAVY_BYTES: u64 = 4 << 10;
 const HEAVY_MESSAGES: usize = 16;
@@ -329,7 +329,7 @@ where
             false if bytes >= HEAVY_BYTES || messages >= HEAVY_MESSAGES || is_paused => Load::Heavy,
             false => Load::Light,
         };
-        self.lane.end_turn(load, began_us..(self.now_us)(), cx.waker());
+        self.lane.end_turn(load, || began_us..(self.now_us)(), cx.waker());
         ended || matches!(written, Poll::Ready(Err(_)))
     }
 
@@ -437,11 +437,11 @@ where
             let _ = self.ping.poll_pong(cx);
             if received != self.received {
                 (self.received, self.pinged) = (received, false);
-            } else if self.pinged && self.room.is_some() {
-                self.close(cx, "what the client has sent waits for long while memory is short");
-                return true;
             } else if self.pinged {
-                tracing::debug!("client does not answer: connection closed");
+                match self.room {
+                    Some(_) => self.close(cx, "what the client has sent waits for long while memory is short"),
+                    None => tracing::debug!("client does not answer: connection closed"),
+                }
                 return true;
             } else {
                 self.pinged = self.ping.send_ping(h2::Ping::opaque()).is_ok();

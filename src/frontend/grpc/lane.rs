@@ -167,7 +167,7 @@ impl Place {
     ///
     /// # Panics
     /// When it was not ready for a turn.
-    pub(super) fn end_turn(&mut self, load: Load, turn_us: Range<u64>, waker: &Waker) {
+    pub(super) fn end_turn(&mut self, load: Load, turn_us: impl FnOnce() -> Range<u64>, waker: &Waker) {
         if self.has_turn() {
             self.lane.0.borrow_mut().turn = None;
             (self.ticket, self.pause) = (None, None);
@@ -175,7 +175,7 @@ impl Place {
         assert!(self.ticket.is_none(), "who waits is not served");
         self.is_heavy = load == Load::Heavy;
         if load != Load::Light {
-            self.lane.0.borrow_mut().row.note(turn_us);
+            self.lane.0.borrow_mut().row.note(turn_us());
         }
         if load == Load::More {
             self.enter(waker);
@@ -229,7 +229,7 @@ mod tests {
         }
 
         fn end_turn(&mut self, load: Load) {
-            self.place.end_turn(load, 0..0, &Waker::from(Arc::clone(&self.woken)));
+            self.place.end_turn(load, || 0..0, &Waker::from(Arc::clone(&self.woken)));
         }
 
         /// Whether it may read, once others had their turn, and how often it was woken so far.
@@ -270,7 +270,7 @@ mod tests {
         busy.end_turn(Load::More);
         assert!(new.poll_turn(|| 0, &mut context).is_pending());
         assert!(new.poll_turn(|| 0, &mut context).is_ready());
-        new.end_turn(Load::Light, 0..0, Waker::noop());
+        new.end_turn(Load::Light, || 0..0, Waker::noop());
         assert!(new.poll_turn(|| 0, &mut context).is_ready());
     }
 
@@ -287,11 +287,11 @@ mod tests {
         let mut now_us = 0;
         for client in &mut clients[..3] {
             assert!(is_ready(client, now_us));
-            client.place.end_turn(Load::Heavy, now_us..now_us + took_us, Waker::noop());
+            client.place.end_turn(Load::Heavy, || now_us..now_us + took_us, Waker::noop());
             now_us += took_us + ROW_GAP_US - 1;
         }
         assert!(!is_ready(&mut clients[3], now_us) && is_ready(&mut clients[3], now_us));
-        clients[3].place.end_turn(Load::Heavy, now_us..now_us + took_us, Waker::noop());
+        clients[3].place.end_turn(Load::Heavy, || now_us..now_us + took_us, Waker::noop());
         now_us += took_us + ROW_GAP_US;
         assert!(is_ready(&mut clients[4], now_us));
     }

@@ -1,10 +1,10 @@
 //! Memory for what clients send: messages that have come in part, and those of producing streams that wait for room.
 //!
-//! What was not read is bounded by HTTP/2's windows. A message takes its bytes out of them before it is whole, or it could be
-//! no larger than they are, and a client may leave thousands unfinished: so all connections of a reactor share half of what
-//! its budget has for clients, and each may hold half of what the others have left. Above that its messages are refused, and
-//! there is always some for the next connection. A stream whose requests only wait is not read meanwhile: what waits takes half
-//! of the connection's share, and what is behind it stays in the windows.
+//! What was not read is bounded by HTTP/2's windows, and for all connections together in `unread`. A message takes its bytes out
+//! of them before it is whole, or it could be no larger than they are, and a client may leave thousands unfinished: so all
+//! connections of a reactor share half of what its budget has for clients, and each may hold half of what the others have left.
+//! Above that its messages are refused, and there is always some for the next connection. A stream whose requests only wait is
+//! not read meanwhile: what waits takes half of the connection's share, and what is behind it stays in the windows.
 //!
 //! Whoever leaves messages unfinished for long makes room: once no connection could have a message of the largest size any more,
 //! the next one that finds no room has the connection closed that holds most of what is unfinished for long.

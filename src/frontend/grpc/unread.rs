@@ -97,8 +97,7 @@ impl UnreadBytes {
     }
 }
 
-/// A queue of bytes, and how many of them were taken out of it whose room is not given back. How many there can be is the affair
-/// of the windows.
+/// A queue of bytes, and how many of them were taken out of it whose room is not given back.
 ///
 /// `bytes` is the sum of all pieces and `taken`, and part of `connection`.
 pub(super) struct Unread {

@@ -88,9 +88,7 @@ fn windows_begin_small() {
             poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
             let (_, mut stream) = requests.send_request(Request::post("http://x/").body(()).unwrap(), false).unwrap();
             stream.reserve_capacity(1 << 20);
-            for _ in 0..1_000 {
-                crate::env::yield_now().await;
-            }
+            env::yield_times(1_000).await;
             assert_eq!(stream.capacity(), 65_535);
             read.set(true);
             let mut largest = 0;
@@ -357,9 +355,7 @@ fn small_answers_that_wait() {
                 responses.push(requests.send_request(request, true).unwrap().0);
             }
             // The server has had every chance to send too many.
-            for _ in 0..2_000 {
-                crate::env::yield_now().await;
-            }
+            env::yield_times(2_000).await;
             // All at once: what waits on one stream takes from the windows of all.
             let read = responses.into_iter().enumerate().map(async |(i, response)| {
                 let mut body = response.await.unwrap().into_body();
@@ -407,9 +403,7 @@ fn slow_readers_of_small_messages() {
             let mut messages = 0;
             loop {
                 // The server fills the window again.
-                for _ in 0..20 {
-                    crate::env::yield_now().await;
-                }
+                env::yield_times(20).await;
                 let Some(data) = body.data().await else { break };
                 let data = data.unwrap();
                 body.flow_control().release_capacity(data.len()).unwrap();

@@ -23,9 +23,7 @@ fn when_told(go: &Notify) -> impl Fn(Request<h2::RecvStream>, Responses) -> Time
 
 /// What is to happen has happened.
 async fn settled() {
-    for _ in 0..1_000 {
-        env::yield_now().await;
-    }
+    env::yield_times(1_000).await;
 }
 
 /// Sockets are not read while too much is unread, and are again when others have made room, although nobody else wakes them.
