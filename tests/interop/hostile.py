@@ -181,6 +181,22 @@ def http_reads(address, connections, topic):
     return held
 
 
+def http_bodies(address, connections, topic):
+    """Producers over HTTP: some bring as many of the smallest records as a body may have, the others never end their body."""
+    host, port = address.rsplit(":", 1)
+    body = b'{"records":[' + b"{}," * 2_700_000 + b"{}]}"
+    head = f"POST /v1/topics/{topic}/records HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n"
+    request = head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body
+    held = []
+    for number in range(connections):
+        try:
+            held.append(socket.create_connection((host, int(port)), timeout=10))
+            send(held[-1], *((request, 5.0) if number < 24 else (request[: 64 << 10], 0.1)))
+        except OSError:
+            break
+    return held
+
+
 def acks_unread(address, connections, topic):
     """Producers that send all that their windows allow, and let no acknowledgement come."""
     request = frame(DATA, 0, 1, produce_request(topic, b"x" * 100))
@@ -368,6 +384,7 @@ ATTACKS = [
     sockets_unread,
     waiting,
     http_reads,
+    http_bodies,
     acks_unread,
     acks_in_sockets,
     inflated,
@@ -387,7 +404,7 @@ ATTACKS = [
 
 def address_for(attack, node):
     """Where a node is attacked."""
-    return node.http if attack is http_reads else node.address
+    return node.http if attack in (http_reads, http_bodies) else node.address
 
 
 def rss_mib(pid):

@@ -5,14 +5,13 @@
 //! name each: `key_text`, `value_text`. On the way in either may be given; on the way out, with
 //! `?text=true`, the `_text` one is used wherever the bytes are valid UTF-8.
 
-use base64::{
-    Engine,
-    alphabet::STANDARD,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
-use bytes::Bytes;
+mod records;
+
+use prost::Message;
 use serde::{Deserialize, Serialize};
 
+pub use self::records::ConsumedOut;
+use self::records::RecordsIn;
 use crate::{
     frontend::{
         ProduceAck,
@@ -22,40 +21,14 @@ use crate::{
     shard::Durability,
 };
 
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
-
 /// Body of a produce.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProduceBody {
-    records: Vec<RecordIn>,
+    records: RecordsIn,
     shard: Option<u32>,
     durability: Option<DurabilityName>,
     expected_offset: Option<u64>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RecordIn {
-    key: Option<String>,
-    key_text: Option<String>,
-    value: Option<String>,
-    value_text: Option<String>,
-    #[serde(default)]
-    headers: Vec<HeaderIn>,
-    #[serde(default)]
-    timestamp_us: i64,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct HeaderIn {
-    name: String,
-    value: Option<String>,
-    value_text: Option<String>,
 }
 
 /// A durability by name.
@@ -69,52 +42,26 @@ pub enum DurabilityName {
 }
 
 impl ProduceBody {
-    /// The same as a protobuf message.
+    /// The same as an encoded `ProduceRequest`.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` for bytes given twice or not in base64.
-    pub fn into_request(self, topic: String) -> Result<proto::ProduceRequest, CallError> {
+    /// `INVALID_ARGUMENT` for bytes given twice or not in base64, `RESOURCE_EXHAUSTED` for records that are too large for a message.
+    pub fn into_message(self, topic: String) -> Result<Vec<u8>, CallError> {
         let durability = match self.durability {
             None => proto::Durability::Unspecified,
             Some(DurabilityName::QuorumFlushed) => proto::Durability::QuorumFlushed,
             Some(DurabilityName::LeaderMemory) => proto::Durability::LeaderMemory,
         };
-        Ok(proto::ProduceRequest {
+        let mut message = self.records.into_fields()?;
+        let others = proto::ProduceRequest {
             topic,
             shard: self.shard,
-            records: self.records.into_iter().map(record_in).collect::<Result<_, _>>()?,
+            records: Vec::new(),
             durability: durability.into(),
             expected_offset: self.expected_offset,
-        })
-    }
-}
-
-fn record_in(record: RecordIn) -> Result<proto::Record, CallError> {
-    let header = |header: HeaderIn| {
-        let value = bytes_in("value", header.value, header.value_text)?;
-        Ok(proto::Header { name: header.name, value })
-    };
-    Ok(proto::Record {
-        key: bytes_in("key", record.key, record.key_text)?,
-        value: bytes_in("value", record.value, record.value_text)?,
-        headers: record.headers.into_iter().map(header).collect::<Result<_, CallError>>()?,
-        timestamp_us: record.timestamp_us,
-        offset: 0,
-    })
-}
-
-fn bytes_in(name: &str, base64: Option<String>, text: Option<String>) -> Result<Bytes, CallError> {
-    match (base64, text) {
-        (None, None) => Ok(Bytes::new()),
-        (None, Some(text)) => Ok(text.into()),
-        (Some(base64), None) => BASE64.decode(&base64).map(Bytes::from).map_err(|error| {
-            let message = format!("{name} is not base64 ({error}); for text use {name}_text");
-            CallError::invalid("BASE64_INVALID", message)
-        }),
-        (Some(_), Some(_)) => {
-            let message = format!("{name} and {name}_text are both given; give one of them");
-            Err(CallError::invalid("BYTES_GIVEN_TWICE", message))
-        }
+        };
+        others.encode(&mut message).expect("a vector takes all bytes");
+        Ok(message)
     }
 }
 
@@ -152,68 +99,6 @@ impl From<ProduceAck> for AckOut {
             },
             leader: ack.leader.map(|leader| LeaderHintOut { node_id: leader.node_id, address: leader.address }),
         }
-    }
-}
-
-/// Answer to a consume.
-#[derive(Debug, Serialize)]
-pub struct ConsumedOut {
-    records: Vec<RecordOut>,
-    next_offset: u64,
-    log_start: u64,
-    high_watermark: u64,
-}
-
-#[derive(Debug, Serialize)]
-struct RecordOut {
-    offset: u64,
-    timestamp_us: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key_text: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value_text: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    headers: Vec<HeaderOut>,
-}
-
-#[derive(Debug, Serialize)]
-struct HeaderOut {
-    name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value_text: Option<String>,
-}
-
-impl ConsumedOut {
-    /// Records as JSON; with `text`, as text where they are.
-    pub fn new(response: proto::ConsumeResponse, text: bool) -> ConsumedOut {
-        let proto::ConsumeResponse { records, next_offset, log_start, high_watermark } = response;
-        let records = records.into_iter().map(|record| record_out(record, text)).collect();
-        ConsumedOut { records, next_offset, log_start, high_watermark }
-    }
-}
-
-fn record_out(record: proto::Record, text: bool) -> RecordOut {
-    // An absent key and an empty one are the same on the wire; a value is always shown.
-    let (key, key_text) = if record.key.is_empty() { (None, None) } else { bytes_out(&record.key, text) };
-    let (value, value_text) = bytes_out(&record.value, text);
-    let header = |header: proto::Header| {
-        let (value, value_text) = bytes_out(&header.value, text);
-        HeaderOut { name: header.name, value, value_text }
-    };
-    let headers = record.headers.into_iter().map(header).collect();
-    RecordOut { offset: record.offset, timestamp_us: record.timestamp_us, key, key_text, value, value_text, headers }
-}
-
-fn bytes_out(bytes: &[u8], text: bool) -> (Option<String>, Option<String>) {
-    match std::str::from_utf8(bytes) {
-        Ok(string) if text => (None, Some(string.to_owned())),
-        _ => (Some(BASE64.encode(bytes)), None),
     }
 }
 
@@ -507,9 +392,11 @@ pub fn http_status(error: &CallError) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::MESSAGE_BYTES_MAX;
 
     fn request(json: &str) -> Result<proto::ProduceRequest, CallError> {
-        serde_json::from_str::<ProduceBody>(json).unwrap().into_request("t".into())
+        let message = serde_json::from_str::<ProduceBody>(json).unwrap().into_message("t".into())?;
+        Ok(proto::ProduceRequest::decode(&message[..]).unwrap())
     }
 
     /// Every field of a record, as bytes and as text, becomes what a gRPC client would have sent.
@@ -535,31 +422,14 @@ mod tests {
         assert!(error.message.contains("value_text"), "{}", error.message);
         let error = request(r#"{"records": [{"key": "AQ==", "key_text": "x"}]}"#).unwrap_err();
         assert_eq!(error.reason, "BYTES_GIVEN_TWICE");
+        let after_it =
+            request(r#"{"records": [{}, {"value": "?"}, {"value": "?", "value_text": "x"}, {}], "shard": 1}"#);
+        assert_eq!(after_it.unwrap_err().reason, "BASE64_INVALID");
+        let large = format!(r#"{{"value_text": "{}"}}"#, "x".repeat(MESSAGE_BYTES_MAX / 4));
+        let too_many = request(&format!(r#"{{"records": [{large}, {large}, {large}, {large}, {{}}]}}"#));
+        assert_eq!(too_many.unwrap_err().reason, "MESSAGE_TOO_LARGE");
         let unknown = serde_json::from_str::<ProduceBody>(r#"{"records": [], "acks": 1}"#).unwrap_err();
         assert!(unknown.to_string().contains("acks"));
-    }
-
-    /// Records go out as base64, or as text where they are and it is asked for.
-    #[test]
-    fn records_out() {
-        let record = |value: &'static [u8]| proto::Record {
-            value: Bytes::from_static(value),
-            offset: 3,
-            timestamp_us: 4,
-            ..Default::default()
-        };
-        let response = proto::ConsumeResponse {
-            records: vec![record(b"hi"), record(b"\xff")],
-            next_offset: 5,
-            ..Default::default()
-        };
-        let json = |text| serde_json::to_string(&ConsumedOut::new(response.clone(), text)).unwrap();
-        let end = r#""next_offset":5,"log_start":0,"high_watermark":0}"#;
-        let second = r#"{"offset":3,"timestamp_us":4,"value":"/w=="}"#;
-        let first = r#"{"offset":3,"timestamp_us":4,"value":"aGk="}"#;
-        assert_eq!(json(false), format!(r#"{{"records":[{first},{second}],{end}"#));
-        let first = r#"{"offset":3,"timestamp_us":4,"value_text":"hi"}"#;
-        assert_eq!(json(true), format!(r#"{{"records":[{first},{second}],{end}"#));
     }
 
     /// An error carries what a program needs to go on.
@@ -585,8 +455,8 @@ mod tests {
             &["{", "}", "[", "]", "\"", ",", ":", "null", "\"key\":", "\"records\":", "\\ud800", "1e99", "-1", "="];
         crate::fuzz::Target::new("frontend::http::json::tests::fuzz", corpus, |bytes| {
             let body: ProduceBody = serde_json::from_slice(bytes).ok()?;
-            let request = body.into_request("t".into()).ok()?;
-            let message = prost::Message::encode_to_vec(&request);
+            let message = body.into_message("t".into()).ok()?;
+            let request = proto::ProduceRequest::decode(&message[..]).unwrap();
             let parsed = crate::format::records::Records::parse(message.into(), usize::MAX);
             let is_refused = request.records.iter().any(|record| record.timestamp_us < 0);
             assert_eq!(parsed.is_ok(), !request.records.is_empty() && !is_refused);

@@ -36,7 +36,7 @@ use std::{
 
 use axum::{
     Extension, Json, Router,
-    body::HttpBody,
+    body::{Bytes, HttpBody},
     extract::{ConnectInfo, Path, Query, Request, State, rejection::PathRejection, rejection::QueryRejection},
     http::{HeaderValue, StatusCode, header},
     middleware::{self, Next},
@@ -45,7 +45,7 @@ use axum::{
 };
 use prost::Message;
 use serde::{Deserialize, de::DeserializeOwned};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use self::{
     json::{
@@ -57,7 +57,7 @@ use self::{
 };
 use crate::{
     env::domain,
-    format::records::Records,
+    format::{records::Records, wire::Wire},
     frontend::{CallError, Code, ConsumeCall, ProduceCall, Remote, TopicRead, remote::checked_consume},
     ids::Offset,
     limits::RECORD_BYTES_MAX,
@@ -75,6 +75,9 @@ const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
 /// Bytes of records that are read at a time for answers; others wait for their turn.
 const READ_BYTES_MAX: usize = 32 << 20;
 
+/// JSON that is made at a time, before others go on.
+const PIECE_BYTES: usize = 32 << 10;
+
 /// A part of them. It ends with the head of the answer, when the body's bytes are counted (`memory::counted`).
 type Reading = Option<Arc<OwnedSemaphorePermit>>;
 
@@ -87,6 +90,9 @@ struct Api {
     memory: Memory,
     /// Bytes of answers that may be read at a time.
     reads: Arc<Semaphore>,
+    /// Held by whoever reads or makes the JSON of records: one answer takes several times as many bytes as its records do, and others,
+    /// such as health, go on between two that take long.
+    json_turn: Arc<Mutex<()>>,
     started: Instant,
 }
 
@@ -119,7 +125,7 @@ fn router(remote: Remote, memory: Memory) -> Router {
     let started = Instant::now();
     let hosts = Arc::new(guard::Hosts::of(remote.node()));
     let reads = Arc::new(Semaphore::new(READ_BYTES_MAX));
-    let api = Api { remote, hosts, memory, reads, started };
+    let api = Api { remote, hosts, memory, reads, json_turn: Arc::default(), started };
     Router::new()
         .route("/v1/topics/{topic}/records", post(produce))
         .route("/v1/topics/{topic}/shards/{shard}/records", get(consume))
@@ -160,8 +166,12 @@ async fn produce(
     let Path(topic) = topic.map_err(bad_path)?;
     let limits = api.remote.limits();
     let (body, held) = api.read_body(request, limits.message_bytes_max * JSON_BYTES_PER_MESSAGE_BYTE).await?;
-    let message = parse::<ProduceBody>(&body)?.into_request(topic)?.encode_to_vec();
+    let turn = api.json_turn.lock().await;
+    let message = parse::<ProduceBody>(&body).and_then(|body| body.into_message(topic));
     drop(body);
+    give_way().await;
+    drop(turn);
+    let message = message?;
     held.shrink(message.len());
     if message.len() > limits.message_bytes_max {
         return Err(too_large(limits.message_bytes_max));
@@ -213,7 +223,7 @@ async fn consume(
     State(api): State<Api>,
     path: std::result::Result<Path<(String, u32)>, PathRejection>,
     query: std::result::Result<Query<ConsumeQuery>, QueryRejection>,
-) -> Result<(Extension<Reading>, Json<ConsumedOut>)> {
+) -> Result<(Extension<Reading>, [(header::HeaderName, &'static str); 1], Vec<u8>)> {
     let Path((topic, shard)) = path.map_err(bad_path)?;
     let Query(query) = query.map_err(bad_query)?;
     let consume = Consume {
@@ -227,19 +237,49 @@ async fn consume(
         if_small: false,
     };
     let (consumed, reading) = api.read_records(ConsumeCall { topic, shard, consume }).await?;
-    // The chunks are encoded `records` fields: together they are a message already.
-    let mut response = proto::ConsumeResponse {
-        next_offset: consumed.next_offset.0,
-        log_start: consumed.log_start.0,
-        high_watermark: consumed.high_watermark.0,
-        ..Default::default()
-    };
+    let turn = api.json_turn.lock().await;
+    let json = json_of(consumed, query.text).await?;
+    drop(turn);
+    Ok((Extension(reading), [(header::CONTENT_TYPE, "application/json")], json))
+}
+
+/// The JSON of an answer. Others run while a large one is made.
+async fn json_of(consumed: Consumed, text: bool) -> Result<Vec<u8>> {
+    let (mut answer, mut piece_bytes) = (ConsumedOut::new(text), 0);
     for chunk in consumed.chunks {
-        response.merge(chunk).map_err(|error| {
-            CallError::new(Code::Internal, "RECORDS_UNREADABLE", format!("stored records cannot be decoded: {error}"))
-        })?;
+        let mut fields = Wire::new(&chunk);
+        while !fields.at_end() {
+            piece_bytes += answer.push(next_record(&chunk, &mut fields)?);
+            if piece_bytes >= PIECE_BYTES {
+                piece_bytes = 0;
+                give_way().await;
+            }
+        }
     }
-    Ok((Extension(reading), Json(ConsumedOut::new(response, query.text))))
+    Ok(answer.end(consumed.next_offset.0, consumed.log_start.0, consumed.high_watermark.0))
+}
+
+/// The next record of a chunk of an answer, which is encoded `records` fields.
+fn next_record(chunk: &Bytes, fields: &mut Wire<'_>) -> Result<proto::Record> {
+    let unreadable = |what| {
+        CallError::new(Code::Internal, "RECORDS_UNREADABLE", format!("stored records cannot be decoded: {what}"))
+    };
+    let mut next = || fields.key().and_then(|_| fields.delimited());
+    let record = next().map_err(|error| unreadable(error.what.to_owned()))?;
+    proto::Record::decode(chunk.slice_ref(record)).map_err(|error| unreadable(error.to_string()))
+}
+
+/// Lets other requests go on, and a reactor that wants this core: a kernel may let a thread that computes run on until the next timer
+/// tick (4 ms), whoever else wakes up.
+async fn give_way() {
+    give_core_away();
+    #[allow(clippy::disallowed_methods, reason = "the ops thread is outside the simulator")]
+    tokio::task::yield_now().await;
+}
+
+/// Lets another thread have this core if one wants it: see `give_way`.
+fn give_core_away() {
+    std::thread::yield_now();
 }
 
 async fn trim(

@@ -152,3 +152,42 @@ fn held_bodies_make_room() {
         }
     });
 }
+
+/// Others run while the answer of many records is made, which has all of them, in order.
+#[test]
+fn large_answers() {
+    const PIECES: usize = 8;
+    let record = |offset| proto::Record { offset, value: vec![b'x'; 1_000].into(), ..Default::default() };
+    let records: Vec<_> = (0..(PIECES * PIECE_BYTES / 1_000) as u64).map(record).collect();
+    let half = records.len() / 2;
+    let chunk = |records: &[proto::Record]| {
+        proto::ConsumeResponse { records: records.to_vec(), ..Default::default() }.encode_to_vec().into()
+    };
+    let consumed = Consumed {
+        chunks: vec![chunk(&records[..half]), chunk(&records[half..])],
+        count: records.len() as u64,
+        next_offset: Offset(7),
+        log_start: Offset(0),
+        high_watermark: Offset(9),
+        node: crate::ids::NodeId(1),
+    };
+    let mut turns = 0;
+    let json = block_on(async {
+        let others = async {
+            loop {
+                turns += 1;
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            json = json_of(consumed, true) => json.unwrap(),
+            () = others => unreachable!("it has no end"),
+        }
+    });
+    assert!(turns >= PIECES, "{turns} turns");
+    let answer: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let offsets = answer["records"].as_array().unwrap().iter().map(|record| record["offset"].as_u64().unwrap());
+    assert!(offsets.eq(0..records.len() as u64));
+    assert_eq!((&answer["next_offset"], &answer["high_watermark"]), (&7.into(), &9.into()));
+}
