@@ -35,6 +35,7 @@ use crate::{
     ids::ReactorNumber,
     limits, observe,
     reactor::{
+        descriptors::Descriptors,
         listen,
         node::{Advertised, Node as Shared, Phase},
         thread,
@@ -76,6 +77,7 @@ impl Node {
         config.data.clone_from(&data.path);
         let cores = thread::available_cores();
         let reactors = if config.reactors == 0 { cores.len().min(limits::REACTORS_MAX) } else { config.reactors };
+        Descriptors::of_process(reactors).make_room();
         let grpc = listen::bind(config.grpc, reactors)?;
         let http = listen::bind(config.http, 1)?.remove(0);
         let address = |socket: &std::net::TcpListener| {
