@@ -50,6 +50,11 @@ use crate::limits::{RING_DRAIN_MAX, RING_OPERATIONS_MAX, RING_SPIN, TRANSFER_BYT
 /// POSIX_FADV_WILLNEED in the kernel's numbering (include/uapi/linux/fadvise.h).
 const ADVICE_WILL_NEED: i32 = 3;
 
+/// Bytes of one read operation: what is in the page cache is copied while the kernel takes the operation, and nothing else runs on the
+/// reactor meanwhile (0.4 to 0.7 ms for 1 MiB into fresh memory). With 64 KiB, entries of 1 MiB were replayed 28 % slower; with 128 as
+/// fast as whole.
+const READ_OPERATION_BYTES: usize = 128 << 10;
+
 /// Two for each operation: a write and its linked sync.
 const RING_ENTRIES: u32 = (2 * RING_OPERATIONS_MAX) as u32;
 
@@ -115,7 +120,7 @@ impl Ring {
         Ok(Ring { shared })
     }
 
-    /// Reads `bytes` at `position`; fewer only at the end of the file.
+    /// Reads `bytes` at `position`; fewer only at the end of the file. Others run between two operations of a large one.
     ///
     /// # Errors
     /// The device's.
@@ -129,7 +134,11 @@ impl Ring {
         // makes progress or ends.
         while buffer.len() < bytes {
             let at = position + buffer.len() as u64;
-            let want = (bytes - buffer.len()) as u32;
+            if !buffer.is_empty() {
+                #[allow(clippy::disallowed_methods, reason = "env is below the seam that hides tokio")]
+                tokio::task::yield_now().await;
+            }
+            let want = (bytes - buffer.len()).min(READ_OPERATION_BYTES) as u32;
             let target = buffer.spare_capacity_mut().as_mut_ptr().cast();
             let entry = opcode::Read::new(types::Fd(fd.as_raw_fd()), target, want).offset(at).build();
             let finished = self.run([entry], fd, Held::Read(buffer), false).await;

@@ -125,6 +125,35 @@ fn more_completions_than_one_call_takes() {
     });
 }
 
+/// Others run while much is read, though all of it is in the page cache; it comes whole, as far as the file goes.
+#[test]
+fn large_reads() {
+    on_reactor(async {
+        const PIECES: usize = 4;
+        let ring = Ring::open().unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let bytes: Vec<u8> = (0..PIECES * READ_OPERATION_BYTES - 7).map(|at| (at / 1_000) as u8).collect();
+        std::io::Write::write_all(&mut file.as_file(), &bytes).unwrap();
+        let fd = Arc::new(file.into_file().into());
+        let read = ring.read(&fd, 0, PIECES * READ_OPERATION_BYTES);
+        let turns = std::cell::Cell::new(0);
+        #[allow(clippy::disallowed_methods, reason = "another task of the reactor")]
+        let others = async {
+            loop {
+                turns.set(turns.get() + 1);
+                tokio::task::yield_now().await;
+            }
+        };
+        let read = tokio::select! {
+            biased;
+            read = read => read.unwrap(),
+            () = others => unreachable!("it has no end"),
+        };
+        assert!(read == bytes);
+        assert!(turns.get() >= PIECES - 1, "{} turns", turns.get());
+    });
+}
+
 /// The last handle goes with operations in flight: it waits for them, and they have happened.
 #[test]
 fn teardown_waits() {
