@@ -580,12 +580,14 @@ impl<E: Env> Reactor<E> {
         self.closing.get()
     }
 
-    /// Notes a shard that has stopped, for readiness and for the log; not one that was removed, whose last answers come later.
+    /// Notes a shard that has stopped, for readiness and for the log. What a replica answers late that was removed meanwhile, and may
+    /// have been made anew, says nothing of the shard that is here now.
     fn noted<T>(&self, uid: ShardUid, result: Result<T, ShardError>) -> Result<T, ReactorError> {
-        if let Err(ShardError::Failed { cause, .. } | ShardError::Damaged { cause }) = &result
-            && self.shards.borrow().contains_key(&uid)
+        if result.is_err()
+            && let Ok(shard) = self.serving(uid)
+            && let Some(cause) = shard.fault()
         {
-            self.node.note_fault(uid, cause);
+            self.node.note_fault(uid, &cause);
         }
         Ok(result?)
     }

@@ -546,15 +546,20 @@ fn catalog_of_unknown_nodes() {
     });
 }
 
-/// What a replica answers that was removed meanwhile is no fault of the node's.
+/// What a replica answers that was removed meanwhile is no fault of the node's, nor of the replica that was made in its place.
 #[test]
 fn last_answers() {
     block_on(async {
         let worlds = three(5).await;
         let World { node, reactor, .. } = &worlds[1];
+        let answers = || {
+            let error = ShardError::Failed { cause: "the replica is closing".into(), maybe_written: true };
+            assert!(reactor.noted::<()>(UID, Err(error)).is_err());
+            assert!(node.faults().is_empty(), "{:?}", node.faults());
+        };
+        // Its successor serves.
+        answers();
         within("a removal", reactor.remove(vec![UID])).await;
-        let error = ShardError::Failed { cause: "the replica is closing".into(), maybe_written: true };
-        assert!(reactor.noted::<()>(UID, Err(error)).is_err());
-        assert!(node.faults().is_empty(), "{:?}", node.faults());
+        answers();
     });
 }
