@@ -191,7 +191,7 @@ def http_bodies(address, connections, topic):
     for number in range(connections):
         try:
             held.append(socket.create_connection((host, int(port)), timeout=10))
-            send(held[-1], *((request, 5.0) if number < 24 else (request[: 64 << 10], 0.1)))
+            send(held[-1], *((request, 5.0) if number < 8 else (request[: 64 << 10], 0.1)))
         except OSError:
             break
     return held
