@@ -135,8 +135,7 @@ impl Ring {
         while buffer.len() < bytes {
             let at = position + buffer.len() as u64;
             if !buffer.is_empty() {
-                #[allow(clippy::disallowed_methods, reason = "env is below the seam that hides tokio")]
-                tokio::task::yield_now().await;
+                super::yield_now().await;
             }
             let want = (bytes - buffer.len()).min(READ_OPERATION_BYTES) as u32;
             let target = buffer.spare_capacity_mut().as_mut_ptr().cast();

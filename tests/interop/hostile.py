@@ -167,34 +167,39 @@ def waiting(address, connections, topic):
     return [*held, producer]
 
 
-def http_reads(address, connections, topic):
-    """Consumers over HTTP that want the most there is, and read nothing."""
+def _many_over_http(address, connections, opening):
+    """Connections without HTTP/2; `opening` sends on each, and knows its number."""
     host, port = address.rsplit(":", 1)
-    request = f"GET /v1/topics/{topic}/shards/0/records?offset=0&max_bytes=4000000 HTTP/1.1\r\nhost: {address}\r\n\r\n"
-    held = []
-    for _ in range(connections):
-        try:
-            held.append(socket.create_connection((host, int(port)), timeout=10))
-            send(held[-1], request.encode())
-        except OSError:
-            break
-    return held
-
-
-def http_bodies(address, connections, topic):
-    """Producers over HTTP: some bring as many of the smallest records as a body may have, the others never end their body."""
-    host, port = address.rsplit(":", 1)
-    body = b'{"records":[' + b"{}," * 2_700_000 + b"{}]}"
-    head = f"POST /v1/topics/{topic}/records HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n"
-    request = head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body
     held = []
     for number in range(connections):
         try:
             held.append(socket.create_connection((host, int(port)), timeout=10))
-            send(held[-1], *((request, 5.0) if number < 8 else (request[: 64 << 10], 0.1)))
+            opening(number, held[-1])
         except OSError:
             break
     return held
+
+
+def http_reads(address, connections, topic):
+    """Consumers over HTTP that want the most there is, and read nothing."""
+    request = f"GET /v1/topics/{topic}/shards/0/records?offset=0&max_bytes=4000000 HTTP/1.1\r\nhost: {address}\r\n\r\n"
+    return _many_over_http(address, connections, lambda number, connection: send(connection, request.encode()))
+
+
+def http_bodies(address, connections, topic):
+    """Producers over HTTP: some bring as many of the smallest records as a body may have, the others never end their body."""
+    body = b'{"records":[' + b"{}," * 2_700_000 + b"{}]}"
+    head = f"POST /v1/topics/{topic}/records HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n"
+    request = head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body
+
+    def opening(number, connection):
+        # So many fill the memory for bodies.
+        if number < 8:
+            send(connection, request)
+        else:
+            send(connection, request[: 64 << 10], 0.1)
+
+    return _many_over_http(address, connections, opening)
 
 
 def acks_unread(address, connections, topic):

@@ -137,11 +137,10 @@ fn large_reads() {
         let fd = Arc::new(file.into_file().into());
         let read = ring.read(&fd, 0, PIECES * READ_OPERATION_BYTES);
         let turns = std::cell::Cell::new(0);
-        #[allow(clippy::disallowed_methods, reason = "another task of the reactor")]
         let others = async {
             loop {
                 turns.set(turns.get() + 1);
-                tokio::task::yield_now().await;
+                crate::env::yield_now().await;
             }
         };
         let read = tokio::select! {

@@ -56,7 +56,7 @@ use self::{
     socket::{Accepted, SocketLimits, Sockets},
 };
 use crate::{
-    env::domain,
+    env::{self, domain},
     format::{records::Records, wire::Wire},
     frontend::{CallError, Code, ConsumeCall, ProduceCall, Remote, TopicRead, remote::checked_consume},
     ids::Offset,
@@ -273,8 +273,7 @@ fn next_record(chunk: &Bytes, fields: &mut Wire<'_>) -> Result<proto::Record> {
 /// tick (4 ms), whoever else wakes up.
 async fn give_way() {
     give_core_away();
-    #[allow(clippy::disallowed_methods, reason = "the ops thread is outside the simulator")]
-    tokio::task::yield_now().await;
+    env::yield_now().await;
 }
 
 /// Lets another thread have this core if one wants it: see `give_way`.

@@ -35,7 +35,6 @@ const RECORDS_PER_TURN: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct RecordsIn {
     encoded: Vec<u8>,
-    count: usize,
     /// Why the first one that is refused is; the others are not looked at any more.
     refused: Option<CallError>,
 }
@@ -54,7 +53,6 @@ impl RecordsIn {
 
     fn push(&mut self, record: RecordIn) -> Result<(), CallError> {
         let record = record_in(record)?;
-        self.count += 1;
         let fields = proto::ProduceRequest { records: vec![record], ..Default::default() };
         if self.encoded.len() + fields.encoded_len() > MESSAGE_BYTES_MAX {
             return Err(too_large(MESSAGE_BYTES_MAX));
@@ -75,12 +73,13 @@ impl<'de> Deserialize<'de> for RecordsIn {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<RecordsIn, A::Error> {
-                let mut records = RecordsIn::default();
+                let (mut records, mut count) = (RecordsIn::default(), 0_usize);
                 while records.refused.is_none()
                     && let Some(record) = list.next_element()?
                 {
                     records.refused = records.push(record).err();
-                    if records.count.is_multiple_of(RECORDS_PER_TURN) {
+                    count += 1;
+                    if count.is_multiple_of(RECORDS_PER_TURN) {
                         give_core_away();
                     }
                 }
