@@ -21,7 +21,7 @@ namespace v1 = ringlog::v1;
 // The pauses of a slow reader: before its first ack, and after each so many.
 constexpr std::chrono::seconds kPauseFirst{1};
 constexpr int kPauseEvery = 500;
-constexpr std::chrono::milliseconds kPause{1};
+constexpr std::chrono::milliseconds kPause{25};
 
 [[noreturn]] void fail(const std::string& sentence) {
   std::cerr << sentence << std::endl;

@@ -22,7 +22,7 @@ import (
 const (
 	pauseFirst = time.Second
 	pauseEvery = 500
-	pause      = time.Millisecond
+	pause      = 25 * time.Millisecond
 )
 
 func main() {

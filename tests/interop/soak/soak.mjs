@@ -9,7 +9,7 @@ import http2 from "node:http2";
 // The pauses of a slow reader in ms: before its first ack, and after each so many bytes of acks.
 const PAUSE_FIRST = 1000;
 const PAUSE_EVERY_BYTES = 64 << 10;
-const PAUSE = 5;
+const PAUSE = 100;
 
 const PREFIX_BYTES = 5;
 
