@@ -52,6 +52,8 @@ impl<E: Env> Inner<E> {
         let start = self.state.borrow().start.next;
         let outcome = self.truncate_to(next.max(start)).await;
         self.state.borrow_mut().exclusive = false;
+        // What has said that the last of those that stay is durable may have been cut.
+        self.mark_when_idle();
         outcome
     }
 

@@ -60,7 +60,8 @@ impl<E: Env> Inner<E> {
     }
 
     /// Says on the disk what is durable, once nothing was appended for `IDLE`: the entries of a write are called durable by the
-    /// next one, and without a next one damage to the last could not be told from a torn write. One task, until it is said.
+    /// next one, and without a next one damage to the last could not be told from a torn write. The next one may wait for space,
+    /// or a descriptor, for as long as that takes: it is said meanwhile, which needs neither. One task, until it is said.
     pub(super) fn mark_when_idle(self: &Rc<Self>) {
         if self.marking.replace(true) {
             return;
@@ -77,10 +78,11 @@ impl<E: Env> Inner<E> {
                 if flushed <= marked {
                     return inner.marking.set(false);
                 }
-                let quiet = seen == flushed && inner.is_idle() && !inner.state.borrow().exclusive;
+                let nothing_is_written = inner.is_idle() || inner.waits_for_file();
+                let quiet = seen == flushed && nothing_is_written && !inner.state.borrow().exclusive;
                 if quiet {
                     // What stops it stops the log, which says so.
-                    drop(inner.save(Change::Flushed).await);
+                    drop(inner.save_first(Change::Flushed).await);
                 }
                 seen = flushed;
                 drop(inner);

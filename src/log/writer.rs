@@ -369,9 +369,14 @@ impl<E: Env> Inner<E> {
 
     /// What is next in the queue is an entry that waits for space, and the disk has none: nothing is written before it has.
     pub(super) fn is_stuck(&self) -> bool {
-        let state = self.state.borrow();
+        self.state.borrow().supply.is_stuck() && self.waits_for_file()
+    }
+
+    /// What is next in the queue is an entry whose segment has no file yet, and nothing is in flight: nothing is written before
+    /// it has one.
+    pub(super) fn waits_for_file(&self) -> bool {
         let waits = |job: &Job<E>| matches!(job, Job::Entry(placed) if placed.segment.now.borrow().appender.is_none());
-        state.supply.is_stuck() && self.flight.borrow().is_none() && state.queue.front().is_some_and(waits)
+        self.flight.borrow().is_none() && self.state.borrow().queue.front().is_some_and(waits)
     }
 
     /// Suspends until all that was queued is durable, or waits for space with nobody about to look for some.

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
+
 use super::support::*;
 use crate::{
     env::{Disk, File, OpenMode, runtime::block_on},
@@ -131,7 +133,7 @@ fn unreadable_blocks() {
 
 async fn until_marked(log: &TestLog) {
     for _ in 0..2_000 {
-        if log.inner.state.borrow().hard.flushed == log.last() {
+        if log.inner.state.borrow().hard.flushed == log.flushed() {
             return;
         }
         crate::env::sleep::<TestEnv>(Duration::from_millis(5)).await;
@@ -174,9 +176,53 @@ fn damaged_after_an_idle_time() {
 
         log.truncate_after(Some(Index(0))).await.unwrap();
         assert_eq!(outcome(&copy(&disk)).await, Ok(1));
+        until_marked(&log).await;
+        let flipped = copy(&disk);
+        flipped.flip_bit(path(STORE), entry_at(0) + 300, 2);
+        assert_eq!(outcome(&flipped).await, Err((STORE.to_owned(), entry_at(0))), "without another entry");
         append_one(&log, 1, 5_000).await;
         until_marked(&log).await;
         assert_eq!(outcome(&power_fails(&disk, 1).await).await, Ok(2));
+    });
+}
+
+/// So is it while entries behind it wait for space: a full disk may stay full for days. It is said once, and again when they are
+/// written.
+#[test]
+fn damaged_while_entries_wait_for_space() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        for _ in 0..4 {
+            append_one(&log, 1, 5_000).await;
+        }
+        until_marked(&log).await;
+        // What comes next needs space in the file that is cut here.
+        log.truncate_after(Some(Index(2))).await.unwrap();
+        disk.set_capacity(Some(disk.used_bytes()));
+        let mut waiting = Box::pin(append(&log, vec![batch(&log, 0, 1, 5_000)]));
+        settle().await;
+        assert!(waiting.as_mut().now_or_never().is_none(), "there is no space");
+        until_marked(&log).await;
+        assert_eq!(log.flushed().unwrap().index, Index(2));
+        let writes = disk.count(Operation::AppendDurable);
+        crate::env::sleep::<TestEnv>(Duration::from_millis(350)).await;
+        assert_eq!(disk.count(Operation::AppendDurable), writes, "it is said once");
+        let with_space = || {
+            let left = copy(&disk);
+            left.set_capacity(None);
+            left
+        };
+        assert_eq!(outcome(&with_space()).await, Ok(3));
+        let flipped = with_space();
+        flipped.flip_bit(path(STORE), entry_at(2) + 300, 2);
+        assert_eq!(outcome(&flipped).await, Err((STORE.to_owned(), entry_at(2))));
+
+        disk.set_capacity(None);
+        waiting.await.unwrap().unwrap();
+        until_marked(&log).await;
+        assert_eq!(log.flushed(), log.last());
+        assert_eq!(outcome(&power_fails(&disk, 1).await).await, Ok(4));
     });
 }
 
