@@ -128,7 +128,7 @@ async fn run(args: &DevClusterArgs, processes: &mut Vec<Process>) -> Result<(), 
     let first = &processes[0];
     if !is_member(first) && processes.iter().any(is_member) {
         let message = format!(
-            "{} has other nodes, but not the first one: restore {}, or use another --data",
+            "{} has other nodes, but not the first one: move {} back to its place, or use another --data",
             args.data.display(),
             first.place.data.display()
         );

@@ -26,7 +26,10 @@ use crate::{
     },
     ids::ShardUid,
     log::verify::{Problem, Report, verify_and_read, verify_dir},
-    reactor::{control::made::REPLICAS_FILE, node::Identity},
+    reactor::{
+        control::{made::REPLICAS_FILE, remembered::MEMBERS_FILE},
+        node::Identity,
+    },
     server::identity,
 };
 
@@ -132,13 +135,16 @@ async fn check_shards(disk: &RealDisk, findings: &mut Findings, identity: Option
         findings.shards.push((path, report));
     }
     let Some(identity) = identity else { return Ok(()) };
-    let made = match disk.read_file(&findings.dir.join(REPLICAS_FILE)).await {
-        Ok(content) => Some(content),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(format!("cannot read the list of replicas: {error}").into()),
+    let list = async |name: &str| match disk.read_file(&findings.dir.join(name)).await {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("cannot read the file {name}: {error}")),
     };
-    let (data, catalog, made) = (&findings.dir, catalog.as_ref(), made.as_deref());
-    let judgement = holdings::Holdings { data, identity, catalog, made, found: &found }.judge();
+    let made = list(REPLICAS_FILE).await?;
+    // It only helps to say what to do.
+    let members = list(MEMBERS_FILE).await.ok().flatten();
+    let (data, catalog, made, members) = (&findings.dir, catalog.as_ref(), made.as_deref(), members.as_deref());
+    let judgement = holdings::Holdings { data, identity, catalog, made, members, found: &found }.judge();
     findings.problems.extend(judgement.problems);
     findings.notes.extend(judgement.notes);
     Ok(())

@@ -9,8 +9,9 @@
 //!   other shards serve.
 //!
 //! `produce`, `control` (topics are made and removed; on reactor 0), `forward` (what another node has to do), `inbound` (what other
-//! nodes ask), `repair` (of damaged replicas), `remove` (of those that are not to be here any more), `stays` (who may touch a replica's directory), `gossip` (who is there; on reactor 0), `listen` (sockets), `thread` (pinning).
+//! nodes ask), `repair` (of damaged replicas), `advice` (to people), `remove` (of those that are not to be here any more), `stays` (who may touch a replica's directory), `gossip` (who is there; on reactor 0), `listen` (sockets), `thread` (pinning).
 
+pub mod advice;
 pub mod control;
 pub mod descriptors;
 pub mod forward;
@@ -553,11 +554,13 @@ impl<E: Env> Reactor<E> {
     /// Keeps a shard without files as such: to make it anew would hide that its records are gone.
     fn lose(&self, uid: ShardUid) {
         let dir = control::shard_dir(&self.node.config.data, uid);
+        let only = "restore the directory from a backup, or delete the topic";
+        let me = self.node.identity().map_or(NodeId(0), |identity| identity.node);
         let cause = format!(
             "shard {uid} is lost: its directory {} was missing, emptied or unreadable when the node started; if it is there again, \
-             restart the node; else drain the node and take it back, and the replica is made anew from others; without others \
-             restore the directory from a backup, or delete the topic",
-            dir.display()
+             restart the node; else {}",
+            dir.display(),
+            advice::begin_anew(uid, me, self.has_others(uid), only)
         );
         self.node.note_fault(uid, &cause);
         let error = ShardError::Failed { cause: cause.clone(), maybe_written: false };

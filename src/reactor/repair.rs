@@ -13,15 +13,13 @@ use std::{collections::BTreeSet, path::Path, rc::Rc, sync::atomic::Ordering::Rel
 
 use super::{
     Reactor, Slot,
-    control::{
-        self,
-        remembered::{self, MEMBERS_FILE},
-    },
+    advice::{Others, others_of_catalog, way_out},
+    control::{self, remembered::MEMBERS_FILE},
     inbound,
     stays::Stay,
 };
 use crate::{
-    env::{self, Disk, Env, domain},
+    env::{self, Env, domain},
     ids::{LogId, NodeId, ShardUid},
     log::{
         LogError, Stalled,
@@ -41,28 +39,6 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// So often in a row a catalog may be found damaged when it is opened, and whole when it is to be mended.
 const UNEXPLAINED_MAX: u32 = 5;
 
-/// What the only copy's operator may do.
-pub fn way_out(error: &RepairError, dir: &Path) -> String {
-    let dir = dir.display();
-    match error {
-        RepairError::Unfilled { gap, .. } => format!(
-            "{gap}, and there is no other replica to get them from: restore the directory from a backup, or give up what cannot \
-             be read and all behind it with `ringlog repair {dir} --cut` while the node is down (without --cut it says what \
-             that is)"
-        ),
-        RepairError::Stateless { .. } => format!("{error}: restore the directory from a backup"),
-        RepairError::Hopeless(error) => format!(
-            "{error}; this cannot be mended from other replicas: remove the node, or move its replica of this shard, and let \
-             it begin anew elsewhere; or restore the directory from a backup"
-        ),
-        RepairError::Disk(error @ LogError::Corrupt { .. }) => format!(
-            "{error}: then remove the node, or move its replica of this shard, and let it begin anew elsewhere; or restore \
-             the directory from a backup"
-        ),
-        RepairError::Disk(error) => error.to_string(),
-    }
-}
-
 /// Why a replica stays closed whose device does not answer.
 fn beside(stalled: &Stalled) -> String {
     format!("{stalled}: nothing is mended beside what it may still do; restart the node when the device is well")
@@ -72,12 +48,27 @@ impl<E: Env> Reactor<E> {
     /// The other nodes that hold a replica, are to hold one, or keep one of a target that was given up; by the catalog, or as
     /// long as that is not known, those that have begun the group.
     fn others(&self, options: &ShardOptions) -> Option<Vec<NodeId>> {
-        let placed = self.node.topics.shard(options.uid);
-        let replicas = placed.as_ref().and_then(|(topic, number)| topic.view.replicas.get(*number as usize));
-        let holders = replicas.map(|replicas| replicas.holders().collect::<Vec<_>>());
-        let nodes = holders.or_else(|| options.founders.as_ref().map(|founders| founders.iter().copied().collect()))?;
+        let founders = || options.founders.as_ref().map(|founders| founders.iter().copied().collect());
+        let nodes = self.placed_on(options.uid).or_else(founders)?;
         let mut asked = BTreeSet::from([options.node]);
         Some(nodes.into_iter().filter(|node| asked.insert(*node)).collect())
+    }
+
+    /// By the catalog, the nodes that hold a replica, are to hold one, or keep one.
+    fn placed_on(&self, uid: ShardUid) -> Option<Vec<NodeId>> {
+        let (topic, number) = self.node.topics.shard(uid)?;
+        Some(topic.view.replicas.get(number as usize)?.holders().collect())
+    }
+
+    /// Whether there are other replicas than the one of this node, as far as it knows.
+    pub(super) fn has_others(&self, uid: ShardUid) -> Others {
+        let me = self.node.identity().map(|identity| identity.node);
+        let is_other = |node: &NodeId| Some(*node) != me;
+        let has_nodes = self.node.book.snapshot().keys().any(is_other);
+        match self.placed_on(uid) {
+            Some(holders) => Others::of(holders.into_iter().filter(is_other).count(), has_nodes),
+            None => Others::MayBe,
+        }
     }
 
     /// Whether the replica of this stay is here, and not open.
@@ -133,7 +124,8 @@ impl<E: Env> Reactor<E> {
                 Err(error) => {
                     let hopeless = matches!(error, RepairError::Hopeless(_));
                     let helpless = alone || hopeless || matches!(error, RepairError::Disk(LogError::Corrupt { .. }));
-                    let cause = if helpless { way_out(&error, &options.dir) } else { error.to_string() };
+                    let place = (uid, options.node, &*options.dir);
+                    let cause = if helpless { way_out(&error, place, self.has_others(uid)) } else { error.to_string() };
                     if helpless && said.as_ref() != Some(&cause) {
                         tracing::error!(shard_uid = uid.0, %cause, "a damaged replica cannot be mended from others");
                         said = Some(cause.clone());
@@ -303,12 +295,14 @@ impl CatalogMending {
                     reactor.count_mended(&mended);
                     return Ok(());
                 }
-                Err(error @ RepairError::Hopeless(_)) => return stop(way_out(&error, &options.dir)),
+                Err(error @ RepairError::Hopeless(_)) => {
+                    return stop(way_out_of_catalog(reactor, &error, options).await);
+                }
                 Err(error @ RepairError::Disk(_)) => {
-                    let cause = way_out(&error, &options.dir);
+                    let cause = way_out_of_catalog(reactor, &error, options).await;
                     note_waiting(reactor, &format!("the catalog cannot be read now, and the node waits: {cause}"));
                 }
-                Err(error) if others.is_empty() => return stop(alone(reactor, &error, options).await),
+                Err(error) if others.is_empty() => return stop(way_out_of_catalog(reactor, &error, options).await),
                 Err(error) => {
                     note_waiting(reactor, &format!("the catalog cannot be mended yet: are other nodes up? {error}"))
                 }
@@ -328,18 +322,20 @@ fn note_waiting<E: Env>(reactor: &Reactor<E>, cause: &str) {
     reactor.node().note_fault(ShardUid::CATALOG, cause);
 }
 
-/// What is said of a catalog for which no other node can be asked: the way out of the only one only if it is known to be that. In a
-/// cluster the others go on with what was given up here, and this node would have forgotten what it acknowledged.
-async fn alone<E: Env>(reactor: &Reactor<E>, error: &RepairError, options: &GroupOptions) -> String {
-    let (members, way_out) = (reactor.node().config.data.join(MEMBERS_FILE), way_out(error, &options.dir));
-    let known = reactor.disk().read_file(&members).await.ok().and_then(|content| remembered::decode(&content));
-    if known.is_some_and(|known| known.nodes.iter().all(|node| node.node_id == options.node.0)) {
-        return way_out;
+/// The way out of the only catalog is named only where it is known to be that. In a cluster the others go on with what was given
+/// up here, and this node would have forgotten what it acknowledged.
+async fn way_out_of_catalog<E: Env>(reactor: &Reactor<E>, error: &RepairError, options: &GroupOptions) -> String {
+    let (node, place) = (reactor.node(), (ShardUid::CATALOG, options.node, &*options.dir));
+    let others = others_of_catalog(reactor.disk(), node, options.node).await;
+    let is_mendable = matches!(error, RepairError::Unfilled { .. } | RepairError::Stateless { .. });
+    if others != Others::MayBe || !is_mendable {
+        return way_out(error, place, others);
     }
-    let members = members.display();
     format!(
         "which other nodes there are is not known, as {members} is missing or damaged: copy that file from another node's data \
-         directory, and the catalog is mended from the others; only if there has never been another node: {way_out}"
+         directory, and the catalog is mended from the others; only if there has never been another node: {way_out}",
+        members = node.config.data.join(MEMBERS_FILE).display(),
+        way_out = way_out(error, place, Others::AreNot),
     )
 }
 

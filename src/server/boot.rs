@@ -12,6 +12,7 @@ use crate::{
     raft::left::left_uid,
     reactor::{
         Reactor, ReactorError,
+        advice::{begin_anew, others_of_catalog},
         control::{
             Control, OnDisk,
             join::Trust,
@@ -80,11 +81,13 @@ async fn check_catalog<E: Env>(reactor: &Reactor<E>, founder: bool, found: &BTre
     }
     let is_absent = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
     let members = data.join(MEMBERS_FILE);
+    let me = reactor.node().identity().expect("it was established before").node;
+    let others = others_of_catalog(reactor.disk(), reactor.node(), me).await;
+    let only = "restore it from a backup, or begin with an empty data directory as a new node";
+    let advice = begin_anew(ShardUid::CATALOG, me, others, only);
     if founder && !reactor.disk().read_file(&members).await.is_err_and(is_absent) {
         return Err(format!(
-            "this node has begun a cluster ({} is there), but the catalog in {} is missing or empty: restore it from a \
-             backup; or have another node remove this one with `ringlog cluster remove {FOUNDER} --dead`, and begin with an \
-             empty data directory and --join as a new node",
+            "this node has begun a cluster ({} is there), but the catalog in {} is missing or empty: {advice}",
             members.display(),
             dir.display()
         ));
@@ -94,11 +97,7 @@ async fn check_catalog<E: Env>(reactor: &Reactor<E>, founder: bool, found: &BTre
         Err(_) => false,
     };
     if had_replicas || found.iter().any(|uid| *uid != ShardUid::CATALOG) {
-        return Err(format!(
-            "there are shards, but the catalog in {} is missing or empty: restore it from a backup, or begin with an \
-             empty data directory as a new node",
-            dir.display()
-        ));
+        return Err(format!("there are shards, but the catalog in {} is missing or empty: {advice}", dir.display()));
     }
     Ok(())
 }
@@ -130,7 +129,8 @@ async fn learn_cluster<E: Env>(reactor: &Rc<Reactor<E>>, control: &Control<E>, f
         Some(cluster_id) if *cluster_id == *identity.cluster_id => Ok(()),
         Some(cluster_id) => Err(format!(
             "{} says cluster {}, but the catalog there is of cluster {cluster_id}: the directory was put together from \
-             two nodes; restore one of them whole",
+             two nodes; use what one of them has left, and nothing of the other, or begin with an empty data directory as a \
+             new node",
             reactor.node().config.data.join("identity").display(),
             identity.cluster_id
         )),

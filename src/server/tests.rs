@@ -14,7 +14,11 @@ use std::{
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{client::Client, proto::ringlog::v1};
+use crate::{
+    client::Client,
+    proto::ringlog::{state::v1::ClusterNode, v1},
+    reactor::control::remembered::{self, MEMBERS_FILE},
+};
 
 fn config(data: &Path) -> Config {
     let anywhere: SocketAddr = ([127, 0, 0, 1], 0).into();
@@ -304,8 +308,19 @@ fn lost_catalog_without_shards() {
         }
         let error = Node::start(config(data.path())).unwrap_err();
         assert!(error.contains("the catalog in") && error.contains("missing"), "{error}");
+        assert!(error.contains("backup") && !error.contains("--dead"), "{error}");
         assert!(!catalog.join("hard_state").exists(), "it was begun anew");
     }
+    // Beside others an older copy would have forgotten votes and records.
+    let members = fs::read(data.path().join(MEMBERS_FILE)).unwrap();
+    let own = remembered::decode(&members).unwrap().nodes.remove(0);
+    let members = remembered::encode(crate::ids::Index(0), [ClusterNode { node_id: 2, ..own.clone() }, own]);
+    fs::write(data.path().join(MEMBERS_FILE), members).unwrap();
+    let error = Node::start(config(data.path())).unwrap_err();
+    assert!(error.contains("`ringlog cluster remove 1 --dead`") && !error.contains("backup"), "{error}");
+    fs::write(data.path().join(MEMBERS_FILE), "damaged").unwrap();
+    let error = Node::start(config(data.path())).unwrap_err();
+    assert!(error.contains("--dead") && error.contains("only otherwise restore it from a backup"), "{error}");
 }
 
 /// A shard whose files are gone says so, whether its directory went with them, or was emptied, or holds a lone checkpoint;

@@ -10,7 +10,11 @@ use crate::{
     ids::ShardUid,
     log::verify::{Content, Problem},
     raft::offline,
-    reactor::{control::made, node::Identity},
+    reactor::{
+        advice::{Others, begin_anew},
+        control::made,
+        node::Identity,
+    },
 };
 
 /// What `judge` found.
@@ -30,6 +34,8 @@ pub(super) struct Holdings<'a> {
     pub catalog: Option<&'a Content>,
     /// The list of replicas, if it is there.
     pub made: Option<&'a [u8]>,
+    /// The list of nodes, if it is there.
+    pub members: Option<&'a [u8]>,
     /// Shards that have a directory, the catalog among them.
     pub found: &'a BTreeSet<ShardUid>,
 }
@@ -68,10 +74,12 @@ impl Holdings<'_> {
     /// The catalog, `None` if it says nothing yet; or why nobody can tell what should be here.
     fn restore(&self) -> Result<Option<Catalog>, String> {
         let has_shards = self.found.iter().any(|uid| *uid != ShardUid::CATALOG);
+        let me = self.identity.node;
+        let others = Others::by_members(self.members, me);
+        let advice = begin_anew(ShardUid::CATALOG, me, others, "restore it from a backup");
         let Some(content) = self.catalog else {
-            let what =
-                "the catalog is missing, so nobody can tell which shards should be here: restore it from a backup";
-            return if has_shards || self.made.is_some() { Err(what.to_owned()) } else { Ok(None) };
+            let what = format!("the catalog is missing, so nobody can tell which shards should be here: {advice}");
+            return if has_shards || self.made.is_some() { Err(what) } else { Ok(None) };
         };
         let mut catalog = Catalog::new();
         offline::replay(&mut catalog, content)
@@ -81,7 +89,7 @@ impl Holdings<'_> {
             Some(cluster_id) => {
                 Err(format!("it is of cluster {cluster_id}, but `identity` says {}", self.identity.cluster_id))
             }
-            None if has_shards => Err("it is empty, but there are shards: restore it from a backup".to_owned()),
+            None if has_shards => Err(format!("it is empty, but there are shards: {advice}")),
             // A new node, whose copy has not come yet.
             None => Ok(None),
         }
@@ -96,6 +104,7 @@ impl Holdings<'_> {
     ) -> BTreeSet<ShardUid> {
         let me = self.identity.node;
         let newest = catalog.topics().map(|topic| topic.id).max();
+        let has_nodes = catalog.members().iter().any(|node| *node != me);
         let mut wanted = BTreeSet::new();
         for topic in catalog.topics() {
             for ((number, uid), replicas) in topic.numbered_shards().zip(&topic.replicas) {
@@ -110,10 +119,12 @@ impl Holdings<'_> {
                 let may_be_new = replicas.is_moving() || Some(topic.id) == newest;
                 let name = &topic.name;
                 if made.map_or(!may_be_new, |made| made.contains(&uid)) {
+                    let others = replicas.holders().filter(|holder| *holder != me).count();
+                    let only = "restore it from a backup of this very node";
                     let what = format!(
                         "it is missing: it is this node's replica of shard {number} of topic \"{name}\", and its \
-                         records and its vote are gone; put the directory back, or restore it from a backup of this \
-                         very node"
+                         records and its vote are gone; if the directory was only moved away, move it back; else {}",
+                        begin_anew(uid, me, Others::of(others, has_nodes), only)
                     );
                     judgement.problems.push(self.at(uid, what));
                 } else {
@@ -153,12 +164,13 @@ mod tests {
     use crate::{
         catalog::{CatalogCommand, Command, CreateTopic, DeleteTopic, InitCluster, MoveShard},
         env::runtime::block_on,
-        ids::NodeId,
+        ids::{Index, NodeId},
         limits::SEGMENT_BYTES_MIN,
         log::{TailBudget, verify::verify_and_read},
         peer::Peers,
         proto::ringlog::state::v1::{AddNode, ClusterNode, FinishMove},
         raft::{Group, GroupOptions, Proposal},
+        reactor::control::remembered,
         sim::{SimDisk, TestEnv},
     };
 
@@ -229,7 +241,7 @@ mod tests {
     ) -> Judgement {
         let identity = Identity { cluster_id: cluster_id.to_owned(), node: NodeId(node), incarnation: 1 };
         let (made, found) = (made.map(str::as_bytes), found.into_iter().map(ShardUid).collect());
-        Holdings { data: "/data".as_ref(), identity: &identity, catalog, made, found: &found }.judge()
+        Holdings { data: "/data".as_ref(), identity: &identity, catalog, made, members: None, found: &found }.judge()
     }
 
     fn names<const N: usize, const M: usize>(problems: [&str; N], notes: [&str; M]) -> (Vec<String>, Vec<String>) {
@@ -269,6 +281,45 @@ mod tests {
             assert_eq!(judged(&moved, 2, None, [0]), names(["1"], []));
             assert_eq!(judged(&moved, 1, None, [0, 1, 2, 4, 5]), names([], ["1"]));
         });
+    }
+
+    /// A backup is for the only copy: beside others it has forgotten votes and records. Where there may be others by now, both is
+    /// said.
+    #[test]
+    fn advice_for_what_is_missing() {
+        block_on(async {
+            let add = || Command::AddNode(AddNode { node: Some(entry(2)), ..AddNode::default() });
+            let init = InitCluster { cluster_id: CLUSTER.into(), node: Some(entry(1)) };
+            let both = CreateTopic { name: "both".into(), shards: 1, replication_factor: 2, ..Default::default() };
+            let both = [Command::InitCluster(init), add(), Command::CreateTopic(both)].to_vec();
+            let what = async |commands| {
+                let log = log_of(commands, true).await;
+                judge(CLUSTER, Some(&log), 1, Some("1\n"), [0, 2, 4, 5]).problems.remove(0).what
+            };
+            let alone = what(commands()).await;
+            assert!(alone.contains("backup") && !alone.contains("drain"), "{alone}");
+            let unknown = what([commands(), vec![add()]].concat()).await;
+            assert!(unknown.contains("backup") && unknown.contains("if `ringlog topic describe`"), "{unknown}");
+            let beside = what(both).await;
+            assert!(!beside.contains("backup") && beside.contains("`ringlog cluster undrain 1`"), "{beside}");
+        });
+    }
+
+    /// The same of the catalog, by the list of nodes.
+    #[test]
+    fn advice_for_a_missing_catalog() {
+        let identity = Identity { cluster_id: CLUSTER.to_owned(), node: NodeId(1), incarnation: 1 };
+        let what = |nodes: Option<&[u64]>| {
+            let members = nodes.map(|nodes| remembered::encode(Index(1), nodes.iter().map(|node| entry(*node))));
+            let (members, found) = (members.as_ref().map(String::as_bytes), [ShardUid(1)].into());
+            let data = "/data".as_ref();
+            let holdings = Holdings { data, identity: &identity, catalog: None, made: None, members, found: &found };
+            holdings.judge().problems[0].what.clone()
+        };
+        let (alone, unknown, beside) = (what(Some(&[1])), what(None), what(Some(&[1, 2])));
+        assert!(alone.contains("backup") && !alone.contains("--dead"), "{alone}");
+        assert!(unknown.contains("backup") && unknown.contains("if there is, or was, another node"), "{unknown}");
+        assert!(!beside.contains("backup") && beside.contains("`ringlog cluster remove 1 --dead`"), "{beside}");
     }
 
     /// In a cluster, the others may know of a shard that this node's copy of the catalog has not heard of.

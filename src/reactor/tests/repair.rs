@@ -123,7 +123,9 @@ fn an_old_catalog() {
             flip(&disk, 8);
             restart_knowing(&mut worlds, 0, disk, &[1]).await.unwrap_err();
             let says_way_out = |world: &World| match world.reactor.shard(UID) {
-                Err(ReactorError::NotOpen { cause, .. }) => cause.contains("ringlog repair"),
+                Err(ReactorError::NotOpen { cause, .. }) => {
+                    cause.contains("if there are others") && cause.contains("ringlog repair")
+                }
                 _ => false,
             };
             until("it has looked", || says_way_out(&worlds[0])).await;
@@ -272,7 +274,7 @@ fn while_it_serves() {
     });
 }
 
-/// A replica that has lost its vote is never mended into a voter.
+/// A replica that has lost its vote is never mended into a voter, nor is an older copy of it advised, which has another vote.
 #[test]
 fn a_lost_vote() {
     block_on(async {
@@ -284,7 +286,8 @@ fn a_lost_vote() {
         settle().await;
         env::sleep::<TestEnv>(Duration::from_secs(1)).await;
         let Err(ReactorError::NotOpen { cause, .. }) = worlds[1].reactor.shard(UID) else { panic!("it is open") };
-        assert!(cause.contains("hard_state") && cause.contains("move its replica of this shard"), "{cause}");
+        assert!(cause.contains("hard_state") && cause.contains("`ringlog cluster undrain 2`"), "{cause}");
+        assert!(!cause.contains("backup"), "{cause}");
     });
 }
 
@@ -331,7 +334,9 @@ fn unreadable_votes() {
         let World { disk, reactor, .. } = &worlds[1];
         let says_it = || match reactor.shard(UID) {
             Err(ReactorError::NotOpen { cause, .. }) => {
-                cause.contains("the device cannot read it") && cause.contains("move its replica of this shard")
+                cause.contains("the device cannot read it")
+                    && cause.contains("`ringlog cluster undrain 2`")
+                    && !cause.contains("backup")
             }
             _ => false,
         };
@@ -358,6 +363,12 @@ fn removed_without_its_votes() {
         worlds[0] = World::start(&network, NodeId(1), disk, 1, &[1]);
         let World { disk, reactor, .. } = &worlds[0];
         worlds[0].try_open(&[1]).await.unwrap_err();
+        let says_it = || match reactor.shard(UID) {
+            // Nobody else has it.
+            Err(ReactorError::NotOpen { cause, .. }) => cause.contains("backup") && !cause.contains("drain"),
+            _ => false,
+        };
+        until("it has looked", says_it).await;
         let fault = Fault {
             operation: Operation::Write,
             path_contains: "1.left".into(),
@@ -523,6 +534,26 @@ fn catalog_with_unreadable_votes() {
             heals.heal();
         });
         mend_as_catalog(&mut worlds, 1, disk, 3).await.unwrap();
+    });
+}
+
+/// A catalog that has lost its votes is to be got from the others, as a new node; only where there has never been another one an
+/// older copy is advised.
+#[test]
+fn catalog_without_its_votes() {
+    block_on(async {
+        for (nodes, is_listed) in [(3, true), (1, true), (1, false)] {
+            let mut worlds = three(5).await;
+            let disk = crash(&worlds, 0);
+            (0..2).for_each(|slot| disk.flip_bit("/data/shards/1/hard_state", (slot * BLOCK_BYTES + 30) as u64, 0));
+            if is_listed {
+                let members = remembered::encode(crate::ids::Index(0), [worlds[0].node.own_entry()]);
+                disk.set_content("/data/members", members.into_bytes());
+            }
+            let said = mend_as_catalog(&mut worlds, 0, disk, nodes).await.unwrap_err().to_string();
+            assert_eq!(said.contains("backup"), nodes == 1, "{said}");
+            assert_eq!(said.contains("`ringlog cluster remove 1 --dead`"), nodes > 1 || !is_listed, "{said}");
+        }
     });
 }
 
