@@ -25,6 +25,8 @@ mod tokens;
 mod topics;
 
 #[cfg(test)]
+pub(crate) mod planted;
+#[cfg(test)]
 mod tests;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -169,10 +171,13 @@ impl Machine for Catalog {
         if entry.header.kind != EntryKind::Command {
             return Err(CatalogError::UnknownCommand);
         }
-        match CatalogCommand::decode(entry.payload()) {
+        let answer = match CatalogCommand::decode(entry.payload()) {
             Ok(CatalogCommand { command: Some(command) }) => self.run(command),
             Ok(CatalogCommand { command: None }) | Err(_) => Err(CatalogError::UnknownCommand),
-        }
+        };
+        #[cfg(test)]
+        planted::panic_in(planted::Place::Apply, self.topics.keys().map(|name| &**name));
+        answer
     }
 
     fn checkpoint(&self) -> Bytes {

@@ -181,6 +181,8 @@ impl Catalog {
     /// those that would be left are on dead nodes. A move that waits for a node that is not active any more gets another
     /// target; one that only lets replicas go is taken back when all of them may stay again. Every command passes `check`, applied in order.
     pub fn plan(&self, dead: &BTreeSet<NodeId>) -> Vec<Command> {
+        #[cfg(test)]
+        super::planted::panic_in(super::planted::Place::Plan, self.topics.keys().map(|name| &**name));
         let mut load = Load::of(self);
         let mut traffic = Traffic::of(self, dead);
         let mut commands = Vec::new();

@@ -9,8 +9,9 @@
 //! | the core (a reactor's own loops, what its replicas share) | the process: [`end_process`] |
 //!
 //! A task that is spawned through the runtime's seam belongs to whoever runs while it is spawned (`inherit`), so that
-//! openraft's tasks are their replica's. Code that changes what several replicas share, called by one of them, goes through
-//! [`core`]: half of such a change is nobody's alone.
+//! openraft's tasks are their replica's. What a reactor's loop computes from one replica's state, as whoever leads next would,
+//! is that replica's, too ([`Domain::catch`], [`Domain::contain`]): else one node after the other would end. Code that changes
+//! what several replicas share, called by one of them, goes through [`core`]: half of such a change is nobody's alone.
 //!
 //! One panic hook serves nodes, tests and the simulator: it notes the words and the place of a panic for the domain. What
 //! differs is only whether a panic of the core ends the process (a node) or unwinds (a test).

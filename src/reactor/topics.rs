@@ -120,6 +120,8 @@ impl Topics {
     pub fn publish(&self, topics: impl IntoIterator<Item = Arc<PlacedTopic>>) {
         let topics: Vec<_> = topics.into_iter().collect();
         self.change(|table, shards| {
+            #[cfg(test)]
+            catalog::planted::panic_in(catalog::planted::Place::Publish, topics.iter().map(|topic| &*topic.view.name));
             for topic in topics {
                 if let Some(before) = table.insert(Arc::clone(&topic.view.name), Arc::clone(&topic)) {
                     before.shards.iter().for_each(|place| drop(shards.remove(&place.uid)));

@@ -66,7 +66,7 @@ pub async fn boot<E: Env>(reactor: Rc<Reactor<E>>, trust: Trust) -> Result<Contr
         make_default_topic(&reactor, &control).await?;
     }
     reactor.set_control(control.serve());
-    env::spawn::<E>(keep_entry(Rc::clone(&reactor), control.clone()));
+    env::spawn_call::<E>("a node's word of where it is", keep_entry(Rc::clone(&reactor), control.clone()));
     Ok(control)
 }
 

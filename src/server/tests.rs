@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "clients, and damage, from the outside")]
 
 mod http_requests;
+mod panics;
 
 use std::{
     fs,
@@ -565,83 +566,4 @@ fn insecure_needs_a_word() {
     let error = Node::start(open.clone()).unwrap_err();
     assert!(error.contains("grpc") && error.contains("--insecure"), "{error}");
     Node::start(Config { insecure: true, ..open }).unwrap().shutdown().unwrap();
-}
-
-/// The child of `one_replica_of_a_process`: a node in whose `apply` the parent has planted a bug, until it is killed.
-#[test]
-#[ignore = "another test starts it as a process of its own"]
-fn process_with_a_bug() {
-    let data = std::env::var("TEST_OF_RINGLOG_DATA").unwrap();
-    let http: SocketAddr = std::env::var("TEST_OF_RINGLOG_HTTP").unwrap().parse().unwrap();
-    let config = Config { http, ..config(Path::new(&data)) };
-    run(config).unwrap();
-}
-
-/// The child process; killed when dropped.
-struct Child(std::process::Child);
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
-/// In a real process, with the real hook: an assertion that fails in one replica's `apply` stops that replica. The process
-/// goes on, its other shards serve, and status, readiness and metrics say what failed, and where.
-#[test]
-fn one_replica_of_a_process() {
-    use crate::shard::machine::planted;
-    let dir = tempfile::tempdir().unwrap();
-    let http = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "server::tests::process_with_a_bug", "--ignored", "--nocapture"])
-        .env(planted::VARIABLE, "1")
-        .env("TEST_OF_RINGLOG_DATA", dir.path())
-        .env("TEST_OF_RINGLOG_HTTP", http.to_string())
-        .stdout(std::process::Stdio::null())
-        .stderr(fs::File::create(dir.path().with_extension("log")).unwrap())
-        .spawn()
-        .unwrap();
-    let mut child = Child(child);
-    let ask = |method: &str, path: &str, body: &str| -> Option<(u16, String)> {
-        let mut socket = TcpStream::connect(http).ok()?;
-        let length = body.len();
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: {http}\r\nconnection: close\r\n");
-        let content = format!("content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}");
-        socket.write_all((head + &content).as_bytes()).ok()?;
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).ok()?;
-        let status = answer.split(' ').nth(1)?.parse().ok()?;
-        Some((status, answer))
-    };
-    let since = std::time::Instant::now();
-    while ask("GET", "/readyz", "").is_none_or(|(status, _)| status != 200) {
-        assert!(
-            since.elapsed() < Duration::from_secs(60) && child.0.try_wait().unwrap().is_none(),
-            "it does not start"
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let produce = |shard: u32| {
-        let body = say("x", shard).to_string();
-        ask("POST", "/v1/topics/default/records", &body).unwrap()
-    };
-    assert_eq!(produce(0).0, 200);
-    // Its entry begins at offset 1, where the bug is.
-    let (status, answer) = produce(0);
-    assert_ne!(status, 200, "{answer}");
-    let (status, answer) = produce(0);
-    assert_ne!(status, 200, "{answer}");
-    assert!(answer.contains("a bug planted in apply") && answer.contains("src/shard/machine.rs:"), "{answer}");
-    assert_eq!(produce(1).0, 200, "the other shard serves");
-    let (status, page) = ask("GET", "/readyz", "").unwrap();
-    assert_eq!(status, 200, "{page}");
-    assert!(page.contains("a bug planted in apply") && page.contains("\"shards_faulted\":1"), "{page}");
-    let (_, page) = ask("GET", "/v1/topics/default", "").unwrap();
-    assert!(page.contains("a bug planted in apply"), "{page}");
-    let (_, page) = ask("GET", "/metrics", "").unwrap();
-    assert!(page.contains("ringlog_panics_total{place=\"src/shard/machine.rs:"), "{page}");
-    assert!(page.contains("ringlog_shards_faulted 1"), "{page}");
-    assert!(child.0.try_wait().unwrap().is_none(), "the process goes on");
 }

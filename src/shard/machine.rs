@@ -90,6 +90,7 @@ pub(crate) mod planted {
     thread_local! {
         static PLANTED: Cell<Option<Offset>> = const { Cell::new(None) };
         static ADMISSIONS: Cell<Option<u32>> = const { Cell::new(None) };
+        static IN_LAG: Cell<bool> = const { Cell::new(false) };
     }
 
     /// Of another process, by a test that starts it: an offset.
@@ -103,6 +104,15 @@ pub(crate) mod planted {
     /// Lets so many more requests be admitted on this thread, and panics at the next one.
     pub(crate) fn plant_in_admission(after: u32) {
         ADMISSIONS.set(Some(after));
+    }
+
+    /// Panics at the next question of this thread how far a follower is behind.
+    pub(crate) fn plant_in_lag() {
+        IN_LAG.set(true);
+    }
+
+    pub(in crate::shard) fn in_lag() {
+        assert!(!IN_LAG.replace(false), "a bug planted in a look at a follower");
     }
 
     pub(in crate::shard) fn admission() {

@@ -46,7 +46,7 @@ use std::{
 use openraft::AsyncRuntime;
 
 use crate::{
-    env::{Env, channel::Notify},
+    env::{Env, channel::Notify, domain::Domain},
     ids::{Index, LogId, NodeId, Offset, ShardUid, Term},
     limits::SHARD_CLOSE_WAIT,
     log::{LogError, Recovered, Stalled, TailBudget},
@@ -383,9 +383,14 @@ impl<E: Env> Shard<E> {
         self.contained(async { Ok(self.inner.group.transfer(to, within).await?) }).await
     }
 
+    /// What a panic in this replica's tasks ends. What others compute from its state alone is a part of it.
+    pub fn domain(&self) -> &Domain {
+        self.inner.group.domain()
+    }
+
     /// Stops the replica if its device does not answer any more; see `Log::look_at_storage`.
     pub fn look_at_storage(&self) -> Option<Stalled> {
-        self.inner.group.log().look_at_storage()
+        self.domain().catch(|| self.inner.group.log().look_at_storage()).ok().flatten()
     }
 
     /// What its device did not answer before it was given up; see `Log::hung`.
@@ -395,7 +400,7 @@ impl<E: Env> Shard<E> {
 
     /// Who is to lead instead of this replica because its disk is slow; see `Group::look_at_flushes`.
     pub fn look_at_flushes(&self) -> Option<NodeId> {
-        self.inner.group.look_at_flushes()
+        self.domain().catch(|| self.inner.group.look_at_flushes()).ok().flatten()
     }
 
     /// Whether a follower may be led to for the sake of balance; see `Group::is_well`.
@@ -509,6 +514,8 @@ impl<E: Env> Shard<E> {
 
     /// Entries that a follower is behind, as the leader knows it; `None` on a replica that does not lead, and for strangers.
     pub fn lag_of(&self, node: NodeId) -> Option<u64> {
+        #[cfg(test)]
+        machine::planted::in_lag();
         let progress = self.inner.group.progress().into_iter().find(|progress| progress.node == node)?;
         let end = self.inner.group.log().last().map_or(0, |last| last.index.0 + 1);
         Some(end - progress.matched.map_or(0, |matched| matched.index.0 + 1).min(end))

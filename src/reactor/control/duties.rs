@@ -64,11 +64,14 @@ pub async fn look_after<E: Env>(reactor: Rc<Reactor<E>>) {
                     continue;
                 }
                 let Ok(shard) = reactor.shard(place.uid) else { continue };
-                reactor.node().leaders.note_majority(place.uid, reactor.hears_most(&shard));
-                if !reactor.is_led(&shard) {
+                // Whoever leads next sees the same: a panic stops the replica that is looked at, and nothing else.
+                let look = || (reactor.hears_most(&shard), reactor.is_led(&shard), shard.leads());
+                let Ok((hears_most, is_led, leads)) = shard.domain().catch(look) else { continue };
+                reactor.node().leaders.note_majority(place.uid, hears_most);
+                if !is_led {
                     unled.insert(place.uid);
                 }
-                if !shard.leads() {
+                if !leads {
                     continue;
                 }
                 let since_us = led.get(&place.uid).copied().unwrap_or(now_us);
@@ -78,14 +81,15 @@ pub async fn look_after<E: Env>(reactor: Rc<Reactor<E>>) {
                 }
                 let again_us = refused.borrow().get(&place.uid).copied().unwrap_or(0);
                 let settled = now_us.saturating_sub(since_us) > SETTLE.as_micros() as u64 && now_us >= again_us;
-                if !is_due(&reactor, &shard, replicas, settled) {
+                if !matches!(shard.domain().catch(|| is_due(&reactor, &shard, replicas, settled)), Ok(true)) {
                     continue;
                 }
                 busy.borrow_mut().insert(place.uid);
                 let (reactor, busy, uid, replicas) = (reactor.clone(), busy.clone(), place.uid, replicas.clone());
                 let refused = Rc::clone(&refused);
                 env::spawn::<E>(async move {
-                    if !tend(&reactor, uid, &shard, &replicas, settled).await {
+                    let tended = shard.domain().contain(tend(&reactor, uid, &shard, &replicas, settled)).await;
+                    if matches!(tended, Ok(false)) {
                         refused.borrow_mut().insert(uid, E::monotonic_us() + TRY_AGAIN.as_micros() as u64);
                     }
                     busy.borrow_mut().remove(&uid);

@@ -29,12 +29,19 @@ impl<E: Env> Control<E> {
             if let Some(cause) = self.fault() {
                 return self.note_stopped(&cause);
             }
-            self.inner.catalog.log().look_at_storage();
-            if self.inner.catalog.leads() {
-                self.leave_slow_disk().await;
-                self.tend_members().await;
-                self.move_replicas().await;
-            }
+            // Whoever leads next computes the same: a panic stops this replica of the catalog, not one node after the other. The
+            // next look sees that.
+            drop(self.inner.catalog.domain().contain(self.lead()).await);
+        }
+    }
+
+    /// One look.
+    async fn lead(&self) {
+        self.inner.catalog.log().look_at_storage();
+        if self.inner.catalog.leads() {
+            self.leave_slow_disk().await;
+            self.tend_members().await;
+            self.move_replicas().await;
         }
     }
 

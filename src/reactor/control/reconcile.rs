@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     catalog::NodeState,
-    env::{self, Disk, Env, reserve},
+    env::{self, Disk, Env, domain, reserve},
     ids::{Index, NodeId, ReactorNumber, ShardUid},
     log::Watched,
     peer::book::PeerNode,
@@ -99,7 +99,7 @@ impl<E: Env> Control<E> {
             let done = self.reconcile().await;
             rounds += 1;
             if rounds % PURGE_ROUNDS == 0 {
-                self.purge().await;
+                drop(self.inner.catalog.domain().contain(self.purge()).await);
             }
             if done {
                 self.inner.reconciled.set(seen);
@@ -157,7 +157,14 @@ impl<E: Env> Control<E> {
 
     /// One round; whether nothing is left to be tried again. A replica that cannot be opened counts as done: it is noted, and
     /// its reactor goes on trying where that can help. So does one that cannot be removed: it is tried again after a pause.
+    ///
+    /// All of it follows from the catalog, on every node alike: a panic stops this node's replica of the catalog, and the round. So
+    /// does one elsewhere in that replica: nothing is opened or removed by what it has left half made.
     pub async fn reconcile(&self) -> bool {
+        self.inner.catalog.domain().contain(self.round()).await.unwrap_or(false)
+    }
+
+    async fn round(&self) -> bool {
         self.publish_book();
         self.remember_members().await;
         let known = || {
@@ -187,7 +194,7 @@ impl<E: Env> Control<E> {
             Some(wanted) => self.open_wanted(&wanted, false).await,
             None => false,
         };
-        self.inner.reactor.node().topics.publish(topics);
+        domain::core(|| self.inner.reactor.node().topics.publish(topics));
         noted && opened && made
     }
 
@@ -252,10 +259,12 @@ impl<E: Env> Control<E> {
             grpc: node.grpc.clone(),
             http: node.http.clone(),
         });
-        book.publish(members);
         let removed: BTreeSet<NodeId> =
             nodes.iter().filter(|node| node.state == NodeState::Removed).map(|node| node.id).collect();
-        book.publish_removed(removed);
+        domain::core(|| {
+            book.publish(members);
+            book.publish_removed(removed);
+        });
     }
 
     /// Writes down who the nodes are, if that has changed. (It is tried again with the next change: an old list only makes a
@@ -320,7 +329,7 @@ impl<E: Env> Control<E> {
         for (name, published) in table.snapshot().iter() {
             let same = topics.iter().any(|topic| topic.view.name == *name && topic.view.id == published.view.id);
             if !same && !names.contains(&**name) {
-                table.withdraw(name);
+                domain::core(|| table.withdraw(name));
             }
         }
     }

@@ -4,6 +4,7 @@ use futures_util::future::join_all;
 
 use super::*;
 use crate::{
+    reactor::control::duties,
     shard::machine::planted,
     sim::{
         disk::Operation,
@@ -106,6 +107,38 @@ fn an_assertion_in_apply() {
             assert!(opened.is_ok() || !is_mended, "{opened:?}");
             assert_eq!(fault(&world).filter(|_| is_mended), None);
         }
+    });
+}
+
+/// So does one in what a reactor computes of a shard that it leads: whoever leads next would compute the same. The reactor goes
+/// on looking after its shards.
+#[test]
+fn a_look_at_a_shard() {
+    block_on(async {
+        let worlds = three().await;
+        let place = worlds.iter().position(World::leads).unwrap();
+        let world = &worlds[place];
+        env::spawn::<TestEnv>(duties::look_after(Rc::clone(&world.reactor)));
+        // Another one is to lead, and is asked for when it has settled.
+        let mut order: Vec<u64> = worlds.iter().map(|world| world.id.0).collect();
+        order.rotate_left(place + 1);
+        worlds.iter().for_each(|world| world.place(&order, &[]));
+        (1..=3).for_each(|node| world.node.liveness.note(NodeId(node), true));
+        planted::plant_in_lag();
+        let since = async {
+            while !world.node.faults().contains_key(&UID) {
+                TestEnv::advance_us(1_000_000);
+                env::sleep::<TestEnv>(Duration::from_millis(100)).await;
+            }
+        };
+        within("it has stopped", since).await;
+        let cause = fault(world).unwrap();
+        assert!(cause.contains("a bug planted in a look") && cause.contains("src/shard/machine.rs:"), "{cause}");
+        until("another leads", || worlds.iter().any(World::leads)).await;
+        // The loop goes on: what it says is said anew.
+        let view = &world.node.reactors[0];
+        view.unled.lock().unwrap().insert(ShardUid(77));
+        until("another look", || view.unled.lock().unwrap().is_empty()).await;
     });
 }
 

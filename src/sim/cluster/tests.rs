@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    catalog::planted::{self, Place},
     env::reserve,
     limits::STORAGE_HUNG,
     proto::ringlog::v1::CreateTopicRequest,
@@ -10,7 +11,7 @@ use crate::{
         made::{self, REPLICAS_FILE},
         shard_dir,
     },
-    sim::{DiskTimes, Fault, NetTimes, Operation, SimRuntime},
+    sim::{DiskTimes, Fault, NetTimes, Operation, SimRuntime, executor::TaskPanic},
 };
 
 /// Longer than a node takes to be told all there is to know.
@@ -290,6 +291,44 @@ fn a_wait_ends() {
         let error = waiting.await.unwrap().unwrap_err();
         assert!(matches!(error, ControlError::Late), "{error}");
     });
+}
+
+/// An assertion that fails in what the replicas of the catalog compute alike, when they apply an entry or when one of them leads
+/// and plans moves, stops one of them after the other, for as long as there are enough to go on, and says where. No node ends,
+/// and all shards are led.
+#[test]
+fn an_assertion_in_the_catalog() {
+    for (place, seed) in [(Place::Apply, 10), (Place::Plan, 11)] {
+        let runtime = SimRuntime::seeded(seed);
+        planted::plant(Some(place));
+        runtime.block_on(async {
+            let cluster = cluster_of(3, seed).await;
+            let uid = make_topic(&cluster, 3).await;
+            let frontend = cluster.process(FOUNDER).unwrap().frontend(0);
+            let (name, topic_shards) = (planted::TOPIC.to_owned(), 1);
+            let request = CreateTopicRequest { name, shards: topic_shards, ..CreateTopicRequest::default() };
+            // It comes to nothing, or to an answer that nobody needs.
+            let asked = World::current().spawn_on(FOUNDER, async move { frontend.create_topic(request).await });
+            let nodes = [1, 2, 3].map(NodeId);
+            let fault = |node| {
+                cluster.process(node).unwrap().node.faults().get(&ShardUid::CATALOG).cloned().unwrap_or_default()
+            };
+            let has_stopped = |node: &NodeId| {
+                let fault = fault(*node);
+                fault.contains(&format!("a bug planted in {place:?}")) && fault.contains("src/catalog/planted.rs:")
+            };
+            until("most have stopped", || nodes.iter().filter(|node| has_stopped(node)).count() >= 2).await;
+            drop(asked);
+            env::sleep::<SimEnv>(SOON).await;
+            assert_eq!(cluster.serving(), nodes);
+            let leads = |node: &NodeId| cluster.process(*node).unwrap().shard(uid).unwrap().leads();
+            until("a leader", || nodes.iter().any(leads)).await;
+        });
+        planted::plant(None);
+        let panics = runtime.world().panics();
+        let is_contained = |panic: &TaskPanic| panic.contained && panic.text.contains("a bug planted in");
+        assert!(panics.iter().all(is_contained), "{panics:?}");
+    }
 }
 
 /// A node that does not start is gone: nobody hears of it until it is started anew.
