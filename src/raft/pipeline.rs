@@ -233,15 +233,22 @@ where
         };
     }
 
+    /// Goes on with opening the stream, after which there is an answer to wait for.
+    fn poll_open(&mut self, context: &mut Context<'_>) -> Poll<Result<(), AskError>> {
+        if let Sending::Opening(opening) = &mut self.sending {
+            let FrameStream { sender, receiver } = ready!(opening.as_mut().poll(context))?;
+            self.sending = Sending::Idle(sender);
+            self.receiving = Receiving::Idle(receiver);
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Goes on with sending; whether another request can be taken.
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<Result<(), AskError>> {
         match &mut self.sending {
             Sending::Nothing | Sending::Idle(_) => {}
-            Sending::Opening(opening) => {
-                let FrameStream { sender, receiver } = ready!(opening.as_mut().poll(context))?;
-                self.sending = Sending::Idle(sender);
-                self.receiving = Receiving::Idle(receiver);
-            }
+            // Woken by `poll_open`'s.
+            Sending::Opening(_) => return Poll::Pending,
             Sending::Busy(busy) => {
                 let (sender, sent) = ready!(busy.as_mut().poll(context));
                 sent?;
@@ -382,6 +389,17 @@ where
 {
     type Item = Item<E, M>;
 
+    /// A part that lets another one begin is polled before it (the opening of the stream before its answers), or the loop goes
+    /// round (a request is taken, and sent): so all that is under way has registered when this is Pending. In detail, who
+    /// wakes it:
+    ///
+    /// - a call of its own is not answered (`asking`): its answer, or the end of its time;
+    /// - the stream is not open, or a request not sent: the connection to the follower;
+    /// - requests are on their way: the answer to the oldest, or `alarm`;
+    /// - no request is taken (limits of what is on its way): that answer;
+    /// - no request is taken (`pause`): that alarm;
+    /// - a request is held: `hold`, or openraft's next request;
+    /// - nothing is on its way, and nothing held: openraft's next request, or the end of them.
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Item<E, M>>> {
         let this = self.get_mut();
         loop {
@@ -394,6 +412,9 @@ where
                 answer.iter().for_each(|result| this.peer.note_answer(result));
                 this.done = !matches!(answer, Ok(Ok(_)));
                 return Poll::Ready(Some(answer));
+            }
+            if let Poll::Ready(Err(error)) = this.poll_open(context) {
+                return this.fail(&error);
             }
             match this.poll_answer(context) {
                 Poll::Ready(Ok(Ok(matched))) => {

@@ -622,3 +622,44 @@ fn a_stale_session_ends() {
         cluster.end().await;
     });
 }
+
+/// A session that begins with entries, as after an error of the network, hears the answer to the first of them when it comes: nothing
+/// else may wake it, as openraft may have no more to send.
+#[test]
+fn a_session_hears_its_first_answer() {
+    block_on(async {
+        let cluster = Cluster::founded(1, &[1, 2, 3]).await;
+        let leader = cluster.leader().await;
+        let last = cluster.produce(&[leader], 1, 10).await.id;
+        cluster.agree(&[1, 2, 3]).await;
+        let group = cluster.group(leader);
+        let prev = group.log().log_id(Index(last.index.0 - 1)).await.unwrap();
+        let stored = group.log().read(last.index, last.index.next(), 0).await.unwrap();
+        let request = AppendEntriesRequest::<types::TypeConfig<TestEnv, Tally>> {
+            vote: types::to_raft_vote(group.log().hard_state().vote.unwrap()),
+            prev_log_id: Some(types::to_raft(prev)),
+            entries: stored.into_iter().map(|stored| types::from_log(stored).unwrap()).collect(),
+            leader_commit: Some(types::to_raft(last)),
+        };
+        let mut network = group.inner.network.clone();
+        let mut peer = network.new_client(cluster.followers(leader)[0], &types::Node::default()).await;
+        let (heard, mut answer) = channel::oneshot();
+        // A task of its own runs only when it is woken.
+        env::spawn::<TestEnv>(async move {
+            let input = stream::iter([request]).chain(stream::pending());
+            let mut session = peer.stream_append(input, RPCOption::new(Duration::from_secs(1))).await.unwrap();
+            drop(heard.send(session.next().await));
+        });
+        // The follower has the entry. This is far less time than the session's alarm takes, which would wake it, too.
+        let mut first = None;
+        for _ in 0..10_000 {
+            first = answer.try_recv().unwrap();
+            if first.is_some() {
+                break;
+            }
+            env::yield_now().await;
+        }
+        assert!(matches!(first, Some(Some(Ok(Ok(Some(id))))) if id == types::to_raft(last)), "it sleeps");
+        cluster.end().await;
+    });
+}
