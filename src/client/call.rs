@@ -86,7 +86,8 @@ impl MessageSender {
         self.queued.len()
     }
 
-    /// Hands all that is queued to the connection, as fast as the server grants room.
+    /// Hands all that is queued to the connection, as fast as the server grants room. Pending, it is woken by h2, when the server
+    /// has granted some or the call is over.
     ///
     /// # Errors
     /// `Lost` when the call is over; the receiving half knows why.
@@ -141,7 +142,7 @@ impl MessageReceiver {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
-    /// As `next`. An error is given once, then `None`.
+    /// As `next`. An error is given once, then `None`. Pending, it is woken by h2, when something comes or the call is over.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Chunks, ClientError>>> {
         let result = ready!(self.poll_message(cx));
         if !matches!(result, Ok(Some(_))) {

@@ -297,6 +297,7 @@ impl Consumer {
 impl Stream for Consumer {
     type Item = Result<Fetched, ConsumeError>;
 
+    // Woken by the readers.
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let item = ready!(self.received.poll_recv(cx));
         Poll::Ready(item.map(|(fetched, _)| fetched))

@@ -209,7 +209,7 @@ impl Client {
         let (mut sender, mut receiver) = call::open(&self.requests, &self.address, path, Some(timeout_ms)).await?;
         sender.queue(request);
         let mut sent = false;
-        // A server may refuse before it has read everything, so both halves run.
+        // A server may refuse before it has read everything, so both halves run, and either one wakes it.
         let first = poll_fn(|cx| {
             if !sent {
                 sent = sender.poll_finish(cx).is_ready();

@@ -222,6 +222,7 @@ pub struct Delivery(oneshot::Receiver<Result<Acked, ProduceError>>);
 impl Future for Delivery {
     type Output = Result<Acked, ProduceError>;
 
+    // Woken by the outcome, and when whoever owes it goes.
     fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let outcome = ready!(Pin::new(&mut self.0).poll(cx));
         Poll::Ready(outcome.unwrap_or(Err(ProduceError::Abandoned)))

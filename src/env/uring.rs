@@ -496,6 +496,7 @@ struct Completion<'a> {
 impl Future for Completion<'_> {
     type Output = Operation;
 
+    // Woken by whoever finds the completion of its last part: the reaper, or somebody who submits.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Operation> {
         let key = self.key.expect("not polled after it is done");
         let mut state = self.shared.state.borrow_mut();

@@ -57,6 +57,7 @@ async fn in_turn<T>(read: impl Future<Output = T>, turns: Slots, mut reply: Ones
     let read = async {
         turn = Some(turns.take().await);
         let mut read = pin!(read);
+        // Woken by what the read waits for.
         poll_fn(|cx| {
             let polled = read.as_mut().poll(cx);
             if polled.is_pending() {

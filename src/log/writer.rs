@@ -77,6 +77,7 @@ pub(super) fn start<E: Env>(inner: &Rc<Inner<E>>) {
             *inner.waker.borrow_mut() = Some(context.waker().clone());
         }
         inner.drive_with(context);
+        // Woken by the write in flight, and by the end of the log's last handle. Who queues something drives it at once, with this waker.
         Poll::Pending
     }));
 }

@@ -183,6 +183,7 @@ impl<T> Unpin for Send<'_, T> {}
 impl<T> Future for Send<'_, T> {
     type Output = Result<(), T>;
 
+    // Woken when its message has moved to the queue (`pop`), and when the receiver goes.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(key) = self.key else { return self.first_poll(context) };
         let mut state = self.sender.state.borrow_mut();
@@ -260,7 +261,7 @@ impl<T> Receiver<T> {
         Ok(message)
     }
 
-    /// As `recv`, for hand-written futures.
+    /// As `recv`, for hand-written futures. Pending, it is woken by the next message, and when the last sender goes.
     pub fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Option<T>> {
         match self.try_recv() {
             Ok(message) => Poll::Ready(Some(message)),

@@ -54,6 +54,7 @@ pub struct Lock<'a, T> {
 impl<'a, T> Future for Lock<'a, T> {
     type Output = Guard<'a, T>;
 
+    // Woken when the lock is handed to it (`hand_on`).
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let mutex = this.mutex;

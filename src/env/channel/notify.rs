@@ -90,6 +90,7 @@ pub struct Notified {
 impl Future for Notified {
     type Output = ();
 
+    // Woken by `notify_all`, and by `notify_one` in its turn.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         if this.done {

@@ -69,6 +69,7 @@ impl<T> Sender<T> {
             }
             let old = self.state.borrow_mut().sender_waker.replace(context.waker().clone());
             drop(old);
+            // Woken when the receiver is dropped.
             Poll::Pending
         })
         .await;
@@ -106,6 +107,7 @@ impl<T> Receiver<T> {
 impl<T> Future for Receiver<T> {
     type Output = Result<T, Closed>;
 
+    // Woken when the sender is dropped, which `send` does, too.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match self.try_recv() {
             Ok(Some(value)) => Poll::Ready(Ok(value)),

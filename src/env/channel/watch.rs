@@ -163,6 +163,7 @@ impl<T> Changed<'_, T> {
 impl<T> Future for Changed<'_, T> {
     type Output = Result<(), Closed>;
 
+    // Woken by the next change, and when the last sender goes.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let version = self.receiver.shared.version.get();
         if self.receiver.seen != version {

@@ -155,6 +155,7 @@ impl QuicSend {
     async fn write(&mut self, pieces: &mut [Bytes]) -> Result<usize, NetError> {
         let (quic, room) = (&self.quic, send_window(self.priority.get()));
         let mut write = pin!(self.stream.write_chunks(pieces));
+        // Woken by quinn, which has this waker of the last try, when there is room in the window of all, or the connection ends.
         let written = poll_fn(|cx| match write.as_mut().poll(cx) {
             Poll::Pending if room > send_window(Priority::Bulk) => {
                 // Nobody else runs between these three: only this write sees the larger window.

@@ -83,6 +83,7 @@ pub(super) async fn reap(shared: Weak<Shared>, eventfd: AsyncFd<OwnedFd>, spin: 
 
 /// Waits for a completion, or for something urgent to be submitted. False: the ring or the runtime is gone.
 async fn parked(shared: &Weak<Shared>, eventfd: &AsyncFd<OwnedFd>) -> bool {
+    // Woken by the eventfd, by whoever submits something urgent, and when the task is aborted with the ring.
     poll_fn(|context| {
         let Some(shared) = shared.upgrade() else { return Poll::Ready(false) };
         let mut state = shared.state.borrow_mut();

@@ -203,6 +203,7 @@ impl<E: Env> Stream<E> {
         let mut acks = Vec::new();
         loop {
             let changed = self.changed.notified();
+            // Woken by the answer to the first request; while there is none, and for requests that come, by `changed`.
             let first = std::future::poll_fn(|context| {
                 let last = self.poll_answers(&mut acks, context);
                 if last || !acks.is_empty() { Poll::Ready(last) } else { Poll::Pending }
