@@ -99,6 +99,7 @@ pub struct Node {
     phases: Phases,
     faults: Mutex<BTreeMap<ShardUid, String>>,
     fault_count: AtomicUsize,
+    catalog_stalled: Mutex<Option<String>>,
 }
 
 impl Node {
@@ -119,6 +120,7 @@ impl Node {
             phases: Phases::default(),
             faults: Mutex::default(),
             fault_count: AtomicUsize::new(0),
+            catalog_stalled: Mutex::default(),
         }
     }
 
@@ -204,6 +206,16 @@ impl Node {
     /// How many shards do not serve.
     pub fn fault_count(&self) -> usize {
         self.fault_count.load(Relaxed)
+    }
+
+    /// Notes which operation of the catalog's storage takes long, if one does.
+    pub fn note_catalog_stalled(&self, stalled: Option<String>) {
+        *self.catalog_stalled.lock().unwrap_or_else(PoisonError::into_inner) = stalled;
+    }
+
+    /// The operation of the catalog's storage that the device has not answered for long, with file and time, at the last look.
+    pub fn catalog_stalled(&self) -> Option<String> {
+        self.catalog_stalled.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How many shards there are, serving or not.

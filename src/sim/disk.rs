@@ -50,7 +50,10 @@ use self::{
 };
 use super::random;
 use crate::{
-    env::{DirEntry, Disk, File, OpenMode, Reserve, channel::Notify},
+    env::{
+        DirEntry, Disk, File, OpenMode, Reserve,
+        channel::{Notified, Notify},
+    },
     limits::BLOCK_BYTES,
 };
 
@@ -154,7 +157,8 @@ struct Device {
     reserve: Cell<Option<u64>>,
     faults: RefCell<Vec<Fault>>,
     counts: RefCell<BTreeMap<Operation, u64>>,
-    held: RefCell<Option<Notify>>,
+    /// Durable appends to files whose path contains this wait.
+    held: RefCell<Option<(String, Notify)>>,
     timing: RefCell<Timing>,
 }
 
@@ -282,12 +286,17 @@ impl SimDisk {
 
     /// Durable appends wait from now on until `release`; their bytes are on the way (a crash may tear them).
     pub fn hold(&self) {
-        *self.device.held.borrow_mut() = Some(Notify::new());
+        self.hold_at("");
+    }
+
+    /// As `hold`, but only on files whose path contains this.
+    pub fn hold_at(&self, path_contains: &str) {
+        *self.device.held.borrow_mut() = Some((path_contains.to_owned(), Notify::new()));
     }
 
     /// Ends `hold`.
     pub fn release(&self) {
-        if let Some(held) = self.device.held.borrow_mut().take() {
+        if let Some((_, held)) = self.device.held.borrow_mut().take() {
             held.notify_all();
         }
     }
@@ -394,6 +403,13 @@ impl Device {
             Some(error) => Err(error),
             None => Ok(struck),
         }
+    }
+
+    /// Until durable appends to this file are held no more, if they are.
+    fn held_at(&self, path: &Path) -> Option<Notified> {
+        let held = self.held.borrow();
+        let (path_contains, held) = held.as_ref()?;
+        path.to_string_lossy().contains(path_contains).then(|| held.notified())
     }
 
     fn powered(&self) -> io::Result<()> {
@@ -622,7 +638,7 @@ impl File for SimFile {
         let error = fault.and_then(DiskFault::error);
         let refused = fault == Some(DiskFault::Full);
         let placed = self.device.place(if refused { Vec::new() } else { self.device.bend(fault, pieces) });
-        let held = self.device.held.borrow().as_ref().map(Notify::notified);
+        let held = self.device.held_at(&path);
         if let Some(held) = held {
             held.await;
         }

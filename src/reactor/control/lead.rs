@@ -1,7 +1,8 @@
 //! What the catalog's leader does beside answering: it keeps the catalog's own group in shape (every member follows it,
 //! an odd number of them votes), and proposes which replicas move where.
 //!
-//! All of it again and again, from what is there now: whoever leads next goes on where this one stopped.
+//! All of it again and again, from what is there now: whoever leads next goes on where this one stopped. It waits for the catalog,
+//! and so for its device: what has to be seen meanwhile is looked at elsewhere (`watch`).
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -12,7 +13,7 @@ use super::{
 use crate::{
     catalog::Catalog,
     env::{self, Env},
-    ids::{NodeId, ShardUid, is_most},
+    ids::{NodeId, is_most},
 };
 
 /// How often the leader looks.
@@ -23,11 +24,9 @@ impl<E: Env> Control<E> {
     pub(super) async fn lead_for_ever(self) {
         loop {
             env::sleep::<E>(LEAD_INTERVAL).await;
-            if self.inner.closing.get() {
+            // `watch` says that it has stopped, and why.
+            if self.inner.closing.get() || self.fault().is_some() {
                 return;
-            }
-            if let Some(cause) = self.fault() {
-                return self.note_stopped(&cause);
             }
             // Whoever leads next computes the same: a panic stops this replica of the catalog, not one node after the other. The
             // next look sees that.
@@ -37,21 +36,11 @@ impl<E: Env> Control<E> {
 
     /// One look.
     async fn lead(&self) {
-        self.inner.catalog.log().look_at_storage();
         if self.inner.catalog.leads() {
             self.leave_slow_disk().await;
             self.tend_members().await;
             self.move_replicas().await;
         }
-    }
-
-    /// Says that this node hears of no changes of topics and nodes any more. Replicas go on as they are; only a start mends a
-    /// catalog.
-    fn note_stopped(&self, cause: &str) {
-        let cause = format!(
-            "the catalog has stopped on this node: {cause}; restart the node, which gets what is damaged from the others"
-        );
-        self.inner.reactor.node().note_fault(ShardUid::CATALOG, &cause);
     }
 
     /// Gives the leadership away if this node's disk is slow beside the others'.

@@ -7,6 +7,7 @@
 //! - `lead` (the catalog's leader): who votes in the catalog, and which replicas move where
 //! - `duties` (every reactor, for the shards that it leads): a group's members become what the catalog wants
 //! - `slow_disks` (the same): leadership moves away from a disk that is slow beside the others'
+//! - `watch` (every node): whether the catalog's own device answers, and that the catalog has stopped
 //!
 //! Commands come from `admin` (people), from other nodes, and from those loops; `propose` takes them to the catalog's leader.
 //! A command runs to its end also if its caller has gone. `join` lets new nodes in.
@@ -22,6 +23,7 @@ pub mod remembered;
 pub mod sealed;
 pub mod slow_disks;
 mod unremoved;
+mod watch;
 
 use std::{
     cell::{Cell, RefCell},
@@ -324,7 +326,9 @@ impl<E: Env> Control<E> {
             trust,
             closing: Cell::new(false),
         };
-        Ok((Control { inner: Rc::new(inner) }, recovered))
+        let control = Control { inner: Rc::new(inner) };
+        env::spawn::<E>(control.clone().watch_catalog());
+        Ok((control, recovered))
     }
 
     /// The catalog's group.

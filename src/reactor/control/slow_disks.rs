@@ -1,6 +1,7 @@
 //! What a reactor does about a disk that has become slow: the shards that it leads go to replicas on faster ones
 //! (`raft::flush_times` says which, and when). They come back by the ordinary balance of leaders (`duties`). A replica whose
-//! device does not answer any more is stopped, so that it is seen, and others elect if it led (`log::watched`).
+//! device does not answer any more is stopped, so that it is seen, and others elect if it led (`log::watched`). The catalog has
+//! a look of its own (`watch`).
 
 use std::{collections::BTreeSet, rc::Rc};
 
@@ -11,6 +12,7 @@ use crate::{
     env::{self, Env},
     ids::{NodeId, ShardUid},
     limits::FLUSH_LOOK,
+    log::Stalled,
     reactor::{Reactor, node::Phase},
     shard::Shard,
 };
@@ -37,11 +39,16 @@ fn look_at_storage<E: Env>(reactor: &Reactor<E>, named: &BTreeSet<ShardUid>) -> 
     let look = |(uid, shard): (ShardUid, Shard<E>)| {
         let stalled = shard.look_at_storage()?;
         if !named.contains(&uid) {
-            tracing::warn!(shard_uid = uid.0, %stalled, "an operation of storage takes long");
+            name_stalled(uid, &stalled);
         }
         Some(uid)
     };
     reactor.open_shards().into_iter().filter_map(look).collect()
+}
+
+/// Names an operation that takes long in the log.
+pub(super) fn name_stalled(uid: ShardUid, stalled: &Stalled) {
+    tracing::warn!(shard_uid = uid.0, %stalled, "an operation of storage takes long");
 }
 
 async fn move_away<E: Env>(moves: Vec<(ShardUid, Shard<E>, NodeId)>) {

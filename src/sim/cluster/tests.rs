@@ -279,6 +279,32 @@ fn carried_out_beside_a_hung_device() {
     assert_eq!(runtime.world().panics(), []);
 }
 
+/// A device that hangs under the only voter of the catalog, while its leader waits for what it has planned itself, a replica that
+/// moves away from a node that is drained: what hangs is named with the file, and stops the catalog in the end.
+#[test]
+fn the_catalogs_device_hangs() {
+    let runtime = SimRuntime::seeded(10);
+    runtime.block_on(async {
+        let cluster = cluster_of(2, 10).await;
+        let node = NodeId(2);
+        make_topic(&cluster, 1).await;
+        let process = cluster.process(FOUNDER).unwrap();
+        assert_eq!(process.node.topics.snapshot()["t"].view.replicas[0].nodes, [node]);
+        let frontend = process.frontend(0);
+        let drain = AdminCall::DrainNode { node, undo: false, force: true };
+        World::current().spawn_on(FOUNDER, async move { frontend.admin(drain).await }).await.unwrap().unwrap();
+        cluster.disk(FOUNDER).unwrap().hold_at("shards/0/");
+        until("its name", || process.node.catalog_stalled().is_some()).await;
+        let stalled = process.node.catalog_stalled().unwrap();
+        assert!(stalled.contains("/data/shards/0/") && stalled.contains("is being written"), "{stalled:?}");
+        assert_eq!(process.node.faults(), BTreeMap::new());
+        env::sleep::<SimEnv>(STORAGE_HUNG).await;
+        let fault = process.node.faults().remove(&ShardUid::CATALOG).unwrap_or_default();
+        assert!(fault.contains("could not be written: the device has not answered for 60 s"), "{fault:?}");
+    });
+    assert_eq!(runtime.world().panics(), []);
+}
+
 /// Whoever waits for a command to be carried out does not wait for ever.
 #[test]
 fn a_wait_ends() {
