@@ -179,6 +179,9 @@ impl Health {
             } else if !node.fault.is_empty() {
                 health.troubles.push(format!("node {}: {}", node.node_id, node.fault));
             }
+            if !node.catalog_fault.is_empty() {
+                health.troubles.push(format!("node {}, the catalog: {}", node.node_id, node.catalog_fault));
+            }
         }
         let active = described.nodes.iter().filter(|node| node.state() == NodeState::Active).count();
         for status in &described.topics {
@@ -334,7 +337,7 @@ fn node_row(node: &NodeStatus) -> Vec<String> {
         node.reactors.to_string(),
         node.replicas.to_string(),
         node.leaders.to_string(),
-        node.fault.clone(),
+        if node.fault.is_empty() { &node.catalog_fault } else { &node.fault }.clone(),
     ]
 }
 
@@ -360,6 +363,7 @@ fn status_json(described: &DescribeClusterResponse) -> Value {
             "replicas": node.replicas,
             "leaders": node.leaders,
             "fault": node.fault,
+            "catalog_fault": node.catalog_fault,
         })
     };
     let topics = described.topics.iter().map(|status| {
@@ -456,12 +460,14 @@ mod tests {
         assert_eq!(troubles(&cluster), notes);
         topic(&mut cluster, 2);
         cluster.nodes[1].alive = false;
+        cluster.nodes[2].catalog_fault = "it has stopped".into();
         cluster.catalog_leader_node_id = 0;
         let shard = &mut cluster.topics[0].shards[0];
         (shard.leader_node_id, shard.fault) = (0, "no majority: so it is".into());
         let wanted = [
             "the catalog has no leader that most of its voters hear",
             "node 2 is silent",
+            "node 3, the catalog: it has stopped",
             "topic orders shard 0: no majority: so it is",
         ];
         assert_eq!(troubles(&cluster), wanted);

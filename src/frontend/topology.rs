@@ -145,7 +145,7 @@ impl Remote {
     /// `NOT_FOUND`, `UNAVAILABLE`.
     pub async fn describe_topic(&self, name: &str) -> Result<proto::DescribeTopicResponse, CallError> {
         let topic = self.find_topic(route::topic_name(name)).await?;
-        let said = self.ask_replicas(std::slice::from_ref(&topic)).await?;
+        let said = self.ask_replicas(std::slice::from_ref(&topic), []).await?;
         Ok(proto::DescribeTopicResponse {
             topic: Some(topic_message(&topic)),
             shards: self.shard_messages(&topic, &said),
@@ -159,7 +159,8 @@ impl Remote {
     pub async fn describe_cluster(&self) -> Result<proto::DescribeClusterResponse, CallError> {
         let identity = self.node().identity().ok_or_else(CallError::starting)?;
         let (members, topics) = (self.members().await?, self.all_topics());
-        let said = self.ask_replicas(&topics).await?;
+        let present = members.nodes.iter().filter(|member| member.state != state::NodeState::Removed as i32);
+        let said = self.ask_replicas(&topics, present.map(|member| NodeId(member.node_id))).await?;
         let topics: Vec<_> = topics
             .iter()
             .map(|topic| {
@@ -183,6 +184,7 @@ impl Remote {
                 replicas: count(shards().filter(|shard| shard.replica_node_ids.contains(&id))),
                 leaders: count(shards().filter(|shard| shard.leader_node_id == id)),
                 fault: silence.cloned().unwrap_or_default(),
+                catalog_fault: catalog_fault(NodeId(id), &said),
             }
         });
         Ok(proto::DescribeClusterResponse {
@@ -194,8 +196,13 @@ impl Remote {
         })
     }
 
-    /// Asks all nodes that hold replicas of these topics for their numbers, all at once; the dead are not waited for.
-    async fn ask_replicas(&self, topics: &[Arc<PlacedTopic>]) -> Result<Said, CallError> {
+    /// Asks all nodes that hold replicas of these topics for their numbers, and `catalogs` how theirs of the catalog are, all at
+    /// once; the dead are not waited for.
+    async fn ask_replicas(
+        &self,
+        topics: &[Arc<PlacedTopic>],
+        catalogs: impl IntoIterator<Item = NodeId>,
+    ) -> Result<Said, CallError> {
         let me = self.node().identity().ok_or_else(CallError::starting)?.node;
         let mut wanted: BTreeMap<NodeId, Vec<ShardUid>> = BTreeMap::new();
         for topic in topics {
@@ -204,6 +211,7 @@ impl Remote {
                 nodes.into_iter().for_each(|node| wanted.entry(*node).or_default().push(*uid));
             }
         }
+        catalogs.into_iter().for_each(|node| wanted.entry(node).or_default().push(ShardUid::CATALOG));
         let own = match wanted.remove(&me) {
             Some(uids) => own_replicas(self.node(), uids).await?,
             None => Vec::new(),
@@ -315,6 +323,13 @@ fn without_majority(
     let ids = |nodes: Vec<NodeId>| nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     let heard = voters.iter().copied().filter(|voter| is_heard(*voter)).collect();
     Some(format!("no majority: of its voters on nodes {} only {} answer", ids(voters), ids(heard)))
+}
+
+/// What is wrong with a node's replica of the catalog, as that node says.
+fn catalog_fault(node: NodeId, said: &Said) -> String {
+    let status = said.get(&node).and_then(|said| said.as_ref().ok()?.get(&ShardUid::CATALOG));
+    let Some(state::ReplicaStatus { fault, stalled, .. }) = status else { return String::new() };
+    if fault.is_empty() { stalled.clone() } else { fault.clone() }
 }
 
 /// One replica as its node sees it.

@@ -36,6 +36,8 @@ struct NodeOut {
     leaders: u32,
     #[serde(skip_serializing_if = "String::is_empty")]
     fault: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    catalog_fault: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -63,6 +65,7 @@ impl From<proto::NodeStatus> for NodeOut {
             replicas: node.replicas,
             leaders: node.leaders,
             fault: node.fault,
+            catalog_fault: node.catalog_fault,
         }
     }
 }

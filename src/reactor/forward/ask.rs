@@ -174,11 +174,12 @@ impl<E: Env> Reactor<E> {
 }
 
 /// The numbers of this node's replicas of these shards (none named: of all), whichever reactors own them. Shards without a
-/// replica here are left out.
+/// replica here are left out. Of the catalog, if it is named, what is wrong with it.
 ///
 /// # Errors
 /// When a reactor does not answer.
 pub async fn own_replicas(node: &Node, uids: Vec<ShardUid>) -> Result<Vec<ReplicaStatus>, ReactorError> {
+    let catalog = uids.contains(&ShardUid::CATALOG).then(|| catalog_message(node));
     let mut by_reactor: BTreeMap<ReactorNumber, Vec<ShardUid>> = BTreeMap::new();
     if uids.is_empty() {
         for topic in node.topics.snapshot().values() {
@@ -203,7 +204,15 @@ pub async fn own_replicas(node: &Node, uids: Vec<ShardUid>) -> Result<Vec<Replic
             Ok::<_, ReactorError>(present.map(|(uid, status)| replica_message(uid, &status)).collect::<Vec<_>>())
         }
     });
-    Ok(futures_util::future::try_join_all(asked).await?.concat())
+    let shards = futures_util::future::try_join_all(asked).await?;
+    Ok(shards.into_iter().flatten().chain(catalog).collect())
+}
+
+/// How this node's replica of the catalog is.
+fn catalog_message(node: &Node) -> ReplicaStatus {
+    let fault = node.faults().remove(&ShardUid::CATALOG).unwrap_or_default();
+    let stalled = node.catalog_stalled().unwrap_or_default();
+    ReplicaStatus { shard_uid: ShardUid::CATALOG.0, fault, stalled, ..ReplicaStatus::default() }
 }
 
 /// A replica's numbers between nodes.

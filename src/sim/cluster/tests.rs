@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     catalog::planted::{self, Place},
     env::reserve,
+    frontend::remote::Remote,
     limits::STORAGE_HUNG,
     proto::ringlog::v1::CreateTopicRequest,
     reactor::control::{
@@ -280,7 +281,7 @@ fn carried_out_beside_a_hung_device() {
 }
 
 /// A device that hangs under the only voter of the catalog, while its leader waits for what it has planned itself, a replica that
-/// moves away from a node that is drained: what hangs is named with the file, and stops the catalog in the end.
+/// moves away from a node that is drained: what hangs is named with the file, also at other nodes, and stops the catalog in the end.
 #[test]
 fn the_catalogs_device_hangs() {
     let runtime = SimRuntime::seeded(10);
@@ -295,8 +296,10 @@ fn the_catalogs_device_hangs() {
         World::current().spawn_on(FOUNDER, async move { frontend.admin(drain).await }).await.unwrap().unwrap();
         cluster.disk(FOUNDER).unwrap().hold_at("shards/0/");
         until("its name", || process.node.catalog_stalled().is_some()).await;
-        let stalled = process.node.catalog_stalled().unwrap();
-        assert!(stalled.contains("/data/shards/0/") && stalled.contains("is being written"), "{stalled:?}");
+        let other = Remote::new(cluster.process(node).unwrap().node.clone());
+        let described = World::current().spawn_on(node, async move { other.describe_cluster().await });
+        let told = &described.await.unwrap().unwrap().nodes[0].catalog_fault;
+        assert!(told.contains("/data/shards/0/") && told.contains("is being written"), "{told:?}");
         assert_eq!(process.node.faults(), BTreeMap::new());
         env::sleep::<SimEnv>(STORAGE_HUNG).await;
         let fault = process.node.faults().remove(&ShardUid::CATALOG).unwrap_or_default();
