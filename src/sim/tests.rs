@@ -25,7 +25,7 @@ use crate::{
         frame::{FrameStream, Received},
         liveness::Liveness,
     },
-    raft::{Group, GroupError, GroupOptions, Machine, Proposal, group_of},
+    raft::{Group, GroupError, GroupOptions, Machine, Proposal, TransferError, group_of},
 };
 
 const SHARD: ShardUid = ShardUid(7);

@@ -250,6 +250,44 @@ fn transfer_to_nobody() {
     });
 }
 
+/// A follower whose disk hangs is not told to take over, however little it lacks: the leader leads on in its term, also when the
+/// disk goes on, and gives its leadership away once the follower has all on its disk.
+#[test]
+fn transfer_to_one_that_has_not_flushed() {
+    block_on(async {
+        let cluster = Cluster::founded(9, &[1, 2, 3]).await;
+        let leader = cluster.leader().await;
+        let to = cluster.followers(leader)[0];
+        cluster.produce(&[leader], 1, 10).await;
+        cluster.agree(&[1, 2, 3]).await;
+        let group = cluster.group(leader).clone();
+        let term = group.leader().1;
+        cluster.disk(to).hold();
+        guard("an ack", produce(&group, 1, 10)).await.unwrap();
+        let last = group.log().last();
+        until("the entry on its way to the disk", || (cluster.group(to).log().last() == last).then_some(())).await;
+        let refused = guard("a refusal", group.transfer(Some(NodeId(to)), Duration::from_secs(30))).await;
+        let Err(TransferError::NotTakenOver { to: asked, cause, leader: stays }) = refused else {
+            panic!("{refused:?}")
+        };
+        assert_eq!((asked, stays), (NodeId(to), NodeId(leader)));
+        assert!(cause.contains("did not get the last entries"), "it was asked: {cause}");
+        guard("an ack", produce(&group, 1, 10)).await.unwrap();
+        cluster.disk(to).release();
+        cluster.agree(&[1, 2, 3]).await;
+        assert!(group.leads());
+        assert_eq!(group.leader(), (Some(NodeId(leader)), term));
+        while let Err(error) = guard("a transfer", group.transfer(Some(NodeId(to)), Duration::from_secs(30))).await {
+            // As above.
+            assert!(matches!(error, TransferError::NotTakenOver { .. }), "{error:?}");
+            env::sleep::<TestEnv>(Duration::from_millis(20)).await;
+        }
+        assert!(!group.leads());
+        cluster.agree(&[1, 2, 3]).await;
+        cluster.end().await;
+    });
+}
+
 /// A linearizable read on any replica sees what was acknowledged before it began, also through an election.
 #[test]
 fn linearizable_reads() {
