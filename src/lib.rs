@@ -86,8 +86,10 @@
 //! then they are told to come back. Replication has the rest but for a part that is left to votes and answers. A request is
 //! charged when its shard takes it (until then for what it is) for all that will become of it, so that nothing that was admitted
 //! waits for memory. A disk that does not keep up shows as `unflushed`: its node's leaders refuse records, its followers leave
-//! entries with their leaders. Beside the budget are answers that wait for clients, recent entries (`tail_bytes`), which could
-//! be read back at any time, and the mailbox (16 MiB).
+//! entries with their leaders. Beside the budget, which is 256 MiB unless configured, each reactor has answers that wait for
+//! clients (64 MiB at most), what clients have sent and no call has taken (96), index files (32) and recent entries (`tail_bytes`,
+//! 16), which could be read back at any time, and the mailbox (16): 480 MiB in all (`limits::REACTOR_BYTES_MAX`), and what its
+//! connections take by themselves. HTTP has 96 MiB for the whole process (64 for bodies and answers, 32 for what is read for them).
 //!
 //! ## Where this departs from the design page, and why
 //! - *Durable form.* Neither RWF_DSYNC nor write + fdatasync is faster everywhere: see

@@ -44,11 +44,21 @@ pub const MAILBOX_REQUESTS_MAX: usize = 4_096;
 pub const MAILBOX_BYTES_MAX: usize = 16 << 20;
 
 /// What one reactor keeps in memory for what is on its way (`budget`), unless configured: requests, entries that are not
-/// flushed, frames of peers. Recent entries (`tail_bytes`), the mailbox and answers that wait for clients (`ANSWER_BYTES_MAX`)
-/// have their own limits beside it, so that a node needs this and 64 MiB for each reactor, and its connections. Large enough that 10 clients with 16 MiB in flight
-/// each are not refused, and that a disk may hang for half a second under 100 MB/s; small enough that a node of two reactors
-/// stays within half a gigabyte whatever its clients do.
+/// flushed, frames of peers. Large enough that 10 clients with 16 MiB in flight each are not refused, and that a disk may hang
+/// for half a second under 100 MB/s. What has a limit of its own is beside it: see `REACTOR_BYTES_MAX`.
 pub const MEMORY_BYTES_DEFAULT: usize = 256 << 20;
+
+/// All that is bounded in bytes for one reactor, unless configured, 480 MiB: what is on its way (256), its mailbox (16), recent
+/// entries (16), index files (32), answers that wait for clients (64), and what clients have sent and no call has taken (96).
+/// Beside it a connection takes memory by itself: some KiB and, of small answers that its client does not take, up to 256 KiB
+/// (`frontend::grpc::socket`).
+pub const REACTOR_BYTES_MAX: usize = MEMORY_BYTES_DEFAULT
+    + MAILBOX_BYTES_MAX
+    + TAIL_BYTES_MAX
+    + INDEX_BYTES_MAX
+    + ANSWER_BYTES_LIMIT
+    + UNREAD_BYTES_MAX
+    + CONNECTIONS_MAX * UNREAD_BYTES_MIN;
 
 /// Least that can be configured: one request of the largest size and its entry have room beside the reserve.
 pub const MEMORY_BYTES_MIN: usize = 160 << 20;
@@ -211,6 +221,13 @@ pub const CONNECTIONS_MAX: usize = 4_096;
 
 /// Open HTTP connections; the same. Fewer of both where the process has too few descriptors (`reactor::descriptors`).
 pub const HTTP_CONNECTIONS_MAX: usize = 1_024;
+
+/// Bytes of requests' bodies that have come over HTTP, and of answers that wait for its clients, of a process; above it whoever has
+/// held most for longest is closed.
+pub const HTTP_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes of records that are read at a time for answers over HTTP, of a process; others wait for their turn.
+pub const HTTP_READ_BYTES_MAX: usize = 32 << 20;
 
 /// Bytes of unfinished or waiting messages that each connection may hold, however much the others do (`frontend::grpc::received`).
 pub const RECEIVED_BYTES_MIN: usize = 8 << 10;
@@ -408,6 +425,9 @@ const _: () = assert!(SEGMENT_BYTES_MIN.is_multiple_of(BLOCK_BYTES as u64));
 const _: () = assert!(SEGMENT_BYTES_LIMIT <= u32::MAX as u64);
 const _: () = assert!(STREAM_PRODUCE_BYTES_IN_FLIGHT_MAX >= MESSAGE_BYTES_MAX);
 const _: () = assert!(MEMORY_BYTES_DEFAULT >= MEMORY_BYTES_MIN);
+// As said above it, and in `lib.rs`; and that a node of two reactors stays within 1.1 GB beside its connections.
+const _: () = assert!(REACTOR_BYTES_MAX == 480 << 20);
+const _: () = assert!(2 * REACTOR_BYTES_MAX + HTTP_BYTES_MAX + HTTP_READ_BYTES_MAX <= 1_056 << 20);
 // What a stream sends finds room in a shard's queue, also when others have filled half of it.
 const _: () = assert!(STREAM_REQUESTS_UNDER_WAY_MAX <= PRODUCE_QUEUE_REQUESTS_MAX / 2);
 const _: () = assert!(STREAM_BYTES_UNDER_WAY_MAX <= PRODUCE_QUEUE_BYTES_MAX / 2);

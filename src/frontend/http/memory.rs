@@ -17,7 +17,10 @@ use axum::{
 use tokio::{sync::Notify, time::Instant};
 
 use super::socket::Connection;
-use crate::frontend::{CallError, Code};
+use crate::{
+    frontend::{CallError, Code},
+    limits::HTTP_BYTES_MAX,
+};
 
 /// Bounds of bodies and answers; other ones only in tests.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +37,12 @@ pub struct MemoryLimits {
 
 impl Default for MemoryLimits {
     fn default() -> MemoryLimits {
-        MemoryLimits { bytes: 64 << 20, grace: Duration::from_secs(5), rate: 16 << 10, body: Duration::from_secs(30) }
+        MemoryLimits {
+            bytes: HTTP_BYTES_MAX,
+            grace: Duration::from_secs(5),
+            rate: 16 << 10,
+            body: Duration::from_secs(30),
+        }
     }
 }
 

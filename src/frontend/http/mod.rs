@@ -60,7 +60,7 @@ use crate::{
     format::{records::Records, wire::Wire},
     frontend::{CallError, Code, ConsumeCall, ProduceCall, Remote, TopicRead, remote::checked_consume},
     ids::Offset,
-    limits::RECORD_BYTES_MAX,
+    limits::{HTTP_READ_BYTES_MAX, RECORD_BYTES_MAX},
     proto::ringlog::v1 as proto,
     shard::{Consume, Consumed, Start},
 };
@@ -71,9 +71,6 @@ const JSON_BYTES_PER_MESSAGE_BYTE: usize = 2;
 
 /// Largest body of a request that has no records.
 const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
-
-/// Bytes of records that are read at a time for answers; others wait for their turn.
-const READ_BYTES_MAX: usize = 32 << 20;
 
 /// JSON that is made at a time, before others go on.
 const PIECE_BYTES: usize = 32 << 10;
@@ -124,7 +121,7 @@ fn router(remote: Remote, memory: Memory) -> Router {
     #[allow(clippy::disallowed_methods, reason = "uptime, in the real world")]
     let started = Instant::now();
     let hosts = Arc::new(guard::Hosts::of(remote.node()));
-    let reads = Arc::new(Semaphore::new(READ_BYTES_MAX));
+    let reads = Arc::new(Semaphore::new(HTTP_READ_BYTES_MAX));
     let api = Api { remote, hosts, memory, reads, json_turn: Arc::default(), started };
     Router::new()
         .route("/v1/topics/{topic}/records", post(produce))
