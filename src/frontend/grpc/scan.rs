@@ -1,28 +1,41 @@
-//! Looks at the heads of the frames that h2 is given: how many there are, and how many of them bring nothing.
+//! Looks at the heads of the frames that h2 is given: how many there are, and how many of them have no cause.
 //!
 //! HTTP/2 has frames that cost their sender a few bytes and carry neither a request nor data: WINDOW_UPDATE, PRIORITY, PING,
-//! SETTINGS, RST_STREAM, and whatever type is unknown. A client needs some for what it gets and sends, and a few without
-//! any cause. h2 takes any number. [`Scan::is_flood`] says when there were far more than there was cause for.
+//! SETTINGS, RST_STREAM, and whatever type is unknown. h2 takes any number. These idle frames have causes:
+//!
+//! - Bytes that came to the client: it gives back their room, on the stream and on the connection, and measures a round trip. At
+//!   most three for each DATA frame, which has 256 bytes on average but for the first few tens (`small_frames`).
+//! - A request: a window, a priority, a reset.
+//! - Time: PINGs, settings, larger windows.
+//!
+//! DATA that a client sends is no cause: idle frames answer what it gets. So DATA counts by its bytes, as what it was sent does,
+//! and not by its frames: else one byte in a frame of its own would pay for as many idle frames as a request. [`Scan::is_flood`]
+//! says when there were far more than there was cause for.
 
 /// RFC 9113, section 4.1.
 const HEAD_BYTES: usize = 9;
 
-/// Frame types that bring something: DATA, HEADERS and CONTINUATION.
-const USEFUL: [u8; 3] = [0, 1, 9];
+/// Frame types that bring something.
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
 
-/// Idle frames without a cause: this many at once ...
-const CREDIT_MAX: i64 = 16 << 10;
+/// Idle frames without a cause: this many at once, and as many again after a while ...
+const CREDIT_FREE: i64 = 16 << 10;
 
-/// ... and this many more for each frame that brings something (a reset, a window for what is answered, a PING) ...
-const CREDIT_PER_USEFUL: i64 = 8;
+/// ... this many more for each stream that begins: a reset, a window for what is answered, a PING. (CONTINUATION counts as idle:
+/// h2 takes five of them in a request.) ...
+const CREDIT_PER_REQUEST: i64 = 8;
 
-/// ... and one for so many bytes that were sent to the client, for which it may open windows. Above the 17 bytes that the
-/// answer to a PING has.
-const SENT_BYTES_PER_CREDIT: u64 = 32;
+/// ... and one for so many bytes of DATA that came, or of anything that was sent: more than the 17 of the answer to a PING.
+const BYTES_PER_CREDIT: u64 = 32;
+
+/// What is left of all these at most: two for each frame of 256 bytes in a window of 32 MiB, for a client that reads all of it
+/// and gives it back then. So many frames take a reactor some 50 ms, in turns.
+const CREDIT_MAX: i64 = 256 << 10;
 
 /// Counts frames of one connection.
 ///
-/// `head_bytes < HEAD_BYTES`; if `rest > 0` then `head_bytes == 0`; `credit <= CREDIT_MAX`.
+/// `head_bytes < HEAD_BYTES`; if `rest > 0` then `head_bytes == 0`; `credit <= CREDIT_MAX`; `moved < BYTES_PER_CREDIT`.
 #[derive(Debug)]
 pub(super) struct Scan {
     preface: usize,
@@ -32,14 +45,19 @@ pub(super) struct Scan {
     rest: usize,
     /// Idle frames that may still come. Below zero it is a flood.
     credit: i64,
-    /// Bytes sent that have been credited.
+    /// The last stream that has begun.
+    last_stream: u32,
+    /// Bytes sent that have been counted.
     sent: u64,
+    /// Bytes sent, and of DATA, that are too few for a credit.
+    moved: u64,
 }
 
 impl Scan {
     /// Of a connection that begins with the client's preface of so many bytes.
     pub(super) fn new(preface: usize) -> Scan {
-        Scan { preface, head: [0; HEAD_BYTES], head_bytes: 0, rest: 0, credit: CREDIT_MAX, sent: 0 }
+        let head = [0; HEAD_BYTES];
+        Scan { preface, head, head_bytes: 0, rest: 0, credit: CREDIT_FREE, last_stream: 0, sent: 0, moved: 0 }
     }
 
     /// Looks at the next bytes until `frames` is used up. The number of bytes looked at.
@@ -62,14 +80,36 @@ impl Scan {
             at += step;
             if self.head_bytes == HEAD_BYTES {
                 self.head_bytes = 0;
-                self.rest =
-                    usize::from(self.head[0]) << 16 | usize::from(self.head[1]) << 8 | usize::from(self.head[2]);
                 *frames = frames.saturating_sub(1);
-                let cause = if USEFUL.contains(&self.head[3]) { CREDIT_PER_USEFUL } else { -1 };
-                self.credit = (self.credit + cause).min(CREDIT_MAX);
+                self.begin_frame();
             }
         }
         at
+    }
+
+    /// Its head is whole.
+    fn begin_frame(&mut self) {
+        let [high, middle, low, kind, _flags, s0, s1, s2, s3] = self.head;
+        let bytes = u32::from_be_bytes([0, high, middle, low]);
+        // Its first bit is reserved.
+        let stream = u32::from_be_bytes([s0, s1, s2, s3]) & (u32::MAX >> 1);
+        self.rest = bytes as usize;
+        match kind {
+            DATA => self.earn(u64::from(bytes)),
+            // A stream begins once; on one of before they are trailers, or ignored.
+            HEADERS if stream > self.last_stream => {
+                self.last_stream = stream;
+                self.credit = (self.credit + CREDIT_PER_REQUEST).min(CREDIT_MAX);
+            }
+            _ => self.credit -= 1,
+        }
+    }
+
+    /// So many bytes have gone one way or the other.
+    fn earn(&mut self, bytes: u64) {
+        self.moved += bytes;
+        self.credit = self.credit.saturating_add_unsigned(self.moved / BYTES_PER_CREDIT).min(CREDIT_MAX);
+        self.moved %= BYTES_PER_CREDIT;
     }
 
     /// Bytes that the current frame still wants.
@@ -79,14 +119,13 @@ impl Scan {
 
     /// All bytes that were sent to the client so far.
     pub(super) fn note_sent(&mut self, sent: u64) {
-        let credit = (sent - self.sent) / SENT_BYTES_PER_CREDIT;
-        self.sent += credit * SENT_BYTES_PER_CREDIT;
-        self.credit = self.credit.saturating_add_unsigned(credit).min(CREDIT_MAX);
+        self.earn(sent - self.sent);
+        self.sent = sent;
     }
 
     /// Some time has passed, in which a client may have sent PINGs.
     pub(super) fn note_time(&mut self) {
-        self.credit = CREDIT_MAX;
+        self.credit = self.credit.max(CREDIT_FREE);
     }
 
     /// Whether there were more idle frames than there is any cause for.
@@ -99,10 +138,17 @@ impl Scan {
 mod tests {
     use super::*;
 
-    fn frame(kind: u8, bytes: usize) -> Vec<u8> {
+    const IDLE: u8 = 8;
+
+    fn frame(kind: u8, stream: u32, bytes: usize) -> Vec<u8> {
         let length = u32::try_from(bytes).unwrap().to_be_bytes();
-        let head = [length[1], length[2], length[3], kind, 0, 0, 0, 0, 1];
-        [&head[..], &vec![0; bytes][..]].concat()
+        [&[length[1], length[2], length[3], kind, 0][..], &stream.to_be_bytes(), &vec![0; bytes]].concat()
+    }
+
+    /// Looks at all of it.
+    fn scan_all(scan: &mut Scan, bytes: &[u8]) {
+        let mut frames = usize::MAX;
+        assert_eq!(scan.take(bytes, &mut frames), bytes.len());
     }
 
     /// The same frames are counted however they are cut, and reading stops before a frame too many.
@@ -110,8 +156,10 @@ mod tests {
     fn counts_over_any_cut() {
         let mut bytes = b"PREFACE".to_vec();
         for i in 0..30 {
-            bytes.extend(frame(if i % 3 == 0 { 0 } else { 8 }, i * i % 50));
+            bytes.extend(frame(if i % 3 == 0 { DATA } else { IDLE }, 1, i * i % 50));
         }
+        let data: u64 = (0..30).step_by(3).map(|i| i * i % 50).sum();
+        let credit = i64::try_from(data / BYTES_PER_CREDIT).unwrap() - 20;
         let mut first = Vec::new();
         for size in 1..=bytes.len() {
             let mut scan = Scan::new(7);
@@ -120,7 +168,7 @@ mod tests {
             for piece in bytes.chunks(size) {
                 assert_eq!(scan.take(piece, &mut frames), piece.len());
             }
-            assert_eq!((usize::MAX - frames, scan.credit, scan.rest), (30, 10 * CREDIT_PER_USEFUL - 20, 0));
+            assert_eq!((usize::MAX - frames, scan.credit, scan.rest), (30, credit, 0));
 
             let mut scan = Scan::new(7);
             let mut at = 0;
@@ -135,27 +183,74 @@ mod tests {
         assert_eq!(*first.last().unwrap(), 7);
     }
 
-    /// Idle frames alone are a flood in the end; those with a cause never are.
+    /// Idle frames alone are a flood in the end, however many bytes came before; those with a cause never are.
     #[test]
     fn floods() {
+        let idle = frame(IDLE, 0, 4);
         let mut scan = Scan::new(0);
-        let (mut frames, idle) = (usize::MAX, frame(8, 4));
-        for _ in 0..CREDIT_MAX {
-            scan.take(&idle, &mut frames);
+        for expected in [CREDIT_FREE, CREDIT_MAX] {
+            for _ in 0..expected {
+                scan_all(&mut scan, &idle);
+            }
+            assert!(!scan.is_flood());
+            scan_all(&mut scan, &idle);
+            assert!(scan.is_flood());
+            scan.note_time();
+            scan.note_sent(1 << 40);
         }
-        assert!(!scan.is_flood());
-        scan.take(&idle, &mut frames);
-        assert!(scan.is_flood());
 
         let mut scan = Scan::new(0);
-        for i in 0..200_000_u64 {
-            // A consumer of tiny messages that gives room back for each of them, and asks for the round trip time.
-            scan.note_sent(i * 256);
-            (0..3).for_each(|_| _ = scan.take(&idle, &mut frames));
+        for i in 1..200_000_u32 {
+            // A consumer that gives room back for each DATA frame, on the stream and on the connection, and asks for the round
+            // trip time, to which it gets the answer, too.
+            scan.note_sent(u64::from(i) * (256 + 9 + 17));
+            scan_all(&mut scan, &idle.repeat(3));
             // A producer that resets what it began.
-            scan.take(&frame(1, 20), &mut frames);
-            (0..4).for_each(|_| _ = scan.take(&idle, &mut frames));
+            scan_all(&mut scan, &frame(HEADERS, 2 * i + 1, 20));
+            scan_all(&mut scan, &idle.repeat(4));
             assert!(!scan.is_flood());
         }
+    }
+
+    /// A client that has read all that its window of 32 MiB had room for may give that back in any order, piece by piece.
+    #[test]
+    fn a_window_given_back_at_once() {
+        let mut scan = Scan::new(0);
+        let frames = (32 << 20) / 256;
+        for sent in 1..=frames {
+            scan.note_sent(sent * (256 + 9));
+        }
+        for _ in 0..2 * frames {
+            scan_all(&mut scan, &frame(IDLE, 1, 4));
+        }
+        assert!(!scan.is_flood());
+    }
+
+    /// A flood is one whatever comes between its frames that brings next to nothing: a byte of DATA, or headers of a stream that
+    /// has begun.
+    #[test]
+    fn mixed_floods() {
+        let idle = frame(IDLE, 0, 4).repeat(8);
+        for between in [frame(DATA, 1, 1), frame(DATA, 1, 0), frame(HEADERS, 1, 1), frame(9, 1, 1)] {
+            let mut scan = Scan::new(0);
+            scan_all(&mut scan, &frame(HEADERS, 1, 20));
+            let cycle = [&between[..], &idle].concat();
+            let cycles = (0..CREDIT_FREE).take_while(|_| {
+                scan_all(&mut scan, &cycle);
+                !scan.is_flood()
+            });
+            assert!(cycles.count() < 2_100, "{between:?}");
+        }
+    }
+
+    /// Small messages alone, however many frames each has, are no flood.
+    #[test]
+    fn small_messages() {
+        let mut scan = Scan::new(0);
+        for _ in 0..10 * CREDIT_FREE {
+            scan_all(&mut scan, &frame(DATA, 1, 1));
+            scan_all(&mut scan, &frame(DATA, 1, 15));
+        }
+        assert!(!scan.is_flood());
     }
 }

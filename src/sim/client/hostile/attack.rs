@@ -20,7 +20,7 @@ const PRODUCE: &str = "/ringlog.v1.Log/Produce";
 const PRODUCE_STREAM: &str = "/ringlog.v1.Log/ProduceStream";
 const CONSUME_STREAM: &str = "/ringlog.v1.Log/ConsumeStream";
 
-/// Frames of a flood: several times what a node takes of those that bring nothing, its own answers counted.
+/// Idle frames of a flood, at least: several times what a node takes of those that bring nothing, its own answers counted.
 const FLOOD_FRAMES: usize = 60_000;
 
 /// Records that one connection may write, so that a run stays short.
@@ -36,6 +36,7 @@ pub(super) enum Attack {
     ByteByByte,
     Unfinished,
     Flood(u8),
+    MixedFlood(u8),
     HalfHeaders,
     GoAway,
     Resets,
@@ -50,7 +51,8 @@ impl Attack {
         let idle = [PING, SETTINGS, WINDOW_UPDATE, PRIORITY, UNKNOWN];
         match random(dice) % 16 {
             0..=2 => Attack::ClosedWindows,
-            3 | 4 => Attack::ByteByByte,
+            3 => Attack::ByteByByte,
+            4 => Attack::MixedFlood(idle[2 + (random(dice) % 3) as usize]),
             5 => Attack::Unfinished,
             6 => Attack::Flood(idle[(random(dice) % 5) as usize]),
             7 => Attack::HalfHeaders,
@@ -74,6 +76,7 @@ impl Attack {
             Attack::Flood(WINDOW_UPDATE) => "flood of WINDOW_UPDATE",
             Attack::Flood(PRIORITY) => "flood of PRIORITY",
             Attack::Flood(_) => "flood of unknown frames",
+            Attack::MixedFlood(_) => "flood with a byte of a message now and then",
             Attack::HalfHeaders => "half a header block",
             Attack::GoAway => "GOAWAY in the middle",
             Attack::Resets => "resets at once",
@@ -90,6 +93,17 @@ impl Attack {
     }
 }
 
+/// One that brings nothing.
+fn idle_frame(kind: u8) -> Vec<u8> {
+    match kind {
+        PING => frame(PING, 0, 0, b"12345678"),
+        SETTINGS => frame(SETTINGS, 0, 0, &[]),
+        WINDOW_UPDATE => frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes()),
+        PRIORITY => frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1]),
+        _ => frame(UNKNOWN, 0, 0, b"x"),
+    }
+}
+
 impl Session<'_> {
     pub(super) async fn act(&mut self, attack: Attack) {
         if attack == Attack::SlowPreface {
@@ -102,7 +116,8 @@ impl Session<'_> {
             Attack::ClosedWindows => self.closed_windows().await,
             Attack::ByteByByte => self.byte_by_byte().await,
             Attack::Unfinished => self.unfinished().await,
-            Attack::Flood(kind) => self.flood(kind).await,
+            Attack::Flood(kind) => self.flood(&idle_frame(kind)).await,
+            Attack::MixedFlood(kind) => self.mixed_flood(kind).await,
             Attack::HalfHeaders => self.half_headers().await,
             Attack::GoAway => self.go_away().await,
             Attack::Resets => self.resets().await,
@@ -188,16 +203,17 @@ impl Session<'_> {
         self.hold_ms(3_000).await;
     }
 
-    /// Frames that bring nothing, again and again.
-    async fn flood(&mut self, kind: u8) {
-        let one = match kind {
-            PING => frame(PING, 0, 0, b"12345678"),
-            SETTINGS => frame(SETTINGS, 0, 0, &[]),
-            WINDOW_UPDATE => frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes()),
-            PRIORITY => frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1]),
-            _ => frame(UNKNOWN, 0, 0, b"x"),
-        };
-        let many = one.repeat(1_000);
+    /// Frames that bring nothing, again and again, between a few bytes of a message.
+    async fn mixed_flood(&mut self, kind: u8) {
+        let prefix = grpc::prefix(MESSAGE_BYTES_MAX);
+        let begun = [headers(1, PRODUCE_STREAM, END_HEADERS), frame(DATA, 0, 1, &prefix)];
+        self.send(&begun.concat()).await;
+        self.flood(&[frame(DATA, 0, 1, &[0x0a]), idle_frame(kind).repeat(8)].concat()).await;
+    }
+
+    /// Frames that bring nothing, or next to nothing, again and again.
+    async fn flood(&mut self, frames: &[u8]) {
+        let many = frames.repeat(1_000);
         for _ in 0..FLOOD_FRAMES / 1_000 {
             if !self.send(&many).await {
                 break;
