@@ -392,15 +392,15 @@ where
     fn is_flooded(&mut self, cx: &mut Context<'_>) -> bool {
         let flooded = self.socket.is_flooded();
         if flooded {
-            self.close(cx, "too many frames without a request or data");
+            self.close(cx, Reason::ENHANCE_YOUR_CALM, "too many frames without a request or data");
         }
         flooded
     }
 
-    /// Tells the client, if it reads, that the connection ends because it asks for too much.
-    fn close(&mut self, cx: &mut Context<'_>, why: &str) {
+    /// Tells the client, if it reads, that the connection ends, and why: ENHANCE_YOUR_CALM if it asks for too much.
+    fn close(&mut self, cx: &mut Context<'_>, reason: Reason, why: &str) {
         tracing::debug!("{why}: connection closed");
-        self.h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+        self.h2.abrupt_shutdown(reason);
         let _ = self.h2.poll_closed(cx);
     }
 
@@ -410,7 +410,8 @@ where
         let evicted = self.messages.is_evicted(cx.waker()) || unread;
         if evicted {
             let what = if unread { "answers unread" } else { "messages unfinished" };
-            self.close(cx, &format!("the client leaves {what} while memory is short"));
+            let why = format!("the client leaves {what} while memory is short");
+            self.close(cx, Reason::ENHANCE_YOUR_CALM, &why);
         }
         evicted
     }
@@ -438,10 +439,15 @@ where
             if received != self.received {
                 (self.received, self.pinged) = (received, false);
             } else if self.pinged {
-                match self.room {
-                    Some(_) => self.close(cx, "what the client has sent waits for long while memory is short"),
-                    None => tracing::debug!("client does not answer: connection closed"),
-                }
+                // Silence is no error of HTTP/2 (RFC 9113, section 7). A client that was merely stopped learns from the GOAWAY
+                // which of its requests nobody has seen (section 6.8).
+                let (reason, why) = match self.room {
+                    Some(_) => {
+                        (Reason::ENHANCE_YOUR_CALM, "what the client has sent waits for long while memory is short")
+                    }
+                    None => (Reason::NO_ERROR, "the client does not answer"),
+                };
+                self.close(cx, reason, why);
                 return true;
             } else {
                 self.pinged = self.ping.send_ping(h2::Ping::opaque()).is_ok();

@@ -40,8 +40,8 @@ fn never() -> Timer {
 
 /// Serves a connection, which is polled only when it was woken, as in a task of its own: what else goes on in a test's task makes
 /// up for no wake that is missing.
-async fn run_alone<F: Future<Output = ()>>(
-    stream: TcpStream,
+async fn run_alone<S: AsyncRead + AsyncWrite + Unpin, F: Future<Output = ()>>(
+    stream: S,
     shared: Shared,
     shutdown: Timer,
     times: Times,
@@ -49,6 +49,12 @@ async fn run_alone<F: Future<Output = ()>>(
 ) {
     let mut alone = FuturesUnordered::from_iter([run::<RealEnv, _, _>(stream, shared, shutdown, times, start)]);
     assert!(alone.next().await.is_some());
+}
+
+/// The reason of the GOAWAY (RFC 9113, section 6.8) with which all that came ends.
+fn goodbye(received: &[u8]) -> Option<Reason> {
+    let [0, 0, 8, 7, 0, 0, 0, 0, 0, _, _, _, _, reason @ ..] = received.last_chunk::<17>()? else { return None };
+    Some(u32::from_be_bytes(*reason).into())
 }
 
 async fn client(stream: TcpStream) -> h2::client::SendRequest<Bytes> {
@@ -150,29 +156,45 @@ fn a_stream_that_waits() {
     });
 }
 
-/// Frames that bring nothing, without an end: the client is told, and its connection is closed.
+/// Frames that bring nothing, without an end, also with a byte of a message now and then: the client is told, and its connection
+/// is closed.
 #[test]
 fn idle_frames() {
-    for frame in [
-        // WINDOW_UPDATE, PRIORITY, an unknown type, PING.
-        &b"\0\0\x04\x08\0\0\0\0\0\0\0\0\x01"[..],
-        b"\0\0\x05\x02\0\0\0\0\x03\0\0\0\0\x01",
-        b"\0\0\0\x77\0\0\0\0\0",
-        b"\0\0\x08\x06\0\0\0\0\0ringlog!",
-    ] {
+    const WINDOW_UPDATE: &[u8] = b"\0\0\x04\x08\0\0\0\0\0\0\0\0\x01";
+    const PRIORITY: &[u8] = b"\0\0\x05\x02\0\0\0\0\x03\0\0\0\0\x01";
+    const UNKNOWN: &[u8] = b"\0\0\0\x77\0\0\0\0\0";
+    const PING: &[u8] = b"\0\0\x08\x06\0\0\0\0\0ringlog!";
+    const BYTE: &[u8] = b"\0\0\x01\0\0\0\0\0\x01x";
+    // POST http://x/, and the prefix of a message.
+    const CALL: &[u8] = b"\0\0\x06\x01\x04\0\0\0\x01\x83\x86\x84\x41\x01x\0\0\x05\0\0\0\0\0\x01\0\0\x0f\xff\xff";
+    let mixed = |idle: &[u8]| [BYTE, &idle.repeat(8)].concat();
+    let alone = [WINDOW_UPDATE, PRIORITY, UNKNOWN, PING].map(<[u8]>::to_vec);
+    for frames in alone.into_iter().chain([WINDOW_UPDATE, PRIORITY, UNKNOWN].map(mixed)) {
         block_on(async {
-            let (stream, server) = pair().await;
-            let (mut input, mut output) = stream.into_split();
+            // No bytes are lost when its other end is dropped, as they may be with TCP's reset.
+            let (client, server) = tokio::io::duplex(64 << 10);
+            let (mut input, mut output) = tokio::io::split(client);
             let write = async {
                 output.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
-                let many = frame.repeat(1_000);
-                while output.write_all(&many).await.is_ok() {}
+                output.write_all(CALL).await.unwrap();
+                let many = frames.repeat(1_000);
+                let mut times = 0;
+                while times < 100 && output.write_all(&many).await.is_ok() {
+                    times += 1;
+                }
+                assert!(times < 100, "{frames:?} are taken without an end");
             };
             let read = async {
                 let mut received = Vec::new();
-                let _ = input.read_to_end(&mut received).await;
+                input.read_to_end(&mut received).await.unwrap();
+                assert_eq!(goodbye(&received), Some(Reason::ENHANCE_YOUR_CALM), "{frames:?}");
             };
-            tokio::join!(run_alone(server, shared(), never(), NEVER, answer), write, read);
+            let start = async |request: Request<h2::RecvStream>, responses: Responses| {
+                let mut requests =
+                    Requests::new(request.into_body(), Encoding::Identity, 1 << 20, responses.received());
+                while let Ok(Some(_)) = poll_fn(|cx| requests.poll_next(cx)).await {}
+            };
+            tokio::join!(run_alone(server, shared(), never(), NEVER, start), write, read);
         });
     }
 }
@@ -239,9 +261,7 @@ fn evicted() {
             received
         };
         let ((), received) = tokio::join!(run_alone(server, shared, never(), NEVER, answer), client);
-        // GOAWAY, ENHANCE_YOUR_CALM (RFC 9113, 6.8 and 7).
-        let end = &received[received.len() - 17..];
-        assert_eq!((&end[..9], &end[13..]), (&b"\0\0\x08\x07\0\0\0\0\0"[..], &b"\0\0\0\x0b"[..]), "{received:?}");
+        assert_eq!(goodbye(&received), Some(Reason::ENHANCE_YOUR_CALM), "{received:?}");
     });
 }
 
@@ -447,7 +467,8 @@ fn garbage_ends_the_connection() {
     }
 }
 
-/// A client that does not answer a PING is dead, one that does may be silent for as long as it likes.
+/// A client that does not answer a PING is dead, and told, should it merely have been stopped; one that does may be silent for
+/// as long as it likes.
 #[test]
 fn keepalive() {
     const KEEPALIVE: Duration = Duration::from_millis(200);
@@ -459,6 +480,7 @@ fn keepalive() {
         let mut received = Vec::new();
         dead.read_to_end(&mut received).await.unwrap();
         assert!(received.windows(4).any(|head| head == [0, 0, 8, 6]), "no PING in {received:?}");
+        assert_eq!(goodbye(&received), Some(Reason::NO_ERROR), "{received:?}");
 
         let (alive, server) = pair().await;
         env::spawn::<RealEnv>(run_alone(server, shared(), never(), TIMES, answer));
