@@ -40,7 +40,6 @@ use crate::frontend::grpc::share::Share;
 use crate::frontend::grpc::small_frames::SmallFrames;
 use crate::frontend::grpc::socket::Socket;
 use crate::frontend::grpc::socket::Then;
-use crate::frontend::grpc::stranger;
 use crate::frontend::grpc::stream::Responses;
 use crate::frontend::grpc::turn::Turn;
 use crate::frontend::grpc::window::Window;
@@ -146,12 +145,10 @@ async fn run<E: Env, S: AsyncRead + AsyncWrite + Unpin, F: Future<Output = ()>>(
     start: impl Fn(Request<h2::RecvStream>, Responses) -> F,
 ) {
     let socket = Socket::new(stream);
-    let Some(h2) = handshake::<E, S>(&socket, &mut shutdown, times.reset_memory).await else {
-        let answer = stranger::answer(&socket.first_bytes());
-        if !answer.is_empty() {
-            socket.close_with(answer).await;
-        }
-        return;
+    let h2 = match handshake::<E, S>(&socket, &mut shutdown, times.reset_memory).await {
+        Ok(h2) => h2,
+        Err(b"") => return,
+        Err(answer) => return socket.close_with(answer).await,
     };
     // It waits for its first turn now.
     socket.end_turn(0);
@@ -177,27 +174,34 @@ fn builder(reset_memory: Duration) -> h2::server::Builder {
     builder
 }
 
-/// `None`: no client, too slow, or the node shuts down. Nothing is written before the client's preface has come: who speaks
-/// something else gets another answer.
+/// An error is no client, or too slow, or the node shuts down: with what it is answered, if anything. Nothing is written before
+/// the client's preface has come: who speaks something else gets another answer, and who is too slow no GOAWAY: it would have to
+/// follow our SETTINGS, and may be left out (RFC 9113, section 3.4).
 async fn handshake<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     socket: &Socket<S>,
     shutdown: &mut Timer,
     reset_memory: Duration,
-) -> Option<H2<S>> {
-    let mut handshake = builder(reset_memory).handshake(socket.clone());
+) -> Result<H2<S>, &'static [u8]> {
+    let mut handshake = Some(builder(reset_memory).handshake(socket.clone()));
     let mut timeout = pin!(env::sleep::<E>(HANDSHAKE_TIMEOUT));
     poll_fn(|cx| {
         socket.allow(ROUND_BYTES, ROUND_FRAMES, Then::Wake);
-        match Pin::new(&mut handshake).poll(cx) {
-            Poll::Ready(Ok(h2)) => return Poll::Ready(Some(h2)),
-            Poll::Ready(Err(error)) => {
+        match handshake.as_mut().map(|handshake| Pin::new(handshake).poll(cx)) {
+            Some(Poll::Ready(Ok(h2))) => return Poll::Ready(Ok(h2)),
+            // h2 ends with the first byte that is wrong.
+            Some(Poll::Ready(Err(error))) => {
                 tracing::debug!(%error, "no HTTP/2 client");
-                return Poll::Ready(None);
+                handshake = None;
             }
-            Poll::Pending => {}
+            Some(Poll::Pending) | None => {}
+        }
+        if handshake.is_none()
+            && let Poll::Ready(answer) = socket.poll_stranger(cx)
+        {
+            return Poll::Ready(Err(answer));
         }
         if timeout.as_mut().poll(cx).is_ready() || shutdown.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(None);
+            return Poll::Ready(Err(b""));
         }
         Poll::Pending
     })

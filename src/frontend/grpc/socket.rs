@@ -100,6 +100,8 @@ struct Inner<S> {
     /// The socket did not take all that it was given last.
     blocked: bool,
     received: u64,
+    /// What came first, as far as `received` goes.
+    first: [u8; stranger::FIRST_BYTES],
     sent: u64,
     /// Bytes that large writes may still bring in this turn, and whether one had to wait for the next.
     writable: usize,
@@ -128,6 +130,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             output_start: 0,
             blocked: false,
             received: 0,
+            first: [0; stranger::FIRST_BYTES],
             sent: 0,
             writable: TURN_WRITE_BYTES,
             held_back: false,
@@ -180,10 +183,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         self.0.borrow_mut().scan.note_time();
     }
 
-    /// The first bytes that came, if they have not all been taken by now in several pieces.
-    pub(super) fn first_bytes(&self) -> Vec<u8> {
-        let inner = self.0.borrow();
-        if inner.received == inner.input_end as u64 { inner.input[..inner.input_end].to_vec() } else { Vec::new() }
+    /// Of a connection that is no HTTP/2: reads on until what it speaks can be told, and says what that is answered (nothing, if
+    /// it is not known, or ends before that).
+    pub(super) fn poll_stranger(&self, cx: &mut Context<'_>) -> Poll<&'static [u8]> {
+        let inner = &mut *self.0.borrow_mut();
+        loop {
+            if let Some(answer) = stranger::answer(inner.first_bytes()) {
+                return Poll::Ready(answer);
+            }
+            let read = ready!(inner.poll_fill(cx));
+            if read.is_err() || inner.input_end == 0 {
+                return Poll::Ready(b"");
+            }
+        }
     }
 
     /// Closes the connection with an answer that is no HTTP/2. What was gathered is forgotten.
@@ -261,11 +273,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
         let mut read = ReadBuf::new(&mut self.input[..self.read_bytes.min(self.round_bytes)]);
         let result = Pin::new(&mut self.stream).poll_read(cx, &mut read);
         (self.input_start, self.input_end) = (0, read.filled().len());
+        let known = self.first_bytes().len();
+        let more = self.input_end.min(stranger::FIRST_BYTES - known);
+        self.first[known..known + more].copy_from_slice(&self.input[..more]);
         self.received += self.input_end as u64;
         if self.input_end == 0 {
             give_back(&READ_SPARES, std::mem::take(&mut self.input));
         }
         result
+    }
+
+    fn first_bytes(&self) -> &[u8] {
+        &self.first[..self.received.min(stranger::FIRST_BYTES as u64) as usize]
     }
 
     fn end_turn(&mut self, received: u64) {

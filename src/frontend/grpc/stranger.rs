@@ -1,4 +1,5 @@
-//! Whoever speaks something else than HTTP/2 on this port is told so in his own language, if it is known.
+//! Whoever speaks something else than HTTP/2 on this port is told so in his own language, if it is known, also when his first
+//! bytes come one by one.
 
 use std::io;
 use std::pin::Pin;
@@ -14,15 +15,20 @@ const HTTP_1: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type:
 /// RFC 8446, sections 5.1 and 6: a fatal alert, protocol_version: there is no TLS here.
 const TLS_ALERT: &[u8] = &[21, 3, 1, 0, 2, 2, 70];
 
-/// First bytes of a connection that are no HTTP/2: what it is answered before it is closed.
-pub(super) fn answer(first: &[u8]) -> &'static [u8] {
-    let is_method = |byte: &u8| byte.is_ascii_uppercase();
-    let word = first.split(|byte| *byte == b' ').next().unwrap_or_default();
-    match first {
+/// First bytes of a connection that tell what it speaks: the longest method of HTTP/1.1, and the blank behind it.
+pub(super) const FIRST_BYTES: usize = 8;
+
+/// What a connection that begins with `first`, which is no HTTP/2, is answered before it is closed. `None`: that is too little to
+/// tell; never with `FIRST_BYTES`.
+pub(super) fn answer(first: &[u8]) -> Option<&'static [u8]> {
+    let word = first.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
+    match (first, first.get(word)) {
+        ([] | [22], _) => None,
         // A record of type handshake, version 3.x.
-        [22, 3, ..] => TLS_ALERT,
-        _ if (2..8).contains(&word.len()) && word.iter().all(is_method) && word.len() < first.len() => HTTP_1,
-        _ => b"",
+        ([22, 3, ..], _) => Some(TLS_ALERT),
+        (_, None) if word < FIRST_BYTES => None,
+        (_, Some(b' ')) if (2..FIRST_BYTES).contains(&word) => Some(HTTP_1),
+        _ => Some(b""),
     }
 }
 
@@ -46,15 +52,26 @@ pub(super) fn poll_answer<S: AsyncWrite + Unpin>(
 mod tests {
     use super::*;
 
-    /// Who is answered what.
+    /// Who is answered what, and when that can be told.
     #[test]
     fn languages() {
         for request in [&b"GET / HTTP/1.1\r\n"[..], b"POST /x", b"OPTIONS * HTTP/1.0"] {
-            assert_eq!(answer(request), HTTP_1);
+            assert_eq!(answer(request), Some(HTTP_1));
         }
-        assert_eq!(answer(&[22, 3, 1, 2, 0, 1]), TLS_ALERT);
-        for other in [&b""[..], b"GET", b"\0\0\0", b"hello you", b"PRIVATE-LONG x", &[22, 2]] {
-            assert_eq!(answer(other), b"", "{other:?}");
+        assert_eq!(answer(&[22, 3, 1, 2, 0, 1]), Some(TLS_ALERT));
+        for other in [&b"\0\0\0"[..], b"hello you", b"PRIVATE-LONG x", b"PRIVATES x", b"G x", b" ", &[22, 2]] {
+            assert_eq!(answer(other), Some(&b""[..]), "{other:?}");
+        }
+        for begun in [&b""[..], b"G", b"GET", b"OPTIONS", &[22]] {
+            assert_eq!(answer(begun), None, "{begun:?}");
+        }
+    }
+
+    /// As many bytes as are kept of the first ones always tell.
+    #[test]
+    fn enough_to_tell() {
+        for byte in 0..=255 {
+            assert!(answer(&[byte; FIRST_BYTES]).is_some());
         }
     }
 

@@ -265,26 +265,34 @@ fn evicted() {
     });
 }
 
-/// A client that speaks something else is told what this port is, without a byte of HTTP/2 before it.
+/// A client that speaks something else is told what this port is, without a byte of HTTP/2 before it, whether its bytes come
+/// together or one by one.
 #[test]
 fn other_languages() {
     for (sent, answered) in [
         (&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &b"HTTP/1.1 505 "[..]),
         (b"POST /v1/x HTTP/1.1\r\n\r\n", b"HTTP/1.1 505 "),
+        (b"OPTIONS * HTTP/1.1\r\n\r\n", b"HTTP/1.1 505 "),
         (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", b"\x15\x03\x01\0\x02\x02\x46"),
         (b"\0\0\0\0", b""),
+        (b"WHICHEVER THIS", b""),
+        (b"hello", b""),
     ] {
-        block_on(async {
-            let (mut client, server) = pair().await;
-            let client = async {
-                client.write_all(sent).await.unwrap();
-                let mut received = Vec::new();
-                client.read_to_end(&mut received).await.unwrap();
-                assert!(received.starts_with(answered), "{received:?}");
-                assert_eq!(received.is_empty(), answered.is_empty());
-            };
-            tokio::join!(run_alone(server, shared(), never(), NEVER, answer), client);
-        });
+        for bytes_at_once in [1, 1 << 10] {
+            block_on(async {
+                let (client, server) = tokio::io::duplex(bytes_at_once);
+                let (mut input, mut output) = tokio::io::split(client);
+                // What comes when the answer is clear is not read.
+                let write = async { drop(output.write_all(sent).await) };
+                let read = async {
+                    let mut received = Vec::new();
+                    input.read_to_end(&mut received).await.unwrap();
+                    assert!(received.starts_with(answered), "{received:?}");
+                    assert_eq!(received.is_empty(), answered.is_empty());
+                };
+                tokio::join!(run_alone(server, shared(), never(), NEVER, answer), write, read);
+            });
+        }
     }
 }
 
@@ -526,13 +534,16 @@ fn going_away() {
     });
 }
 
-/// Nobody holds up a shutdown by saying nothing.
+/// Nobody holds up a shutdown by saying nothing, or too little to tell what it is.
 #[test]
 fn going_away_in_the_handshake() {
-    block_on(async {
-        let (_silent, server) = pair().await;
-        run_alone(server, shared(), Box::pin(async {}), NEVER, answer).await;
-    });
+    for said in [&b""[..], b"PRI", b"G"] {
+        block_on(async {
+            let (mut silent, server) = tokio::io::duplex(1 << 10);
+            silent.write_all(said).await.unwrap();
+            run_alone(server, shared(), Box::pin(async {}), NEVER, answer).await;
+        });
+    }
 }
 
 /// A call that wakes itself in more rounds than one turn of the task has goes on in the next turn.
