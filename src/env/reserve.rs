@@ -78,7 +78,9 @@ pub async fn release<D: Disk>(disk: &D) -> bool {
 /// As `Disk::write_file`.
 pub async fn write_file<D: Disk>(disk: &D, path: &Path, content: Bytes) -> io::Result<()> {
     match disk.write_file(path, content.clone()).await {
-        Err(error) if error.kind() == io::ErrorKind::StorageFull && release(disk).await => {
+        Err(error) if error.kind() == io::ErrorKind::StorageFull && disk.reserve().is_some() => {
+            // Where it is gone already, another writer may have given it since: there is space for this one, too.
+            release(disk).await;
             disk.write_file(path, content).await
         }
         written => written,
@@ -88,7 +90,10 @@ pub async fn write_file<D: Disk>(disk: &D, path: &Path, content: Bytes) -> io::R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{env::runtime::block_on, sim::SimDisk};
+    use crate::{
+        env::runtime::block_on,
+        sim::{Fault, Operation, SimDisk},
+    };
 
     /// It is made once, given once, and made again only when there is twice as much space; small files get it.
     #[test]
@@ -113,6 +118,24 @@ mod tests {
             assert_eq!(more.unwrap_err().kind(), io::ErrorKind::StorageFull);
             disk.set_capacity(Some(4096 + (128 << 10)));
             keep(&disk).await.unwrap();
+        });
+    }
+
+    /// Two small files are written to a full disk: the one whose writer comes second, and finds that the first one has given the
+    /// reserve, gets of its space, too.
+    #[test]
+    fn given_by_another_writer() {
+        let disk = SimDisk::new();
+        block_on(async {
+            disk.keep_reserve(64 << 10);
+            let small = disk.reserve().unwrap().path.with_file_name("small");
+            disk.create_dir_all(small.parent().unwrap()).await.unwrap();
+            // No space when it is written, and no file to remove by then.
+            let error = io::ErrorKind::StorageFull;
+            disk.plant(Fault { operation: Operation::Write, path_contains: "small".into(), skip: 0, times: 1, error });
+            assert!(!release(&disk).await);
+            write_file(&disk, &small, vec![1; 4096].into()).await.unwrap();
+            assert_eq!(disk.paths(), [small]);
         });
     }
 }
