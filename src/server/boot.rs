@@ -79,13 +79,13 @@ async fn check_catalog<E: Env>(reactor: &Reactor<E>, founder: bool, found: &BTre
     if found.contains(&ShardUid::CATALOG) && !is_emptied(reactor, ShardUid::CATALOG).await? {
         return Ok(());
     }
-    let is_absent = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let is_absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
     let members = data.join(MEMBERS_FILE);
     let me = reactor.node().identity().expect("it was established before").node;
     let others = others_of_catalog(reactor.disk(), reactor.node(), me).await;
     let only = "restore it from a backup, or begin with an empty data directory as a new node";
     let advice = begin_anew(ShardUid::CATALOG, me, others, only);
-    if founder && !reactor.disk().read_file(&members).await.is_err_and(is_absent) {
+    if founder && !reactor.disk().read_file(&members).await.as_ref().is_err_and(is_absent) {
         return Err(format!(
             "this node has begun a cluster ({} is there), but the catalog in {} is missing or empty: {advice}",
             members.display(),
@@ -94,7 +94,8 @@ async fn check_catalog<E: Env>(reactor: &Reactor<E>, founder: bool, found: &BTre
     }
     let had_replicas = match reactor.disk().read_file(&data.join(REPLICAS_FILE)).await {
         Ok(content) => !made::decode(&content).is_ok_and(|made| made.is_empty()),
-        Err(_) => false,
+        // One that cannot be read says no more than a damaged one.
+        Err(error) => !is_absent(&error),
     };
     if had_replicas || found.iter().any(|uid| *uid != ShardUid::CATALOG) {
         return Err(format!("there are shards, but the catalog in {} is missing or empty: {advice}", dir.display()));

@@ -133,7 +133,10 @@ pub fn establish(config: &Config, advertised: &Advertised, reactors: usize) -> R
             let credentials = keys.load()?;
             credentials.must_be_of(identity.node, &identity.cluster_id).map_err(|error| error.to_string())?;
             refuse_a_copy(config, advertised, &identity, &credentials)?;
-            let remembered = directory::read(&config.data.join(MEMBERS_FILE))?;
+            let remembered = directory::read(&config.data.join(MEMBERS_FILE)).unwrap_or_else(|error| {
+                tracing::warn!("{error}: it is left aside, as a damaged one");
+                None
+            });
             let remembered = remembered.and_then(|content| remembered::decode(&content));
             Membership { identity, credentials, members: remembered.map_or_else(Vec::new, |known| known.nodes) }
         }

@@ -324,6 +324,26 @@ fn lost_catalog_without_shards() {
     assert!(error.contains("--dead") && error.contains("only otherwise restore it from a backup"), "{error}");
 }
 
+/// A node that cannot read who the nodes are, or which replicas it has made, starts as with damaged lists; but where such a list is,
+/// there was a catalog, and none is begun anew.
+#[test]
+fn unreadable_lists() {
+    let data = tempfile::tempdir().unwrap();
+    start(data.path()).shutdown().unwrap();
+    for list in ["members", "replicas"] {
+        fs::remove_file(data.path().join(list)).unwrap();
+        fs::create_dir(data.path().join(list)).unwrap();
+    }
+    let node = start(data.path());
+    assert_eq!(produce(&node, "default", &say("x", 0)).0, 200);
+    node.shutdown().unwrap();
+    fs::remove_dir_all(data.path().join("shards")).unwrap();
+    fs::remove_dir(data.path().join("members")).unwrap();
+    let error = Node::start(config(data.path())).unwrap_err();
+    assert!(error.contains("the catalog in") && error.contains("missing"), "{error}");
+    assert!(!shard_path(data.path(), 0).join("hard_state").exists(), "it was begun anew");
+}
+
 /// A shard whose files are gone says so, whether its directory went with them, or was emptied, or holds a lone checkpoint;
 /// the others, and the node, serve.
 #[test]

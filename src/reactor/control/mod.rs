@@ -234,7 +234,7 @@ struct Inner<E: Env> {
     emptied: RefCell<BTreeSet<ShardUid>>,
     /// Replicas whose files are gone, or cannot be looked at: they are not made anew.
     lost: RefCell<BTreeSet<ShardUid>>,
-    /// The list of replicas was damaged, and what is lost cannot be told before the catalog is fresh.
+    /// The list of replicas was damaged or unreadable, and what is lost cannot be told before the catalog is fresh.
     unlisted: Cell<bool>,
     /// Why replicas that were to be opened were not, until they are.
     failed: RefCell<BTreeMap<ShardUid, ReactorError>>,

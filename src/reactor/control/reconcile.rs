@@ -66,18 +66,23 @@ impl<E: Env> Control<E> {
     /// gone. Before the first `reconcile`.
     ///
     /// # Errors
-    /// In one sentence, when the list of them cannot be read.
+    /// In one sentence, when the list of them cannot be read for want of descriptors or memory.
     pub async fn take_over(&self, found: OnDisk) -> Result<(), String> {
         let path = self.replicas_file();
         let made = match self.inner.reactor.disk().read_file(&path).await {
-            Ok(content) => made::decode(&content).unwrap_or_else(|what| {
-                tracing::error!(path = %path.display(), "{what}: all that are to be here and are not are taken for lost");
-                self.inner.unlisted.set(true);
-                BTreeSet::new()
-            }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeSet::new(),
-            Err(error) => return Err(format!("{} could not be read: {error}", path.display())),
+            Ok(content) => made::decode(&content),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+            Err(error) if env::is_transient(&error) => {
+                return Err(format!("{} could not be read: {error}", path.display()));
+            }
+            // As a damaged one: it is written anew.
+            Err(error) => Err(format!("could not be read: {error}")),
         };
+        let made = made.unwrap_or_else(|what| {
+            tracing::error!(path = %path.display(), "{what}: all that are to be here and are not are taken for lost");
+            self.inner.unlisted.set(true);
+            BTreeSet::new()
+        });
         let OnDisk { shards, emptied, unreadable } = found;
         let lost = made.iter().filter(|uid| !shards.contains(uid) || emptied.contains(uid));
         *self.inner.lost.borrow_mut() = lost.chain(&unreadable).copied().collect();

@@ -2,7 +2,7 @@
 //! the others to learn what is committed in the catalog, and the catalog to learn who the others are; when all of them start
 //! at once, nobody else can tell.
 //!
-//! Text, so that a person can read it; written whenever the nodes change. A damaged one is left aside: no other node may know where
+//! Text, so that a person can read it; written whenever the nodes change. A damaged or unreadable one is left aside: no other node may know where
 //! this one is then. That there is one says that a cluster was begun (`server/boot`), and what is in it whether this node's
 //! catalog is the only one (`reactor/repair`).
 //!

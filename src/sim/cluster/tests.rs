@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     catalog::planted::{self, Place},
-    env::reserve,
+    env::{Disk, reserve},
     frontend::remote::Remote,
     limits::STORAGE_HUNG,
     proto::ringlog::v1::CreateTopicRequest,
@@ -112,35 +112,40 @@ fn unlisted_before_it_goes() {
     assert_eq!(runtime.world().panics(), []);
 }
 
-/// A damaged list of replicas does not keep a node from starting: what is to be there and is not is taken for lost, and nothing is
-/// made anew that may have voted. The list is whole again then.
+/// A damaged list of replicas, or one that the device cannot read any more, does not keep a node from starting: what is to be there
+/// and is not is taken for lost, and nothing is made anew that may have voted. The list is whole again then.
 #[test]
 fn a_damaged_list() {
-    let runtime = SimRuntime::seeded(5);
-    runtime.block_on(async {
-        let cluster = cluster_of(3, 5).await;
-        let (node, made) = (NodeId(3), Path::new(DATA).join(REPLICAS_FILE));
-        let uid = make_topic(&cluster, 3).await;
-        until("a replica", || cluster.process(node).unwrap().shard(uid).is_some()).await;
-        env::sleep::<SimEnv>(SOON).await;
-        cluster.kill(node);
-        let disk = cluster.disk(node).unwrap();
-        let before = made::decode(&disk.content(&made)).unwrap();
-        assert!(before.len() > 1 && before.contains(&uid));
-        disk.flip_bit(&made, 0, 0);
-        assert!(disk.delete_dir(shard_dir(DATA.as_ref(), uid)));
-        cluster.start(node);
-        cluster.until_serving(node).await;
-        assert_eq!(cluster.failure(node), None);
-        env::sleep::<SimEnv>(SOON).await;
-        let process = cluster.process(node).unwrap();
-        assert!(process.shard(uid).is_none(), "it was made anew");
-        assert!(process.node.faults()[&uid].contains("is lost"));
-        assert_eq!(made::decode(&disk.content(&made)), Ok(before.clone()));
-        let others = before.iter().filter(|other| **other != uid);
-        assert!(others.copied().all(|other| process.shard(other).is_some()));
-    });
-    assert_eq!(runtime.world().panics(), []);
+    let flipped = |disk: &SimDisk, made: &Path| disk.flip_bit(made, 0, 0);
+    let unreadable = |disk: &SimDisk, made: &Path| disk.lose_block(made, 0);
+    for damage in [flipped as fn(&SimDisk, &Path), unreadable] {
+        let runtime = SimRuntime::seeded(5);
+        runtime.block_on(async {
+            let cluster = cluster_of(3, 5).await;
+            let (node, made) = (NodeId(3), Path::new(DATA).join(REPLICAS_FILE));
+            let uid = make_topic(&cluster, 3).await;
+            until("a replica", || cluster.process(node).unwrap().shard(uid).is_some()).await;
+            env::sleep::<SimEnv>(SOON).await;
+            cluster.kill(node);
+            let disk = cluster.disk(node).unwrap();
+            let before = made::decode(&disk.content(&made)).unwrap();
+            assert!(before.len() > 1 && before.contains(&uid));
+            damage(&disk, &made);
+            assert!(disk.delete_dir(shard_dir(DATA.as_ref(), uid)));
+            cluster.start(node);
+            cluster.until_serving(node).await;
+            assert_eq!(cluster.failure(node), None);
+            env::sleep::<SimEnv>(SOON).await;
+            let process = cluster.process(node).unwrap();
+            assert!(process.shard(uid).is_none(), "it was made anew");
+            assert!(process.node.faults()[&uid].contains("is lost"));
+            assert_eq!(made::decode(&disk.content(&made)), Ok(before.clone()));
+            assert!(disk.read_file(&made).await.is_ok());
+            let others = before.iter().filter(|other| **other != uid);
+            assert!(others.copied().all(|other| process.shard(other).is_some()));
+        });
+        assert_eq!(runtime.world().panics(), []);
+    }
 }
 
 /// A replica's directory that the device cannot read when the node starts keeps that replica closed, and nothing else.
@@ -369,7 +374,7 @@ fn a_failed_start() {
         let node = NodeId(3);
         cluster.kill(node);
         // It is read after the catalog was opened.
-        let (path_contains, error) = (format!("{DATA}/{REPLICAS_FILE}"), std::io::ErrorKind::Other);
+        let (path_contains, error) = (format!("{DATA}/{REPLICAS_FILE}"), std::io::ErrorKind::OutOfMemory);
         let fault = Fault { operation: Operation::Read, path_contains, skip: 0, times: u64::MAX, error };
         cluster.disk(node).unwrap().plant(fault);
         cluster.start(node);
