@@ -109,6 +109,7 @@ fn leader_of(error: &ReactorError) -> Option<NodeId> {
             | ShardError::Lost { .. }
             | ShardError::Behind { .. }
             | ShardError::Full(_)
+            | ShardError::Starved { .. }
             | ShardError::Damaged { .. }
             | ShardError::Failed { .. }
             | ShardError::Closing { .. },

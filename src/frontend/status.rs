@@ -199,6 +199,7 @@ impl From<ShardError> for CallError {
             }
             ShardError::Elsewhere(refusal) => (*refusal).into(),
             ShardError::Full(error) => error.into(),
+            ShardError::Starved { cause: _ } => CallError::retry(Code::Unavailable, "SHARD_NOT_OPEN", message),
             ShardError::Damaged { cause: _ } => CallError::new(Code::DataLoss, "CORRUPT", message),
             ShardError::Failed { cause: _, maybe_written: _ } => {
                 CallError::new(Code::Unavailable, "SHARD_FAILED", message)
@@ -256,6 +257,7 @@ impl From<ReactorError> for CallError {
                 | ShardError::Lost { .. }
                 | ShardError::Behind { .. }
                 | ShardError::Elsewhere(_)
+                | ShardError::Starved { .. }
                 | ShardError::Closing { .. } => CallError::retry(Code::Unavailable, "SHARD_NOT_OPEN", message),
             },
             ReactorError::Gone => CallError::new(Code::NotFound, "SHARD_NOT_FOUND", message),
@@ -274,6 +276,7 @@ impl From<GroupError> for CallError {
             }
             GroupError::NotLeader { leader: _ } => CallError::retry(Code::Unavailable, "NOT_LEADER", message),
             GroupError::Full(error) | GroupError::Damaged(error) => error.into(),
+            GroupError::Starved { cause: _ } => CallError::retry(Code::Unavailable, "CATALOG_FAILED", message),
             GroupError::Stopped { cause: _, maybe_written } => {
                 CallError::new(Code::Unavailable, "CATALOG_FAILED", message).maybe_written(maybe_written)
             }
@@ -434,6 +437,7 @@ mod tests {
         let not_open = |error| ReactorError::NotOpen { error, cause: "x".into() };
         assert_eq!(row(not_open(failed(false))), ("DATA_LOSS", "SHARD_NOT_OPEN", true, false));
         assert_eq!(row(not_open(ShardError::Full(full()))), ("RESOURCE_EXHAUSTED", "DISK_FULL", true, true));
+        assert_eq!(row(not_open(ShardError::Starved { cause: "x".into() })), ("UNAVAILABLE", "SHARD_NOT_OPEN", true, true));
         assert_eq!(row(not_open(ShardError::Closing { maybe_written: false })), ("UNAVAILABLE", "SHARD_NOT_OPEN", true, true));
         assert_eq!(row(ReactorError::Stopped { maybe_written: true }), ("UNAVAILABLE", "SHUTTING_DOWN", false, true));
         assert_eq!(row(ReactorError::Shard(ShardError::Deadline)), row(ShardError::Deadline));
@@ -469,6 +473,7 @@ mod tests {
             ShardError::Elsewhere(refusal(true)),
             ShardError::Elsewhere(refusal(false)),
             ShardError::Full(LogError::Full { dir: "d".into() }),
+            ShardError::Starved { cause: "x".into() },
             ShardError::Damaged { cause: "x".into() },
             ShardError::Failed { cause: "x".into(), maybe_written: true },
             ShardError::Failed { cause: "x".into(), maybe_written: false },

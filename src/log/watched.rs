@@ -11,7 +11,7 @@
 //! Files are named as they were when they were opened.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fmt,
     future::{Future, poll_fn},
     io,
@@ -26,9 +26,9 @@ use std::{
 use bytes::Bytes;
 use openraft::AsyncRuntime;
 
-use super::Log;
+use super::{Log, is_full};
 use crate::{
-    env::{DirEntry, Disk, Env, File, OpenMode, Reserve},
+    env::{DirEntry, Disk, Env, File, OpenMode, Reserve, is_transient, lacks_descriptors},
     limits::{FLUSH_LOOK, STORAGE_HUNG, STORAGE_SLOW},
 };
 
@@ -67,6 +67,10 @@ struct Operations {
     places: RefCell<Vec<Option<UnderWay>>>,
     /// All are given up, and those to come, because of this one.
     given_up: RefCell<Option<Stalled>>,
+    /// One has failed for want of descriptors or memory, and has changed nothing.
+    was_starved: Cell<bool>,
+    /// One has failed that is not done again: after a write or a sync nobody knows what is on the device.
+    has_failed: Cell<bool>,
 }
 
 struct UnderWay {
@@ -144,6 +148,16 @@ impl Operations {
         .await
     }
 
+    /// Notes what the error of one says of doing all again; `may_be_again`: whether it is one after which this one may be.
+    fn note<T>(&self, result: io::Result<T>, may_be_again: fn(&io::Error) -> bool) -> io::Result<T> {
+        match &result {
+            Err(error) if may_be_again(error) => self.was_starved.set(true),
+            Err(error) if error.kind() != io::ErrorKind::NotFound && !is_full(error) => self.has_failed.set(true),
+            Ok(_) | Err(_) => {}
+        }
+        result
+    }
+
     fn begin(&self, operation: UnderWay) -> Place<'_> {
         let mut places = self.places.borrow_mut();
         let number = places.iter().position(Option::is_none).unwrap_or(places.len());
@@ -203,6 +217,11 @@ impl<E: Env> Watched<E> {
         self.operations.given_up.borrow().clone()
     }
 
+    /// Whether something failed for want of descriptors or memory, and nothing otherwise: all may be done again then.
+    pub fn was_starved(&self) -> bool {
+        self.operations.was_starved.get() && !self.operations.has_failed.get() && self.given_up().is_none()
+    }
+
     /// The operation that is under way for longest.
     pub(super) fn oldest(&self) -> Option<Stalled> {
         self.operations.oldest(E::monotonic_us())
@@ -219,7 +238,8 @@ impl<E: Env> Watched<E> {
         path: &Path,
         operation: impl Future<Output = io::Result<T>>,
     ) -> io::Result<T> {
-        self.operations.run(E::monotonic_us(), action, path.into(), operation).await
+        let result = self.operations.run(E::monotonic_us(), action, path.into(), operation).await;
+        self.operations.note(result, is_transient)
     }
 }
 
@@ -292,7 +312,9 @@ impl<E: Env> Disk for Watched<E> {
     }
 
     async fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.run("synced", path, self.disk.sync_dir(path)).await
+        let synced = self.operations.run(E::monotonic_us(), "synced", path.into(), self.disk.sync_dir(path)).await;
+        // Without a descriptor it was not even opened; without memory it may be the sync that failed.
+        self.operations.note(synced, lacks_descriptors)
     }
 
     async fn free_bytes(&self, path: &Path) -> io::Result<u64> {
@@ -308,27 +330,34 @@ impl<E: Env> WatchedFile<E> {
     async fn run<T>(&self, action: &'static str, operation: impl Future<Output = io::Result<T>>) -> io::Result<T> {
         self.operations.run(E::monotonic_us(), action, Rc::clone(&self.path), operation).await
     }
+
+    /// As `run`, of what is not done again.
+    async fn change(&self, action: &'static str, operation: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+        let changed = self.run(action, operation).await;
+        self.operations.note(changed, |_| false)
+    }
 }
 
 impl<E: Env> File for WatchedFile<E> {
     async fn read_at(&self, position: u64, bytes: usize) -> io::Result<Bytes> {
-        self.run("read", self.file.read_at(position, bytes)).await
+        let read = self.run("read", self.file.read_at(position, bytes)).await;
+        self.operations.note(read, is_transient)
     }
 
     async fn append_durable(&self, position: u64, buffers: Vec<Bytes>) -> io::Result<()> {
-        self.run("written", self.file.append_durable(position, buffers)).await
+        self.change("written", self.file.append_durable(position, buffers)).await
     }
 
     async fn write_at(&self, position: u64, buffers: Vec<Bytes>) -> io::Result<()> {
-        self.run("written", self.file.write_at(position, buffers)).await
+        self.change("written", self.file.write_at(position, buffers)).await
     }
 
     async fn sync(&self) -> io::Result<()> {
-        self.run("synced", self.file.sync()).await
+        self.change("synced", self.file.sync()).await
     }
 
     async fn truncate(&self, bytes: u64) -> io::Result<()> {
-        self.run("cut", self.file.truncate(bytes)).await
+        self.change("cut", self.file.truncate(bytes)).await
     }
 
     fn will_need(&self, position: u64, bytes: u64) {

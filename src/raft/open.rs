@@ -40,7 +40,7 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// applied everything committed; else nobody is waited for.
     ///
     /// # Errors
-    /// `Full` when there is no room for a new group of one; `Damaged`; `Stopped` for everything else.
+    /// `Full` when there is no room for a new group of one; `Damaged`; `Starved`; `Stopped` for everything else.
     pub async fn open(
         disk: E::Disk,
         tail: TailBudget,
@@ -64,9 +64,17 @@ impl<E: Env, M: Machine> Group<E, M> {
         machine: M,
     ) -> Result<(Group<E, M>, Recovered), GroupError> {
         let domain = Domain::new(format!("the replica of shard {} on node {}", options.shard, options.node));
-        let opening = Group::open_in(domain.clone(), disk, tail, peers, options, timing, machine);
-        let opened = domain.contain(opening).await;
-        let (group, recovered) = opened.unwrap_or_else(|panic| Err(unusable(bug(&panic))))?;
+        // A device that does not answer is seen by nobody else while the replica is not served.
+        let disk = Watched::new(disk);
+        let opening = Group::open_in(domain.clone(), disk.clone(), tail, peers, options, timing, machine);
+        let opened = match domain.contain(opening).await {
+            Ok(Err(GroupError::Stopped { cause, maybe_written: false })) if disk.was_starved() => {
+                Err(GroupError::Starved { cause })
+            }
+            Ok(opened) => opened,
+            Err(panic) => Err(unusable(bug(&panic))),
+        };
+        let (group, recovered) = opened?;
         let inner = Rc::downgrade(&group.inner);
         domain.on_panic(move |_| inner.upgrade().iter().for_each(watch::note_panic));
         Ok((group, recovered))
@@ -74,7 +82,7 @@ impl<E: Env, M: Machine> Group<E, M> {
 
     async fn open_in(
         domain: Domain,
-        disk: E::Disk,
+        disk: Watched<E>,
         tail: TailBudget,
         peers: Peers<E>,
         options: GroupOptions,
@@ -84,8 +92,6 @@ impl<E: Env, M: Machine> Group<E, M> {
         let log_options = repair::log_options(&options);
         let GroupOptions { shard, node, slot, founders, preferred, .. } = options;
         let founders = founders.filter(|founders| founders.contains(&node));
-        // A device that does not answer is seen by nobody else while the replica is not served.
-        let disk = Watched::new(disk);
         let opening = async {
             let owing = Owing::take_up(disk.clone(), log_options.clone(), node, founders.is_some()).await?;
             Ok((owing, Log::open_on(disk.clone(), tail, log_options).await?))

@@ -67,7 +67,7 @@ const OPEN_AT_ONCE: usize = 16;
 /// What a panic in a request of another thread ends, for people.
 const CALL: &str = "a call";
 
-/// How often a shard that found the disk full is tried again.
+/// How often a shard is tried again that found the disk full, or no descriptor.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Why a reactor does not do what it is asked.
@@ -355,10 +355,17 @@ impl<E: Env> Reactor<E> {
         node == self.me() || self.node.liveness.is_alive(node)
     }
 
-    /// Opens shards, making those that are not there. One that fails is kept with its reason; if the
-    /// disk is full, it is tried again until space returns; if it is damaged, until it is mended. Gives those that failed;
-    /// all were tried.
+    /// Opens shards, making those that are not there. One that fails is kept with its reason; if the disk is full, or descriptors or
+    /// memory are lacking, it is tried again until they return; if it is damaged, until it is mended. Gives those that failed; all
+    /// were tried. One that is here already is not touched: it fails as it did when it was last tried.
     pub async fn open(self: &Rc<Self>, shards: Vec<ShardOptions>) -> Vec<(ShardUid, ReactorError)> {
+        let (known, shards): (Vec<_>, Vec<_>) =
+            shards.into_iter().partition(|options| self.shards.borrow().contains_key(&options.uid));
+        let known = known.into_iter().filter_map(|options| match self.shards.borrow().get(&options.uid) {
+            Some(Slot::NotOpen { error, cause: _ }) => Some((options.uid, error.clone().into())),
+            Some(Slot::Serving(_)) | None => None,
+        });
+        let known: Vec<_> = known.collect();
         let opened = stream::iter(shards).map(|options| async move {
             let (uid, stay) = (options.uid, self.stays.of(options.uid));
             let held = stay.enter().await;
@@ -371,18 +378,20 @@ impl<E: Env> Reactor<E> {
             assert!(replaced.is_none(), "a shard is opened once");
             drop(held);
             match &failed {
-                Some(ShardError::Full(_)) => env::spawn::<E>(Rc::clone(self).reopen(options, stay)),
+                Some(ShardError::Full(_) | ShardError::Starved { .. }) => {
+                    env::spawn::<E>(Rc::clone(self).reopen(options, stay));
+                }
                 Some(ShardError::Damaged { .. }) => env::spawn::<E>(Rc::clone(self).repair(options, stay, None)),
                 Some(_) | None => {}
             }
             failed.map(|error| (uid, error.into()))
         });
-        let failed = opened.buffer_unordered(OPEN_AT_ONCE).filter_map(std::future::ready).collect().await;
+        let failed: Vec<_> = opened.buffer_unordered(OPEN_AT_ONCE).filter_map(std::future::ready).collect().await;
         self.count_shards();
-        failed
+        known.into_iter().chain(failed).collect()
     }
 
-    /// Tries a shard that found the disk full again, until it opens, fails otherwise, or is removed.
+    /// Tries a shard again that found the disk full, or no descriptor, until it opens, fails otherwise, or is removed.
     async fn reopen(self: Rc<Self>, options: ShardOptions, stay: Rc<Stay>) {
         let uid = options.uid;
         let waits = || self.is_not_open(uid, &stay);
@@ -406,7 +415,7 @@ impl<E: Env> Reactor<E> {
                     drop(shard.close().await);
                     return;
                 }
-                Err(ShardError::Full(_)) => {}
+                Err(ShardError::Full(_) | ShardError::Starved { .. }) => {}
                 Err(ShardError::Damaged { .. }) => {
                     drop(held);
                     return Rc::clone(&self).repair(options, Rc::clone(&stay), None).await;

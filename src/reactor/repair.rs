@@ -175,7 +175,7 @@ impl<E: Env> Reactor<E> {
             }
             Err(error) => {
                 let again = matches!(error, ShardError::Damaged { .. });
-                if matches!(error, ShardError::Full(_)) {
+                if matches!(error, ShardError::Full(_) | ShardError::Starved { .. }) {
                     env::spawn::<E>(Rc::clone(self).reopen(options.clone(), Rc::clone(stay)));
                 }
                 if self.is_not_open(uid, stay) {

@@ -100,6 +100,12 @@ pub enum ShardError {
     /// Disk full: nothing was written, reads go on.
     #[error("{0}")]
     Full(LogError),
+    /// Retry: this replica was not opened, as there was no descriptor or no memory. Nothing was written.
+    #[error("{cause}; it is opened when there are descriptors and memory again")]
+    Starved {
+        /// What could not be done.
+        cause: String,
+    },
     /// Stop: a read found committed records damaged. They are not served, what is whole is, and this replica takes no
     /// more. Nothing was written.
     #[error("{cause}")]
@@ -142,6 +148,7 @@ impl ShardError {
             | ShardError::NoLeader { waited: _, deadline: _ }
             | ShardError::Behind { min_offset: _, high_watermark: _ }
             | ShardError::Full(_)
+            | ShardError::Starved { cause: _ }
             | ShardError::Damaged { cause: _ } => false,
         }
     }
@@ -154,6 +161,7 @@ impl From<GroupError> for ShardError {
             GroupError::Deposed { leader } => ShardError::Deposed { leader },
             GroupError::Full(error) => ShardError::Full(error),
             GroupError::Damaged(error) => ShardError::Damaged { cause: error.to_string() },
+            GroupError::Starved { cause } => ShardError::Starved { cause },
             GroupError::Stopped { cause, maybe_written } => ShardError::Failed { cause, maybe_written },
         }
     }

@@ -411,6 +411,8 @@ impl<E: Env> Inner<E> {
             Some(GroupError::NotLeader { .. } | GroupError::Deposed { .. }) => Some(self.not_leading()),
             Some(GroupError::Stopped { cause, .. }) => Some(self.stopped(cause, false)),
             Some(GroupError::Damaged(error)) => Some(self.stopped(&error.to_string(), false)),
+            // Said of a group that is opened only.
+            Some(GroupError::Starved { cause }) => Some(self.stopped(cause, false)),
             Some(GroupError::Full(_)) | None => None,
         };
         if lost.is_some() {
@@ -436,7 +438,12 @@ impl<E: Env> Inner<E> {
                     waiting.answer(Err(ShardError::Full(error.clone())));
                 }
                 // Nothing of it was written: it is handed back with all that wait.
-                Some(GroupError::NotLeader { .. } | GroupError::Damaged(_) | GroupError::Stopped { .. }) => {
+                Some(
+                    GroupError::NotLeader { .. }
+                    | GroupError::Damaged(_)
+                    | GroupError::Starved { .. }
+                    | GroupError::Stopped { .. },
+                ) => {
                     self.state.borrow_mut().void.push(waiting);
                 }
                 // What it was refused for, or predicted from, has not come about: it is looked at again.

@@ -238,8 +238,8 @@ struct Inner<E: Env> {
     unlisted: Cell<bool>,
     /// Why replicas that were to be opened were not, until they are.
     failed: RefCell<BTreeMap<ShardUid, ReactorError>>,
-    /// Of them those that could not be made, and are not tried again before this node is started anew: nothing of them may be on
-    /// the disk, and then nothing was lost.
+    /// Of them those that could not be made: nothing of them may be on the disk, and then nothing was lost. Their reactors may be
+    /// trying again.
     unmade: RefCell<BTreeSet<ShardUid>>,
     /// Those whose removal was begun and could not be ended: they are held, and removed before any is made there again.
     unremoved: RefCell<Unremoved>,

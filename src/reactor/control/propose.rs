@@ -240,7 +240,10 @@ pub fn refusal(error: &ControlError) -> control_reply::Reply {
             let maybe = match error {
                 GroupError::Stopped { maybe_written, .. } => *maybe_written,
                 GroupError::Deposed { .. } => true,
-                GroupError::NotLeader { .. } | GroupError::Full(_) | GroupError::Damaged(_) => false,
+                GroupError::NotLeader { .. }
+                | GroupError::Full(_)
+                | GroupError::Damaged(_)
+                | GroupError::Starved { .. } => false,
             };
             (CODE_UNAVAILABLE, "CATALOG_FAILED".to_owned(), !maybe, false)
         }

@@ -53,7 +53,7 @@ const PURGE_ROUNDS: u32 = 256;
 
 /// Whether a reactor does not try again to open a replica that failed so.
 fn is_given_up(error: &ReactorError) -> bool {
-    !matches!(error, ReactorError::Shard(ShardError::Full(_) | ShardError::Damaged { .. }))
+    !matches!(error, ReactorError::Shard(ShardError::Full(_) | ShardError::Starved { .. } | ShardError::Damaged { .. }))
 }
 
 /// Whether a replica of this shard is to be on this node, by what it knows of the topics.
@@ -121,11 +121,12 @@ impl<E: Env> Control<E> {
         }
     }
 
-    /// Waits until more than that is applied here, or what could not be removed is due.
+    /// Waits until more than that is applied here, or what could not be removed is due, or a replica may have been made since.
     async fn wait_for_work(&self, seen: Index) {
         let applied = self.inner.catalog.wait_applied(seen);
-        let due = self.inner.unremoved.borrow().wait(E::monotonic_us());
-        match due {
+        let removal = self.inner.unremoved.borrow().wait(E::monotonic_us());
+        let unmade = self.inner.unmade.borrow().iter().any(|uid| self.is_being_made(*uid));
+        match removal.into_iter().chain(unmade.then_some(RETRY_INTERVAL)).min() {
             // It is due, or something is applied.
             Some(due) => drop(E::Runtime::timeout(due, applied).await),
             None => drop(applied.await),
@@ -440,13 +441,20 @@ impl<E: Env> Control<E> {
         before != lost.len()
     }
 
+    /// Whether the reactor of a replica that could not be made tries again: it is asked whether it is there by now.
+    fn is_being_made(&self, uid: ShardUid) -> bool {
+        let is_unmade = self.inner.unmade.borrow().contains(&uid);
+        is_unmade && self.inner.failed.borrow().get(&uid).is_some_and(|error| !is_given_up(error))
+    }
+
     /// Opens replicas that are to be here and are not open; `existing`: only those whose files are here.
     async fn open_wanted(&self, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>, existing: bool) -> bool {
         let mut missing: BTreeMap<ReactorNumber, Vec<ShardOptions>> = BTreeMap::new();
         for (uid, (reactor, options)) in wanted {
             let is_there = self.inner.on_disk.borrow().contains(uid) && !self.inner.emptied.borrow().contains(uid);
             let is_candidate = !existing || is_there;
-            if is_candidate && !self.inner.held.borrow().contains_key(uid) {
+            let is_missing = !self.inner.held.borrow().contains_key(uid) || self.is_being_made(*uid);
+            if is_candidate && is_missing {
                 missing.entry(*reactor).or_default().push(options.clone());
             }
         }
@@ -458,26 +466,39 @@ impl<E: Env> Control<E> {
             let result = self.ask(reactor, move |reply| Request::Open { shards, reply }).await;
             (reactor, uids, result)
         });
+        let mut listed = true;
         for (reactor, uids, result) in futures_util::future::join_all(opened).await {
             let why = |uid| match &result {
                 Ok(failed) => failed.iter().find(|(failed, _)| *failed == uid).map(|(_, error)| error.clone()),
                 Err(error) => Some(error.clone()),
             };
             for uid in uids {
-                // Those that did not open are kept by their reactor with the reason.
-                self.inner.held.borrow_mut().insert(uid, reactor);
-                let was_there = !self.inner.on_disk.borrow_mut().insert(uid);
-                let error = why(uid);
-                if result.is_ok() && error.as_ref().is_some_and(|error| !was_there && is_given_up(error)) {
-                    self.inner.unmade.borrow_mut().insert(uid);
-                }
-                match error {
-                    None => drop(self.inner.failed.borrow_mut().remove(&uid)),
-                    Some(error) => drop(self.inner.failed.borrow_mut().insert(uid, error)),
+                listed &= self.note_opened(uid, reactor, why(uid), result.is_ok());
+            }
+        }
+        listed || self.write_replicas().await
+    }
+
+    /// A replica was to be opened, and was, or failed; `was_tried`: its reactor has said so. Whether the list of replicas stays as it is.
+    fn note_opened(&self, uid: ShardUid, reactor: ReactorNumber, error: Option<ReactorError>, was_tried: bool) -> bool {
+        // Those that did not open are kept by their reactor with the reason.
+        let was_held = self.inner.held.borrow_mut().insert(uid, reactor).is_some();
+        let was_there = !self.inner.on_disk.borrow_mut().insert(uid);
+        let unmade = &mut *self.inner.unmade.borrow_mut();
+        let was_unmade = unmade.contains(&uid);
+        match error {
+            None => {
+                self.inner.failed.borrow_mut().remove(&uid);
+                unmade.remove(&uid);
+            }
+            Some(error) => {
+                self.inner.failed.borrow_mut().insert(uid, error);
+                if was_tried && !was_there {
+                    unmade.insert(uid);
                 }
             }
         }
-        self.write_replicas().await
+        was_held && was_unmade == unmade.contains(&uid)
     }
 
     /// Tells the reactors of lost replicas that are to be here, so that their calls get the reason. Those that this node's catalog

@@ -48,6 +48,7 @@ impl<E: Env> Reactor<E> {
             ReactorError::MailboxFull | ReactorError::Stopped { .. } => false,
             ReactorError::Shard(error) => match error {
                 ShardError::NotLeader { .. }
+                | ShardError::Starved { .. }
                 | ShardError::Damaged { .. }
                 | ShardError::Failed { .. }
                 | ShardError::Closing { .. } => true,

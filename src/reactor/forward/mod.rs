@@ -109,6 +109,7 @@ pub(super) fn may_go_on(refusal: &PeerRefusal) -> bool {
 pub(super) fn goes_elsewhere(error: &ShardError) -> bool {
     match error {
         ShardError::NotLeader { .. }
+        | ShardError::Starved { .. }
         | ShardError::Failed { maybe_written: false, .. }
         | ShardError::Closing { maybe_written: false } => true,
         ShardError::Failed { maybe_written: true, .. }

@@ -12,7 +12,7 @@ use crate::{
         made::{self, REPLICAS_FILE},
         shard_dir,
     },
-    sim::{DiskTimes, Fault, NetTimes, Operation, SimRuntime, executor::TaskPanic},
+    sim::{DiskFault, DiskTimes, Fault, NetTimes, Operation, PlantedFault, SimRuntime, executor::TaskPanic},
 };
 
 /// Longer than a node takes to be told all there is to know.
@@ -143,6 +143,41 @@ fn a_damaged_list() {
             assert!(disk.read_file(&made).await.is_ok());
             let others = before.iter().filter(|other| **other != uid);
             assert!(others.copied().all(|other| process.shard(other).is_some()));
+        });
+        assert_eq!(runtime.world().panics(), []);
+    }
+}
+
+/// A replica that finds no descriptor when it is to be made is made as soon as there are some, and listed then. Until then it is not: if
+/// its node starts again meanwhile, it is not taken for lost.
+#[test]
+fn made_when_there_are_descriptors() {
+    for restarts in [false, true] {
+        let runtime = SimRuntime::seeded(8);
+        runtime.block_on(async {
+            let cluster = cluster_of(3, 8).await;
+            let (node, made) = (NodeId(3), Path::new(DATA).join(REPLICAS_FILE));
+            let disk = || cluster.disk(node).unwrap();
+            let (fault, path_contains) = (DiskFault::NoDescriptor, format!("{DATA}/shards/"));
+            disk().plant_fault(PlantedFault { fault, path_contains, chance_ppm: 1_000_000, times: u64::MAX });
+            let uid = make_topic(&cluster, 3).await;
+            let is_listed = || made::decode(&disk().content(&made)).is_ok_and(|listed| listed.contains(&uid));
+            let is_open = || cluster.process(node).unwrap().shard(uid).is_some();
+            let fault = || cluster.process(node).unwrap().node.faults().get(&uid).cloned();
+            until("its failure", || fault().is_some()).await;
+            env::sleep::<SimEnv>(2 * SOON).await;
+            assert!(fault().unwrap().contains("when there are descriptors"), "{:?}", fault());
+            assert!(!is_open() && !(disk().paths().contains(&made) && is_listed()));
+            if restarts {
+                cluster.kill(node);
+            }
+            disk().heal();
+            if restarts {
+                cluster.start(node);
+                cluster.until_serving(node).await;
+            }
+            until("a replica", || is_open() && disk().paths().contains(&made) && is_listed()).await;
+            assert_eq!(fault(), None);
         });
         assert_eq!(runtime.world().panics(), []);
     }
