@@ -68,7 +68,7 @@ impl<E: Env> Inner<E> {
         let dir = &self.options.dir;
         for segment in gone.iter().rev() {
             self.remove_segment(segment).await?;
-            self.disk.sync_dir(dir).await.map_err(|error| self.stop(dir, "synced", &error))?;
+            self.sync_dir().await.map_err(|error| self.stop(dir, "synced", &error))?;
         }
         match cut {
             Some(cut) => self.cut(&cut).await,
@@ -141,7 +141,7 @@ impl<E: Env> Inner<E> {
     async fn cut(&self, cut: &Cut<E>) -> Result<(), LogError> {
         let (path, dir) = (cut.segment.path(), &self.options.dir);
         self.remove_index(&cut.segment).await?;
-        self.disk.sync_dir(dir).await.map_err(|error| self.stop(dir, "synced", &error))?;
+        self.sync_dir().await.map_err(|error| self.stop(dir, "synced", &error))?;
         cut.file.truncate(cut.position).await.map_err(|error| self.stop(&path, "cut", &error))?;
         cut.file.sync().await.map_err(|error| self.stop(&path, "synced", &error))
     }
@@ -233,7 +233,7 @@ impl<E: Env> Inner<E> {
         }
         if dropped > 0 {
             let dir = &self.options.dir;
-            self.disk.sync_dir(dir).await.map_err(|error| self.stop(dir, "synced", &error))?;
+            self.sync_dir().await.map_err(|error| self.stop(dir, "synced", &error))?;
         }
         Ok(())
     }
@@ -249,7 +249,7 @@ impl<E: Env> Inner<E> {
         self.remove_index(segment).await?;
         self.disk.rename(&path, &spare).await.map_err(|error| self.stop(&path, "renamed", &error))?;
         let dir = &self.options.dir;
-        self.disk.sync_dir(dir).await.map_err(|error| self.stop(dir, "synced", &error))?;
+        self.sync_dir().await.map_err(|error| self.stop(dir, "synced", &error))?;
         self.recycle(spare, bytes);
         Ok(())
     }

@@ -61,8 +61,8 @@ struct Step {
     pause: Duration,
 }
 
-/// How often a full disk is looked at while entries wait for it (tests do not wait that long).
-const RETRY: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_millis(200) };
+/// How often a full disk is looked at while entries wait for it, and what found no descriptor is tried again (tests do not wait that long).
+pub(super) const RETRY: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_millis(200) };
 
 /// A segment that fills in less than this is followed by one four times its size ...
 const FILL_FAST_US: u64 = 10_000_000;

@@ -8,11 +8,12 @@ use std::{io, path::PathBuf, rc::Rc};
 
 use super::{
     FileOf, Inner, LogError, Phase, SegmentOf, io_error, is_full,
+    prepare::RETRY,
     segment::{Slots, store_path},
     state::Change,
 };
 use crate::{
-    env::{Disk, Env, File, OpenMode, is_transient},
+    env::{Disk, Env, File, OpenMode, is_transient, lacks_descriptors},
     limits::BLOCK_BYTES,
 };
 
@@ -53,11 +54,37 @@ impl<E: Env> Inner<E> {
                 .any(|other| other.base.offset == segment.base.offset && other.sequence.0 < segment.sequence.0);
             store_path(&self.options.dir, segment.base.offset, taken, segment.sequence)
         };
-        self.disk.rename(&segment.path(), &to).await?;
+        self.patiently(is_transient, async || self.disk.rename(&segment.path(), &to).await).await?;
         *segment.path.borrow_mut() = to;
-        self.disk.sync_dir(&self.options.dir).await?;
+        self.sync_dir().await?;
         segment.named.set(true);
         Ok(())
+    }
+
+    /// Makes the names in the log's directory durable, as soon as there is a descriptor for it.
+    pub(super) async fn sync_dir(&self) -> io::Result<()> {
+        // Without memory it may be the sync that has failed.
+        self.patiently(lacks_descriptors, async || self.disk.sync_dir(&self.options.dir).await).await
+    }
+
+    /// Does what changes nothing when it fails with such an error, again and again while it does, until the log has failed or closes.
+    pub(super) async fn patiently<T>(
+        &self,
+        is_such: fn(&io::Error) -> bool,
+        work: impl AsyncFn() -> io::Result<T>,
+    ) -> io::Result<T> {
+        let mut is_told = false;
+        loop {
+            match work().await {
+                Err(error) if is_such(&error) && !self.state.borrow().is_over() => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        tracing::warn!(dir = %self.options.dir.display(), %error, "a log waits for what the process lacks");
+                    }
+                    crate::env::sleep::<E>(RETRY).await;
+                }
+                result => return result,
+            }
+        }
     }
 
     /// Writes footer and index of a segment whose entries are all durable, and cuts its file.
@@ -70,7 +97,10 @@ impl<E: Env> Inner<E> {
         let open = segment.now.borrow().appender.clone();
         let file: FileOf<E> = match open {
             Some(file) => file,
-            None => self.disk.open(&path, OpenMode::Append).await.map_err(failed("opened"))?,
+            None => {
+                let opened = self.patiently(is_transient, async || self.disk.open(&path, OpenMode::Append).await);
+                opened.await.map_err(failed("opened"))?
+            }
         };
         let view = segment.view().expect("the index of a segment that is not sealed is in memory");
         let content = view.encode();
@@ -148,7 +178,7 @@ impl<E: Env> Inner<E> {
         for spare in spares {
             self.disk.remove(&spare).await.map_err(|error| io_error(&spare, "removed", &error))?;
         }
-        self.disk.sync_dir(&dir).await.map_err(|error| self.stop(&dir, "synced", &error))?;
+        self.sync_dir().await.map_err(|error| self.stop(&dir, "synced", &error))?;
         Ok(())
     }
 

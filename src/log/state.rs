@@ -9,7 +9,7 @@ use crate::{
     env::{
         Disk, Env,
         channel::{OneshotReceiver, oneshot},
-        reserve,
+        is_transient, reserve,
     },
     format::{
         segment::LogPoint,
@@ -112,7 +112,8 @@ impl<E: Env> Inner<E> {
         let path = self.checkpoint_path(index);
         let file = encode_checkpoint(self.options.shard, index, &content);
         // A log is purged up to a checkpoint: without one a full disk would stay full.
-        if let Err(error) = reserve::write_file(&self.disk, &path, file).await {
+        let write = async || reserve::write_file(&self.disk, &path, file.clone()).await;
+        if let Err(error) = self.patiently(is_transient, write).await {
             return Err(if is_full(&error) {
                 io_error(&path, "written", &error)
             } else {

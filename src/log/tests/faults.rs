@@ -444,6 +444,38 @@ fn no_memory_for_a_while() {
     });
 }
 
+/// Nor does a log stop that finds no descriptor to sync its directory with, when a segment has got its lasting name: nothing was synced,
+/// and it goes on when there is one.
+#[test]
+fn no_descriptor_for_a_name() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        append_one(&log, 1, 40_000).await;
+        // The next segment is made by then.
+        while !names(&disk).iter().any(|name| name.ends_with(".spare")) {
+            settle().await;
+        }
+        settle().await;
+        let (fault, path_contains) = (DiskFault::NoDescriptor, DIR.to_owned());
+        disk.plant_fault(PlantedFault { fault, path_contains, chance_ppm: 1_000_000, times: u64::MAX });
+        let before = disk.count(Operation::SyncDir);
+        let appended = append(&log, vec![batch(&log, 0, 1, 40_000)]);
+        while disk.count(Operation::SyncDir) < before + 3 && log.fault().is_none() {
+            crate::env::sleep::<TestEnv>(std::time::Duration::from_millis(1)).await;
+        }
+        assert!(log.fault().is_none(), "{:?}", log.fault());
+        disk.heal();
+        appended.await.unwrap().unwrap();
+        for _ in 0..4 {
+            append_one(&log, 1, 40_000).await;
+        }
+        log.close().await.unwrap();
+        let (log, _) = open_with(&disk.crash(1), 64 << 10, 0).await.unwrap();
+        assert_eq!(read_all(&log, 1 << 20).await.unwrap().len(), 6);
+    });
+}
+
 /// A log that writes zeros ahead, of a segment for which that takes long.
 async fn makes_a_file(disk: &SimDisk) -> TestLog {
     let (log, _) = open_with(disk, 64 << 20, 0).await.unwrap();
