@@ -99,6 +99,13 @@ pub const TRANSIENT_PAUSE_MIN: Duration = Duration::from_millis(1);
 /// See `TRANSIENT_PAUSE_MIN`.
 pub const TRANSIENT_PAUSE_MAX: Duration = Duration::from_millis(200);
 
+/// A client's connection whose descriptor is wanted for storage is cut so long after it was told: time for a call that is under way,
+/// and well before whoever waits for the descriptor gives up.
+pub const SEAT_GRACE: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether the connections that had to go have gone.
+pub const SEAT_LOOK: Duration = Duration::from_millis(100);
+
 /// Bytes of index files that one reactor keeps in memory (512 KiB for a segment of 256 MiB with entries of one block); above it
 /// a log forgets its own, and reads them again when they are needed.
 pub const INDEX_BYTES_MAX: usize = 32 << 20;
@@ -451,4 +458,5 @@ const _: () = assert!(CONNECTION_WINDOW_BYTES_MAX as usize <= CONNECTION_WINDOW_
 const _: () = assert!(ENTRIES_IN_FLIGHT_MAX < RAFT_QUEUE_MAX);
 const _: () = assert!(NODE_SHARDS_MAX + RAFT_QUEUE_MAX <= PEER_STREAMS_MAX);
 const _: () = assert!(PEER_PING_INTERVAL.as_millis() * 3 <= PEER_SILENT_MAX.as_millis());
+const _: () = assert!(2 * (SEAT_GRACE.as_millis() + SEAT_LOOK.as_millis()) < TRANSIENT_RETRY_MAX.as_millis());
 const _: () = assert!(PEER_OWN_STALL_MAX.as_millis() < PEER_SILENT_MAX.as_millis());

@@ -1,5 +1,5 @@
 //! A process with few file descriptors, and clients that take all they can get: the shards keep theirs, new connections are
-//! refused, and everything is as before when the clients have gone.
+//! refused, those that were there give way to shards that come later, and everything is as before when the clients have gone.
 
 #![allow(clippy::disallowed_methods, reason = "tests use real processes, files and sockets")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -21,13 +21,15 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const LIMIT: u32 = 256;
 const SHARDS: u32 = 8;
+/// More than find descriptors beside as many clients as are let in before.
+const MANY_SHARDS: u32 = 48;
 const STRANGERS: usize = 600;
 
 /// Writes so much to each shard that each rolls into new segments several times.
-async fn fill(client: &Client, megabytes: usize) {
+async fn fill(client: &Client, megabytes: usize, shards: u32) {
     let value = Bytes::from(vec![7; 256 << 10]);
     for _ in 0..megabytes {
-        for shard in 0..SHARDS {
+        for shard in 0..shards {
             let records = (0..4).map(|_| Record { value: value.clone(), ..Record::default() }).collect();
             let request =
                 ProduceRequest { topic: "t".into(), shard: Some(shard), records, ..ProduceRequest::default() };
@@ -38,7 +40,6 @@ async fn fill(client: &Client, megabytes: usize) {
 
 async fn faults(client: &Client) -> Vec<String> {
     let shards = client.describe_topic("t").await.unwrap().shards;
-    assert_eq!(shards.len(), SHARDS as usize);
     shards.into_iter().map(|shard| shard.fault).filter(|fault| !fault.is_empty()).collect()
 }
 
@@ -80,12 +81,12 @@ fn strangers_take_nothing_from_the_shards() {
         let client = Client::connect(&node.grpc).await.unwrap();
         let request = CreateTopicRequest { name: "t".into(), shards: SHARDS, ..Default::default() };
         client.create_topic(&request).await.unwrap();
-        fill(&client, 1).await;
+        fill(&client, 1, SHARDS).await;
         let strangers: Vec<_> = [&node.grpc, &node.http]
             .into_iter()
             .flat_map(|address| (0..STRANGERS / 2).map(move |_| TcpStream::connect(address.as_str())))
             .collect();
-        fill(&client, 6).await;
+        fill(&client, 6, SHARDS).await;
         assert_eq!(faults(&client).await, Vec::<String>::new(), "{}", node.log());
         assert!(!node.log().contains("could not be accepted"), "descriptors had run out: {}", node.log());
         drop(strangers);
@@ -94,8 +95,40 @@ fn strangers_take_nothing_from_the_shards() {
             assert!(since.elapsed() < Duration::from_secs(60), "no new client is served");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        fill(&client, 1).await;
+        fill(&client, 1, SHARDS).await;
         assert_eq!(faults(&client).await, Vec::<String>::new(), "{}", node.log());
+    });
+    assert!(node.stop().success());
+}
+
+/// Strangers have taken all that was free when a topic is made: they give way to its shards, all of which open, and roll.
+#[test]
+fn strangers_give_way_to_new_shards() {
+    let own = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: own.maximum, maximum: own.maximum }).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start_with_files(dir.path(), &["--reactors", "2", "--segment-bytes", "1MiB"], LIMIT);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = Client::connect(&node.grpc).await.unwrap();
+        // They ask for nothing, but answer PINGs: nobody closes them for their silence.
+        let mut strangers = Vec::new();
+        loop {
+            assert!(strangers.len() < LIMIT as usize, "clients get more than there is");
+            match Client::connect(&node.grpc).await {
+                Ok(stranger) if stranger.list_topics().await.is_ok() => strangers.push(stranger),
+                Ok(_) | Err(_) => break,
+            }
+        }
+        let silent: Vec<_> = (0..LIMIT).map(|_| TcpStream::connect(node.http.as_str())).collect();
+        assert!(!node.log().contains("connections are closed"), "{}", node.log());
+        let request = CreateTopicRequest { name: "t".into(), shards: MANY_SHARDS, ..Default::default() };
+        let created = client.create_topic(&request).await;
+        created.unwrap_or_else(|error| panic!("{error}; {}", node.log()));
+        fill(&client, 2, MANY_SHARDS).await;
+        assert_eq!(faults(&client).await, Vec::<String>::new(), "{}", node.log());
+        assert!(node.log().contains("connections are closed"), "{}", node.log());
+        drop((strangers, silent));
     });
     assert!(node.stop().success());
 }

@@ -67,7 +67,8 @@ impl<E: Env> Inner<E> {
         self.patiently(lacks_descriptors, async || self.disk.sync_dir(&self.options.dir).await).await
     }
 
-    /// Does what changes nothing when it fails with such an error, again and again while it does, until the log has failed or closes.
+    /// Does what changes nothing when it fails with such an error, again and again, until it does not, or the log has failed or
+    /// closes.
     pub(super) async fn patiently<T>(
         &self,
         is_such: fn(&io::Error) -> bool,

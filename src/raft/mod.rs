@@ -227,7 +227,8 @@ pub enum GroupError {
     /// What was durable here is damaged: the group is not opened (`repair`).
     #[error("{0}")]
     Damaged(LogError),
-    /// There was no descriptor or no memory to open the group with: nothing of it was written that counts, and it may be opened again.
+    /// There was no descriptor or no memory to open the group with: nothing of it was written that counts, and it may be opened
+    /// again.
     #[error("{cause}")]
     Starved {
         /// What could not be done.

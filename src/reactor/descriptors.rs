@@ -2,7 +2,8 @@
 //! refused first.
 //!
 //! A replica that cannot open a file waits, and its shard with it; a client that is refused goes to another node. So clients
-//! never get what the shards of this node need. The limit is read once; `server::run` raises it first.
+//! never get what the shards of this node need; when more shards come, as many clients go as are too many then (`seats`). The limit
+//! is read once; `server::run` raises it first.
 
 use std::os::fd::RawFd;
 

@@ -10,6 +10,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     pin::pin,
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -19,9 +20,13 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::watch};
 
-use crate::env::domain;
+use crate::{
+    env::{Env, domain, real::RealEnv},
+    limits,
+    reactor::seats::{Seat, Seats},
+};
 
 /// Connections that the kernel completes and holds until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -86,6 +91,8 @@ pub struct Connections {
     open: AtomicUsize,
     accepted: AtomicUsize,
     refused: AtomicUsize,
+    /// Of the open ones those that have to go.
+    pub(super) leaving: AtomicUsize,
 }
 
 /// One connection; counted until it is dropped.
@@ -115,6 +122,11 @@ impl Connections {
         self.open.load(Relaxed)
     }
 
+    /// Open now, and not told to go.
+    pub fn staying(&self) -> usize {
+        self.open().saturating_sub(self.leaving.load(Relaxed))
+    }
+
     /// Accepted since the start.
     pub fn accepted(&self) -> usize {
         self.accepted.load(Relaxed)
@@ -126,17 +138,38 @@ impl Connections {
     }
 }
 
+/// Has connections of a reactor go, for ever, while those of all reactors that stay (`all`) are more than `max`; `grows` tells when
+/// that may be. Of its own it has as many go as are too many by its share.
+pub async fn make_way(seats: &Seats, all: impl Fn() -> usize, max: impl Fn() -> usize, mut grows: watch::Receiver<()>) {
+    loop {
+        let (here, staying, max) = (seats.staying(), all(), max());
+        if staying > max {
+            let too_many = here - here * max / staying.max(here);
+            if too_many > 0 {
+                tracing::warn!(too_many, max, "connections are closed: their descriptors are wanted for replicas");
+                seats.dismiss(too_many);
+            }
+            #[allow(clippy::disallowed_methods, reason = "sockets are the real world's; nothing to simulate")]
+            tokio::time::sleep(limits::SEAT_LOOK).await;
+        } else if grows.changed().await.is_err() {
+            // The node is gone, and so are its clients.
+            return;
+        }
+    }
+}
+
 /// Accepts connections until `stop` resolves, and runs `serve` for each in a task of this reactor.
-/// Above `max` open connections (asked for each), new ones are closed at once. Connections outlive this call.
+/// Above `max` open connections (asked for each), new ones are closed at once. One that has to go (`seats`) is cut a while after it
+/// was told. Connections outlive this call.
 ///
 /// # Errors
 /// When the socket cannot be registered with the runtime.
 pub async fn accept<F: Future<Output = ()> + 'static>(
     listener: TcpListener,
-    connections: Arc<Connections>,
+    seats: Rc<Seats>,
     max: impl Fn() -> usize,
     stop: impl Future<Output = ()>,
-    serve: impl Fn(TcpStream) -> F,
+    serve: impl Fn(TcpStream, Seat) -> F,
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let mut stop = pin!(stop);
@@ -157,7 +190,7 @@ pub async fn accept<F: Future<Output = ()> + 'static>(
         if has_hung_up(&socket) {
             continue;
         }
-        let Some(counted) = connections.enter(max()) else {
+        let Some(counted) = seats.connections().enter(max()) else {
             tracing::debug!(max = max(), "connection closed at once: too many are open");
             continue;
         };
@@ -166,11 +199,20 @@ pub async fn accept<F: Future<Output = ()> + 'static>(
             tracing::debug!(%error, "connection was gone before it was served");
             continue;
         }
-        let connection = serve(socket);
+        let seat = seats.take(RealEnv::monotonic_us());
+        let connection = serve(socket, seat.clone());
         #[allow(clippy::disallowed_methods, reason = "sockets are the real world's; nothing to simulate")]
         tokio::task::spawn_local(async move {
-            // A panic is told by then, and is this connection's end only.
-            drop(domain::contain_call("a client's connection", connection).await);
+            let cut = async {
+                seat.has_to_go().await;
+                tokio::time::sleep(limits::SEAT_GRACE).await;
+            };
+            tokio::select! {
+                biased;
+                // A panic is told by then, and is this connection's end only.
+                served = domain::contain_call("a client's connection", connection) => drop(served),
+                () = cut => {}
+            }
             drop(counted);
         });
         // Those that come by thousands begin between what others do.
@@ -199,6 +241,8 @@ pub async fn pause_after(error: &io::Error) {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     /// All sockets of one server share the port; a second server is told so, whether it wants one
@@ -233,15 +277,15 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let connections = Arc::new(Connections::default());
             let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-            let echo = |mut socket: TcpStream| async move {
+            let echo = |mut socket: TcpStream, _: Seat| async move {
                 let mut byte = [0];
                 while socket.read_exact(&mut byte).await.is_ok() {
                     socket.write_all(&byte).await.unwrap();
                 }
             };
-            let loop_of = Arc::clone(&connections);
+            let seats = Seats::new(Arc::clone(&connections));
             #[allow(clippy::disallowed_methods)]
-            let task = tokio::task::spawn_local(accept(listener, loop_of, || 1, async { drop(stopped.await) }, echo));
+            let task = tokio::task::spawn_local(accept(listener, seats, || 1, async { drop(stopped.await) }, echo));
             let connect = || async move {
                 #[allow(clippy::disallowed_methods)]
                 let mut socket = TcpStream::connect(address).await.unwrap();
@@ -264,6 +308,56 @@ mod tests {
         });
     }
 
+    /// When fewer connections may be open than there are, as many as are too many are told to go, and cut if they do not; not
+    /// before.
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "plays the clients")]
+    fn room_is_made() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let listener = bind(([127, 0, 0, 1], 0).into(), 1).unwrap().remove(0);
+            let address = listener.local_addr().unwrap();
+            let (seats, max) = (Rc::<Seats>::default(), Rc::new(Cell::new(5)));
+            let told = Rc::new(Cell::new(0));
+            let served = |_: TcpStream, seat: Seat| {
+                let told = Rc::clone(&told);
+                async move {
+                    seat.has_to_go().await;
+                    told.set(told.get() + 1);
+                    std::future::pending().await
+                }
+            };
+            let connections = Arc::clone(seats.connections());
+            let clients: Vec<_> = (0..5).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+            let (grow, grows) = watch::channel(());
+            let until = async |is_so: &dyn Fn() -> bool| {
+                let mut looks = 0;
+                while !is_so() {
+                    looks += 1;
+                    assert!(looks < 60_000, "it does not come about");
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            let test = async {
+                until(&|| connections.open() == clients.len()).await;
+                crate::env::yield_times(100).await;
+                assert_eq!((connections.staying(), told.get()), (5, 0));
+                max.set(2);
+                grow.send_replace(());
+                until(&|| told.get() > 0).await;
+                assert_eq!(connections.staying(), 2);
+                until(&|| connections.open() == 2).await;
+                crate::env::yield_times(100).await;
+                assert_eq!((connections.staying(), connections.open(), told.get()), (2, 2, 3));
+            };
+            tokio::select! {
+                ended = accept(listener, Rc::clone(&seats), || 10, std::future::pending(), served) => panic!("{ended:?}"),
+                () = make_way(&seats, || connections.staying(), || max.get(), grows) => panic!("it ended"),
+                () = test => {}
+            }
+        });
+    }
+
     /// A connection whose client went away while it waited to be accepted is not served; one that still waits is.
     #[test]
     #[allow(clippy::disallowed_methods, reason = "plays the clients")]
@@ -278,12 +372,12 @@ mod tests {
         let waits_address = waits.local_addr().unwrap();
         let served = crate::env::runtime::block_on(async move {
             let (send, mut receive) = tokio::sync::mpsc::unbounded_channel();
-            let served = |socket: TcpStream| {
+            let served = |socket: TcpStream, _: Seat| {
                 send.send(socket.peer_addr().unwrap()).unwrap();
                 async {}
             };
             tokio::select! {
-                ended = accept(listener, Arc::default(), || 10, std::future::pending(), served) => panic!("{ended:?}"),
+                ended = accept(listener, Rc::default(), || 10, std::future::pending(), served) => panic!("{ended:?}"),
                 address = receive.recv() => address,
             }
         });

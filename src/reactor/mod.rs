@@ -9,7 +9,9 @@
 //!   other shards serve.
 //!
 //! `produce`, `control` (topics are made and removed; on reactor 0), `forward` (what another node has to do), `inbound` (what other
-//! nodes ask), `repair` (of damaged replicas), `advice` (to people), `remove` (of those that are not to be here any more), `stays` (who may touch a replica's directory), `gossip` (who is there; on reactor 0), `listen` (sockets), `thread` (pinning).
+//! nodes ask), `repair` (of damaged replicas), `advice` (to people), `remove` (of those that are not to be here any more), `stays`
+//! (who may touch a replica's directory), `gossip` (who is there; on reactor 0), `listen` (sockets), `seats` (which connections go),
+//! `thread` (pinning).
 
 pub mod advice;
 pub mod control;
@@ -24,6 +26,7 @@ mod phase;
 mod produce;
 mod remove;
 pub mod repair;
+pub mod seats;
 mod stays;
 #[cfg(test)]
 mod tests;
@@ -366,6 +369,8 @@ impl<E: Env> Reactor<E> {
             Some(Slot::Serving(_)) | None => None,
         });
         let known: Vec<_> = known.collect();
+        // Before they are opened: connections that are too many then are closed meanwhile.
+        let expected = self.node.expect_replicas(self.number, shards.len());
         let opened = stream::iter(shards).map(|options| async move {
             let (uid, stay) = (options.uid, self.stays.of(options.uid));
             let held = stay.enter().await;
@@ -388,6 +393,7 @@ impl<E: Env> Reactor<E> {
         });
         let failed: Vec<_> = opened.buffer_unordered(OPEN_AT_ONCE).filter_map(std::future::ready).collect().await;
         self.count_shards();
+        drop(expected);
         known.into_iter().chain(failed).collect()
     }
 

@@ -11,6 +11,8 @@ use std::{
     },
 };
 
+use tokio::sync::watch;
+
 use crate::{
     budget::Usage,
     config::Config,
@@ -68,6 +70,8 @@ pub struct ReactorView {
     pub memory: Arc<Usage>,
     /// Shards that it holds, serving or not.
     pub shards: AtomicUsize,
+    /// Replicas that it opens now, and does not count as its shards yet.
+    expected: AtomicUsize,
     /// Those of them that are open and have no leader that is heard and hears most voters, at the last look.
     pub unled: Mutex<BTreeSet<ShardUid>>,
     /// How often a damaged replica, or the catalog, was mended from other nodes' copies.
@@ -97,6 +101,8 @@ pub struct Node {
     pub gossip: Arc<GossipTable>,
     identity: OnceLock<Identity>,
     phases: Phases,
+    /// More replicas are expected.
+    grows: watch::Sender<()>,
     faults: Mutex<BTreeMap<ShardUid, String>>,
     fault_count: AtomicUsize,
     catalog_stalled: Mutex<Option<String>>,
@@ -118,6 +124,7 @@ impl Node {
             gossip: Arc::default(),
             identity: OnceLock::new(),
             phases: Phases::default(),
+            grows: watch::Sender::default(),
             faults: Mutex::default(),
             fault_count: AtomicUsize::new(0),
             catalog_stalled: Mutex::default(),
@@ -223,6 +230,24 @@ impl Node {
         self.reactors.iter().map(|reactor| reactor.shards.load(Relaxed)).sum()
     }
 
+    /// Replicas that descriptors are kept for: those that are here, and those that are about to be.
+    pub fn replica_count(&self) -> usize {
+        let expected: usize = self.reactors.iter().map(|reactor| reactor.expected.load(Relaxed)).sum();
+        self.shard_count() + expected
+    }
+
+    /// A reactor opens so many replicas, and counts them as its shards when this is dropped.
+    pub fn expect_replicas(self: &Arc<Self>, reactor: ReactorNumber, count: usize) -> Expected {
+        self.reactors[reactor.0 as usize].expected.fetch_add(count, Relaxed);
+        self.grows.send_replace(());
+        Expected { node: Arc::clone(self), reactor, count }
+    }
+
+    /// Tells when more replicas are expected.
+    pub fn grows(&self) -> watch::Receiver<()> {
+        self.grows.subscribe()
+    }
+
     /// Serving, and not all of its shards at fault, or without a majority.
     pub fn is_serving(&self) -> bool {
         let shards = self.shard_count();
@@ -236,6 +261,19 @@ impl Node {
         let unled: usize = self.reactors.iter().map(unled).sum();
         let faults = faults.keys().filter(|uid| **uid != ShardUid::CATALOG).count();
         self.phase() == Phase::Serving && (shards == 0 || faults + unled < shards)
+    }
+}
+
+/// See `Node::expect_replicas`.
+pub struct Expected {
+    node: Arc<Node>,
+    reactor: ReactorNumber,
+    count: usize,
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.node.reactors[self.reactor.0 as usize].expected.fetch_sub(self.count, Relaxed);
     }
 }
 
@@ -265,6 +303,20 @@ mod tests {
         node.enter(Phase::Serving);
         assert_eq!(node.phase(), Phase::Closing);
         runtime.block_on(waiting);
+    }
+
+    /// Descriptors are kept for replicas that are being opened, too, from the beginning, and whoever has them is told.
+    #[test]
+    fn replicas_to_come() {
+        let node = Arc::new(node());
+        let grows = node.grows();
+        node.reactors[0].shards.store(1, Relaxed);
+        let expected = node.expect_replicas(ReactorNumber(1), 3);
+        assert!(grows.has_changed().unwrap());
+        assert_eq!((node.shard_count(), node.replica_count()), (1, 4));
+        node.reactors[1].shards.store(3, Relaxed);
+        drop(expected);
+        assert_eq!((node.shard_count(), node.replica_count()), (4, 4));
     }
 
     /// A node serves while one shard does.

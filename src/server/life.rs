@@ -30,6 +30,7 @@ use crate::{
         descriptors::Descriptors,
         listen,
         node::{Node, Phase},
+        seats::Seats,
     },
     server::{
         assemble,
@@ -258,18 +259,25 @@ fn log_start(node: &Node, recovered: Duration) {
 /// Accepts connections until the node drains.
 async fn serve(reactor: &Rc<Reactor<RealEnv>>, listener: TcpListener) -> Result<(), String> {
     let node = reactor.node();
-    let connections = Arc::clone(&node.reactors[reactor.number().0 as usize].connections);
+    let connections = &node.reactors[reactor.number().0 as usize].connections;
+    let seats = Seats::new(Arc::clone(connections));
     let frontend = Frontend::new(Rc::clone(reactor));
-    let connection = |socket| grpc::serve_connection(socket, frontend.clone(), grpc::RESET_MEMORY);
+    let connection = |socket, seat| grpc::serve_connection(socket, frontend.clone(), seat, grpc::RESET_MEMORY);
     let stop = node.reached(Phase::Draining);
     let descriptors = Descriptors::of_process(node.reactors.len());
-    let own = Arc::clone(&connections);
+    let max_of_all = || descriptors.grpc_max(node.replica_count());
     let max = || {
         let all: usize = node.reactors.iter().map(|reactor| reactor.connections.open()).sum();
-        let others = all.saturating_sub(own.open());
-        descriptors.grpc_max(node.shard_count()).saturating_sub(others).min(limits::CONNECTIONS_MAX)
+        let others = all.saturating_sub(connections.open());
+        max_of_all().saturating_sub(others).min(limits::CONNECTIONS_MAX)
     };
-    let accepted = listen::accept(listener, connections, max, stop, connection).await;
+    let staying = || node.reactors.iter().map(|reactor| reactor.connections.staying()).sum();
+    let accepting = listen::accept(listener, Rc::clone(&seats), max, stop, connection);
+    let accepted = tokio::select! {
+        biased;
+        accepted = accepting => accepted,
+        () = listen::make_way(&seats, staying, max_of_all, node.grows()) => Ok(()),
+    };
     accepted.map_err(|error| format!("connections could not be accepted: {error}"))
 }
 

@@ -44,6 +44,7 @@ use crate::frontend::grpc::stream::Responses;
 use crate::frontend::grpc::turn::Turn;
 use crate::frontend::grpc::window::Window;
 use crate::limits;
+use crate::reactor::seats::Seat;
 
 /// A client that has not said its preface by then is not one.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -107,15 +108,24 @@ type Timer = Pin<Box<dyn Future<Output = ()>>>;
 pub(super) async fn serve<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     frontend: Frontend<E>,
+    seat: Seat,
     reset_memory: Duration,
 ) {
-    let shutdown = Box::pin(frontend.shutting_down());
+    let (shutting_down, has_to_go) = (frontend.shutting_down(), seat.has_to_go());
+    let shutdown = Box::pin(async move {
+        tokio::select! {
+            biased;
+            () = shutting_down => {}
+            () = has_to_go => {}
+        }
+    });
     let start = |request, responses| call::serve(frontend.clone(), request, responses);
     let times = Times { keepalive: KEEPALIVE, reset_memory };
     let shared = Shared {
         answers: Answers::new::<E>(frontend.answers()),
         received: Received::new::<E>(frontend.received()),
         lane: Rc::clone(frontend.lane()),
+        seat,
     };
     run::<E, _, _>(stream, shared, shutdown, times, start).await;
 }
@@ -134,6 +144,7 @@ struct Shared {
     answers: Answers,
     received: Received,
     lane: Rc<Lane>,
+    seat: Seat,
 }
 
 /// Answers each request by the future that `start` makes for it.
@@ -224,6 +235,7 @@ struct Connection<S, F, P> {
     room: Option<Notified>,
     answers: Answers,
     lane: Place,
+    seat: Seat,
     turn: Arc<Turn>,
     waker: Waker,
     shutdown: Option<Timer>,
@@ -266,6 +278,7 @@ where
             room: None,
             answers: shared.answers,
             lane: Place::new(shared.lane),
+            seat: shared.seat,
             waker: Waker::from(turn.clone()),
             turn,
             shutdown: Some(shutdown),
@@ -386,6 +399,7 @@ where
         let full = self.calls.len() >= CALLS_MAX;
         while let Poll::Ready(Some(())) = self.calls.poll_next_unpin(cx) {}
         self.share.set(self.calls.len());
+        self.seat.note_calls(self.calls.len(), self.now_us);
         if full && self.calls.len() < CALLS_MAX {
             cx.waker().wake_by_ref();
         }
@@ -420,7 +434,7 @@ where
         evicted
     }
 
-    /// Begins to say goodbye when the node shuts down: a GOAWAY, after which h2 ends the connection when its
+    /// Begins to say goodbye when the node shuts down, or the connection has to leave its seat: a GOAWAY, after which h2 ends the connection when its
     /// last stream has ended. How long that may take is the node's to say. Never true.
     fn poll_going_away(&mut self, cx: &mut Context<'_>) -> bool {
         if self.shutdown.as_mut().is_some_and(|shutdown| shutdown.as_mut().poll(cx).is_ready()) {

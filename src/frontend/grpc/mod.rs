@@ -62,12 +62,13 @@ use tokio::io::AsyncWrite;
 
 use crate::env::Env;
 use crate::frontend::Frontend;
+use crate::reactor::seats::Seat;
 
 /// h2's own default; longer only costs memory.
 pub const RESET_MEMORY: Duration = Duration::from_secs(1);
 
 /// Serves one client connection over a byte stream (TCP, or the simulator's) until it ends, breaks the protocol, or has finished its calls after
-/// the node began to shut down. Never fails: what goes wrong is the client's to see.
+/// the node began to shut down, or since it has to leave its `seat`. Never fails: what goes wrong is the client's to see.
 ///
 /// Dropping the future closes the connection at once; produce requests that were already passed on may
 /// still be written.
@@ -78,7 +79,8 @@ pub const RESET_MEMORY: Duration = Duration::from_secs(1);
 pub async fn serve_connection<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     frontend: Frontend<E>,
+    seat: Seat,
     reset_memory: Duration,
 ) {
-    connection::serve(stream, frontend, reset_memory).await;
+    connection::serve(stream, frontend, seat, reset_memory).await;
 }

@@ -19,6 +19,7 @@ use axum::{extract::connect_info::Connected, serve::IncomingStream};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
+    sync::watch,
     time::{Instant, Sleep},
 };
 
@@ -150,6 +151,17 @@ impl Table {
         inner.entries.insert(number, Entry { phase: Phase::Fresh, since: now, ended: false, waker: None });
         Some(Connection { table: Arc::clone(self), number, reserved })
     }
+
+    /// Takes the places of as many connections as are too many, of `places` that the process has. Whether there are more still:
+    /// requests are answered on them.
+    fn make_way(&self, now: Instant, places: usize) -> bool {
+        let mut inner = self.lock();
+        while inner.live > places {
+            let Some(victim) = inner.victim(&self.limits, now) else { return true };
+            inner.end(victim);
+        }
+        false
+    }
 }
 
 /// A connection's place, as its requests know it.
@@ -211,6 +223,7 @@ pub struct Sockets {
     listener: TcpListener,
     table: Arc<Table>,
     node: Arc<Node>,
+    grows: watch::Receiver<()>,
     descriptors: Descriptors,
 }
 
@@ -218,7 +231,13 @@ impl Sockets {
     /// Accepts from `listener` what the process has descriptors for.
     pub fn new(listener: TcpListener, limits: SocketLimits, node: Arc<Node>) -> Sockets {
         let descriptors = Descriptors::of_process(node.reactors.len());
-        Sockets { listener, table: Arc::new(Table { limits, inner: Mutex::default() }), node, descriptors }
+        let (table, grows) = (Arc::new(Table { limits, inner: Mutex::default() }), node.grows());
+        Sockets { listener, table, node, grows, descriptors }
+    }
+
+    /// As many as there are descriptors for.
+    fn places(&self) -> usize {
+        self.descriptors.http_max(self.node.replica_count())
     }
 }
 
@@ -228,11 +247,17 @@ impl axum::serve::Listener for Sockets {
 
     async fn accept(&mut self) -> (Socket, SocketAddr) {
         loop {
-            match self.listener.accept().await {
+            let is_crowded = self.table.make_way(Instant::now(), self.places());
+            let accepted = tokio::select! {
+                biased;
+                accepted = self.listener.accept() => accepted,
+                Ok(()) = self.grows.changed() => continue,
+                () = tokio::time::sleep(limits::SEAT_LOOK), if is_crowded => continue,
+            };
+            match accepted {
                 Ok((stream, address)) => {
                     if stream.set_nodelay(true).is_ok()
-                        && let Some(connection) =
-                            self.table.enter(Instant::now(), self.descriptors.http_max(self.node.shard_count()))
+                        && let Some(connection) = self.table.enter(Instant::now(), self.places())
                     {
                         return (Socket::new(stream, connection), address);
                     }
@@ -425,6 +450,11 @@ pub(super) mod tests {
         assert!(gone(&reserved) && next.is_reserved());
         next.begin();
         assert!(table.enter(now, usize::MAX).is_none());
+        // Fewer are possible by now: those whose requests are answered have no more to give but time.
+        entered[0].done();
+        assert!(table.make_way(now, 3) && gone(&entered[0]) && !gone(&working) && table.lock().live == 4);
+        entered[1].done();
+        assert!(!table.make_way(now, 3) && gone(&entered[1]) && table.lock().live == 3);
         for connection in [slow, idle, young, working, reserved, next].into_iter().chain(entered) {
             connection.leave();
         }

@@ -444,8 +444,8 @@ fn no_memory_for_a_while() {
     });
 }
 
-/// Nor does a log stop that finds no descriptor to sync its directory with, when a segment has got its lasting name: nothing was synced,
-/// and it goes on when there is one.
+/// Nor does a log stop that finds no descriptor to sync its directory with, when a segment has got its lasting name: nothing was
+/// synced, and it goes on when there is one.
 #[test]
 fn no_descriptor_for_a_name() {
     block_on(async {

@@ -479,7 +479,8 @@ impl<E: Env> Control<E> {
         listed || self.write_replicas().await
     }
 
-    /// A replica was to be opened, and was, or failed; `was_tried`: its reactor has said so. Whether the list of replicas stays as it is.
+    /// A replica was to be opened, and was, or failed; `was_tried`: its reactor has said so. Whether the list of replicas stays as
+    /// it is.
     fn note_opened(&self, uid: ShardUid, reactor: ReactorNumber, error: Option<ReactorError>, was_tried: bool) -> bool {
         // Those that did not open are kept by their reactor with the reason.
         let was_held = self.inner.held.borrow_mut().insert(uid, reactor).is_some();

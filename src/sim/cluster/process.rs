@@ -27,6 +27,7 @@ use crate::{
             join::{NewToken, Signed, Trust},
         },
         node::{Advertised, Identity, Node, Phase},
+        seats::Seats,
     },
     server::assemble,
     sim::{SimDisk, SimEnv, World, net::SimNetwork, socket::SimSocket},
@@ -158,7 +159,9 @@ impl Process {
         let accepts = matches!(self.node.phase(), Phase::Serving | Phase::Leaving);
         let entered = self.node.reactors[number].connections.enter(limits::CONNECTIONS_MAX);
         let Some(counted) = entered.filter(|_| accepts) else { return };
-        let connection = grpc::serve_connection(socket, self.frontends[number].clone(), Duration::MAX);
+        // A simulated process has descriptors for all.
+        let seat = Rc::<Seats>::default().take(World::current().now_us());
+        let connection = grpc::serve_connection(socket, self.frontends[number].clone(), seat, Duration::MAX);
         let served = World::current().spawn_on(self.me(), async move {
             connection.await;
             drop(counted);

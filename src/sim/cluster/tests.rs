@@ -148,8 +148,8 @@ fn a_damaged_list() {
     }
 }
 
-/// A replica that finds no descriptor when it is to be made is made as soon as there are some, and listed then. Until then it is not: if
-/// its node starts again meanwhile, it is not taken for lost.
+/// A replica that finds no descriptor when it is to be made is made as soon as there are some, and listed then. Until then it is
+/// not: if its node starts again meanwhile, it is not taken for lost.
 #[test]
 fn made_when_there_are_descriptors() {
     for restarts in [false, true] {

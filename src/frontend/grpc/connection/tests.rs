@@ -19,6 +19,7 @@ use crate::frontend::grpc::stream::Requests;
 use crate::frontend::grpc::tests::answers;
 use crate::frontend::grpc::tests::pair;
 use crate::frontend::grpc::tests::received;
+use crate::reactor::seats::Seats;
 
 mod turns;
 
@@ -31,7 +32,7 @@ async fn answer(_: Request<h2::RecvStream>, responses: Responses) {
 
 /// Alone on its reactor.
 fn shared() -> Shared {
-    Shared { answers: answers(), received: received(), lane: Rc::default() }
+    Shared { answers: answers(), received: received(), lane: Rc::default(), seat: Rc::<Seats>::default().take(0) }
 }
 
 fn never() -> Timer {
