@@ -19,6 +19,10 @@ use crate::{
     ids::NodeId,
 };
 
+/// Most bytes that are read at once. quinn may have put a whole window of small packets together into one piece, which whoever
+/// receives would hold beside the next window.
+const PIECE_BYTES_MAX: usize = 64 << 10;
+
 /// A connection. When all handles to it and its streams are dropped, it is closed.
 #[derive(Clone, Debug)]
 pub struct QuicConnection {
@@ -218,7 +222,8 @@ pub struct QuicReceive {
 
 impl ReceiveStream for QuicReceive {
     async fn receive(&mut self) -> Result<Option<Bytes>, NetError> {
-        let chunk = self.stream.read_chunk(usize::MAX, true).await.map_err(|cause| error::read(self.peer, &cause))?;
+        let chunk =
+            self.stream.read_chunk(PIECE_BYTES_MAX, true).await.map_err(|cause| error::read(self.peer, &cause))?;
         Ok(chunk.map(|chunk| chunk.bytes))
     }
 }
