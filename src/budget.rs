@@ -21,8 +21,9 @@
 //! (padding, Raft's own entries).
 //!
 //! Not here: recent entries that could be read back from the disk (`log::TailBudget`, which has a limit of its own), answers
-//! that wait for clients (`frontend::grpc::answers`, the same: who does not read must not keep others from writing), and what
-//! other threads have put into the mailbox (`reactor::mailbox`, the same).
+//! that wait for clients (`frontend::grpc::answers`, the same: who does not read must not keep others from writing), what
+//! other threads have put into the mailbox (`reactor::mailbox`, the same), and the entries of peers that have come and wait for
+//! room here (`Backlog`, the same).
 
 use std::{
     cell::Cell,
@@ -39,7 +40,10 @@ use std::{
 
 use crate::{
     env::channel::{Notified, Notify},
-    limits::{MEMORY_BYTES_DEFAULT, MEMORY_CONSENSUS_BYTES, MEMORY_PASSED_ON_BYTES, MEMORY_RESERVE_BYTES},
+    limits::{
+        MEMORY_BYTES_DEFAULT, MEMORY_CONSENSUS_BYTES, MEMORY_PASSED_ON_BYTES, MEMORY_RESERVE_BYTES,
+        PEER_BACKLOG_BYTES_MAX,
+    },
 };
 
 /// What bytes are kept for.
@@ -107,6 +111,9 @@ pub struct Usage {
     tail: AtomicUsize,
     /// Answers that wait for clients, the same: see `frontend::grpc::answers`.
     answers: AtomicUsize,
+    /// What all `Backlog`s stand for, the same; and the most that it was.
+    backlog: AtomicUsize,
+    backlog_peak: AtomicUsize,
 }
 
 impl Usage {
@@ -135,6 +142,16 @@ impl Usage {
         self.answers.load(Relaxed)
     }
 
+    /// What has come from peers and waits for room, beside all that.
+    pub fn backlog(&self) -> usize {
+        self.backlog.load(Relaxed)
+    }
+
+    /// The most that it was at any time.
+    pub fn backlog_peak(&self) -> usize {
+        self.backlog_peak.load(Relaxed)
+    }
+
     /// All there are; 0 before the budget is made.
     pub fn bytes_max(&self) -> usize {
         self.bytes_max.load(Relaxed)
@@ -153,6 +170,12 @@ struct Shared {
     /// How many wait in `freed`.
     waiting: Cell<usize>,
     freed: Notify,
+}
+
+/// What one stream of a peer holds of entries that wait for room, beside the budget; given back when it is dropped.
+pub struct Backlog {
+    shared: Rc<Shared>,
+    bytes: usize,
 }
 
 /// Bytes that are kept; given back when it is dropped.
@@ -201,6 +224,21 @@ impl Budget {
     /// A charge of nothing, to grow.
     pub fn none(&self, usage: Use) -> Charge {
         Charge { shared: Rc::clone(&self.shared), usage, bytes: 0 }
+    }
+
+    /// A backlog of nothing, to grow.
+    pub fn backlog(&self) -> Backlog {
+        Backlog { shared: Rc::clone(&self.shared), bytes: 0 }
+    }
+
+    /// Most that all backlogs may stand for together.
+    pub fn backlog_max(&self) -> usize {
+        self.shared.backlog_max()
+    }
+
+    /// What they stand for.
+    pub fn backlog_bytes(&self) -> usize {
+        self.shared.usage.backlog()
     }
 
     /// Resolves when something was given back after this call, or `wake` was called. So: call this, ask for room, await.
@@ -266,9 +304,50 @@ impl Shared {
         }
     }
 
+    /// Of a budget that is smaller than any node's, a part.
+    fn backlog_max(&self) -> usize {
+        PEER_BACKLOG_BYTES_MAX.min(self.bytes_max / 5)
+    }
+
     /// Whether `more` bytes may be charged to that class. None always may.
     fn has_room(&self, class: Class, more: usize) -> bool {
         more == 0 || self.usage.used().saturating_add(more) <= self.limit(class)
+    }
+}
+
+impl Backlog {
+    /// What it stands for.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Makes it stand for `bytes`, if all backlogs come to at most `all_max` then. Less is always possible.
+    ///
+    /// # Errors
+    /// `NoRoom`: it is as it was.
+    pub fn resize(&mut self, bytes: usize, all_max: usize) -> Result<(), NoRoom> {
+        let Usage { backlog, backlog_peak, .. } = &*self.shared.usage;
+        let others = backlog.load(Relaxed).checked_sub(self.bytes).expect("the sum is not less than its parts");
+        let all = others.saturating_add(bytes);
+        if bytes > self.bytes && all > all_max.min(self.shared.backlog_max()) {
+            return Err(NoRoom { wanted: bytes - self.bytes });
+        }
+        self.bytes = bytes;
+        backlog.store(all, Relaxed);
+        backlog_peak.fetch_max(all, Relaxed);
+        Ok(())
+    }
+}
+
+impl Drop for Backlog {
+    fn drop(&mut self) {
+        self.resize(0, 0).expect("less is always possible");
+    }
+}
+
+impl fmt::Debug for Backlog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Backlog({} bytes)", self.bytes)
     }
 }
 
@@ -465,6 +544,24 @@ mod tests {
         assert!((&mut again).now_or_never().is_some());
         drop((freed, again, charge, unflushed));
         assert_eq!((budget.used(), budget.shared.waiting.get()), (0, 0));
+    }
+
+    /// What waits for room is not in the budget, has a limit of its own for all together, and is given back.
+    #[test]
+    fn backlogs() {
+        let budget = budget();
+        let max = budget.backlog_max();
+        assert_eq!(max, PEER_BACKLOG_BYTES_MAX);
+        let (mut one, mut other) = (budget.backlog(), budget.backlog());
+        one.resize(max / 2, max).unwrap();
+        assert!(other.resize(max / 2 + 1, usize::MAX).is_err());
+        assert!(other.resize(1, max / 2).is_err(), "the limit is for all");
+        other.resize(max / 2, max).unwrap();
+        one.resize(1, 0).unwrap();
+        let usage = &budget.shared.usage;
+        assert_eq!((usage.backlog(), usage.backlog_peak(), budget.used()), (max / 2 + 1, max, 0));
+        drop((one, other));
+        assert_eq!((usage.backlog(), Budget::new(100).backlog_max()), (0, 20));
     }
 
     /// Bytes of another budget do not come in.

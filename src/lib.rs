@@ -88,8 +88,11 @@
 //! waits for memory. A disk that does not keep up shows as `unflushed`: its node's leaders refuse records, its followers leave
 //! entries with their leaders. Beside the budget, which is 256 MiB unless configured, each reactor has answers that wait for
 //! clients (64 MiB at most), what clients have sent and no call has taken (96), index files (32) and recent entries (`tail_bytes`,
-//! 16), which could be read back at any time, and the mailbox (16): 480 MiB in all (`limits::REACTOR_BYTES_MAX`), and what its
-//! connections take by themselves. HTTP has 96 MiB for the whole process (64 for bodies and answers, 32 for what is read for them).
+//! 16), which could be read back at any time, the mailbox (16), and what has come of leaders' entries and snapshots that wait for
+//! room (32, `peer/frame/backlog`): 512 MiB in all (`limits::REACTOR_BYTES_MAX`), and what its connections take by themselves. QUIC
+//! lets each stream have 4 MiB under way, of which a stream that waits is read a little; then it counts as 4 MiB. One that finds no
+//! room there is ended, so that its leader comes again after a pause. HTTP has 96 MiB for the whole process (64 for bodies and
+//! answers, 32 for what is read for them).
 //!
 //! ## Where this departs from the design page, and why
 //! - *Durable form.* Neither RWF_DSYNC nor write + fdatasync is faster everywhere: see

@@ -13,14 +13,23 @@
 //! before anything is allocated for it, and bytes that are not a frame end the stream as `Lost`.
 //!
 //! Sending copies nothing but the header. Receiving copies each byte once: from the network's piece to its place.
+//!
+//! A frame waits while the reactor's budget has no room for it. What has come of entries and snapshots meanwhile is bounded
+//! (`backlog`): a stream that finds no room there either is ended, and its leader comes again. So streams that wait never fill
+//! the connection, on which votes and heartbeats come, and the memory behind its windows is bounded.
 
 mod assemble;
+mod backlog;
 
-use std::{rc::Rc, sync::Arc};
+use std::{future::pending, pin::pin, rc::Rc, sync::Arc};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::future::{Either, select};
 
-use self::assemble::{Assembler, FrameFault};
+use self::{
+    assemble::{Assembler, FrameFault},
+    backlog::Held,
+};
 use crate::{
     budget::{Budget, Charge},
     env::{
@@ -161,8 +170,10 @@ impl<E: Env> FrameStream<E> {
             peer,
             pulse,
             assembler,
+            held: Held::new(shared.budget.clone()),
             piece: Bytes::new(),
             fault: None,
+            is_turned_away: false,
             _permit: permit,
         };
         FrameStream { sender, receiver }
@@ -223,10 +234,13 @@ pub struct FrameReceiver<E: Env> {
     peer: NodeId,
     pulse: Arc<Pulse>,
     assembler: Assembler,
+    /// Came before `piece`, while there was no room.
+    held: Held,
     /// Came, and belongs to later frames.
     piece: Bytes,
-    /// What has come was not a frame: nothing more can be made of this stream.
+    /// What has come was not a frame, or found no room: nothing more can be made of this stream.
     fault: Option<String>,
+    is_turned_away: bool,
     _permit: Option<Rc<Permit>>,
 }
 
@@ -236,26 +250,32 @@ impl<E: Env> FrameReceiver<E> {
         self.peer
     }
 
-    /// The next frame; `None` when the peer has finished. Waits until there is memory for a frame that has begun: the peer
-    /// sends no more than the stream's window meanwhile. Dropping the future loses nothing.
+    /// The next frame; `None` when the peer has finished. Waits until there is memory for a frame that has begun (`gather`).
+    /// Dropping the future loses nothing.
     ///
     /// # Errors
-    /// `Lost`, also for bytes that are not a frame.
+    /// `Lost`, also for bytes that are not a frame, and for a stream that is turned away.
     pub async fn receive(&mut self) -> Result<Option<Received>, PeerError> {
         let node = self.peer;
         loop {
             if let Some(cause) = self.fault.clone() {
                 return Err(PeerError::Lost { node, cause });
             }
-            match self.assembler.push(&mut self.piece) {
+            match self.push() {
                 Ok(Some(frame)) => {
                     self.pulse.beat();
                     return Ok(Some(frame));
                 }
                 Ok(None) => {}
                 Err(FrameFault::NoRoom) => {
-                    // Nothing was given back since the look. What is kept meanwhile is no more than a header.
-                    self.assembler.budget().freed().await;
+                    // Nothing was given back since the look.
+                    let freed = self.assembler.budget().freed();
+                    if !self.assembler.is_replication() {
+                        // Answers, votes and what clients wait for are not turned away. Who has sent it has it in its budget.
+                        freed.await;
+                    } else if let Either::Right((error, _)) = select(freed, pin!(self.gather())).await {
+                        return Err(error);
+                    }
                     continue;
                 }
                 Err(fault) => {
@@ -270,6 +290,60 @@ impl<E: Env> FrameReceiver<E> {
                 None => self.fault = Some("the stream was ended within a frame".to_owned()),
             }
         }
+    }
+
+    /// For whoever does not take the next frame yet, beside what it waits for: reads a little of what comes meanwhile, so that
+    /// it is counted, and turns the stream away when there is no room for it. Comes to an end only then, and when the stream is
+    /// lost. Dropping the future loses nothing.
+    pub async fn gather(&mut self) -> PeerError {
+        let node = self.peer;
+        loop {
+            if let Some(cause) = self.fault.clone() {
+                return PeerError::Lost { node, cause };
+            }
+            if !self.piece.is_empty() {
+                if self.held.add(&self.piece).is_err() {
+                    self.turn_away();
+                    continue;
+                }
+                // It may have been a part of something larger, such as all that came in one read of the socket.
+                self.piece = Bytes::new();
+            }
+            if self.held.is_full() {
+                return pending().await;
+            }
+            match self.stream.receive().await {
+                Ok(Some(piece)) => self.piece = piece,
+                // What has come is still to be taken.
+                Ok(None) => return pending().await,
+                Err(error) => return peer_error(node, &error, true),
+            }
+        }
+    }
+
+    /// Whether the stream was ended here because too much waits for room. The peer should try again after a pause.
+    pub fn is_turned_away(&self) -> bool {
+        self.is_turned_away
+    }
+
+    fn turn_away(&mut self) {
+        self.is_turned_away = true;
+        self.fault = Some("too much of what peers have sent waits for memory".to_owned());
+        (self.held, self.piece) = (Held::new(self.assembler.budget().clone()), Bytes::new());
+    }
+
+    /// A frame of what has come.
+    fn push(&mut self) -> Result<Option<Received>, FrameFault> {
+        if self.held.is_empty() {
+            return self.assembler.push(&mut self.piece);
+        }
+        assert!(self.piece.is_empty(), "what comes while something is held is held, too");
+        let mut rest = self.held.bytes();
+        let before = rest.len();
+        let pushed = self.assembler.push(&mut rest);
+        let taken = before - rest.len();
+        self.held.take(taken);
+        pushed
     }
 }
 

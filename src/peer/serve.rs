@@ -4,10 +4,11 @@ use std::{cell::Cell, rc::Rc};
 
 use bytes::Bytes;
 use futures_util::future::join;
+use prost::Message as _;
 
 use super::{
     Handler, Inner, datagram,
-    frame::{FrameStream, Permit, Shared},
+    frame::{Frame, FrameKind, FrameStream, Permit, Shared},
     ping,
 };
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
     },
     ids::NodeId,
     limits,
+    proto::ringlog::state::v1::PeerRefusal,
 };
 
 type ConnectionOf<E> = <<E as Env>::Net as Net>::Connection;
@@ -108,8 +110,32 @@ async fn first_frame<E: Env>(mut stream: FrameStream<E>, handler: Rc<dyn Handler
     match stream.receiver.receive().await {
         Ok(Some(first)) => handler.stream(peer, first, stream),
         Ok(None) => tracing::debug!(node = %peer, "a stream was ended before its first frame"),
-        Err(error) => tracing::debug!(%error, "a stream was lost before its first frame"),
+        Err(error) => {
+            tracing::debug!(%error, "a stream was lost before its first frame");
+            if stream.receiver.is_turned_away() {
+                refuse_for_memory(stream).await;
+            }
+        }
     }
+}
+
+/// Tells a peer that its first frame finds no room, so that it comes again after a pause.
+async fn refuse_for_memory<E: Env>(stream: FrameStream<E>) {
+    let FrameStream { mut sender, receiver } = stream;
+    // The rest of the window goes first: the answer may have to wait.
+    drop(receiver);
+    let refusal = PeerRefusal {
+        code: 8,
+        reason: "MEMORY_BUSY".to_owned(),
+        message: "too much of what peers have sent waits for memory; retry after a moment".to_owned(),
+        definite: true,
+        retry_after_ms: limits::RETRY_AFTER.as_millis() as u64,
+        ..PeerRefusal::default()
+    };
+    let envelope = refusal.encode_to_vec().into();
+    // It may be gone.
+    drop(sender.send(Frame { kind: FrameKind::Refused, envelope, parts: Vec::new() }).await);
+    sender.finish();
 }
 
 async fn datagrams<E: Env>(

@@ -7,7 +7,11 @@
 use std::{cell::RefCell, pin::pin, rc::Rc};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, future::Either, stream};
+use futures_util::{
+    StreamExt,
+    future::{Either, select},
+    stream,
+};
 use openraft::{
     AsyncRuntime,
     raft::{AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, TransferLeaderRequest, VoteRequest},
@@ -71,8 +75,8 @@ impl<E: Env, M: Machine> Group<E, M> {
     /// Takes a leader's entries, and answers when they are durable.
     async fn follow(self, from: NodeId, first: Received, stream: FrameStream<E>) {
         let FrameStream { mut sender, receiver } = stream;
-        let cause = Rc::new(RefCell::new(None));
-        let input = Input { group: self.clone(), from, first: Some(first), receiver, cause: cause.clone() };
+        let end = Rc::new(RefCell::new(None));
+        let input = Input { group: self.clone(), from, first: Some(first), receiver, end: end.clone() };
         let requests = stream::unfold(input, Input::next);
         let mut answers = pin!(self.inner.raft.stream_append(requests));
         while let Some(answer) = answers.next().await {
@@ -91,9 +95,14 @@ impl<E: Env, M: Machine> Group<E, M> {
                 return sender.finish();
             }
         }
-        let cause = cause.take();
-        if let Some(cause) = cause {
-            tracing::warn!(%from, group = %self.inner.network.group(), %cause, "entries of a peer were refused");
+        let end = end.take();
+        if let Some(end) = end {
+            let (group, cause) = (self.inner.network.group(), end.cause());
+            match end {
+                End::Refused(_) => tracing::warn!(%from, %group, %cause, "entries of a peer were refused"),
+                // Each of a thousand streams comes again several times a second.
+                End::NoRoom(_) => tracing::debug!(%from, %group, %cause, "entries of a peer were put off"),
+            }
             // It is gone if it does not hear this.
             drop(sender.send(self.frame(FrameKind::Appended, Message::Failed { cause })).await);
         }
@@ -259,7 +268,24 @@ struct Input<E: Env, M: Machine> {
     first: Option<Received>,
     receiver: FrameReceiver<E>,
     /// Why no more are taken, when it is the leader's fault or ours.
-    cause: Rc<RefCell<Option<String>>>,
+    end: Rc<RefCell<Option<End>>>,
+}
+
+/// Why no more entries are taken from a stream.
+enum End {
+    /// They are not what they should be, or have waited for too long.
+    Refused(String),
+    /// Too much waits: the leader tries again after a pause.
+    NoRoom(NodeId),
+}
+
+impl End {
+    fn cause(&self) -> String {
+        match self {
+            End::Refused(cause) => cause.clone(),
+            End::NoRoom(node) => format!("node {node} has no memory for more entries that wait for its disk"),
+        }
+    }
 }
 
 impl<E: Env, M: Machine> Input<E, M> {
@@ -281,35 +307,55 @@ impl<E: Env, M: Machine> Input<E, M> {
         match self.parse(frame).await {
             Ok(request) => Some((request, self)),
             Err(cause) => {
-                *self.cause.borrow_mut() = Some(cause);
+                self.end(End::Refused(cause));
                 None
             }
         }
     }
 
+    fn end(&self, end: End) {
+        *self.end.borrow_mut() = Some(end);
+    }
+
     /// Waits while too much of what this node has taken is not flushed: what its disk cannot keep up with, or has no space for,
-    /// stays at the leader, which sends no more than a window of it. False when that takes too long.
-    async fn wait_room(&self, has_room: impl Fn(&Group<E, M>) -> bool) -> bool {
+    /// stays at the leader, but for what the stream may hold meanwhile (`FrameReceiver::gather`). False when that takes too
+    /// long, or is too much, or the leader is gone.
+    async fn wait_room(&mut self, has_room: impl Fn(&Group<E, M>) -> bool) -> bool {
+        if has_room(&self.group) {
+            return true;
+        }
+        let Input { group, receiver, .. } = self;
         let flushing = async {
             loop {
-                let freed = self.group.log().memory().freed();
-                let turned = self.group.inner.shared.turned.notified();
-                if has_room(&self.group) || self.group.unable().is_err() {
-                    return;
+                let freed = group.log().memory().freed();
+                let turned = group.inner.shared.turned.notified();
+                if has_room(group) || group.unable().is_err() {
+                    return true;
                 }
                 // Woken when something was flushed or the log has stopped, and when the group closes.
-                futures_util::future::select(freed, turned).await;
+                let changed = select(freed, turned);
+                if let Either::Right(_) = select(changed, pin!(receiver.gather())).await {
+                    return false;
+                }
             }
         };
         // The leader has given the stream up by then, and asks on another one: what waits in this one is let go.
-        let room = has_room(&self.group) || E::Runtime::timeout(RAFT_APPEND_WAIT, flushing).await.is_ok();
-        if !room {
-            let node = self.group.inner.node;
-            let is_laden = self.group.is_laden();
-            let what = if is_laden { "is full" } else { "does not keep up" };
-            *self.cause.borrow_mut() = Some(format!("the disk of node {node} {what}"));
+        match E::Runtime::timeout(RAFT_APPEND_WAIT, flushing).await {
+            Ok(true) => return true,
+            Ok(false) => self.note_turned_away(),
+            Err(_) => {
+                let what = if self.group.is_laden() { "is full" } else { "does not keep up" };
+                self.end(End::Refused(format!("the disk of node {} {what}", self.group.inner.node)));
+            }
         }
-        room
+        false
+    }
+
+    /// The stream has ended; says why, if it was not the leader.
+    fn note_turned_away(&self) {
+        if self.receiver.is_turned_away() {
+            self.end(End::NoRoom(self.group.inner.node));
+        }
     }
 
     /// The next frame; `None` when the leader, its connection or this group has gone.
@@ -319,10 +365,14 @@ impl<E: Env, M: Machine> Input<E, M> {
             if self.group.unable().is_err() {
                 return None;
             }
-            match futures_util::future::select(pin!(self.receiver.receive()), turned).await {
-                Either::Left((received, _)) => return received.ok()?,
-                Either::Right(_) => {}
+            let received = match select(pin!(self.receiver.receive()), turned).await {
+                Either::Left((received, _)) => received,
+                Either::Right(_) => continue,
+            };
+            if received.is_err() {
+                self.note_turned_away();
             }
+            return received.ok()?;
         }
     }
 

@@ -299,6 +299,11 @@ impl SimNetwork {
         self.wires.window.set(bytes.max(1));
     }
 
+    /// Bytes of streams to a node, on their way or there, that it has not read; none of streams that it has ended.
+    pub fn unread_bytes(&self, node: NodeId) -> usize {
+        self.wires.live_links().iter().map(|link| link.unread_bytes(node)).sum()
+    }
+
     /// Largest piece that a receiver gets at once, from now on; at least 1.
     pub fn set_piece(&self, bytes: usize) {
         self.wires.piece.set(bytes.max(1));

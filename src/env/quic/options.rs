@@ -10,7 +10,7 @@ use quinn::{
 use ring::hmac;
 
 use super::congestion::{Ending, Gates};
-use crate::{env::net::Priority, tls::Credentials};
+use crate::{env::net::Priority, limits::PEER_STREAM_WINDOW_BYTES, tls::Credentials};
 
 /// Times that decide when a peer is given up. The defaults are for one data centre.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,12 +50,10 @@ pub(super) const STREAMS_AT_FIRST: u32 = 256;
 /// Most streams that a peer may have open: a replication stream for each shard of a full node, and calls.
 pub(super) const STREAMS_MAX: u32 = 32_768;
 
-/// Bytes of one stream that are sent and not read yet. 4 MiB fill 10 Gbit/s over 3 ms, which is a region.
-const STREAM_WINDOW_BYTES: u32 = 4 << 20;
-
 /// Bytes of all streams together that are sent and not read yet: as many as all streams may have, so that a stream that
-/// nobody reads never blocks another one.
-const CONNECTION_WINDOW_BYTES: u64 = STREAMS_MAX as u64 * STREAM_WINDOW_BYTES as u64;
+/// nobody reads never blocks another one. It bounds no memory: streams are read as their bytes come, or are ended, but for a
+/// few (`peer::frame`, `limits::PEER_BACKLOG_BYTES_MAX`).
+const CONNECTION_WINDOW_BYTES: u64 = STREAMS_MAX as u64 * PEER_STREAM_WINDOW_BYTES as u64;
 
 /// Bytes that were written and are not acknowledged, up to which a stream of that priority may write: bounds what a
 /// connection keeps in memory. All streams share the window, and quinn gives what becomes free to whoever it wakes
@@ -93,7 +91,7 @@ impl QuicOptions {
             .max_concurrent_bidi_streams(STREAMS_AT_FIRST.into())
             .max_concurrent_uni_streams(1u32.into())
             .max_idle_timeout(Some(self.idle.try_into().expect("an idle time-out is less than centuries")))
-            .stream_receive_window(STREAM_WINDOW_BYTES.into())
+            .stream_receive_window(PEER_STREAM_WINDOW_BYTES.into())
             .receive_window(VarInt::from_u64(CONNECTION_WINDOW_BYTES).expect("below 2^62, as asserted above"))
             .send_window(send_window(Priority::Bulk))
             .initial_rtt(FIRST_ROUND_TRIP)

@@ -224,7 +224,8 @@ fn record_memory(reactor: usize, memory: &Usage, mailbox: usize) {
     metrics::gauge!("ringlog_memory_limit_bytes", &labels).set(memory.bytes_max() as f64);
     metrics::gauge!("ringlog_memory_peak_bytes", &labels).set(memory.peak() as f64);
     let uses = Use::ALL.map(|usage| (usage.name(), memory.used_for(usage)));
-    let others = [("tail", memory.tail()), ("answers", memory.answers()), ("mailbox", mailbox)];
+    let (tail, answers, backlog) = (memory.tail(), memory.answers(), memory.backlog());
+    let others = [("tail", tail), ("answers", answers), ("backlog", backlog), ("mailbox", mailbox)];
     for (usage, bytes) in uses.into_iter().chain(others) {
         let labels = [("reactor", reactor.to_string()), ("use", usage.to_owned())];
         metrics::gauge!("ringlog_memory_bytes", &labels).set(bytes as f64);

@@ -1,5 +1,7 @@
 //! Frames out of pieces as the network gives them, however they are cut. Pure: it touches no network.
 
+use std::ops::Deref;
+
 use bytes::{Buf, Bytes};
 
 use super::{ENVELOPE_BYTES_MAX, FRAME_BYTES_MAX, FRAME_PARTS_MAX, FrameKind, HEADER_BYTES, Received};
@@ -11,6 +13,11 @@ use crate::{
 
 /// Bookkeeping of one part beside its bytes: its length as it came and as a number, and its buffer's place.
 const PART_OVERHEAD_BYTES: usize = 64;
+
+/// Bytes as they come, whoever has them.
+pub(super) trait Piece: Buf + Deref<Target = [u8]> {}
+
+impl<P: Buf + Deref<Target = [u8]>> Piece for P {}
 
 /// Why bytes are not a frame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -95,7 +102,7 @@ impl Assembler {
     /// # Errors
     /// `NoRoom`: to be called again, with what is left of the piece, when memory was given back. After all others nothing
     /// more can be made of the stream.
-    pub(super) fn push(&mut self, piece: &mut Bytes) -> Result<Option<Received>, FrameFault> {
+    pub(super) fn push(&mut self, piece: &mut impl Piece) -> Result<Option<Received>, FrameFault> {
         if self.stage == Stage::Header && self.fill_head(HEADER_BYTES, piece) {
             self.read_header()?;
         }
@@ -108,7 +115,7 @@ impl Assembler {
         Ok(None)
     }
 
-    fn fill_head(&mut self, bytes: usize, piece: &mut Bytes) -> bool {
+    fn fill_head(&mut self, bytes: usize, piece: &mut impl Piece) -> bool {
         let taken = piece.len().min(bytes - self.head.len());
         self.head.extend_from_slice(&piece[..taken]);
         piece.advance(taken);
@@ -156,26 +163,35 @@ impl Assembler {
     /// must not take what replication needs, nor replication what votes do; and it must not wait for clients of this node, which
     /// may wait for that peer. Answers free what was charged for the question: they never wait behind questions.
     fn charge_for(&mut self, bytes: usize) -> Result<(), FrameFault> {
-        let class = match self.kind {
-            FrameKind::Produce if !self.asks => Class::Consensus,
-            FrameKind::Produce | FrameKind::Consume => Class::PassedOn,
-            FrameKind::Append | FrameKind::Snapshot => Class::Replication,
-            FrameKind::Appended | FrameKind::Raft | FrameKind::Control | FrameKind::Refused => Class::Consensus,
-        };
+        let class = self.class();
         if bytes > self.budget.limit(class) {
             return Err(FrameFault::Memory(bytes));
         }
         self.charge.grow(class, bytes).map_err(|_| FrameFault::NoRoom)
     }
 
-    fn fill_envelope(&mut self, piece: &mut Bytes) -> bool {
+    fn class(&self) -> Class {
+        match self.kind {
+            FrameKind::Produce if !self.asks => Class::Consensus,
+            FrameKind::Produce | FrameKind::Consume => Class::PassedOn,
+            FrameKind::Append | FrameKind::Snapshot => Class::Replication,
+            FrameKind::Appended | FrameKind::Raft | FrameKind::Control | FrameKind::Refused => Class::Consensus,
+        }
+    }
+
+    /// Whether the frame that has begun holds entries, or a snapshot, that its leader sends again if it is not taken.
+    pub(super) fn is_replication(&self) -> bool {
+        self.asks && self.class() == Class::Replication
+    }
+
+    fn fill_envelope(&mut self, piece: &mut impl Piece) -> bool {
         let taken = piece.len().min(self.envelope_bytes - self.envelope.len());
         self.envelope.extend_from_slice(&piece[..taken]);
         piece.advance(taken);
         self.envelope.len() == self.envelope_bytes
     }
 
-    fn fill_parts(&mut self, piece: &mut Bytes) -> bool {
+    fn fill_parts(&mut self, piece: &mut impl Piece) -> bool {
         loop {
             let begun = self.parts.len();
             if let Some(part) = self.parts.last_mut() {

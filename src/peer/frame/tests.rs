@@ -191,6 +191,42 @@ fn waits_for_room() {
     });
 }
 
+/// A stream of entries that finds no room is read a little, counts as a window then, and is not read on; giving up the wait loses
+/// nothing, and when there is room it goes on. When too much waits it is turned away, and nothing of it is kept.
+#[test]
+fn turned_away() {
+    block_on(async {
+        let (network, budget) = (SimNetwork::new(), Budget::default());
+        network.set_window(1 << 20);
+        let [mut mine, mut theirs] = stream_with(&network, &budget).await;
+        drop(theirs.receiver.receive().await.unwrap().unwrap());
+        let entries = || Frame { kind: FrameKind::Append, parts: vec![Bytes::from(vec![9; 300_000])], ..frame() };
+        let full = || budget.force(Use::Queued, budget.limit(Class::Replication));
+        let held = full();
+        mine.sender.send(entries()).await.unwrap();
+        assert!(is_stuck(theirs.receiver.receive()).await, "there is no room");
+        let waits = budget.backlog_bytes();
+        let least = limits::PEER_BACKLOG_READ_BYTES + limits::PEER_STREAM_WINDOW_BYTES as usize;
+        assert!(waits >= least && waits < least + (64 << 10), "{waits}");
+        assert!(network.unread_bytes(NodeId(2)) > 200_000, "the rest is not read");
+        assert_eq!(budget.used_for(Use::Frames), 0);
+        drop(held);
+        assert_same(&theirs.receiver.receive().await.unwrap().unwrap(), &entries());
+        assert_eq!(budget.backlog_bytes(), 0);
+
+        let mut others = budget.backlog();
+        others.resize(budget.backlog_max() - (32 << 10), usize::MAX).unwrap();
+        let held = full();
+        mine.sender.send(entries()).await.unwrap();
+        let refused = theirs.receiver.receive().await;
+        assert!(matches!(refused, Err(PeerError::Lost { node: NodeId(1), .. })), "{refused:?}");
+        assert!(theirs.receiver.is_turned_away());
+        assert_eq!(budget.backlog_bytes(), others.bytes());
+        drop((held, theirs));
+        assert!(mine.sender.send(entries()).await.is_err(), "its sender hears of it");
+    });
+}
+
 /// A stream of frames over the network, with each end's halves.
 async fn stream(network: &SimNetwork) -> [FrameStream<TestEnv>; 2] {
     stream_with(network, &Budget::default()).await

@@ -2,12 +2,16 @@
 
 use std::{net::Ipv4Addr, time::SystemTime};
 
+use futures_util::future::join;
+
 use super::*;
 use crate::{
+    budget::{Class, Use},
     env::{
         quic::{QuicNet, QuicOptions, bind_reactors},
         real::RealEnv,
     },
+    limits,
     tls::{Authority, Credentials, Issued, NODE_VALIDITY},
 };
 
@@ -85,6 +89,46 @@ fn calls_streams_datagrams() {
             a.peers.liveness().round_trip(B).is_some() && b.peers.liveness().round_trip(A).is_some()
         })
         .await;
+        a.peers.close().await;
+        b.peers.close().await;
+    });
+}
+
+/// Entries larger than a stream's window, for which there is no room, wait without holding up others on their connection, and come
+/// through when there is; when too much waits, they are refused in the middle, and nothing of them is kept.
+#[test]
+fn entries_without_room() {
+    block_on(async {
+        let cluster = Cluster::make();
+        let (a, b) = (cluster.start(A, PATIENT), cluster.start(B, PATIENT));
+        introduce(&[&a, &b]);
+        let large = || Frame { kind: FrameKind::Append, envelope: pattern(100), parts: vec![pattern(6 << 20)] };
+        let call = || a.peers.call(TO_B, large(), Priority::Bulk, LONG);
+        let other = || async { a.peers.call(TO_B, frame("vote"), Priority::Urgent, LONG).await.unwrap().envelope };
+        let budget = &b.peers.inner.budget;
+        let full = || budget.force(Use::Queued, budget.limit(Class::Replication));
+
+        let held = full();
+        let let_in = async {
+            let window = limits::PEER_STREAM_WINDOW_BYTES as usize;
+            until("it waits", || async { budget.backlog_bytes() > window }).await;
+            assert_eq!((other().await, budget.used_for(Use::Frames)), (Bytes::from("vote"), 0));
+            drop(held);
+        };
+        let (answer, ()) = join(call(), let_in).await;
+        assert_eq!(answer.unwrap().parts[0].bytes(), large().parts[0]);
+        assert_eq!(budget.backlog_bytes(), 0);
+
+        let (held, mut others) = (full(), budget.backlog());
+        others.resize(budget.backlog_max(), usize::MAX).unwrap();
+        match call().await {
+            Ok(answer) => assert_eq!(answer.kind, FrameKind::Refused),
+            // Its sender heard of the end before the answer.
+            Err(error) => assert!(matches!(error, PeerError::Lost { .. }), "{error}"),
+        }
+        assert_eq!(other().await, "vote");
+        drop((held, others));
+        assert_eq!(call().await.unwrap().kind, FrameKind::Append);
         a.peers.close().await;
         b.peers.close().await;
     });

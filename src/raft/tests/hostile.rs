@@ -1,15 +1,20 @@
 //! What a member says that nobody should believe: it is refused, and nothing is harmed by it.
 
+use std::cell::Cell;
+
+use futures_util::future::{join, join_all};
+
 use super::{cluster::*, *};
 use crate::{
     budget::{Class, Use},
     env::{net::Priority, runtime::block_on},
     format::peer::{Envelope, Message},
-    limits::UNFLUSHED_PART,
+    limits::{APPEND_BYTES_IN_FLIGHT_MAX, PEER_BACKLOG_BYTES_MAX, PEER_STREAM_WINDOW_BYTES, UNFLUSHED_PART},
     peer::{
         Destination,
         frame::{Frame, FrameKind},
     },
+    proto::ringlog::state::v1,
 };
 
 pub(super) async fn ask(
@@ -179,6 +184,100 @@ fn stream_without_room_ends() {
         assert!(cause.contains("does not keep up"), "{cause}");
         assert_eq!(group.fault(), None);
         drop(others);
+        cluster.produce(&[leader], 1, 10).await;
+        cluster.agree(&[1, 2, 3]).await;
+        cluster.end().await;
+    });
+}
+
+/// Many streams of entries to a follower without room: what waits of them is bounded, and those for which there is no room are
+/// ended, so that their leader comes again; votes and heartbeats pass them all; nothing is lost.
+#[test]
+fn streams_without_room_are_bounded() {
+    const STREAMS: usize = 24;
+    block_on(async {
+        let cluster = Cluster::founded(1, &[1, 2, 3]).await;
+        cluster.network.set_window(PEER_STREAM_WINDOW_BYTES as usize);
+        let leader = cluster.leader().await;
+        let before = cluster.produce(&[leader], 1, 10).await.id;
+        let index = cluster.produce(&[leader], 1, 900_000).await.id.index;
+        cluster.agree(&[1, 2, 3]).await;
+        let slow = cluster.followers(leader)[0];
+        let (group, memory) = (cluster.group(slow), cluster.group(slow).log().memory());
+        let entry = cluster.group(leader).log().read(index, index.next(), 0).await.unwrap().remove(0).bytes;
+        let vote = cluster.group(leader).log().hard_state().vote.unwrap();
+        let frame = |prev, parts| {
+            let message = Message::Append { vote, prev: Some(prev), commit: None };
+            let envelope = Envelope { group: ShardUid(7), message }.encode();
+            Frame { kind: FrameKind::Append, envelope, parts }
+        };
+        let full = memory.force(Use::Unflushed, memory.limit(Class::Client) / UNFLUSHED_PART);
+        let (ended, turned_away) = (Cell::new(0), Cell::new(0));
+        let to = Destination { node: NodeId(slow), slot: 0 };
+        let streams = (0..STREAMS).map(|_| async {
+            let first = frame(before, Vec::new());
+            let mut stream = cluster.peers(leader).open(to, first, Priority::Normal).await.unwrap();
+            // As much as a leader has on its way; the follower has it already.
+            for _ in 0..APPEND_BYTES_IN_FLIGHT_MAX / entry.len() {
+                if stream.sender.send(frame(before, vec![entry.clone()])).await.is_err() {
+                    break;
+                }
+            }
+            stream.sender.finish();
+            while let Ok(Some(answer)) = stream.receiver.receive().await {
+                match Envelope::decode(&answer.envelope).unwrap().message {
+                    Message::Matched { .. } => {}
+                    Message::Failed { cause } if cause.contains("no memory") => turned_away.set(turned_away.get() + 1),
+                    Message::Failed { cause } => assert!(cause.contains("does not keep up"), "{cause}"),
+                    other => panic!("{other:?}"),
+                }
+            }
+            ended.set(ended.get() + 1);
+        });
+        let watched = async {
+            let few = PEER_BACKLOG_BYTES_MAX / PEER_STREAM_WINDOW_BYTES as usize;
+            until("few streams", || (ended.get() >= STREAMS - few).then_some(())).await;
+            let unread = cluster.network.unread_bytes(NodeId(slow));
+            assert!(unread <= PEER_BACKLOG_BYTES_MAX && memory.backlog_bytes() <= PEER_BACKLOG_BYTES_MAX, "{unread}");
+            assert!(turned_away.get() > 0, "all waited until their leader had given them up");
+            let asks = Vote { committed: false, ..vote };
+            let pre_vote = Message::VoteRequest { vote: asks, last: group.log().last(), pre: true, transfer: false };
+            let answer = ask(&cluster, leader, slow, FrameKind::Raft, pre_vote, vec![]).await;
+            assert!(matches!(answer, Message::VoteAnswer { .. }), "{answer:?}");
+            let heartbeat = Message::Append { vote, prev: group.log().last(), commit: None };
+            let answer = ask(&cluster, leader, slow, FrameKind::Raft, heartbeat, vec![]).await;
+            assert!(matches!(answer, Message::Matched { .. }), "{answer:?}");
+            cluster.produce(&[leader], 5, 1_000).await;
+            drop(full);
+        };
+        guard("all ends", join(join_all(streams), watched)).await;
+        assert_eq!((memory.backlog_bytes(), memory.used_for(Use::Frames)), (0, 0));
+        cluster.produce(&[leader], 1, 10).await;
+        cluster.agree(&[1, 2, 3]).await;
+        cluster.end().await;
+    });
+}
+
+/// A stream whose first frame finds no room, when too much waits already, is refused, so that its leader comes again after a pause.
+#[test]
+fn first_frame_without_room() {
+    block_on(async {
+        let cluster = Cluster::founded(1, &[1, 2, 3]).await;
+        let leader = cluster.leader().await;
+        cluster.agree(&[1, 2, 3]).await;
+        let slow = cluster.followers(leader)[0];
+        let memory = cluster.group(slow).log().memory();
+        let mut others = memory.backlog();
+        others.resize(memory.backlog_max(), usize::MAX).unwrap();
+        let full = memory.force(Use::Queued, memory.limit(Class::Replication));
+        let frame =
+            Frame { kind: FrameKind::Append, envelope: Bytes::new(), parts: vec![Bytes::from(vec![1; 100_000])] };
+        let to = Destination { node: NodeId(slow), slot: 0 };
+        let answer = cluster.peers(leader).call(to, frame, Priority::Normal, Duration::from_secs(30)).await.unwrap();
+        assert_eq!(answer.kind, FrameKind::Refused);
+        let refusal = <v1::PeerRefusal as prost::Message>::decode(&*answer.envelope).unwrap();
+        assert_eq!((&*refusal.reason, refusal.definite), ("MEMORY_BUSY", true));
+        drop((others, full));
         cluster.produce(&[leader], 1, 10).await;
         cluster.agree(&[1, 2, 3]).await;
         cluster.end().await;

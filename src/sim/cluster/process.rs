@@ -188,9 +188,16 @@ impl Process {
     pub fn memory_exceeded(&self) -> Option<String> {
         self.node.reactors.iter().map(|reactor| &reactor.memory).enumerate().find_map(|(number, memory)| {
             let (peak, tail, answers) = (memory.peak(), memory.tail(), memory.answers());
-            let exceeded = peak > memory.bytes_max() || tail > TAIL_BYTES || answers > limits::ANSWER_BYTES_LIMIT;
+            let backlog = memory.backlog_peak();
+            let exceeded = peak > memory.bytes_max()
+                || tail > TAIL_BYTES
+                || answers > limits::ANSWER_BYTES_LIMIT
+                || backlog > limits::PEER_BACKLOG_BYTES_MAX;
             let text = || {
-                format!("reactor {number} had {peak} bytes in use, {tail} of recent entries, and {answers} of answers")
+                format!(
+                    "reactor {number} had {peak} bytes in use, {tail} of recent entries, {answers} of answers, and {backlog} \
+                     of entries that waited for room"
+                )
             };
             exceeded.then(text)
         })
@@ -202,8 +209,9 @@ impl Process {
         let uses = memories.flat_map(|memory| Use::ALL.map(|usage| (usage.name(), memory.used_for(usage))));
         let mailboxes = self.node.reactors.iter().map(|reactor| ("mailbox", reactor.mailbox.bytes()));
         let answers = self.node.reactors.iter().map(|reactor| ("answers", reactor.memory.answers()));
+        let backlogs = self.node.reactors.iter().map(|reactor| ("backlog", reactor.memory.backlog()));
         let connections = self.node.reactors.iter().map(|reactor| ("connections", reactor.connections.open()));
-        let rest = mailboxes.chain(answers).chain(connections);
+        let rest = mailboxes.chain(answers).chain(backlogs).chain(connections);
         uses.chain(rest).filter(|(_, bytes)| *bytes > 0).collect()
     }
 

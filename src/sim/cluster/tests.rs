@@ -167,7 +167,8 @@ fn made_when_there_are_descriptors() {
             until("its failure", || fault().is_some()).await;
             env::sleep::<SimEnv>(2 * SOON).await;
             assert!(fault().unwrap().contains("when there are descriptors"), "{:?}", fault());
-            assert!(!is_open() && !(disk().paths().contains(&made) && is_listed()));
+            assert!(!is_open());
+            assert!(!(disk().paths().contains(&made) && is_listed()));
             if restarts {
                 cluster.kill(node);
             }

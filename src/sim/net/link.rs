@@ -166,6 +166,11 @@ impl Link {
         pipe
     }
 
+    pub(super) fn unread_bytes(&self, to: NodeId) -> usize {
+        let pipes = self.pipes.borrow();
+        pipes.iter().filter_map(Weak::upgrade).map(|pipe| pipe.unread_bytes(&self.nodes, to)).sum()
+    }
+
     /// When so many bytes of `side` have left, in microseconds from `now_us` on.
     pub(super) fn departure_us(&self, side: usize, now_us: u64, bytes: usize, bytes_per_ms: u64) -> u64 {
         if bytes_per_ms == 0 {

@@ -18,6 +18,7 @@ use crate::env::{
     net::{NetError, Priority, ReceiveStream, SendStream},
     yield_now,
 };
+use crate::ids::NodeId;
 
 /// A new stream of that side.
 pub(super) fn open(hold: &Rc<Hold>) -> (SimSend, SimReceive) {
@@ -115,6 +116,12 @@ impl Pipe {
     /// When the last of what is on its way is there.
     fn last_us(&self) -> u64 {
         self.line.borrow().last_us()
+    }
+
+    /// What `to` has not read; nothing if it is not the receiver, or reads no more.
+    pub(super) fn unread_bytes(&self, nodes: &[NodeId; 2], to: NodeId) -> usize {
+        let is_read = nodes[1 - self.from] == to && self.stopped.get().is_none();
+        if is_read { self.bytes.get() } else { 0 }
     }
 
     /// An empty one, of what that side of the connection sends.
