@@ -202,6 +202,15 @@ impl Clients {
         targets[(random(dice) % targets.len() as u64) as usize].clone()
     }
 
+    /// Notes what was read for a connection whose windows have let nothing through yet.
+    fn judge_closed(&self, name: &str, handed: u64) {
+        if handed > 0 {
+            let text = format!("connection {name}: {handed} bytes were read for it while its windows were closed");
+            World::current().note(&text);
+            self.problems.borrow_mut().push(text);
+        }
+    }
+
     /// A connection to any node that lets clients in.
     fn connect(&self, dice: &Cell<u64>) -> Option<Connection> {
         let serving = self.cluster.serving();

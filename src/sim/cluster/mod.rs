@@ -3,6 +3,7 @@
 //!
 //! Who calls this is no node: an operator, a power supply, a switch.
 
+mod handed;
 mod process;
 
 use std::{
@@ -13,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+pub(super) use self::handed::Reads;
 use self::process::{Birth, secret_of};
 pub use self::process::{DATA, Process};
 use super::{SimDisk, SimEnv, SimNetwork, World};

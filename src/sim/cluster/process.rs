@@ -30,7 +30,7 @@ use crate::{
         seats::Seats,
     },
     server::assemble,
-    sim::{SimDisk, SimEnv, World, net::SimNetwork, socket::SimSocket},
+    sim::{SimDisk, SimEnv, World, cluster::handed, net::SimNetwork, socket::SimSocket},
     tls::JoinToken,
 };
 
@@ -153,20 +153,23 @@ impl Process {
     }
 
     /// Serves a client's connection by the reactor that it happens to come to, as `reactor::listen` has a node do. One
-    /// that comes when none is accepted is closed.
-    pub fn accept(&self, turn: u64, socket: SimSocket) {
+    /// that comes when none is accepted is closed. Returns the count of bytes of records that are read for it (`handed`).
+    pub fn accept(&self, turn: u64, socket: SimSocket) -> Rc<Cell<u64>> {
+        let handed = Rc::default();
         let number = (turn % self.frontends.len() as u64) as usize;
         let accepts = matches!(self.node.phase(), Phase::Serving | Phase::Leaving);
         let entered = self.node.reactors[number].connections.enter(limits::CONNECTIONS_MAX);
-        let Some(counted) = entered.filter(|_| accepts) else { return };
+        let Some(counted) = entered.filter(|_| accepts) else { return handed };
         // A simulated process has descriptors for all.
         let seat = Rc::<Seats>::default().take(World::current().now_us());
         let connection = grpc::serve_connection(socket, self.frontends[number].clone(), seat, Duration::MAX);
+        let connection = handed::counted(Rc::clone(&handed), connection);
         let served = World::current().spawn_on(self.me(), async move {
             connection.await;
             drop(counted);
         });
         drop(served);
+        handed
     }
 
     /// Waits until all connections have finished, but not longer than the grace.

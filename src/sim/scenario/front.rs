@@ -22,6 +22,7 @@ pub(super) const EXPECTED: &[(&str, &str)] = &[
     ("goaway", "open stream"),
     ("half-close", "acks owed"),
     ("ping", "open stream"),
+    ("records read", "connection"),
     ("reset", "half-closed stream"),
     ("reset", "open stream"),
     ("reset", "produce in flight"),

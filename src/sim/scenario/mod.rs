@@ -41,7 +41,7 @@ use super::{
     DiskTimes, NetTimes, SimDisk, SimEnv, SimNetwork, SimRuntime, World,
     checker::{History, history::Event, history::Retention},
     client::{Clients, Target},
-    cluster::{Cluster, Process},
+    cluster::{Cluster, Process, Reads},
     coverage::Coverage,
     disk::PLANTED_PANIC,
     executor::panic_text,
@@ -129,7 +129,8 @@ pub fn run(plan: Plan, lines: usize) -> Outcome {
     let coverage: Rc<RefCell<Coverage>> = Rc::default();
     let limited = <SimRuntime as openraft::AsyncRuntime>::timeout;
     let told = Rc::clone(&coverage);
-    let ran = catch_unwind(AssertUnwindSafe(|| runtime.block_on(async { limited(RUN_MAX, live(&plan, told)).await })));
+    let lived = || runtime.block_on(async { limited(RUN_MAX, live(&plan, told)).await });
+    let ran = catch_unwind(AssertUnwindSafe(|| metrics::with_local_recorder(&Reads, lived)));
     let (mut problems, history, counts) = match ran {
         Ok(Ok(ended)) => ended,
         Ok(Err(_)) => (vec![format!("it was not over after {RUN_MAX:?}")], History::default(), [0; 4]),

@@ -2,6 +2,7 @@
 //! in `tests/interop/hostile.py`, with clusters, faults and the judge around them.
 //!
 //! Whatever they do, these are problems:
+//! - a record that is read for a client whose windows were never open, whatever memory is charged for that (`cluster::handed`);
 //! - a node that panics, that uses more memory than its bounds, or does not give all of it back when they are gone (`scenario`);
 //! - a flood that is not noticed by a node to which nothing happens;
 //! - a request of legal frames, however odd, that such a node does not answer;
@@ -67,7 +68,7 @@ impl<'a> Session<'a> {
             buffer_bytes: [1 << 10, 64 << 10][(random(dice) % 2) as usize],
         };
         let (near, far) = socket::pair(wire, random(dice));
-        door.process.accept(door.turn, far);
+        let handed = door.process.accept(door.turn, far);
         let breaker = near.breaker();
         let attack = Attack::draw(dice);
         let raw = Raw::new(near, attack.reads(dice));
@@ -75,6 +76,9 @@ impl<'a> Session<'a> {
         let mut session = Session { clients, name, target, dice, raw, sent: Vec::new() };
         session.met(attack.name());
         session.act(attack).await;
+        if attack == Attack::ClosedWindows {
+            clients.judge_closed(&session.name, handed.get());
+        }
         match random(dice) % 3 {
             0 => breaker.reset(),
             1 => {

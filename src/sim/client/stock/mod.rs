@@ -4,6 +4,7 @@
 //!
 //! They write the same history as the other clients. Besides, these are problems:
 //! - a stream that makes no progress for a while (`STILL`) although no fault is left and its client reads: it hangs;
+//! - a record that is read for a client whose windows were never open, whatever memory is charged for that (`cluster::handed`);
 //! - a connection error, or a stream error but CANCEL, from the node: nothing that these clients do is illegal;
 //! - a connection that the client's h2 closes: then the node did something illegal.
 //!
@@ -93,6 +94,8 @@ pub(super) fn beside(
 struct Session {
     clients: Rc<Clients>,
     name: String,
+    /// Bytes of records that were read for it.
+    handed: Rc<Cell<u64>>,
     habit: Habit,
     /// The windows are wide, and everything is read.
     opened: Cell<bool>,
@@ -142,6 +145,9 @@ impl Session {
         session.open();
         // The opener has seen it, or does at its next look.
         let _ended = opener.await;
+        if session.handed.get() > 0 {
+            session.met("records read", "connection");
+        }
     }
 
     /// A connection, and the client's end of it.
@@ -153,10 +159,11 @@ impl Session {
         dice: &Cell<u64>,
     ) -> (Rc<Session>, SimSocket) {
         let (near, far) = socket::pair(habit.wire, random(dice));
-        door.process.accept(door.turn, far);
+        let handed = door.process.accept(door.turn, far);
         let session = Session {
             clients: Rc::clone(clients),
             name,
+            handed,
             habit,
             opened: Cell::new(false),
             opening: Notify::new(),
@@ -302,7 +309,9 @@ impl Session {
     }
 
     fn open(&self) {
-        self.opened.set(true);
+        if !self.opened.replace(true) && self.habit.stream_window == Some(0) {
+            self.clients.judge_closed(&self.name, self.handed.get());
+        }
         self.opening.notify_all();
     }
 
