@@ -78,6 +78,7 @@ fn sent(history: &History) -> Vec<Event> {
                 shard: u32::try_from(shard).unwrap(),
                 records: vec![Fingerprint::of(&value(shard, number))],
                 expected_offset: None,
+                log_bytes: None,
                 stream: Some(StreamPlace { id: shard as u64, sequence: number as u64 }),
                 outcome: match outcome {
                     Outcome::Acked(base_offset) => {

@@ -175,14 +175,14 @@ pub enum Anomaly {
         /// Its high watermark.
         high_watermark_before: u64,
     },
-    /// Promises 1 and 3: what was not to go is kept. A log start is above all that trims asked for until then, and above a
-    /// batch that is younger than what retention lets go.
+    /// Promises 1 and 3: what was not to go is kept. A log start is above all that trims asked for until then, above a batch
+    /// that is younger than what retention lets go, and above what has enough behind it to go for its size.
     LostPrefix {
         /// The event with the log start.
         line: Line,
         /// It.
         log_start: u64,
-        /// Up to where the records could be gone: the largest trim before, or the end of what was old enough.
+        /// Up to where the records could be gone: the largest trim before, or the end of what was old enough or too much.
         due: u64,
     },
     /// Promise 3: no consumer sees a record that is not committed. This one is not below the answer's own high watermark.

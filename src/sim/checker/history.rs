@@ -88,6 +88,9 @@ pub struct Produce {
     /// The only offset that its first record was to get; absent: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_offset: Option<u64>,
+    /// The most bytes that it takes in the shard's log; absent: any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_bytes: Option<u64>,
     /// Its place in a pipelined stream; absent for a call of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<StreamPlace>,
@@ -285,9 +288,13 @@ pub struct Retention {
     /// Records that were sent longer ago than this, by the history's clock, may be gone; absent: none for their age.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub age_us: Option<u64>,
-    /// Records may be gone for the size of those behind them, which nobody can judge: log starts are not looked at.
+    /// Records may be gone for the size of those behind them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_size: bool,
+    /// With `by_size`: what is gone for its size has batches of more than so many bytes (`Produce::log_bytes`) behind it;
+    /// absent: nobody knows how many, and log starts are not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_kept: Option<u64>,
     /// With `by_size`: so many records at the end of a final read stay whatever their size is; absent: that is not judged, either.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub records_kept: Option<u64>,

@@ -43,7 +43,9 @@ not kept). status: applied_end and chain of a replica, as in `ringlog topic desc
 read and status may have "log_start":N, the first offset kept; then what is below must have been let go: by a trim, which
 counts from begin_us on whatever its answer was, or by retention: records sent longer than age_us ago, by the history's
 clock (give a little less than the limit if the nodes' clocks run fast); "by_size":true leaves that shard's log starts alone,
-but with "records_kept":N a final read has to keep so many of its last records.
+but with "bytes_kept":N what is gone for its size has batches of more than N bytes behind it (a batch's "log_bytes":N is the most
+that it takes in the log; without, it may be any number), and with "records_kept":N a final read has to keep so many of its last
+records.
 "#;
 
 /// Why a history cannot be read.

@@ -13,9 +13,9 @@ use prost::Message;
 use super::{Called, Clients, Connection, PATIENCE, Target, call, patience};
 use crate::{
     env::Env,
-    format::records::Records,
+    format::{entry::ENTRY_HEADER_BYTES, records::Records},
     frontend::{CallError, Code, ProduceAck, ProduceCall},
-    limits::RECORD_BYTES_MAX,
+    limits::{BLOCK_BYTES, RECORD_BYTES_MAX},
     proto::ringlog::v1::{self as proto, ProduceRequest, Record},
     sim::{
         SimEnv, World,
@@ -136,7 +136,10 @@ async fn burst(
     let begin_us = world.now_us();
     let (sent, calls): (Vec<_>, Vec<_>) = batches
         .into_iter()
-        .map(|batch| ((batch.records, batch.call.head.expected_offset), (batch.call, batch.patience_us)))
+        .map(|batch| {
+            let of_it = (batch.call.head.expected_offset, log_bytes(&batch.call));
+            ((batch.records, of_it), (batch.call, batch.patience_us))
+        })
         .unzip();
     let answers: Answers = Rc::default();
     let told = Rc::clone(&answers);
@@ -159,7 +162,7 @@ async fn burst(
     let end_us = world.now_us();
     let answers = answers.take();
     let mut burst = Burst { acknowledged: 0, end: None };
-    for (at, (records, expected_offset)) in sent.into_iter().enumerate() {
+    for (at, (records, (expected_offset, log_bytes))) in sent.into_iter().enumerate() {
         let (end_us, outcome) = match answers.get(at) {
             Some((at_us, Ok(ack))) => (*at_us, acked(ack)),
             Some((at_us, Err(error))) => {
@@ -189,11 +192,17 @@ async fn burst(
             shard: target.shard,
             records,
             expected_offset,
+            log_bytes: Some(log_bytes),
             stream: Some(StreamPlace { id: stream, sequence: at as u64 }),
             outcome,
         }));
     }
     burst
+}
+
+/// The most that it takes in a log: an entry of its own. With others in one entry it takes less.
+fn log_bytes(call: &ProduceCall) -> u64 {
+    (ENTRY_HEADER_BYTES + call.records.encoded_bytes_max()).next_multiple_of(BLOCK_BYTES) as u64
 }
 
 fn acked(ack: &ProduceAck) -> Outcome {

@@ -57,6 +57,10 @@ use crate::{
 /// The longest that a run may last, in virtual time: whatever happens, it has come to an end by then.
 const RUN_MAX: Duration = Duration::from_secs(1_800);
 
+/// What entries without records take in a log at most, with the ends of segments into which the next entry did not fit: a block
+/// for each election, change of members and trim, and so on.
+const OTHER_ENTRIES_BYTES: u64 = 768 << 10;
+
 /// How often leaders are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -232,6 +236,8 @@ fn note_retention(clients: &Clients, plan: &Plan) {
     // Segments are as small as may be there, and one is let go when all are more than the limit: a segment's worth stays at least,
     // or, when the limit is less than two of them, perhaps one entry without records. What comes last is a probe.
     let records_kept = (plan.retention_bytes >= 2 * limits::SEGMENT_BYTES_MIN).then_some(1);
+    // The segment that goes and the one that is written, which may be empty, are a part of what is more than the limit.
+    let bytes_kept = plan.retention_bytes.saturating_sub(2 * limits::SEGMENT_BYTES_MIN + OTHER_ENTRIES_BYTES);
     for target in clients.targets() {
         let (topic, shard) = (target.topic.to_string(), target.shard);
         clients.note(Event::Retention(Retention {
@@ -241,6 +247,7 @@ fn note_retention(clients: &Clients, plan: &Plan) {
             shard,
             age_us,
             by_size: plan.retention_bytes > 0,
+            bytes_kept: (bytes_kept > 0).then_some(bytes_kept),
             records_kept,
         }));
     }

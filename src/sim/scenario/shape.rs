@@ -23,7 +23,7 @@ impl Shape {
         }
         let replication_factor = one_of([3, 3, 3, 1, 2, 5]);
         let retention_age_ms = one_of([0, 0, 0, 0, 1_000, 3_000]);
-        let retention_bytes = one_of([0, 0, 0, 0, 1 << 20, 3 << 20]);
+        let retention_bytes = one_of([0, 0, 0, 0, 1 << 20, 4 << 20]);
         Shape { replication_factor: replication_factor as u32, retention_age_ms, retention_bytes }
     }
 }

@@ -36,6 +36,8 @@ fn there_and_back() {
         retention(Some(7)),
         retention(None),
         retention_by_size(Some(1), None),
+        retention_with_bytes(1, Some(2)),
+        of_bytes(4_096, failed((1, 2), &["c"])),
     ];
     let (mut history, mut text) = (History::default(), Vec::new());
     for event in events {

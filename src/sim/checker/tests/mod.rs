@@ -18,7 +18,18 @@ use super::{
 fn produce((begin_us, end_us): (u64, u64), values: &[&str], outcome: Outcome) -> Produce {
     let records = values.iter().map(|value| Fingerprint::of(value.as_bytes())).collect();
     let (client, topic) = ("w".to_owned(), "t".to_owned());
-    Produce { client, begin_us, end_us, topic, shard: 0, records, expected_offset: None, stream: None, outcome }
+    Produce {
+        client,
+        begin_us,
+        end_us,
+        topic,
+        shard: 0,
+        records,
+        expected_offset: None,
+        log_bytes: None,
+        stream: None,
+        outcome,
+    }
 }
 
 /// A batch that was acknowledged whole at an offset.
@@ -109,13 +120,26 @@ fn trim(begin_us: u64, before_offset: u64) -> Event {
 /// By age, or by size.
 fn retention(age_us: Option<u64>) -> Event {
     let (topic, by_size) = ("t".to_owned(), age_us.is_none());
-    Event::Retention(Retention { begin_us: 0, end_us: 1, topic, shard: 0, age_us, by_size, records_kept: None })
+    let (bytes_kept, records_kept) = (None, None);
+    Event::Retention(Retention { begin_us: 0, end_us: 1, topic, shard: 0, age_us, by_size, bytes_kept, records_kept })
 }
 
 /// By size, and by age if there is one.
 fn retention_by_size(records_kept: Option<u64>, age_us: Option<u64>) -> Event {
-    let (topic, by_size) = ("t".to_owned(), true);
-    Event::Retention(Retention { begin_us: 0, end_us: 1, topic, shard: 0, age_us, by_size, records_kept })
+    let (topic, by_size, bytes_kept) = ("t".to_owned(), true, None);
+    Event::Retention(Retention { begin_us: 0, end_us: 1, topic, shard: 0, age_us, by_size, bytes_kept, records_kept })
+}
+
+/// By size where so many bytes stay, and by age if there is one.
+fn retention_with_bytes(bytes_kept: u64, age_us: Option<u64>) -> Event {
+    let (topic, by_size, bytes_kept, records_kept) = ("t".to_owned(), true, Some(bytes_kept), None);
+    Event::Retention(Retention { begin_us: 0, end_us: 1, topic, shard: 0, age_us, by_size, bytes_kept, records_kept })
+}
+
+/// The same batch, of so many bytes at most.
+fn of_bytes(bytes: u64, event: Event) -> Event {
+    let Event::Produce(produce) = event else { panic!("{event:?} is no batch") };
+    Event::Produce(Produce { log_bytes: Some(bytes), ..produce })
 }
 
 fn judge(events: impl IntoIterator<Item = Event>) -> Report {

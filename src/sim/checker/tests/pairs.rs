@@ -280,6 +280,53 @@ fn the_end_stays() {
     assert_legal([first, second, read, retention_by_size(Some(1), None), trim(30, 3)]);
 }
 
+/// Where records go by size, what is gone has enough behind it: of what was sent before the log start was told, wherever nobody
+/// knows its place.
+#[test]
+fn enough_stays() {
+    let first = || of_bytes(100, acked((10, 19), 0, &["a", "b"]));
+    let second = || of_bytes(100, acked((20, 29), 2, &["c"]));
+    let third = || of_bytes(100, acked((40, 49), 3, &["d"]));
+    let lost = |line, start, due| {
+        format!(
+            "lost_prefix: line {line} has log start {start}, and nothing at or above offset {due} was to go by then"
+        )
+    };
+    let batches = |start, kept: Event| [first(), second(), third(), starting((50, 51), start), kept];
+    assert_legal(batches(2, retention_with_bytes(199, None)));
+    assert_found(batches(2, retention_with_bytes(200, None)), &[&lost(4, 2, 1)]);
+    // All but one record: this is what a product does that lets all sealed segments go.
+    assert_legal(batches(3, retention_with_bytes(99, None)));
+    assert_found(batches(3, retention_with_bytes(100, None)), &[&lost(4, 3, 2)]);
+    assert_found(batches(4, retention_with_bytes(0, None)), &[&lost(4, 4, 3)]);
+    // Nothing goes before there is as much.
+    assert_found(batches(1, retention_with_bytes(300, None)), &[&lost(4, 1, 0)]);
+    // What is sent later does not count. What nobody saw does, also when it failed, unless it is in front of what was sent later.
+    assert_found(
+        [first(), second(), third(), starting((30, 31), 2), retention_with_bytes(100, None)],
+        &[&lost(4, 2, 1)],
+    );
+    for more in [indefinite((30, 31), &["x"]), failed((30, 31), &["x"])] {
+        let more = of_bytes(100, more);
+        assert_legal([first(), second(), more, starting((50, 51), 2), retention_with_bytes(199, None)]);
+    }
+    let early = of_bytes(100, failed((11, 18), &["x"]));
+    assert_found([first(), second(), early, starting((50, 51), 3), retention_with_bytes(99, None)], &[&lost(4, 3, 2)]);
+    // Nobody knows how many bytes that one has.
+    assert_legal([
+        first(),
+        second(),
+        indefinite((30, 31), &["x"]),
+        starting((50, 51), 3),
+        retention_with_bytes(999, None),
+    ]);
+    // The younger of the two, by age and by trims, is another matter.
+    assert_legal(batches(3, retention_with_bytes(200, Some(11))));
+    assert_found(batches(4, retention_with_bytes(200, Some(12))), &[&lost(4, 4, 3)]);
+    let [first, second, third, start, kept] = batches(3, retention_with_bytes(200, None));
+    assert_legal([first, second, third, start, kept, trim(30, 3)]);
+}
+
 /// Replicas that have applied the same number of entries have applied the same ones.
 #[test]
 fn replicas_are_alike() {

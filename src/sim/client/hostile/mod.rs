@@ -126,6 +126,7 @@ impl<'a> Session<'a> {
             shard: self.target.shard,
             records: vec![record],
             expected_offset: None,
+            log_bytes: None,
             stream: None,
             outcome,
         }));

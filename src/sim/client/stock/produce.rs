@@ -106,6 +106,7 @@ impl<'a> Sent<'a> {
             shard: self.target.shard,
             records: vec![record],
             expected_offset: None,
+            log_bytes: None,
             stream: self.is_stream.then_some(StreamPlace { id: 0, sequence }),
             outcome,
         }));
