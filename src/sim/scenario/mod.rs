@@ -4,13 +4,14 @@
 //! - `plan`, `shape`: what is to happen, from the seed; `expected`: what many runs must have hit
 //! - `front`: what stock gRPC clients do, and what happens to them
 //! - `mixed`: faults of all families
-//! - `steps`, `damage`, `losses`, `broken`, `full`, `trims`: do it; `operator`: starts what they have stopped
+//! - `steps`, `damage`, `losses`, `broken`, `full`, `trims`, `changes`: do it; `operator`: starts what they have stopped
 //! - `judge`: live again, replicas alike, the history checked
 //!
 //! Besides the checker's anomalies these are problems: a panic in any task (the product's assertions are on), two leaders
 //! in one term, a cluster that is not live again, and what stock gRPC clients find (`client`).
 
 mod broken;
+mod changes;
 mod damage;
 mod expected;
 mod front;

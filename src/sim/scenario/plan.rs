@@ -137,6 +137,8 @@ pub enum Action {
     Transfer { shard: u64, to: Option<Who> },
     /// The same, to a replica that stands still from then on, or that the leader does not reach, and nobody has noticed.
     FailTransfer { shard: u64, cut: bool, for_ms: u64 },
+    /// A leader is struck while the members of its shard change: a follower is drained for it, and taken back.
+    InChange { shard: u64, fault: InChange, for_ms: u64, seed: u64 },
     /// A node is drained, and perhaps taken back.
     Drain { who: Who, undo_after_ms: Option<u64> },
     /// A new node joins.
@@ -149,6 +151,17 @@ pub enum Action {
     Topic { life_ms: u64 },
     /// The older part of a shard is let go.
     Trim { shard: u64 },
+}
+
+/// What befalls a leader whose shard's members change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InChange {
+    /// Power failure of its node.
+    Crash,
+    /// Nothing passes between its node and the others.
+    Isolate,
+    /// Somebody else is to lead.
+    Transfer,
 }
 
 /// An action and its time.
@@ -212,7 +225,7 @@ impl Plan {
             | Scenario::Members
             | Scenario::Disks
             | Scenario::Damage
-            | Scenario::Mixed => plan.perhaps_crowded().perhaps_slow_names().perhaps_stays_full(),
+            | Scenario::Mixed => plan.perhaps_crowded().perhaps_slow_names().perhaps_stays_full().perhaps_in_change(),
         }
     }
 
@@ -227,6 +240,20 @@ impl Plan {
         let at_ms = trimmed.map_or_else(|| random(dice) % self.load_ms, |trim| trim.at_ms.saturating_sub(500));
         let names_ms = [5, 50, NAMES_MS_MAX][(random(dice) % 3) as usize];
         let action = Action::SlowFlush { who: who(dice), flush_ms: 1, names_ms, for_ms: between(dice, 1_000, 8_000) };
+        let place = self.steps.partition_point(|step| step.at_ms <= at_ms);
+        self.steps.insert(place, Step { at_ms, action });
+        self
+    }
+
+    /// In every other one of those with members: a leader that is struck while they change. By dice of its own, too.
+    fn perhaps_in_change(mut self) -> Plan {
+        let dice = &Cell::new(self.seed ^ 0x6368_616e_6765);
+        if self.scenario != Scenario::Members || !random(dice).is_multiple_of(2) {
+            return self;
+        }
+        let fault = [InChange::Crash, InChange::Isolate, InChange::Transfer][(random(dice) % 3) as usize];
+        let (at_ms, shard) = (random(dice) % self.load_ms, random(dice) % 64);
+        let action = Action::InChange { shard, fault, for_ms: between(dice, 5, 6_000), seed: random(dice) };
         let place = self.steps.partition_point(|step| step.at_ms <= at_ms);
         self.steps.insert(place, Step { at_ms, action });
         self

@@ -90,6 +90,7 @@ impl Run {
             }
             Action::Transfer { shard, to } => self.transfer(shard, to).await,
             Action::FailTransfer { shard, cut, for_ms } => self.fail_transfer(shard, cut, for_ms).await,
+            Action::InChange { shard, fault, for_ms, seed } => self.in_change(shard, fault, for_ms, seed).await,
             Action::Drain { who, undo_after_ms } => self.drain(who, undo_after_ms).await,
             Action::Join => self.join().await,
             Action::Replace { who } => self.replace(who).await,
@@ -186,7 +187,7 @@ impl Run {
         self.cluster.network().flap(pairs, period_ms * 1_000, period_ms * 1_000, times).await;
     }
 
-    async fn cut_for(&self, pairs: &[(NodeId, NodeId)], for_ms: u64) {
+    pub(super) async fn cut_for(&self, pairs: &[(NodeId, NodeId)], for_ms: u64) {
         let network = self.cluster.network();
         pairs.iter().for_each(|(from, to)| network.cut(*from, *to));
         sleep_ms(for_ms).await;
@@ -194,7 +195,7 @@ impl Run {
     }
 
     /// The ways of what a node sends (`out`), and of what it is sent (`into`).
-    fn pairs_of(&self, node: NodeId, out: bool, into: bool) -> Vec<(NodeId, NodeId)> {
+    pub(super) fn pairs_of(&self, node: NodeId, out: bool, into: bool) -> Vec<(NodeId, NodeId)> {
         let others = self.cluster.nodes().into_iter().filter(|other| *other != node);
         let ways = others.flat_map(|other| [((node, other), out), ((other, node), into)]);
         ways.filter(|(_, cut)| *cut).map(|(way, _)| way).collect()
@@ -202,7 +203,7 @@ impl Run {
 
     // What operators do. Refusals are no failures: the cluster may be in the middle of anything.
 
-    async fn transfer(self: &Rc<Self>, shard: u64, to: Option<Who>) {
+    pub(super) async fn transfer(self: &Rc<Self>, shard: u64, to: Option<Who>) {
         let target = self.target(shard);
         let to = to.and_then(|who| self.find(who));
         if let Some(leader) = self.cluster.leader(target.uid) {
