@@ -16,7 +16,7 @@ use crate::{
     env,
     ids::{LogId, NodeId, ShardUid, Term},
     raft::Members,
-    sim::{DiskFault, PlantedFault, SimEnv, World},
+    sim::{DiskFault, PlantedFault, SimEnv, World, random},
 };
 
 /// How long a step waits for all replicas to have everything before it is given up, and how often it looks.
@@ -58,13 +58,19 @@ impl Run {
         let Some(disk) = self.cluster.disk(node) else { return };
         let dice = Cell::new(seed);
         // Of votes one copy is damaged, as it is written (`Bend`).
-        let is_log = |path: &Path| {
-            let extension = path.extension().and_then(OsStr::to_str);
-            matches!(extension, Some("store" | "index" | "checkpoint"))
-        };
+        let has = |path: &Path, extension: &str| path.extension().and_then(OsStr::to_str) == Some(extension);
+        let is_checkpoint = |path: &Path| has(path, "checkpoint");
+        let is_log = |path: &Path| has(path, "store") || has(path, "index") || is_checkpoint(path);
+        // Of the blocks of a log hardly any is one of a checkpoint.
+        let of_checkpoints = Cell::new(seed ^ 0x6368_6563_6b73);
         for _ in 0..blocks {
-            if disk.damage_at_rest(fault, is_log, &dice).is_some() {
+            let only_checkpoints = random(&of_checkpoints).is_multiple_of(4);
+            let chosen = |path: &Path| if only_checkpoints { is_checkpoint(path) } else { is_log(path) };
+            if let Some(damage) = disk.damage_at_rest(fault, chosen, &dice) {
                 self.coverage.borrow_mut().hit(fault.name(), "file at rest");
+                if is_checkpoint(&damage.path) {
+                    self.coverage.borrow_mut().hit("damage", "checkpoint");
+                }
             }
         }
         if let Some(ms) = down_ms {
