@@ -202,6 +202,11 @@ impl Clients {
         targets[(random(dice) % targets.len() as u64) as usize].clone()
     }
 
+    /// Has a shard's leader, which is on that node, take a small record within so long; whether it did.
+    pub(super) async fn reach(self: &Rc<Self>, node: NodeId, target: &Target, within: Duration) -> bool {
+        produce::reach(self, node, target, within).await
+    }
+
     /// Notes what was read for a connection whose windows have let nothing through yet.
     fn judge_closed(&self, name: &str, handed: u64) {
         if handed > 0 {

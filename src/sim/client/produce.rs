@@ -12,9 +12,10 @@ use prost::Message;
 
 use super::{Called, Clients, Connection, PATIENCE, Target, call, patience};
 use crate::{
-    env::Env,
+    env::{self, Env},
     format::{entry::ENTRY_HEADER_BYTES, records::Records},
     frontend::{CallError, Code, ProduceAck, ProduceCall},
+    ids::NodeId,
     limits::{BLOCK_BYTES, RECORD_BYTES_MAX},
     proto::ringlog::v1::{self as proto, ProduceRequest, Record},
     sim::{
@@ -23,6 +24,9 @@ use crate::{
         random,
     },
 };
+
+/// Between two tries of `reach`.
+const REACH_PAUSE: Duration = Duration::from_millis(50);
 
 /// A batch on its way.
 struct Batch {
@@ -72,6 +76,26 @@ pub(super) async fn probe(clients: &Rc<Clients>, target: &Target) -> bool {
     burst(clients, "probe", number, &connection, target, vec![one], PATIENCE).await.acknowledged == 1
 }
 
+/// Asks a node, again and again, to have its shard take a small record within so long; whether it has, or has no room for it.
+pub(super) async fn reach(clients: &Rc<Clients>, node: NodeId, target: &Target, within: Duration) -> bool {
+    let world = World::current();
+    let until_us = world.now_us() + within.as_micros() as u64;
+    loop {
+        let left_us = until_us.saturating_sub(world.now_us());
+        let Some(process) = clients.cluster.process(node).filter(|_| left_us > 0) else { return false };
+        let number = clients.probes.get() + 1;
+        clients.probes.set(number);
+        let value = format!("probe-{number} ");
+        let one = batch_of(target, vec![value.into()], proto::Durability::Unspecified);
+        let (connection, patience) = (Connection { node, process, turn: number }, Duration::from_micros(left_us));
+        let burst = burst(clients, "probe", number, &connection, target, vec![one], patience).await;
+        if burst.acknowledged == 1 || burst.no_room {
+            return true;
+        }
+        env::sleep::<SimEnv>(REACH_PAUSE).await;
+    }
+}
+
 fn batch(clients: &Clients, target: &Target, name: &str, dice: &Cell<u64>) -> Batch {
     let count = 1 + random(dice) % clients.load.batch_max;
     let values: Vec<Bytes> = (0..count)
@@ -81,11 +105,16 @@ fn batch(clients: &Clients, target: &Target, name: &str, dice: &Cell<u64>) -> Ba
             value.into()
         })
         .collect();
-    let fingerprints = values.iter().map(|value| Fingerprint::of(value)).collect();
-    let records = values.into_iter().map(|value| Record { value, ..Record::default() }).collect();
     // Few are content with less than the default.
     let durability =
         if random(dice).is_multiple_of(16) { proto::Durability::LeaderMemory } else { proto::Durability::Unspecified };
+    let patience_us = random(dice).is_multiple_of(4).then(|| 1_000 + random(dice) % 2_000_000);
+    Batch { patience_us, ..batch_of(target, values, durability) }
+}
+
+fn batch_of(target: &Target, values: Vec<Bytes>, durability: proto::Durability) -> Batch {
+    let fingerprints = values.iter().map(|value| Fingerprint::of(value)).collect();
+    let records = values.into_iter().map(|value| Record { value, ..Record::default() }).collect();
     let request = ProduceRequest {
         records,
         topic: target.topic.to_string(),
@@ -95,8 +124,7 @@ fn batch(clients: &Clients, target: &Target, name: &str, dice: &Cell<u64>) -> Ba
     };
     let (head, records) =
         Records::parse(request.encode_to_vec().into(), RECORD_BYTES_MAX).expect("the request was just encoded");
-    let patience_us = random(dice).is_multiple_of(4).then(|| 1_000 + random(dice) % 2_000_000);
-    Batch { records: fingerprints, call: ProduceCall { head, records, deadline_us: None }, patience_us }
+    Batch { records: fingerprints, call: ProduceCall { head, records, deadline_us: None }, patience_us: None }
 }
 
 /// Makes most of them conditional: on where each one comes to be if nobody else writes, or on what cannot be any more.
@@ -120,6 +148,8 @@ struct Burst {
     acknowledged: u64,
     /// Where the last of them ends.
     end: Option<u64>,
+    /// There was no memory or no space for one of them.
+    no_room: bool,
 }
 
 /// Sends all batches one after the other without waiting, as a pipelined stream does, and notes what became of each.
@@ -161,12 +191,13 @@ async fn burst(
     }
     let end_us = world.now_us();
     let answers = answers.take();
-    let mut burst = Burst { acknowledged: 0, end: None };
+    let mut burst = Burst { acknowledged: 0, end: None, no_room: false };
     for (at, (records, (expected_offset, log_bytes))) in sent.into_iter().enumerate() {
         let (end_us, outcome) = match answers.get(at) {
             Some((at_us, Ok(ack))) => (*at_us, acked(ack)),
             Some((at_us, Err(error))) => {
                 clients.judge_condition(client, expected_offset, error);
+                burst.no_room |= matches!(error.reason, "MEMORY_BUSY" | "DISK_FULL");
                 match error.reason {
                     "MEMORY_BUSY" => clients.met.borrow_mut().hit("no memory", "produce"),
                     "DISK_FULL" => clients.met.borrow_mut().hit("full disk", "produce refused"),

@@ -70,6 +70,7 @@ const RARE: &[(&str, &str)] = &[
     ("stale block", "node that leads nothing"),
     ("stopping node", "produce stream"),
     ("transfer", "change of members"),
+    ("transfer", "leader that leads on"),
     ("zeroed block", "consume read"),
 ];
 
@@ -222,6 +223,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("transfer", "follower"),
     ("transfer", "leader"),
     ("transfer", "leader of several segments"),
+    ("transfer", "leader that leads on"),
     ("transfer to a cut-off node", "leader"),
     ("transfer to a paused node", "leader"),
     ("trim", "everything"),

@@ -4,7 +4,8 @@
 //! - `plan`, `shape`: what is to happen, from the seed; `expected`: what many runs must have hit
 //! - `front`: what stock gRPC clients do, and what happens to them
 //! - `mixed`: faults of all families
-//! - `steps`, `damage`, `losses`, `broken`, `full`, `trims`, `changes`: do it; `operator`: starts what they have stopped
+//! - `steps`, `damage`, `losses`, `broken`, `full`, `trims`, `transfers`, `changes`: do it; `operator`: starts what they have
+//!   stopped
 //! - `judge`: live again, replicas alike, the history checked
 //!
 //! Besides the checker's anomalies these are problems: a panic in any task (the product's assertions are on), two leaders
@@ -25,6 +26,7 @@ mod shape;
 #[cfg(test)]
 mod slow_leader;
 mod steps;
+mod transfers;
 mod trims;
 
 use std::{
@@ -37,7 +39,7 @@ use std::{
 };
 
 pub use self::expected::expected;
-use self::plan::Plan;
+use self::{plan::Plan, transfers::Disturbances};
 use super::{
     DiskTimes, NetTimes, SimDisk, SimEnv, SimNetwork, SimRuntime, World,
     checker::{History, history::Event, history::Retention},
@@ -46,6 +48,7 @@ use super::{
     coverage::Coverage,
     disk::PLANTED_PANIC,
     executor::panic_text,
+    net::Path,
 };
 use crate::{
     env::{self, Env},
@@ -116,6 +119,7 @@ struct Run {
     got: RefCell<BTreeMap<(NodeId, ShardUid), Got>>,
     /// How many damaged replicas each process has mended.
     mended: RefCell<BTreeMap<u64, usize>>,
+    disturbances: Disturbances,
     replication_factor: u32,
 }
 
@@ -185,6 +189,7 @@ async fn live_on(plan: &Plan, coverage: Rc<RefCell<Coverage>>, cluster: Cluster,
         leaders: RefCell::default(),
         got: RefCell::default(),
         mended: RefCell::default(),
+        disturbances: if plan.path == Path::default() { Disturbances::default() } else { Disturbances::for_ever() },
         replication_factor: plan.replication_factor,
     });
     env::spawn::<SimEnv>(watch_leaders(Rc::downgrade(&run)));

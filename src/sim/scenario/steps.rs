@@ -25,7 +25,9 @@ pub(super) fn begin(run: &Rc<Run>, steps: &[Step]) -> Vec<JoinHandle<()>> {
         let (run, Step { at_ms, action }) = (Rc::clone(run), step.clone());
         World::current().spawn(async move {
             sleep_ms(at_ms).await;
+            let disturbs = run.disturbances.begin(&action);
             run.act(action).await;
+            run.disturbances.end(disturbs);
         })
     };
     steps.iter().map(begin).collect()
@@ -202,44 +204,6 @@ impl Run {
     }
 
     // What operators do. Refusals are no failures: the cluster may be in the middle of anything.
-
-    pub(super) async fn transfer(self: &Rc<Self>, shard: u64, to: Option<Who>) {
-        let target = self.target(shard);
-        let to = to.and_then(|who| self.find(who));
-        if let Some(leader) = self.cluster.leader(target.uid) {
-            self.note_paths("transfer", leader);
-        }
-        let (topic, shard) = (target.topic.to_string(), target.shard);
-        self.admin(AdminCall::TransferLeader { topic, shard, to }).await;
-    }
-
-    async fn fail_transfer(self: &Rc<Self>, number: u64, cut: bool, for_ms: u64) {
-        let target = self.target(number);
-        let Some(leader) = self.cluster.leader(target.uid) else { return };
-        let Some(shard) = self.cluster.process(leader).and_then(|process| process.shard(target.uid)) else { return };
-        let Some(to) = shard.members().voters.into_iter().find(|node| *node != leader) else { return };
-        self.note_paths(if cut { "transfer to a cut-off node" } else { "transfer to a paused node" }, leader);
-        let (topic, shard, run) = (target.topic.to_string(), target.shard, Rc::clone(self));
-        let network = self.cluster.network();
-        if cut {
-            network.cut_both(leader, to);
-        } else {
-            World::current().pause(to);
-            network.pause(to);
-        }
-        let call = AdminCall::TransferLeader { topic, shard, to: Some(to) };
-        // It may be asked through the one that stands still.
-        let asked = World::current().spawn(async move { run.admin(call).await });
-        sleep_ms(for_ms).await;
-        if cut {
-            network.mend(leader, to);
-            network.mend(to, leader);
-        } else {
-            network.resume(to);
-            World::current().resume(to);
-        }
-        let _answered = asked.await.is_ok();
-    }
 
     async fn drain(self: &Rc<Self>, who: Who, undo_after_ms: Option<u64>) {
         let Some(node) = self.find(who).filter(|node| self.can_drain(*node)) else { return };

@@ -104,6 +104,19 @@ fn lets_go_by_size() {
     assert_eq!(outcome.history.iter().filter(|(_, event)| begins(event)).count(), 3);
 }
 
+/// A transfer to a replica that the leader does not reach, or that stands still: it fails, and a producer beside it goes on.
+#[test]
+fn a_transfer_that_fails() {
+    for cut in [false, true] {
+        let action = Action::FailTransfer { shard: 0, cut, for_ms: 4_000 };
+        // Where the network is bad, nobody knows how long anything takes.
+        let plan = Plan { path: Path::default(), ..on_three(6_000, vec![Step { at_ms: 1_000, action }]) };
+        let outcome = run(plan, 0);
+        assert_eq!(outcome.problems, [""; 0]);
+        assert_eq!(outcome.coverage.missing(&[("transfer", "leader that leads on")]), [("", ""); 0]);
+    }
+}
+
 /// At the end of a run all is let go, on all replicas, and that is judged.
 #[test]
 fn all_is_let_go() {
