@@ -16,17 +16,34 @@ use crate::{
     sim::{SimDisk, SimEnv, SimRuntime, World, client::Target, cluster::Cluster},
 };
 
-/// Acknowledgements: when each came, and after how long.
-type Acks = Rc<RefCell<Vec<(u64, u64)>>>;
+/// An acknowledgement: to which producer, when, and after how long.
+struct Ack {
+    producer: usize,
+    at_us: u64,
+    took_us: u64,
+}
+
+type Acks = Rc<RefCell<Vec<Ack>>>;
 
 /// Who led, from when on.
 type Led = Rc<RefCell<Vec<(u64, NodeId)>>>;
 
-/// Of a producer, between two records.
-const PAUSE: Duration = Duration::from_millis(150);
+/// Who produces, and how long the disk is slow.
+#[derive(Clone, Copy)]
+struct Load {
+    producers: usize,
+    /// Of a producer, between two records.
+    pause: Duration,
+    slow_s: u64,
+    /// From when the disk becomes slow.
+    watched_s: u64,
+}
+
+/// 40 records a second.
+const BUSY: Load = Load { producers: 6, pause: Duration::from_millis(150), slow_s: 12, watched_s: 30 };
 
 /// Produces one record after the other, through any node, for ever.
-async fn produce(cluster: Cluster, target: Target, bytes: usize, acks: Acks) {
+async fn produce(cluster: Cluster, target: Target, bytes: usize, (producer, pause): (usize, Duration), acks: Acks) {
     let value = Bytes::from(vec![b'x'; bytes]);
     loop {
         let serving = cluster.serving();
@@ -51,8 +68,8 @@ async fn produce(cluster: Cluster, target: Target, bytes: usize, acks: Acks) {
             env::sleep::<SimEnv>(Duration::from_millis(5)).await;
         }
         let now_us = World::current().now_us();
-        acks.borrow_mut().push((now_us, now_us - began_us));
-        env::sleep::<SimEnv>(PAUSE).await;
+        acks.borrow_mut().push(Ack { producer, at_us: now_us, took_us: now_us - began_us });
+        env::sleep::<SimEnv>(pause).await;
     }
 }
 
@@ -67,11 +84,21 @@ async fn watch(cluster: Cluster, target: Target, led: Led) {
     }
 }
 
-fn quantile(acks: &[(u64, u64)], from_us: u64, to_us: u64, percent: usize) -> u64 {
-    let within = acks.iter().filter(|(at_us, _)| (from_us..to_us).contains(at_us));
-    let mut took: Vec<u64> = within.map(|(_, took_us)| *took_us).collect();
+fn quantile(acks: &[Ack], from_us: u64, to_us: u64, percent: usize) -> u64 {
+    let within = acks.iter().filter(|ack| (from_us..to_us).contains(&ack.at_us));
+    let mut took: Vec<u64> = within.map(|ack| ack.took_us).collect();
     took.sort_unstable();
     took.get((took.len() * percent / 100).min(took.len().saturating_sub(1))).copied().unwrap_or(u64::MAX)
+}
+
+/// The longest that one of the producers went without an acknowledgement: one that stands still has none to be late.
+fn longest_gap(acks: &[Ack], producers: usize, from_us: u64, to_us: u64) -> u64 {
+    let gap = |producer: usize| {
+        let within = acks.iter().filter(|ack| ack.producer == producer && (from_us..to_us).contains(&ack.at_us));
+        let times_us: Vec<u64> = [from_us].into_iter().chain(within.map(|ack| ack.at_us)).chain([to_us]).collect();
+        times_us.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(u64::MAX)
+    };
+    (0..producers).map(gap).max().unwrap_or(u64::MAX)
 }
 
 /// What a run with a slow leader came to. Times are µs after the disk became slow.
@@ -84,24 +111,21 @@ struct Seen {
     normal_p99_us: u64,
     /// From 3 s on, until the disk is well again.
     slow_p99_us: u64,
-    /// Of each second.
-    acks: Vec<usize>,
+    /// The longest that a producer waited for its next record to be acknowledged, from when the disk became slow.
+    gap_us: u64,
 }
 
-/// How long the disk is slow, and how long it is watched in all.
-const SLOW_S: u64 = 12;
-const WATCHED_S: u64 = 30;
+/// What becomes of the disks of the leader (true) and of the others, for so many microseconds.
+type Worsen = fn(&SimDisk, bool, u64);
 
-/// What becomes of the disks of the leader (true) and of the others.
-type Worsen = fn(&SimDisk, bool);
-
-async fn slow_leader(worsen: Worsen) -> Seen {
+async fn slow_leader(load: Load, worsen: Worsen) -> Seen {
     let plan = Plan { nodes: 3, reactors: 1, shards: 1, ..Plan::of(0, Scenario::Calm) };
     let (cluster, targets) = begin(&plan).await.unwrap();
     let target = targets[0].clone();
     let (acks, led): (Acks, Led) = Default::default();
-    for _ in 0..6 {
-        drop(World::current().spawn(produce(cluster.clone(), target.clone(), 1_000, Rc::clone(&acks))));
+    for producer in 0..load.producers {
+        let who = (producer, load.pause);
+        drop(World::current().spawn(produce(cluster.clone(), target.clone(), 1_000, who, Rc::clone(&acks))));
     }
     env::sleep::<SimEnv>(Duration::from_secs(6)).await;
     let begin_us = World::current().now_us();
@@ -110,58 +134,70 @@ async fn slow_leader(worsen: Worsen) -> Seen {
     drop(World::current().spawn(watch(cluster.clone(), target.clone(), Rc::clone(&led))));
     let normal_p99_us = quantile(&acks.borrow(), begin_us - 5_000_000, begin_us, 99);
     for node in cluster.nodes() {
-        worsen(&cluster.disk(node).unwrap(), node == first);
+        worsen(&cluster.disk(node).unwrap(), node == first, load.slow_s * 1_000_000);
     }
-    env::sleep::<SimEnv>(Duration::from_secs(WATCHED_S)).await;
-    let (after, until) = (begin_us + 3_000_000, begin_us + SLOW_S * 1_000_000);
+    env::sleep::<SimEnv>(Duration::from_secs(load.watched_s)).await;
+    let (after, until) = (begin_us + 3_000_000, begin_us + load.slow_s * 1_000_000);
     let slow_p99_us = quantile(&acks.borrow(), after, until, 99);
     let led = led.borrow().iter().skip(1).map(|(at_us, node)| (*at_us as i64 - begin_us as i64, *node)).collect();
-    let second = |second: u64| {
-        let within = begin_us + second * 1_000_000..begin_us + (second + 1) * 1_000_000;
-        acks.borrow().iter().filter(|(at_us, _)| within.contains(at_us)).count()
-    };
-    let acks = (0..WATCHED_S).map(second).collect();
-    Seen { trace_hash: World::current().trace_hash(), first, led, normal_p99_us, slow_p99_us, acks }
+    let end_us = World::current().now_us();
+    let gap_us = longest_gap(&acks.borrow(), load.producers, begin_us, end_us);
+    Seen { trace_hash: World::current().trace_hash(), first, led, normal_p99_us, slow_p99_us, gap_us }
 }
 
-fn run_slow(seed: u64, worsen: Worsen) -> Seen {
+/// A run in which every producer went on all the time.
+fn run_slow(seed: u64, load: Load, worsen: Worsen) -> Seen {
     let runtime = SimRuntime::seeded(seed);
-    let seen = runtime.block_on(slow_leader(worsen));
+    let seen = runtime.block_on(slow_leader(load, worsen));
     assert_eq!(runtime.world().panics(), []);
     println!("seed {seed}: {seen:?}");
+    let pause_us = load.pause.as_micros() as u64;
+    assert!(seen.gap_us <= pause_us + 500_000, "a producer had nothing acknowledged for {} us", seen.gap_us);
     seen
 }
 
-/// The leadership has moved once, within two seconds, and was back once, when the disk was well; and producers noticed
-/// nothing of the slow disk from three seconds on.
-fn moved_once(seen: &Seen) {
+/// The leadership has moved once, within so many seconds, and was back once, when the disk was well.
+fn moved_once(seen: &Seen, load: Load, within_s: i64) {
     let [(away_us, _), (back_us, back)] = seen.led[..] else { panic!("not away and back: {:?}", seen.led) };
-    assert!(away_us <= 2_000_000, "it moved after {away_us} us");
-    assert!(back_us >= SLOW_S as i64 * 1_000_000 && back == seen.first, "back to node {back} after {back_us} us");
+    assert!(away_us <= within_s * 1_000_000, "it moved after {away_us} us");
+    assert!(back_us >= load.slow_s as i64 * 1_000_000 && back == seen.first, "back to node {back} after {back_us} us");
+}
+
+/// Producers noticed nothing of the slow disk from three seconds on.
+fn unnoticed(seen: &Seen) {
     assert!(seen.slow_p99_us <= 2 * seen.normal_p99_us, "{} us beside {} us", seen.slow_p99_us, seen.normal_p99_us);
+}
+
+fn ten_times(disk: &SimDisk, leads: bool, for_us: u64) {
+    disk.set_slow(if leads { 10 } else { 1 }, for_us);
 }
 
 /// A disk ten times as slow as the two others': its node leads no more within two seconds.
 #[test]
 fn ten_times_slower() {
-    let worsen: Worsen = |disk, leads| disk.set_slow(if leads { 10 } else { 1 }, SLOW_S * 1_000_000);
-    moved_once(&run_slow(1, worsen));
+    let seen = run_slow(1, BUSY, ten_times);
+    moved_once(&seen, BUSY, 2);
+    unnoticed(&seen);
 }
 
-/// Flushes that take two seconds: the same, though hardly anything is flushed there meanwhile.
+/// Flushes that take two seconds: the same, though hardly anything is flushed there meanwhile, and the new leader hears nothing of that
+/// disk before it is well.
 #[test]
 fn flushes_take_seconds() {
-    moved_once(&run_slow(2, |disk, leads| {
+    let worsen: Worsen = |disk, leads, for_us| {
         if leads {
-            disk.delay_flushes(2_000_000, SLOW_S * 1_000_000);
+            disk.delay_flushes(2_000_000, for_us);
         }
-    }));
+    };
+    let seen = run_slow(2, BUSY, worsen);
+    moved_once(&seen, BUSY, 2);
+    unnoticed(&seen);
 }
 
 /// Where all disks are slow alike nothing moves: it would help nobody.
 #[test]
 fn all_are_slow() {
-    let seen = run_slow(3, |disk, _| disk.set_slow(10, SLOW_S * 1_000_000));
+    let seen = run_slow(3, BUSY, |disk, _, for_us| disk.set_slow(10, for_us));
     assert_eq!(seen.led, []);
 }
 
@@ -174,7 +210,8 @@ fn device_hangs() {
         let plan = Plan { nodes: 3, reactors: 1, shards: 1, ..Plan::of(0, Scenario::Calm) };
         let (cluster, targets) = begin(&plan).await.unwrap();
         let (target, acks) = (targets[0].clone(), Acks::default());
-        drop(World::current().spawn(produce(cluster.clone(), target.clone(), 100, Rc::clone(&acks))));
+        let who = (0, BUSY.pause);
+        drop(World::current().spawn(produce(cluster.clone(), target.clone(), 100, who, Rc::clone(&acks))));
         env::sleep::<SimEnv>(Duration::from_secs(5)).await;
         let first = cluster.leader(target.uid).unwrap();
         let process = cluster.process(first).unwrap();
@@ -190,7 +227,7 @@ fn device_hangs() {
         let fault = process.node.faults().get(&target.uid).cloned().unwrap_or_default();
         assert!(fault.contains("could not be written: the device has not answered for 60 s"), "{fault:?}");
         let end_us = World::current().now_us();
-        assert!(acks.borrow().iter().filter(|(at_us, _)| *at_us > end_us - 1_000_000).count() > 3);
+        assert!(acks.borrow().iter().filter(|ack| ack.at_us > end_us - 1_000_000).count() > 3);
     });
     assert_eq!(runtime.world().panics(), []);
 }
