@@ -8,7 +8,8 @@
 //!   follower's last time comes with its answers (`Message::Matched`).
 //! - Slow is what takes `FLUSH_SLOW_FACTOR` times as long as on so many others that these are a majority by themselves: one
 //!   disk is compared with others under the same load, never with a number. Nobody is slow where all are, or alone.
-//! - A replica that caught up minutes ago took long for entries that were large: each time counts for `FLUSH_TIME_AGE_MAX`.
+//! - A replica that caught up minutes ago took long for entries that were large: each time counts for `FLUSH_TIME_AGE_MAX`. The
+//!   times of the last second (`FLUSH_TIME_FRESH`) count alone where they are enough, so that few entries tell soon, too.
 //! - It has to be so at every look for `FLUSH_SLOW_FOR`; after a move, made or not, the next one waits `FLUSH_MOVE_PAUSE`.
 //! - The successor keeps up, and is not slow itself. Whoever was slow is not led back by the balance of leaders before
 //!   it was fast for a while (`is_well`), each time twice as long.
@@ -18,6 +19,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
+    time::Duration,
 };
 
 use super::{Group, Machine};
@@ -26,14 +28,14 @@ use crate::{
     ids::{LogId, NodeId},
     limits::{
         FLUSH_HOLD_OFF_MAX, FLUSH_HOLD_OFF_MIN, FLUSH_MOVE_PAUSE, FLUSH_SLOW_FACTOR, FLUSH_SLOW_FOR, FLUSH_SLOW_MIN,
-        FLUSH_TIME_AGE_MAX,
+        FLUSH_TIME_AGE_MAX, FLUSH_TIME_FRESH,
     },
 };
 
-/// Times of one replica that are remembered: their median bears half of them being outliers.
+/// Times of one replica that are remembered: their median bears half of them being outliers, also when they are even in number.
 const TIMES: usize = 16;
 
-/// Fewer tell nothing.
+/// Fewer tell nothing; so many tell, also where the last second brought fewer.
 const TIMES_MIN: usize = 4;
 
 /// The last times of one replica.
@@ -51,8 +53,8 @@ struct Time {
 }
 
 impl Time {
-    fn is_old(self, now_us: u64) -> bool {
-        now_us.saturating_sub(self.noted_us) > FLUSH_TIME_AGE_MAX.as_micros() as u64
+    fn is_older(self, age: Duration, now_us: u64) -> bool {
+        now_us.saturating_sub(self.noted_us) > age.as_micros() as u64
     }
 }
 
@@ -66,7 +68,12 @@ impl Recent {
     /// `None` when too few were measured lately: a single one may be an outlier.
     fn median_us(&self, now_us: u64) -> Option<u64> {
         let (mut known_us, mut count) = ([0; TIMES], 0);
-        for time in self.times[..self.count.min(TIMES)].iter().filter(|time| !time.is_old(now_us)) {
+        for back in 1..=self.count.min(TIMES) {
+            let time = self.times[(self.count - back) % TIMES];
+            let is_enough = count >= TIMES_MIN && time.is_older(FLUSH_TIME_FRESH, now_us);
+            if is_enough || time.is_older(FLUSH_TIME_AGE_MAX, now_us) {
+                break;
+            }
             known_us[count] = time.us;
             count += 1;
         }
@@ -75,7 +82,7 @@ impl Recent {
         }
         let known_us = &mut known_us[..count];
         known_us.sort_unstable();
-        known_us.get(count / 2).map(|us| u64::from(*us))
+        known_us.get(count.saturating_sub(1) / 2).map(|us| u64::from(*us))
     }
 }
 
@@ -344,6 +351,24 @@ mod tests {
         assert!(!judge.is_held_off(NodeId(2), (now_s + least_s) * 1_000_000));
     }
 
+    /// A disk that becomes slow shows after the same share of a second, or after three entries where so few are written: times
+    /// of before do not outweigh them.
+    #[test]
+    fn few_times_tell() {
+        for (a_second, slow_after) in [(1, 3), (2, 3), (4, 3), (10, 6), (16, 9), (40, 9)] {
+            let (times, gap_us) = (FlushTimes::default(), 1_000_000 / a_second);
+            for entry in 0..40 {
+                times.note_follower(NodeId(2), 100, entry * gap_us);
+            }
+            let slow = |entry: &u64| {
+                let now_us = (40 + entry) * gap_us;
+                times.note_follower(NodeId(2), 9_000, now_us);
+                times.follower_us(NodeId(2), now_us) == Some(9_000)
+            };
+            assert_eq!((0..16).find(slow).map(|entry| entry + 1), Some(slow_after), "at {a_second} a second");
+        }
+    }
+
     /// The median bears outliers; an append that does not end counts while it does not.
     #[test]
     fn times() {
@@ -368,19 +393,21 @@ mod tests {
     }
 
     /// Each time counts for as long as any other: what a replica took for large entries minutes ago does not stay in the median of
-    /// a shard in which little is written since.
+    /// a shard in which hardly anything is written since.
     #[test]
     fn each_time_ages() {
         let (times, age_us) = (FlushTimes::default(), FLUSH_TIME_AGE_MAX.as_micros() as u64);
         for _ in 0..TIMES {
             times.note_follower(NodeId(2), 90_000, 5_000_000);
         }
-        for quarter in 1..=4 {
-            times.note_follower(NodeId(2), 70, 5_000_000 + quarter * age_us / 4);
-        }
+        times.note_follower(NodeId(2), 70, 5_000_000 + age_us / 2);
         assert_eq!(times.follower_us(NodeId(2), 5_000_000 + age_us), Some(90_000));
+        assert_eq!(times.follower_us(NodeId(2), 5_000_001 + age_us), None, "one is too few");
+        for _ in 1..TIMES_MIN {
+            times.note_follower(NodeId(2), 70, 5_000_001 + age_us);
+        }
         assert_eq!(times.follower_us(NodeId(2), 5_000_001 + age_us), Some(70));
-        assert_eq!(times.follower_us(NodeId(2), 5_000_001 + age_us + age_us / 4), None, "three are too few");
+        assert_eq!(times.follower_us(NodeId(2), 5_000_001 + age_us + age_us / 2), None, "three are too few");
     }
 
     /// A follower that took long while it caught up is not slow for ever on a shard in which nothing is written any more; what it

@@ -42,6 +42,9 @@ struct Load {
 /// 40 records a second.
 const BUSY: Load = Load { producers: 6, pause: Duration::from_millis(150), slow_s: 12, watched_s: 30 };
 
+/// 4 records a second.
+const FEW: Load = Load { producers: 1, pause: Duration::from_millis(250), ..BUSY };
+
 /// Produces one record after the other, through any node, for ever.
 async fn produce(cluster: Cluster, target: Target, bytes: usize, (producer, pause): (usize, Duration), acks: Acks) {
     let value = Bytes::from(vec![b'x'; bytes]);
@@ -178,6 +181,12 @@ fn ten_times_slower() {
     let seen = run_slow(1, BUSY, ten_times);
     moved_once(&seen, BUSY, 2);
     unnoticed(&seen);
+}
+
+/// The same where four records a second are written.
+#[test]
+fn four_a_second() {
+    moved_once(&run_slow(5, FEW, ten_times), FEW, 2);
 }
 
 /// Flushes that take two seconds: the same, though hardly anything is flushed there meanwhile, and the new leader hears nothing of that
