@@ -393,6 +393,10 @@ pub const FLUSH_HOLD_OFF_MIN: Duration = Duration::from_secs(10);
 /// ... up to this; once it was fast for so long beyond that, it counts as it did at first.
 pub const FLUSH_HOLD_OFF_MAX: Duration = Duration::from_secs(320);
 
+/// For how long beyond that a node that gave the leadership away is not led back to while nobody knows how fast its disk is, since
+/// too little is written: long enough for a few entries to tell, in any shard in which a slow disk is noticed at all.
+pub const FLUSH_DOUBT_MAX: Duration = Duration::from_secs(60);
+
 /// First pause before a replica that cannot be reached is tried again; it doubles ...
 pub const RAFT_RETRY_MIN: Duration = Duration::from_millis(5);
 
@@ -469,6 +473,7 @@ const _: () = assert!(STORAGE_SLOW.as_millis() > 2_000 && STORAGE_SLOW.as_millis
 const _: () = assert!(SHARD_CLOSE_WAIT.as_millis() > RAFT_QUORUM_WAIT.as_millis());
 const _: () = assert!(FLUSH_SLOW_FOR.as_millis() + 2 * FLUSH_LOOK.as_millis() < 2_000);
 const _: () = assert!(FLUSH_TIME_FRESH.as_millis() < FLUSH_TIME_AGE_MAX.as_millis());
+const _: () = assert!(FLUSH_DOUBT_MAX.as_millis() > 2 * FLUSH_TIME_AGE_MAX.as_millis());
 // Half of what there is for clients, and the least part of each connection, leave room for requests.
 const _: () = assert!(
     (MEMORY_BYTES_MIN - MEMORY_RESERVE_BYTES) / 2 + CONNECTIONS_MAX * RECEIVED_BYTES_MIN + MESSAGE_BYTES_MAX

@@ -13,6 +13,9 @@
 //! - It has to be so at every look for `FLUSH_SLOW_FOR`; after a move, made or not, the next one waits `FLUSH_MOVE_PAUSE`.
 //! - The successor keeps up, and is not slow itself. Whoever was slow is not led back by the balance of leaders before
 //!   it was fast for a while (`is_well`), each time twice as long.
+//! - Whoever gave the leadership away says so to each leader after it (`Message::Matched`): one that has just begun has measured
+//!   nothing. Of such a replica what is not known does not count as well, for `FLUSH_DOUBT_MAX`. Of all others it does: in a
+//!   cluster in which nothing is written nobody's disk is known, and each node is to lead its shards again after a restart.
 //!
 //! Not done here: looking (whoever has a clock calls `look_at_flushes`), and moving.
 
@@ -27,8 +30,8 @@ use crate::{
     env::Env,
     ids::{LogId, NodeId},
     limits::{
-        FLUSH_HOLD_OFF_MAX, FLUSH_HOLD_OFF_MIN, FLUSH_MOVE_PAUSE, FLUSH_SLOW_FACTOR, FLUSH_SLOW_FOR, FLUSH_SLOW_MIN,
-        FLUSH_TIME_AGE_MAX, FLUSH_TIME_FRESH,
+        FLUSH_DOUBT_MAX, FLUSH_HOLD_OFF_MAX, FLUSH_HOLD_OFF_MIN, FLUSH_MOVE_PAUSE, FLUSH_SLOW_FACTOR, FLUSH_SLOW_FOR,
+        FLUSH_SLOW_MIN, FLUSH_TIME_AGE_MAX, FLUSH_TIME_FRESH,
     },
 };
 
@@ -86,6 +89,14 @@ impl Recent {
     }
 }
 
+/// What a follower has said to this leader.
+#[derive(Debug, Default)]
+struct Follower {
+    recent: Recent,
+    /// It asks not to be led back before.
+    hold_off_until_us: u64,
+}
+
 /// What was measured. Only numbers are kept: as many followers as the group ever had.
 #[derive(Debug, Default)]
 pub struct FlushTimes {
@@ -96,7 +107,7 @@ pub struct FlushTimes {
     pending: Cell<u64>,
     /// When one of them was begun while there were none, or became durable: since then the disk has done nothing.
     moved_us: Cell<u64>,
-    followers: RefCell<BTreeMap<NodeId, Recent>>,
+    followers: RefCell<BTreeMap<NodeId, Follower>>,
 }
 
 impl FlushTimes {
@@ -125,8 +136,20 @@ impl FlushTimes {
     /// A follower says how long its last one took.
     pub fn note_follower(&self, node: NodeId, us: u64, now_us: u64) {
         if us > 0 {
-            self.followers.borrow_mut().entry(node).or_default().push(us, now_us);
+            self.followers.borrow_mut().entry(node).or_default().recent.push(us, now_us);
         }
+    }
+
+    /// A follower says for how long yet it asks not to be led back.
+    pub fn note_hold_off(&self, node: NodeId, ms: u64, now_us: u64) {
+        // Of another node nothing is believed that would keep it from leading for good.
+        let until_us = if ms == 0 { 0 } else { now_us + (1_000 * ms).min(FLUSH_HOLD_OFF_MAX.as_micros() as u64) };
+        self.followers.borrow_mut().entry(node).or_default().hold_off_until_us = until_us;
+    }
+
+    /// This node leads no more: what followers said to it is old when it leads again.
+    fn forget_followers(&self) {
+        self.followers.borrow_mut().clear();
     }
 
     /// What an append takes here: the median, or more while one takes longer.
@@ -136,7 +159,11 @@ impl FlushTimes {
     }
 
     fn follower_us(&self, node: NodeId, now_us: u64) -> Option<u64> {
-        self.followers.borrow().get(&node)?.median_us(now_us)
+        self.followers.borrow().get(&node)?.recent.median_us(now_us)
+    }
+
+    fn hold_off_until_us(&self, node: NodeId) -> u64 {
+        self.followers.borrow().get(&node).map_or(0, |follower| follower.hold_off_until_us)
     }
 }
 
@@ -148,6 +175,8 @@ struct Voter {
     us: Option<u64>,
     /// It has all that there was at the look before: what it said last is true.
     keeps_up: bool,
+    /// It gave the leadership away for its disk, and asks not to be led back before.
+    hold_off_until_us: u64,
 }
 
 /// Decides from one look to the next. Pure.
@@ -157,7 +186,14 @@ pub struct Judge {
     slow_since_us: Option<u64>,
     /// No move is asked for before.
     move_from_us: u64,
+    /// Others, as they were found slow by this node while it led, or asked for it.
     held_off: BTreeMap<NodeId, HeldOff>,
+    /// This node led at the look before.
+    has_led: bool,
+    /// This node, as it gave the leadership away: what it asks of those that lead after it.
+    own: HeldOff,
+    /// It has not said so to any of them yet.
+    is_unsaid: bool,
     /// Last entry at the look before.
     end_before: Option<LogId>,
     /// Followers that had it at the last look.
@@ -171,6 +207,21 @@ struct HeldOff {
     /// For how long the next time.
     next_us: u64,
     is_slow: bool,
+    /// It gave the leadership away: until then it counts as slow while nothing is known of it.
+    doubted_until_us: u64,
+}
+
+impl HeldOff {
+    /// It is slow now; anew, if it was not before.
+    fn extend(&mut self, now_us: u64) {
+        let (least_us, most_us) = (FLUSH_HOLD_OFF_MIN.as_micros() as u64, FLUSH_HOLD_OFF_MAX.as_micros() as u64);
+        if !std::mem::replace(&mut self.is_slow, true) {
+            // Well for long: what was before is forgotten.
+            let was_well = now_us.saturating_sub(self.until_us) > most_us;
+            self.next_us = if was_well { least_us } else { (2 * self.next_us).clamp(least_us, most_us) };
+        }
+        self.until_us = now_us + self.next_us;
+    }
 }
 
 /// Whether a disk that takes `us` is slow beside one that takes `other_us`.
@@ -189,6 +240,7 @@ fn is_slow(one: &Voter, voters: &[Voter]) -> bool {
 impl Judge {
     /// One look at all voters, `me`, who leads, among them. Says who is to lead instead, if it is time for that.
     fn look(&mut self, me: NodeId, voters: &[Voter], now_us: u64) -> Option<NodeId> {
+        self.has_led = true;
         self.keeping_up = voters.iter().filter(|voter| voter.keeps_up).map(|voter| voter.node).collect();
         self.hold_off(me, voters, now_us);
         let own = voters.iter().find(|voter| voter.node == me).filter(|own| is_slow(own, voters));
@@ -206,30 +258,50 @@ impl Judge {
         };
         let successor = voters.iter().filter(fits).min_by_key(|voter| (voter.us, voter.node))?;
         self.move_from_us = now_us + FLUSH_MOVE_PAUSE.as_micros() as u64;
+        self.own.extend(now_us);
+        self.is_unsaid = true;
         Some(successor.node)
     }
 
     fn hold_off(&mut self, me: NodeId, voters: &[Voter], now_us: u64) {
-        let (least_us, most_us) = (FLUSH_HOLD_OFF_MIN.as_micros() as u64, FLUSH_HOLD_OFF_MAX.as_micros() as u64);
         self.held_off.retain(|node, _| voters.iter().any(|voter| voter.node == *node));
         for voter in voters.iter().filter(|voter| voter.node != me) {
             let slow = is_slow(voter, voters);
             let held = self.held_off.entry(voter.node).or_default();
-            if slow {
-                if !std::mem::replace(&mut held.is_slow, true) {
-                    // Well for long: what was before is forgotten.
-                    let was_well = now_us.saturating_sub(held.until_us) > most_us;
-                    held.next_us = if was_well { least_us } else { (2 * held.next_us).clamp(least_us, most_us) };
-                }
-                held.until_us = now_us + held.next_us;
-            } else {
-                held.is_slow = false;
+            let (asks, doubted) = (now_us < voter.hold_off_until_us, now_us < held.doubted_until_us);
+            if slow || (doubted && voter.us.is_none()) {
+                held.extend(now_us);
+            } else if voter.us.is_some() {
+                (held.is_slow, held.doubted_until_us) = (false, 0);
+            }
+            if asks {
+                held.until_us = held.until_us.max(voter.hold_off_until_us);
+            }
+            if asks || (slow && doubted) {
+                held.doubted_until_us = now_us.max(voter.hold_off_until_us) + FLUSH_DOUBT_MAX.as_micros() as u64;
             }
         }
     }
 
     fn is_held_off(&self, node: NodeId, now_us: u64) -> bool {
         self.held_off.get(&node).is_some_and(|held| now_us < held.until_us)
+    }
+
+    /// For how long yet this node asks not to be led back, in ms, 0: it does not ask. Counted from when it is said first: a disk may be
+    /// so slow that the next leader hears nothing of this node for longer.
+    fn asks_ms(&mut self, now_us: u64) -> u32 {
+        if std::mem::take(&mut self.is_unsaid) {
+            self.own.until_us = now_us + self.own.next_us;
+        }
+        u32::try_from(self.own.until_us.saturating_sub(now_us).div_ceil(1_000)).unwrap_or(u32::MAX)
+    }
+
+    /// This node does not lead: the next look as a leader is the first one. Says whether it led at the look before.
+    fn rest(&mut self) -> bool {
+        self.slow_since_us = None;
+        self.keeping_up.clear();
+        self.own.is_slow = false;
+        std::mem::replace(&mut self.has_led, false)
     }
 
     /// As the last look found it.
@@ -245,8 +317,10 @@ impl<E: Env, M: Machine> Group<E, M> {
         let inner = &*self.inner;
         let mut judge = inner.judge.borrow_mut();
         if !self.leads() {
-            judge.slow_since_us = None;
-            judge.keeping_up.clear();
+            // Once: what comes after that is said to the next leadership, which may not be known here yet.
+            if judge.rest() {
+                inner.shared.flush_times.forget_followers();
+            }
             return None;
         }
         let (now_us, times) = (E::monotonic_us(), &inner.shared.flush_times);
@@ -256,14 +330,23 @@ impl<E: Env, M: Machine> Group<E, M> {
             self.progress().into_iter().map(|follower| (follower.node, follower.matched)).collect();
         let voter = |node: NodeId| {
             if node == inner.node {
-                return Voter { node, us: times.own_us(now_us), keeps_up: true };
+                return Voter { node, us: times.own_us(now_us), keeps_up: true, hold_off_until_us: 0 };
             }
             let matched = progress.get(&node).copied().flatten();
             let keeps_up = matched.is_some() && matched >= end_before && liveness.is_alive(node);
-            Voter { node, us: times.follower_us(node, now_us), keeps_up }
+            let hold_off_until_us = times.hold_off_until_us(node);
+            Voter { node, us: times.follower_us(node, now_us), keeps_up, hold_off_until_us }
         };
         let voters: Vec<Voter> = self.members().voters.into_iter().map(voter).collect();
         judge.look(inner.node, &voters, now_us)
+    }
+
+    /// For how long yet this node asks not to be led back, in ms: it gave the leadership away because its disk was slow. 0: it does
+    /// not ask.
+    pub(super) fn hold_off_ms(&self) -> u32 {
+        let mut judge = self.inner.judge.borrow_mut();
+        // Most have never given it away.
+        if judge.own.until_us == 0 { 0 } else { judge.asks_ms(E::monotonic_us()) }
     }
 
     /// Whether a follower may be led to for the sake of balance: it keeps up, and its disk is not slow beside the others',
@@ -281,8 +364,11 @@ mod tests {
 
     /// Voters 1 to 3, which keep up.
     fn voters(times_us: [u64; 3]) -> Vec<Voter> {
-        let voter = |(at, us): (usize, u64)| Voter { node: NodeId(at as u64 + 1), us: Some(us), keeps_up: true };
-        times_us.into_iter().enumerate().map(voter).collect()
+        times_us.into_iter().enumerate().map(|(at, us)| voter(at as u64 + 1, Some(us))).collect()
+    }
+
+    fn voter(node: u64, us: Option<u64>) -> Voter {
+        Voter { node: NodeId(node), us, keeps_up: true, hold_off_until_us: 0 }
     }
 
     /// Looks each 250 ms from `from_ms` to before `end_ms`; when somebody else was to lead, and who.
@@ -324,7 +410,7 @@ mod tests {
         late[2].keeps_up = false;
         assert_eq!(looks(&mut Judge::default(), 0, 5_000, &late), [], "one that keeps up is no majority");
         let mut five = voters([9_000, 100, 200]);
-        five.extend([4, 5].map(|node| Voter { node: NodeId(node), us: Some(300), keeps_up: true }));
+        five.extend([4, 5].map(|node| voter(node, Some(300))));
         five[1].keeps_up = false;
         five[2].us = None;
         assert_eq!(looks(&mut Judge::default(), 0, 1_000, &five), [], "two of five are no majority");
@@ -349,6 +435,84 @@ mod tests {
         now_s += FLUSH_HOLD_OFF_MAX.as_secs() + 4 * least_s;
         judge.look(ME, &voters([100, 9_000, 100]), now_s * 1_000_000);
         assert!(!judge.is_held_off(NodeId(2), (now_s + least_s) * 1_000_000));
+    }
+
+    /// Who gives the leadership away asks not to be led back, for twice as long when it was slow again; once for a move that takes
+    /// several tries.
+    #[test]
+    fn asks_to_be_held_off() {
+        let (mut judge, slow) = (Judge::default(), voters([1_000, 110, 100]));
+        let (least_us, pause_ms) = (FLUSH_HOLD_OFF_MIN.as_micros() as u64, FLUSH_MOVE_PAUSE.as_millis() as u64);
+        looks(&mut judge, 0, 750, &slow);
+        assert_eq!(judge.own.until_us, 0, "it asks for nothing before it has given the leadership away");
+        looks(&mut judge, 750, 1_000, &slow);
+        assert_eq!(judge.own.until_us, 750_000 + least_us);
+        looks(&mut judge, 1_000, 1_000 + pause_ms, &slow);
+        assert_eq!(judge.own.until_us, (750 + pause_ms) * 1_000 + least_us, "nobody took over: it is the same move");
+        assert_eq!((judge.rest(), judge.rest()), (true, false));
+        let asks_ms: Vec<u32> = [25, 26, 36].into_iter().map(|at_s| judge.asks_ms(at_s * 1_000_000)).collect();
+        let least_ms = (least_us / 1_000) as u32;
+        assert_eq!(asks_ms, [least_ms, least_ms - 1_000, 0], "from when it says so first");
+        looks(&mut judge, 40_000, 41_000, &slow);
+        assert_eq!(judge.own.until_us, 40_750_000 + 2 * least_us);
+    }
+
+    /// Of a node that gave the leadership away what is not known is not well: it is held off as long as it asks, and then until its
+    /// flushes are known to be fast for a while, or nothing was known for long. Of any other node it is well.
+    #[test]
+    fn unknown_is_not_well() {
+        // One look a second; the first at which node 2 is not held off.
+        let free_s = |judge: &mut Judge, mut seconds: std::ops::Range<u64>, voters: &[Voter]| {
+            seconds.find(|second| {
+                judge.look(ME, voters, second * 1_000_000);
+                !judge.is_held_off(NodeId(2), second * 1_000_000)
+            })
+        };
+        let (hold_off_s, doubt_s) = (FLUSH_HOLD_OFF_MIN.as_secs(), FLUSH_DOUBT_MAX.as_secs());
+        let unknown = [1, 2, 3].map(|node| voter(node, None));
+        let mut asking = unknown;
+        asking[1].hold_off_until_us = hold_off_s * 1_000_000;
+        assert_eq!(free_s(&mut Judge::default(), 0..1, &unknown), Some(0), "it has asked for nothing");
+
+        let mut judge = Judge::default();
+        assert_eq!(free_s(&mut judge, 0..1, &asking), None);
+        let end_s = hold_off_s + doubt_s - 1 + hold_off_s;
+        assert_eq!(free_s(&mut judge, 1..200, &unknown), Some(end_s), "nothing is written any more");
+
+        let mut judge = Judge::default();
+        assert_eq!(free_s(&mut judge, 0..1, &asking), None);
+        assert_eq!(free_s(&mut judge, 1..40, &unknown), None, "unknown for longer than it has asked for");
+        assert_eq!(free_s(&mut judge, 40..200, &voters([100; 3])), Some(39 + hold_off_s), "fast for a while");
+
+        let mut judge = Judge::default();
+        assert_eq!(free_s(&mut judge, 0..1, &asking), None);
+        assert_eq!(free_s(&mut judge, 1..40, &unknown), None);
+        assert_eq!(free_s(&mut judge, 40..41, &voters([100, 9_000, 100])), None);
+        assert_eq!(
+            free_s(&mut judge, 41..200, &unknown),
+            Some(40 + doubt_s - 1 + hold_off_s),
+            "still slow when last seen"
+        );
+        assert!(judge.fits(NodeId(3), 41_000_000));
+    }
+
+    /// A node keeps nobody from leading for longer than the longest hold-off, whatever it asks; what was said to an earlier
+    /// leadership is forgotten.
+    #[test]
+    fn hold_off_as_asked() {
+        let (times, most_us) = (FlushTimes::default(), FLUSH_HOLD_OFF_MAX.as_micros() as u64);
+        assert_eq!(times.hold_off_until_us(NodeId(2)), 0);
+        for (ms, until_us) in [(10_000, 15_000_000), (u64::from(u32::MAX), 5_000_000 + most_us), (0, 0), (1, 5_001_000)]
+        {
+            times.note_hold_off(NodeId(2), ms, 5_000_000);
+            assert_eq!(times.hold_off_until_us(NodeId(2)), until_us);
+        }
+        for _ in 0..TIMES_MIN {
+            times.note_follower(NodeId(2), 70, 5_000_000);
+        }
+        assert_eq!(times.follower_us(NodeId(2), 5_000_000), Some(70));
+        times.forget_followers();
+        assert_eq!((times.follower_us(NodeId(2), 5_000_000), times.hold_off_until_us(NodeId(2))), (None, 0));
     }
 
     /// A disk that becomes slow shows after the same share of a second, or after three entries where so few are written: times

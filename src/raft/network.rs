@@ -242,7 +242,7 @@ pub(super) fn appended<E: Env, M: Machine>(
 ) -> Option<StreamAppendResult<TypeConfig<E, M>>> {
     use openraft::raft::StreamAppendError::{Conflict, HigherVote};
     match answer {
-        Message::Matched { log_id, flush_us: _ } if *log_id == last => Some(Ok(log_id.map(types::to_raft))),
+        Message::Matched { log_id, .. } if *log_id == last => Some(Ok(log_id.map(types::to_raft))),
         Message::Conflict { log_id } => Some(Err(Conflict(types::to_raft(*log_id)))),
         Message::HigherVote { vote } => Some(Err(HigherVote(types::to_raft_vote(*vote)))),
         _ => None,

@@ -291,11 +291,13 @@ where
         let oldest = self.in_flight.pop_front().expect("there is one");
         self.in_flight_bytes -= oldest.bytes;
         let result = appended(&answer, oldest.last).ok_or_else(|| self.peer.line.unexpected(&answer))?;
-        // Without entries there was nothing to flush: what it says then is old.
-        if let Message::Matched { flush_us, .. } = answer
-            && oldest.bytes > 0
-        {
-            self.peer.flush_times.note_follower(node, u64::from(flush_us), E::monotonic_us());
+        if let Message::Matched { flush_us, hold_off_ms, .. } = answer {
+            let (times, now_us) = (&self.peer.flush_times, E::monotonic_us());
+            times.note_hold_off(node, u64::from(hold_off_ms), now_us);
+            // Without entries there was nothing to flush: what it says then is old.
+            if oldest.bytes > 0 {
+                times.note_follower(node, u64::from(flush_us), now_us);
+            }
         }
         self.peer.note_answer(&result);
         Poll::Ready(Ok(result))

@@ -83,7 +83,8 @@ impl<E: Env, M: Machine> Group<E, M> {
             let (message, goes_on) = match answer {
                 Ok(Ok(log_id)) => {
                     let flush_us = u32::try_from(self.inner.shared.flush_times.last_us()).unwrap_or(u32::MAX);
-                    (Message::Matched { log_id: log_id.as_ref().map(types::from_raft), flush_us }, true)
+                    let hold_off_ms = self.hold_off_ms();
+                    (Message::Matched { log_id: log_id.as_ref().map(types::from_raft), flush_us, hold_off_ms }, true)
                 }
                 Ok(Err(rejected)) => (rejection(&rejected), false),
                 Err(fatal) => (Message::Failed { cause: self.fault().unwrap_or_else(|| fatal.to_string()) }, false),
@@ -151,7 +152,7 @@ impl<E: Env, M: Machine> Group<E, M> {
                 match raft.append_entries(request).await.map_err(|error| ended(&error))? {
                     AppendEntriesResponse::Success => {
                         // Nothing was written for it.
-                        Ok(Message::Matched { log_id: prev, flush_us: 0 })
+                        Ok(Message::Matched { log_id: prev, flush_us: 0, hold_off_ms: 0 })
                     }
                     AppendEntriesResponse::Conflict => {
                         Ok(Message::Conflict { log_id: prev.ok_or("nothing conflicts with an empty log")? })

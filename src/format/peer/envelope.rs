@@ -140,6 +140,8 @@ pub struct EnvelopeArgs<'a> {
     pub cause: Option<&'a str>,
     /// See the schema.
     pub flush_us: u32,
+    /// See the schema.
+    pub hold_off_ms: u32,
 }
 
 const VT_KIND: VOffsetT = 4;
@@ -153,6 +155,7 @@ const VT_MEMBERSHIP_LOG_ID: VOffsetT = 18;
 const VT_MEMBERSHIP: VOffsetT = 20;
 const VT_CAUSE: VOffsetT = 22;
 const VT_FLUSH_US: VOffsetT = 24;
+const VT_HOLD_OFF_MS: VOffsetT = 26;
 
 impl<'a> Follow<'a> for EnvelopeTable<'a> {
     type Inner = EnvelopeTable<'a>;
@@ -179,6 +182,7 @@ impl Verifiable for EnvelopeTable<'_> {
             .visit_field::<ForwardsUOffset<Vector<'_, u8>>>("membership", VT_MEMBERSHIP, false)?
             .visit_field::<ForwardsUOffset<&str>>("cause", VT_CAUSE, false)?
             .visit_field::<u32>("flush_us", VT_FLUSH_US, false)?
+            .visit_field::<u32>("hold_off_ms", VT_HOLD_OFF_MS, false)?
             .finish();
         Ok(())
     }
@@ -248,6 +252,11 @@ impl<'a> EnvelopeTable<'a> {
     pub fn flush_us(&self) -> u32 {
         self.scalar::<u32>(VT_FLUSH_US).unwrap_or(0)
     }
+
+    /// See the schema.
+    pub fn hold_off_ms(&self) -> u32 {
+        self.scalar::<u32>(VT_HOLD_OFF_MS).unwrap_or(0)
+    }
 }
 
 /// An envelope's bytes.
@@ -277,6 +286,7 @@ pub fn write(args: &EnvelopeArgs<'_>) -> Vec<u8> {
     }
     builder.push_slot(VT_NODE, args.node, 0);
     builder.push_slot(VT_GROUP, args.group, 0);
+    builder.push_slot(VT_HOLD_OFF_MS, args.hold_off_ms, 0);
     builder.push_slot(VT_FLUSH_US, args.flush_us, 0);
     builder.push_slot(VT_FLAG, args.flag, false);
     builder.push_slot(VT_KIND, args.kind, 0);

@@ -42,6 +42,9 @@ pub enum Message {
         log_id: Option<LogId>,
         /// How long the sender's last append took until it was durable, in µs; 0: not said.
         flush_us: u32,
+        /// For how long yet the sender asks not to be led back: it gave the leadership away because its disk was slow. 0: it does
+        /// not ask.
+        hold_off_ms: u32,
     },
     /// This entry is not there.
     Conflict {
@@ -197,9 +200,13 @@ impl Message {
                 commit: commit.map(id_bytes),
                 ..none
             },
-            Message::Matched { log_id, flush_us } => {
-                EnvelopeArgs { kind: kind::MATCHED, log_id: log_id.map(id_bytes), flush_us: *flush_us, ..none }
-            }
+            Message::Matched { log_id, flush_us, hold_off_ms } => EnvelopeArgs {
+                kind: kind::MATCHED,
+                log_id: log_id.map(id_bytes),
+                flush_us: *flush_us,
+                hold_off_ms: *hold_off_ms,
+                ..none
+            },
             Message::Conflict { log_id } => {
                 EnvelopeArgs { kind: kind::CONFLICT, log_id: Some(id_bytes(*log_id)), ..none }
             }
@@ -268,7 +275,9 @@ impl Message {
         let last = table.log_id().map(id_of);
         Ok(match table.kind() {
             kind::APPEND => Message::Append { vote: vote()?, prev: last, commit: table.commit().map(id_of) },
-            kind::MATCHED => Message::Matched { log_id: last, flush_us: table.flush_us() },
+            kind::MATCHED => {
+                Message::Matched { log_id: last, flush_us: table.flush_us(), hold_off_ms: table.hold_off_ms() }
+            }
             kind::CONFLICT => Message::Conflict { log_id: id()? },
             kind::HIGHER_VOTE => Message::HigherVote { vote: vote()? },
             pre @ (kind::VOTE_REQUEST | kind::PRE_VOTE_REQUEST) => {

@@ -10,8 +10,9 @@ fn messages() -> Vec<Message> {
     vec![
         Message::Append { vote, prev: Some(id), commit: Some(id) },
         Message::Append { vote, prev: None, commit: None },
-        Message::Matched { log_id: Some(id), flush_us: 0 },
-        Message::Matched { log_id: None, flush_us: 1_234 },
+        Message::Matched { log_id: Some(id), flush_us: 0, hold_off_ms: 0 },
+        Message::Matched { log_id: None, flush_us: 1_234, hold_off_ms: 0 },
+        Message::Matched { log_id: Some(id), flush_us: 1_234, hold_off_ms: 10_000 },
         Message::Conflict { log_id: id },
         Message::HigherVote { vote: open },
         Message::VoteRequest { vote: open, last: Some(id), pre: false, transfer: true },
