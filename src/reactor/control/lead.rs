@@ -36,14 +36,15 @@ impl<E: Env> Control<E> {
 
     /// One look.
     async fn lead(&self) {
+        self.leave_slow_disk().await;
         if self.inner.catalog.leads() {
-            self.leave_slow_disk().await;
             self.tend_members().await;
             self.move_replicas().await;
         }
     }
 
-    /// Gives the leadership away if this node's disk is slow beside the others'.
+    /// Gives the leadership away if this node's disk is slow beside the others'. Called in any case: while another node leads, what was
+    /// seen of an earlier leadership is forgotten.
     async fn leave_slow_disk(&self) {
         if let Some(to) = self.inner.catalog.look_at_flushes() {
             tracing::warn!(to = to.0, "appends of the catalog take long on this disk: another node is to lead");
