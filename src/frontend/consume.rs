@@ -1,5 +1,6 @@
 //! A consume in steps, for those who count the memory of answers: what is there is read once there is room for it; while there is
-//! nothing, a call waits, and then gets at most a few small records, for which no room was taken.
+//! nothing, a call waits, and then gets at most a few small records, for which no room was taken. Who has room waits for nothing but
+//! the read itself: that its shard is served, and shows what the call has to see, is waited for before.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -50,9 +51,32 @@ impl ConsumeCall {
         }
     }
 
-    /// What is there already of what it wants, as far as there is room for it.
+    /// Whether it has something to see before it reads (`view`).
+    pub(super) fn wants_view(&self) -> bool {
+        self.consume.linearizable || self.consume.min_offset.is_some()
+    }
+
+    /// Waits until the shard is served, and shows what the call has to see; reads no record.
+    pub(super) fn view(&self) -> ConsumeCall {
+        // No record is so small.
+        self.with(Consume { wait: Duration::ZERO, bytes_max: 1, if_small: true, ..self.consume })
+    }
+
+    /// Goes on behind the answer to `view`: with what was there by then, whichever replica is read.
+    pub(super) fn has_seen(&mut self, view: &Consumed) {
+        let Consume { start, min_offset, linearizable, .. } = &mut self.consume;
+        if std::mem::take(linearizable) {
+            *min_offset = Some(min_offset.unwrap_or_default().max(view.high_watermark));
+        }
+        if *start == Start::Latest {
+            *start = Start::Offset(view.next_offset);
+        }
+    }
+
+    /// What is there already of what it wants, as far as there is room for it. Nothing is waited for meanwhile: what a `view` could
+    /// bring is an error.
     pub(super) fn at_once(&self, bytes_max: usize) -> ConsumeCall {
-        self.with(Consume { wait: Duration::ZERO, bytes_max, ..self.consume })
+        self.with(Consume { wait: Duration::ZERO, bytes_max, deadline_us: Some(0), ..self.consume })
     }
 
     /// What comes within `wait`, if it is small; else an answer that leaves some (`Consumed::leaves_some`).
@@ -66,10 +90,10 @@ impl ConsumeCall {
     }
 
     /// Goes on behind an answer. The latest record is the one that was meant first; a time without a record yet means the first
-    /// that is not older.
+    /// that is not older, and the earliest one is the first that is kept.
     pub(super) fn go_on(&mut self, consumed: &Consumed) {
         let start = &mut self.consume.start;
-        let is_still_to_come = matches!(start, Start::Timestamp(_)) && consumed.count == 0;
+        let is_still_to_come = matches!(start, Start::Timestamp(_) | Start::Earliest) && consumed.count == 0;
         if !is_still_to_come {
             *start = Start::Offset(consumed.next_offset);
         }
@@ -117,6 +141,7 @@ mod tests {
         };
         assert_eq!(after(Start::Latest, &empty), Start::Offset(Offset(7)));
         assert_eq!(after(Start::Timestamp(3), &empty), Start::Timestamp(3));
+        assert_eq!(after(Start::Earliest, &empty), Start::Earliest, "the log may be trimmed meanwhile");
         assert_eq!(after(Start::Timestamp(3), &some), Start::Offset(Offset(7)));
     }
 
@@ -125,9 +150,36 @@ mod tests {
     fn steps() {
         let wanted = call(Start::Latest);
         let now = wanted.at_once(50).consume;
-        assert_eq!((now.wait, now.bytes_max, now.if_small), (Duration::ZERO, 50, false));
+        assert_eq!((now.wait, now.deadline_us, now.bytes_max, now.if_small), (Duration::ZERO, Some(0), 50, false));
         let later = wanted.when_there(Duration::from_secs(2)).consume;
         assert_eq!((later.wait, later.bytes_max, later.if_small), (Duration::from_secs(2), UNFORESEEN_BYTES_MAX, true));
         assert_eq!((later.start, later.records_max), (Start::Latest, 5));
+        let view = wanted.view().consume;
+        assert_eq!((view.wait, view.deadline_us, view.bytes_max, view.if_small), (Duration::ZERO, None, 1, true));
+    }
+
+    /// What was seen holds for every replica that is read after it.
+    #[test]
+    fn has_seen() {
+        let view = Consumed {
+            chunks: vec![],
+            count: 0,
+            next_offset: Offset(7),
+            log_start: Offset(0),
+            high_watermark: Offset(9),
+            node: NodeId(1),
+        };
+        let after = |start, min_offset: Option<u64>, linearizable| {
+            let mut call = call(start);
+            (call.consume.min_offset, call.consume.linearizable) = (min_offset.map(Offset), linearizable);
+            assert_eq!(call.wants_view(), linearizable || min_offset.is_some());
+            call.has_seen(&view);
+            assert!(!call.consume.linearizable);
+            (call.consume.start, call.consume.min_offset.map(|offset| offset.0))
+        };
+        assert_eq!(after(Start::Earliest, None, false), (Start::Earliest, None));
+        assert_eq!(after(Start::Latest, Some(3), false), (Start::Offset(Offset(7)), Some(3)));
+        assert_eq!(after(Start::Timestamp(4), Some(3), true), (Start::Timestamp(4), Some(9)));
+        assert_eq!(after(Start::Offset(Offset(5)), None, true), (Start::Offset(Offset(5)), Some(9)));
     }
 }

@@ -181,6 +181,18 @@ impl<E: Env> Frontend<E> {
         self.consume_of(call, &TopicRead::default())
     }
 
+    /// Has this node know a topic that it does not know yet: who counts the memory of answers looks for it before there is any.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `UNAVAILABLE`.
+    pub(super) async fn know_topic(&self, name: &str) -> Result<(), CallError> {
+        let name = route::topic_name(name);
+        if self.local.topics.get(name).is_none() {
+            self.local.remote.find_topic(name).await?;
+        }
+        Ok(())
+    }
+
     /// As `consume`, for a call that reads on from where an earlier read has ended: that is a place in `topic`, and not in another
     /// one of its name that was made since. It is refused like a read of a shard whose topic was deleted.
     pub fn consume_of(

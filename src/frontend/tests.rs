@@ -319,3 +319,50 @@ fn reads_one_topic() {
         assert!(frontend.consume(consume).await.is_ok(), "another call reads the new one");
     });
 }
+
+/// What is read with room for it is there at once or not at all; what a call has to see is waited for before.
+#[test]
+fn reads_in_steps() {
+    SimRuntime::seeded(1).block_on(async {
+        let frontend = frontend();
+        publish(&frontend, "t", ShardUid(1), ME);
+        open(&frontend, ShardUid(1)).await;
+        frontend.produce(call("t")).await.unwrap();
+        let consume = |start, min_offset, linearizable| ConsumeCall {
+            topic: "t".to_owned(),
+            shard: 0,
+            consume: Consume {
+                start,
+                records_max: 0,
+                bytes_max: 0,
+                wait: Duration::ZERO,
+                min_offset,
+                linearizable,
+                deadline_us: None,
+                if_small: false,
+            },
+        };
+        for start in [Start::Earliest, Start::Latest, Start::Timestamp(0), Start::Offset(Offset(0))] {
+            let mut call = consume(start, Some(Offset(1)), true);
+            let view = frontend.consume(call.view()).await.unwrap();
+            assert_eq!((view.count, view.high_watermark), (0, Offset(1)), "{start:?}");
+            call.has_seen(&view);
+            let count = if start == Start::Latest { 0 } else { 1 };
+            let begun_us = SimEnv::monotonic_us();
+            assert_eq!(frontend.consume(call.at_once(10_000)).await.unwrap().count, count, "{start:?}");
+            assert_eq!(SimEnv::monotonic_us(), begun_us, "{start:?}");
+        }
+        let call = consume(Start::Earliest, Some(Offset(2)), false);
+        let begun_us = SimEnv::monotonic_us();
+        let at_once = frontend.consume(call.at_once(10_000)).await.unwrap_err();
+        assert_eq!((at_once.reason, SimEnv::monotonic_us()), ("REPLICA_BEHIND", begun_us));
+        let mut view = Box::pin(frontend.consume(call.view()));
+        tokio::select! {
+            biased;
+            seen = &mut view => panic!("{seen:?}"),
+            () = env::sleep::<SimEnv>(Duration::from_secs(1)) => {}
+        }
+        frontend.produce(self::call("t")).await.unwrap();
+        assert_eq!(view.await.unwrap().high_watermark, Offset(2));
+    });
+}

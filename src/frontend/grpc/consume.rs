@@ -59,18 +59,33 @@ pub(super) async fn unary<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
     call.reply(body(consumed).with(held)).await
 }
 
-/// An answer, and the memory for it. Room is taken for what is there to be read; while a call waits for records it has none, and
-/// gets at most a few small ones.
+/// An answer, and the memory for it. Room is taken for what is there to be read; while a call waits, for its shard or for records, it
+/// has none, and gets at most a few small ones.
 async fn consume_held<E: Env>(call: &mut Call<E>, mut consume: ConsumeCall) -> Result<(Consumed, Held), Stop> {
     checked_consume(consume.consume, call.frontend.limits())?;
     let topic = TopicRead::default();
     let until_us =
         E::monotonic_us().saturating_add(u64::try_from(consume.consume.wait.as_micros()).unwrap_or(u64::MAX));
+    let frontend = call.frontend.clone();
+    call.wait(Box::pin(frontend.know_topic(&consume.topic))).await?;
+    let (mut waits, mut has_waited) = (consume.wants_view(), false);
     loop {
+        if waits {
+            let view = Box::pin(frontend.consume_of(consume.view(), &topic));
+            consume.has_seen(&call.wait(view).await?);
+            (waits, has_waited) = (false, true);
+        }
         let room = call.room(consume.wanted_bytes()).await?;
         // Boxed: a call that waits for room must not have the place of an answer's future.
-        let consumed = Box::pin(call.frontend.consume_of(consume.at_once(room.bytes()), &topic));
-        let consumed = call.wait(consumed).await?;
+        let consumed = Box::pin(frontend.consume_of(consume.at_once(room.bytes()), &topic));
+        let consumed = match call.wait(consumed).await {
+            // It may be otherwise in a moment, which is waited for without room.
+            Err(Stop::Error(_)) if !has_waited => {
+                waits = true;
+                continue;
+            }
+            result => result?,
+        };
         let left = Duration::from_micros(until_us.saturating_sub(E::monotonic_us()));
         if consumed.count > 0 || left.is_zero() {
             let held = room.fit(consumed.bytes())?;
@@ -78,8 +93,9 @@ async fn consume_held<E: Env>(call: &mut Call<E>, mut consume: ConsumeCall) -> R
         }
         drop(room);
         consume.go_on(&consumed);
-        let consumed = Box::pin(call.frontend.consume_of(consume.when_there(left), &topic));
+        let consumed = Box::pin(frontend.consume_of(consume.when_there(left), &topic));
         let consumed = call.wait(consumed).await?;
+        has_waited = false;
         if !consumed.leaves_some()
             && let Ok(held) = call.responses.answers().unforeseen(consumed.bytes())
         {
@@ -121,6 +137,7 @@ pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
     };
     call.responses.open()?;
     let frontend = call.frontend.clone();
+    call.wait(Box::pin(frontend.know_topic(&request.topic))).await?;
     let mut shutdown = Box::pin(frontend.shutting_down());
     let consume = ConsumeCall {
         topic: request.topic,
@@ -156,8 +173,11 @@ pub(super) async fn stream<E: Env>(call: &mut Call<E>) -> Result<(), Stop> {
 struct Follow<F, S> {
     consume: ConsumeCall,
     start: S,
-    /// There was no record beyond the last answer: the next one may be long in coming, and no room is kept for it.
+    /// There was no record beyond the last answer, or the shard has to be waited for: the next answer may be long in coming, and no
+    /// room is kept for it.
     caught_up: bool,
+    /// The shard was waited for after the last answer: an error is no reason to do so again.
+    has_waited: bool,
     /// Waits until there is memory for an answer.
     waits: Option<Pin<Box<dyn Future<Output = Held>>>>,
     /// What the shard was asked for, and the memory for it; none where the stream has caught up and waits.
@@ -177,9 +197,10 @@ where
 {
     fn new(consume: ConsumeCall, start: S) -> Follow<F, S> {
         Follow {
+            caught_up: consume.wants_view(),
+            has_waited: consume.wants_view(),
             consume,
             start,
-            caught_up: false,
             waits: None,
             next: None,
             fetched: None,
@@ -258,14 +279,18 @@ where
         let Some((next, _)) = &mut self.next else { return false };
         let Poll::Ready(result) = next.as_mut().poll(cx) else { return false };
         let held = self.next.take().and_then(|(_, held)| held);
+        let had_room = held.is_some();
         let consumed = match result {
             Ok(consumed) => consumed,
+            Err(_) if had_room && !self.has_waited => {
+                (self.caught_up, self.has_waited) = (true, true);
+                return true;
+            }
             Err(error) => {
                 self.end(Err(error));
                 return true;
             }
         };
-        let had_room = held.is_some();
         let held = match held {
             Some(room) => room.fit(consumed.bytes()),
             None => answers.unforeseen(consumed.bytes()),
@@ -275,6 +300,8 @@ where
             if had_room {
                 self.waits = Some(Box::pin(answers.clone().room_later(self.consume.wanted_bytes())));
             }
+            self.consume.has_seen(&consumed);
+            self.has_waited = had_room;
             (self.consume.consume.start, self.caught_up) = (Start::Offset(consumed.start_offset()), false);
             return true;
         };
@@ -288,6 +315,7 @@ where
             self.end(Ok(()));
         }
         if consumed.count > 0 {
+            self.has_waited = false;
             self.fetched = Some(body(consumed).with(held));
         }
         true
@@ -449,6 +477,78 @@ mod tests {
             drop(body);
         };
         answer_within(0, server, client);
+    }
+
+    /// A stream that waits, for what it has to see or for somebody who serves its shard, holds no room meanwhile.
+    #[test]
+    fn a_stream_that_waits() {
+        for wants_view in [true, false] {
+            let asked = Cell::new(0);
+            let server = async |mut responses: Responses| {
+                let answers = responses.answers().clone();
+                let start = |call: ConsumeCall| {
+                    asked.set(asked.get() + 1);
+                    let at_once = call.consume.deadline_us.is_some();
+                    assert_eq!(answers.held() > 0, at_once, "room is held for what is read at once, and only for that");
+                    let consumed = Consumed {
+                        chunks: if at_once { vec![vec![7; 3_000].into()] } else { vec![] },
+                        count: at_once.into(),
+                        next_offset: Offset(at_once.into()),
+                        log_start: Offset(0),
+                        high_watermark: Offset(1),
+                        node: NodeId(1),
+                    };
+                    let is_served = asked.get() != 1 || wants_view;
+                    async move {
+                        let unserved = CallError::new(crate::frontend::Code::Unavailable, "NO_LEADER", "");
+                        if is_served { Ok(consumed) } else { Err(unserved) }
+                    }
+                };
+                let mut call = from_the_start(1);
+                call.consume.linearizable = wants_view;
+                let mut follow = Follow::new(call, start);
+                poll_fn(|cx| follow.poll(&mut responses, cx)).await.unwrap();
+                responses.finish(Ok(()));
+            };
+            let client = async |mut body: h2::RecvStream| {
+                let mut received = 0;
+                while let Some(data) = body.data().await {
+                    received += data.unwrap().len();
+                }
+                assert!(received > 3_000);
+                assert_eq!(asked.get(), if wants_view { 2 } else { 3 }, "it waits, and then reads");
+            };
+            answer(server, client);
+        }
+    }
+
+    /// What goes on failing ends a stream: it is not asked for again and again.
+    #[test]
+    fn a_stream_that_cannot_be_read() {
+        let asked = Cell::new(0);
+        let server = async |mut responses: Responses| {
+            let start = |call: ConsumeCall| {
+                asked.set(asked.get() + 1);
+                assert!(asked.get() < 100, "read again and again");
+                let consumed = Consumed {
+                    chunks: vec![],
+                    count: 0,
+                    next_offset: Offset(0),
+                    log_start: Offset(0),
+                    high_watermark: Offset(1),
+                    node: NodeId(1),
+                };
+                let damaged = CallError::new(crate::frontend::Code::DataLoss, "CORRUPT", "");
+                async move { if call.consume.if_small { Ok(consumed) } else { Err(damaged) } }
+            };
+            let mut follow = Follow::new(from_the_start(1), start);
+            let ended = poll_fn(|cx| follow.poll(&mut responses, cx)).await;
+            assert!(matches!(ended, Err(Stop::Error(error)) if error.reason == "CORRUPT"));
+            responses.finish(Ok(()));
+        };
+        let client = async |mut body: h2::RecvStream| assert!(body.data().await.is_none());
+        answer(server, client);
+        assert_eq!(asked.get(), 3);
     }
 
     /// Stored chunks and the other fields, put one after the other, are one `ConsumeResponse`.

@@ -71,7 +71,7 @@ impl Hosts {
     }
 }
 
-/// Answers a request, or refuses it. Its connection keeps its place meanwhile, and what the answer holds is counted.
+/// Answers a request, or refuses it. Its connection keeps its place while it is worked on, and what the answer holds is counted.
 pub(super) async fn answer(
     State(api): State<Api>,
     ConnectInfo(Accepted { local, connection }): ConnectInfo<Accepted>,
@@ -90,14 +90,15 @@ pub(super) async fn answer(
         let counted = memory::counted(response, api.memory.hold(connection.clone())).await;
         response = counted.unwrap_or_else(IntoResponse::into_response);
     }
-    if connection.is_reserved() {
+    if connection.is_to_close() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     connection.done();
     response
 }
 
-fn too_many() -> CallError {
+/// There is no place for this request.
+pub(super) fn too_many() -> CallError {
     let message = "requests are being answered on as many connections as there may be; retry after a moment";
     CallError::retry(Code::ResourceExhausted, "HTTP_BUSY", message)
 }

@@ -18,7 +18,7 @@
 //! have a browser send that to somebody's local server.
 //! Errors are `{code, reason, message, definite, retry_after_ms}`. Nothing here touches a log; every
 //! call is a message to a reactor. Connections are bounded (`socket`), and so are the bytes of bodies and answers (`memory`);
-//! who holds them up loses them to the others, and health is always answered.
+//! who holds them up loses them to the others, as does who waits for records, and health is always answered.
 
 mod cluster;
 mod guard;
@@ -53,12 +53,12 @@ use self::{
         TrimBody, TrimOut,
     },
     memory::{Held, Memory, MemoryLimits},
-    socket::{Accepted, SocketLimits, Sockets},
+    socket::{Accepted, Connection, SocketLimits, Sockets},
 };
 use crate::{
     env::{self, domain},
     format::{records::Records, wire::Wire},
-    frontend::{CallError, Code, ConsumeCall, ProduceCall, Remote, TopicRead, remote::checked_consume},
+    frontend::{CallError, Code, ConsumeCall, ProduceCall, Remote, TopicRead, remote::checked_consume, route},
     ids::Offset,
     limits::{HTTP_READ_BYTES_MAX, RECORD_BYTES_MAX},
     proto::ringlog::v1 as proto,
@@ -218,6 +218,7 @@ impl ConsumeQuery {
 
 async fn consume(
     State(api): State<Api>,
+    ConnectInfo(Accepted { connection, .. }): ConnectInfo<Accepted>,
     path: std::result::Result<Path<(String, u32)>, PathRejection>,
     query: std::result::Result<Query<ConsumeQuery>, QueryRejection>,
 ) -> Result<(Extension<Reading>, [(header::HeaderName, &'static str); 1], Vec<u8>)> {
@@ -233,8 +234,9 @@ async fn consume(
         deadline_us: None,
         if_small: false,
     };
-    let (consumed, reading) = api.read_records(ConsumeCall { topic, shard, consume }).await?;
-    let turn = api.json_turn.lock().await;
+    let (consumed, reading) = api.read_records(ConsumeCall { topic, shard, consume }, &connection).await?;
+    // Who has to go soon has no records.
+    let turn = if consumed.count > 0 { Some(api.json_turn.lock().await) } else { None };
     let json = json_of(consumed, query.text).await?;
     drop(turn);
     Ok((Extension(reading), [(header::CONTENT_TYPE, "application/json")], json))
@@ -347,29 +349,47 @@ async fn wrong_method(request: Request) -> CallError {
 }
 
 impl Api {
-    /// Reads what is there, in turn with others; before there is something, it waits out of turn. The second value is to be kept as long
-    /// as the answer is not counted.
+    /// Reads what is there, in turn with others; what has to come first, the shard or a record, it waits for out of turn, and ends that
+    /// when its connection loses its place. The second value is to be kept as long as the answer is not counted.
     #[allow(clippy::disallowed_methods, reason = "the ops thread is outside the simulator")]
-    async fn read_records(&self, mut call: ConsumeCall) -> Result<(Consumed, Reading)> {
+    async fn read_records(&self, mut call: ConsumeCall, connection: &Connection) -> Result<(Consumed, Reading)> {
         checked_consume(call.consume, self.remote.limits())?;
         let until = Instant::now() + call.consume.wait;
         let topic = TopicRead::default();
+        let known = self.remote.find_topic(route::topic_name(&call.topic));
+        connection.waits(known).await.ok_or_else(guard::too_many)??;
+        let (mut waits, mut has_waited) = (call.wants_view(), false);
         loop {
+            if waits {
+                let view = connection.waits(self.remote.consume(call.view(), &topic)).await;
+                call.has_seen(&view.ok_or_else(guard::too_many)??);
+                (waits, has_waited) = (false, true);
+            }
             // A record comes whole.
             let bytes = call.wanted_bytes().max(RECORD_BYTES_MAX);
             let reads = Arc::clone(&self.reads);
             let reading = reads.acquire_many_owned(bytes as u32).await.expect("the semaphore is never closed");
-            let consumed = self.remote.consume(call.at_once(call.consume.bytes_max), &topic).await?;
+            let consumed = match self.remote.consume(call.at_once(call.consume.bytes_max), &topic).await {
+                // It may be otherwise in a moment, which is waited for out of turn.
+                Err(_) if !has_waited => {
+                    waits = true;
+                    continue;
+                }
+                result => result?,
+            };
             let left = until.saturating_duration_since(Instant::now());
             if consumed.count > 0 || left.is_zero() {
                 return Ok((consumed, Some(Arc::new(reading))));
             }
             drop(reading);
             call.go_on(&consumed);
-            let consumed = self.remote.consume(call.when_there(left), &topic).await?;
+            let later = connection.waits(self.remote.consume(call.when_there(left), &topic)).await;
+            // Without its place the wait is over.
+            let consumed = later.unwrap_or(Ok(consumed))?;
             if !consumed.leaves_some() {
                 return Ok((consumed, None));
             }
+            has_waited = false;
         }
     }
 
@@ -381,9 +401,10 @@ impl Api {
             return Err(too_large(max));
         }
         let accepted = parts.extensions.get::<ConnectInfo<Accepted>>().expect("every request comes by a connection");
-        let held = self.memory.hold(accepted.0.connection.clone());
-        let read = held.read(body, max).await?;
-        Ok((read, held))
+        let connection = &accepted.0.connection;
+        let held = self.memory.hold(connection.clone());
+        let read = connection.waits(held.read(body, max)).await;
+        Ok((read.ok_or_else(guard::too_many)??, held))
     }
 }
 

@@ -1,14 +1,18 @@
-//! HTTP's sockets, bounded. When all places are taken, a new connection takes that of one that waits for nothing but its
-//! own client: first whoever has not sent a whole request, then whoever has had its answer, the longest first. While
-//! requests are being answered on all of them, a reserve is left, on which only health is asked: so a probe gets in
-//! whatever others do. Who is slow to send a header or to take an answer, or silent for too long, is closed.
+//! HTTP's sockets, bounded. When all places are taken, a new connection takes that of one that nobody works for: of one that has
+//! not sent a whole request for long, then of one that has had its answer, then of one that waits, for the rest of its request, for
+//! records or for its first request, the longest first. Addresses that hold many places lose theirs before others do, and take none
+//! from those that hold fewer. Whose request has come in part or whole is told when its place is taken, the others are just closed.
+//!
+//! While requests are worked on for all of them, a reserve is left, on which only health is asked: so a probe gets in whatever
+//! others do. Who is slow to send a header or to take an answer, or silent for too long, is closed.
 
 #![allow(clippy::disallowed_methods, reason = "the ops thread is outside the simulator; its timers are tokio's")]
 
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -19,7 +23,7 @@ use axum::{extract::connect_info::Connected, serve::IncomingStream};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{oneshot, watch},
     time::{Instant, Sleep},
 };
 
@@ -62,25 +66,45 @@ impl Default for SocketLimits {
 /// tokio lets one task accept before others run.
 const ENDING_MAX: usize = 256;
 
+/// An address with more than this part of all places is one that holds many.
+const MANY_PART: usize = 16;
+
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// No whole request has come yet.
     Fresh,
-    /// A request is being answered.
+    /// A request is worked on.
     Working,
+    /// A request waits for its own rest, for records, or for somebody who serves its shard.
+    Waiting,
     /// All requests that have come are answered; the client may still be taking the last answer.
     Idle,
+}
+
+/// What a connection has of its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Held,
+    /// It was taken; what it waited for is answered yet, as far as its socket takes that at once.
+    Given,
+    /// It was taken: its next read or write fails.
+    Lost,
 }
 
 #[derive(Debug)]
 struct Entry {
     phase: Phase,
     since: Instant,
-    /// Its place is taken: its next read or write fails.
-    ended: bool,
+    place: Place,
+    /// It is one of the reserve.
+    reserved: bool,
+    /// Who holds it.
+    holder: IpAddr,
     /// Of the task that reads and writes, set when it has to wait for its socket.
     waker: Option<Waker>,
+    /// Dropped when the place of one that is waiting is taken.
+    wait: Option<oneshot::Sender<()>>,
 }
 
 /// All connections.
@@ -93,32 +117,98 @@ struct Table {
 #[derive(Debug, Default)]
 struct Inner {
     next: u64,
-    /// Those that have not ended.
+    /// Those that hold a place, and those that hold one of the reserve.
     live: usize,
+    in_reserve: usize,
+    /// Both by holder; none has 0.
+    held: BTreeMap<IpAddr, usize>,
     entries: BTreeMap<u64, Entry>,
 }
 
+/// A connection that wants a place.
+#[derive(Clone, Copy, Debug)]
+struct Newcomer {
+    holder: IpAddr,
+    now: Instant,
+    /// Who holds more places holds many.
+    many: usize,
+    /// As in `SocketLimits`.
+    young: Duration,
+}
+
 impl Inner {
-    /// Whose place a new connection takes.
-    fn victim(&self, limits: &SocketLimits, now: Instant) -> Option<u64> {
+    /// Whose place it takes, of the reserve or of the others.
+    fn victim(&self, newcomer: &Newcomer, reserved: bool) -> Option<u64> {
+        let holders: Vec<_> = self.held.iter().filter(|(_, held)| **held > newcomer.many).collect();
+        let held = |holder| holders.iter().find(|(other, _)| **other == holder).map_or(0, |(_, held)| **held);
+        let least = held(newcomer.holder);
         let rank = |entry: &Entry| match entry.phase {
-            Phase::Fresh if now.duration_since(entry.since) >= limits.young => Some(0),
+            Phase::Fresh if newcomer.now.duration_since(entry.since) >= newcomer.young => Some(0),
             Phase::Idle => Some(1),
-            Phase::Fresh => Some(2),
+            // Whoever has come last is not the first to go: it is to have its turn.
+            Phase::Fresh | Phase::Waiting => Some(2),
             Phase::Working => None,
         };
-        let waiting = self.entries.iter().filter(|(_, entry)| !entry.ended);
-        let ranked = waiting.filter_map(|(number, entry)| Some((rank(entry)?, entry.since, *number)));
-        ranked.min().map(|(_, _, number)| number)
+        let holds = |entry: &Entry| entry.place == Place::Held && entry.reserved == reserved;
+        let holding = self.entries.iter().filter(|(_, entry)| holds(entry));
+        let ranked = holding.filter_map(|(number, entry)| {
+            let held = held(entry.holder);
+            (held >= least).then_some((Reverse(held), rank(entry)?, entry.since, *number))
+        });
+        ranked.min().map(|(_, _, _, number)| number)
     }
 
-    /// Takes its place away, and wakes its task, which then ends.
-    fn end(&mut self, number: u64) {
-        if let Some(entry) = self.entries.get_mut(&number)
-            && !std::mem::replace(&mut entry.ended, true)
-        {
-            self.live -= 1;
+    /// Has room for it among so many places, of the reserve or of the others. False if nobody makes room.
+    fn make_room(&mut self, newcomer: &Newcomer, places: usize, reserved: bool) -> bool {
+        if *self.live(reserved) < places {
+            return true;
+        }
+        let victim = self.victim(newcomer, reserved);
+        victim.into_iter().for_each(|victim| self.take(victim));
+        *self.live(reserved) < places
+    }
+
+    fn live(&mut self, reserved: bool) -> &mut usize {
+        if reserved { &mut self.in_reserve } else { &mut self.live }
+    }
+
+    fn add(&mut self, newcomer: &Newcomer, reserved: bool) -> u64 {
+        let Newcomer { holder, now: since, .. } = *newcomer;
+        let number = self.next;
+        self.next += 1;
+        *self.live(reserved) += 1;
+        *self.held.entry(holder).or_default() += 1;
+        let entry = Entry { phase: Phase::Fresh, since, place: Place::Held, reserved, holder, waker: None, wait: None };
+        self.entries.insert(number, entry);
+        number
+    }
+
+    /// Takes its place away. Its task ends, at once or when it has answered.
+    fn take(&mut self, number: u64) {
+        match self.entries.get(&number).map(|entry| entry.phase) {
+            Some(Phase::Waiting) => self.leave_with(number, Place::Given),
+            Some(Phase::Fresh | Phase::Working | Phase::Idle) => self.leave_with(number, Place::Lost),
+            None => {}
+        }
+    }
+
+    /// It has no more of its place than this.
+    fn leave_with(&mut self, number: u64, place: Place) {
+        let Some(entry) = self.entries.get_mut(&number) else { return };
+        let before = std::mem::replace(&mut entry.place, place);
+        assert!(before == Place::Held || place == Place::Lost, "what is taken does not come back");
+        entry.wait = None;
+        if place == Place::Lost {
             entry.waker.take().into_iter().for_each(Waker::wake);
+        }
+        if before == Place::Held {
+            let (holder, reserved) = (entry.holder, entry.reserved);
+            *self.live(reserved) -= 1;
+            let held = self.held.get_mut(&holder).expect("it counts each that holds its place");
+            *held -= 1;
+            if *held == 0 {
+                self.held.remove(&holder);
+            }
         }
     }
 }
@@ -128,37 +218,37 @@ impl Table {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for one more connection, of `places` that the process has; `None`: it is to be closed at once.
-    fn enter(self: &Arc<Self>, now: Instant, places: usize) -> Option<Connection> {
+    /// A place for one more connection of `holder`, of `places` that the process has; `None`: it is to be closed at once.
+    fn enter(self: &Arc<Self>, holder: IpAddr, now: Instant, places: usize) -> Option<Connection> {
         let mut inner = self.lock();
         let reserve = self.limits.reserve.min(places / 4);
         let connections = self.limits.connections.min(places - reserve);
         if inner.entries.len() >= connections + reserve + ENDING_MAX.min(places / 4) {
             return None;
         }
-        if inner.live >= connections
-            && let Some(victim) = inner.victim(&self.limits, now)
-        {
-            inner.end(victim);
-        }
-        let reserved = inner.live >= connections;
-        if inner.live >= connections + reserve {
+        let newcomer = self.newcomer(holder, now, connections);
+        let reserved = !inner.make_room(&newcomer, connections, false);
+        if reserved && !inner.make_room(&newcomer, reserve, true) {
             return None;
         }
-        let number = inner.next;
-        inner.next += 1;
-        inner.live += 1;
-        inner.entries.insert(number, Entry { phase: Phase::Fresh, since: now, ended: false, waker: None });
+        let number = inner.add(&newcomer, reserved);
         Some(Connection { table: Arc::clone(self), number, reserved })
+    }
+
+    fn newcomer(&self, holder: IpAddr, now: Instant, connections: usize) -> Newcomer {
+        Newcomer { holder, now, many: connections / MANY_PART, young: self.limits.young }
     }
 
     /// Takes the places of as many connections as are too many, of `places` that the process has. Whether there are more still:
     /// requests are answered on them.
     fn make_way(&self, now: Instant, places: usize) -> bool {
         let mut inner = self.lock();
-        while inner.live > places {
-            let Some(victim) = inner.victim(&self.limits, now) else { return true };
-            inner.end(victim);
+        // What comes instead is no connection, and holds no places.
+        let newcomer = self.newcomer(Ipv4Addr::UNSPECIFIED.into(), now, places);
+        while inner.live + inner.in_reserve > places {
+            let victim = [false, true].into_iter().find_map(|reserved| inner.victim(&newcomer, reserved));
+            let Some(victim) = victim else { return true };
+            inner.take(victim);
         }
         false
     }
@@ -178,40 +268,65 @@ impl Connection {
         self.reserved
     }
 
-    /// A whole request has come: nobody takes this place while it is answered.
+    /// Whether it is to be closed after the answer: others need its place.
+    pub fn is_to_close(&self) -> bool {
+        self.reserved || self.is_given()
+    }
+
+    /// A request is worked on from now on: nobody takes this place.
     pub fn begin(&self) {
-        self.enter(Phase::Working);
+        self.enter(Phase::Working, None);
+    }
+
+    /// Waits for what is not this node's work. `None`: somebody has taken this place meanwhile; there is time for an answer, and for
+    /// nothing else.
+    pub async fn waits<T>(&self, awaited: impl Future<Output = T>) -> Option<T> {
+        let (wait, taken) = oneshot::channel();
+        self.enter(Phase::Waiting, Some(wait));
+        let awaited = tokio::select! {
+            biased;
+            awaited = awaited => Some(awaited),
+            _ = taken => None,
+        };
+        self.begin();
+        awaited
     }
 
     /// The answer is there, and only the client has to take it.
     pub fn done(&self) {
-        self.enter(Phase::Idle);
+        self.enter(Phase::Idle, None);
     }
 
     /// Closes the connection, whatever it is doing.
     pub fn end(&self) {
-        self.table.lock().end(self.number);
+        self.table.lock().leave_with(self.number, Place::Lost);
     }
 
-    fn enter(&self, phase: Phase) {
+    fn enter(&self, phase: Phase, wait: Option<oneshot::Sender<()>>) {
         if let Some(entry) = self.table.lock().entries.get_mut(&self.number) {
-            (entry.phase, entry.since) = (phase, Instant::now());
+            // Who has lost its place before waits for nothing.
+            let wait = wait.filter(|_| entry.place == Place::Held);
+            (entry.phase, entry.since, entry.wait) = (phase, Instant::now(), wait);
         }
     }
 
     fn leave(&self) {
         let mut inner = self.table.lock();
-        inner.end(self.number);
+        inner.leave_with(self.number, Place::Lost);
         inner.entries.remove(&self.number);
+    }
+
+    fn is_given(&self) -> bool {
+        self.table.lock().entries.get(&self.number).is_some_and(|entry| entry.place == Place::Given)
     }
 
     /// The request that it waits for: `None` while one is answered. `waker` is woken when the place is taken.
     fn waits_since(&self, waker: &Waker) -> io::Result<Option<Instant>> {
         let mut inner = self.table.lock();
         match inner.entries.get_mut(&self.number) {
-            Some(entry) if !entry.ended => {
+            Some(entry) if entry.place != Place::Lost => {
                 entry.waker = Some(waker.clone());
-                Ok(Some(entry.since).filter(|_| entry.phase != Phase::Working))
+                Ok(Some(entry.since).filter(|_| matches!(entry.phase, Phase::Fresh | Phase::Idle)))
             }
             _ => Err(io::ErrorKind::ConnectionReset.into()),
         }
@@ -257,7 +372,7 @@ impl axum::serve::Listener for Sockets {
             match accepted {
                 Ok((stream, address)) => {
                     if stream.set_nodelay(true).is_ok()
-                        && let Some(connection) = self.table.enter(Instant::now(), self.places())
+                        && let Some(connection) = self.table.enter(holder(address), Instant::now(), self.places())
                     {
                         return (Socket::new(stream, connection), address);
                     }
@@ -269,6 +384,14 @@ impl axum::serve::Listener for Sockets {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+}
+
+/// Who holds the place of a connection from this address: of IPv6 its network, in which one host has all addresses.
+fn holder(address: SocketAddr) -> IpAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),
+        ip @ IpAddr::V4(_) => ip,
     }
 }
 
@@ -361,6 +484,9 @@ impl Socket {
     fn note_write<T>(&mut self, context: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if result.is_pending() {
             self.unsent.get_or_insert_with(Instant::now);
+            if self.connection.is_given() {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
             return self.wait(context).map(Err);
         }
         self.moved = Instant::now();
@@ -412,52 +538,127 @@ const _: () = assert!(ENDING_MAX > 128);
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::future::pending;
+
+    use futures_util::FutureExt;
+
     use super::*;
+
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     /// Connections of nobody.
     pub(in crate::frontend::http) fn connections<const N: usize>() -> [Connection; N] {
         let table = Arc::new(Table { limits: SocketLimits::default(), inner: Mutex::default() });
-        std::array::from_fn(|_| table.enter(Instant::now(), usize::MAX).unwrap())
+        std::array::from_fn(|_| table.enter(HERE, Instant::now(), usize::MAX).unwrap())
+    }
+
+    fn table(connections: usize, reserve: usize) -> Arc<Table> {
+        let limits = SocketLimits { connections, reserve, ..SocketLimits::default() };
+        Arc::new(Table { limits, inner: Mutex::default() })
+    }
+
+    fn is_gone(connection: &Connection) -> bool {
+        connection.waits_since(Waker::noop()).is_err()
     }
 
     /// Whose place is taken: whoever is slow with its first request, then the idle, then the young; nobody whose request is
     /// answered. Then the reserve, and then nothing.
     #[test]
     fn places() {
-        let limits = SocketLimits { connections: 4, reserve: 1, ..SocketLimits::default() };
-        let table = Arc::new(Table { limits, inner: Mutex::default() });
+        let table = table(4, 1);
         let begun = Instant::now();
         let [slow, idle, working, young] =
-            [0, 1, 2, 3].map(|second| table.enter(begun + Duration::from_secs(second), usize::MAX).unwrap());
+            [0, 1, 2, 3].map(|second| table.enter(HERE, begun + Duration::from_secs(second), usize::MAX).unwrap());
         idle.done();
         working.begin();
         let now = begun + Duration::from_secs(3);
-        let waker = Waker::noop();
-        let gone = |connection: &Connection| connection.waits_since(waker).is_err();
         let mut entered = Vec::new();
         for expected in [&slow, &idle, &young] {
-            assert!(!gone(expected));
-            let new = table.enter(now, usize::MAX).unwrap();
-            assert!(gone(expected) && !new.is_reserved());
+            assert!(!is_gone(expected));
+            let new = table.enter(HERE, now, usize::MAX).unwrap();
+            assert!(is_gone(expected) && !new.is_reserved());
             new.begin();
             entered.push(new);
         }
-        assert!(!gone(&working) && table.lock().live == 4);
-        let reserved = table.enter(now, usize::MAX).unwrap();
+        assert!(!is_gone(&working) && table.lock().live == 4);
+        let reserved = table.enter(HERE, now, usize::MAX).unwrap();
         assert!(reserved.is_reserved());
         // One that has not asked yet gives way to the next; one that is being answered does not.
-        let next = table.enter(now, usize::MAX).unwrap();
-        assert!(gone(&reserved) && next.is_reserved());
+        let next = table.enter(HERE, now, usize::MAX).unwrap();
+        assert!(is_gone(&reserved) && next.is_reserved());
         next.begin();
-        assert!(table.enter(now, usize::MAX).is_none());
+        assert!(table.enter(HERE, now, usize::MAX).is_none());
         // Fewer are possible by now: those whose requests are answered have no more to give but time.
         entered[0].done();
-        assert!(table.make_way(now, 3) && gone(&entered[0]) && !gone(&working) && table.lock().live == 4);
+        assert!(table.make_way(now, 3) && is_gone(&entered[0]) && !is_gone(&working) && table.lock().live == 3);
         entered[1].done();
-        assert!(!table.make_way(now, 3) && gone(&entered[1]) && table.lock().live == 3);
+        assert!(!table.make_way(now, 3) && is_gone(&entered[1]) && table.lock().live == 2);
         for connection in [slow, idle, young, working, reserved, next].into_iter().chain(entered) {
             connection.leave();
         }
-        assert!(table.lock().live == 0 && !table.enter(now, usize::MAX).unwrap().is_reserved());
+        let inner = table.lock();
+        assert!(inner.live == 0 && inner.in_reserve == 0 && inner.held.is_empty());
+        drop(inner);
+        assert!(!table.enter(HERE, now, usize::MAX).unwrap().is_reserved());
+    }
+
+    /// Whoever waits, for the rest of its request or for records, gives way, the longest first, before nobody is let in. It may answer
+    /// yet, and takes no place meanwhile.
+    #[test]
+    fn who_waits_gives_way() {
+        let table = table(4, 1);
+        let enter = || table.enter(HERE, Instant::now(), usize::MAX).unwrap();
+        let [working, first, second, third] = std::array::from_fn(|_| enter());
+        working.begin();
+        let mut waits = [&first, &second, &third].map(|waiting| Box::pin(waiting.waits(pending::<()>())));
+        for wait in &mut waits {
+            assert!(wait.now_or_never().is_none());
+        }
+        for (number, given) in [&first, &second, &third].into_iter().enumerate() {
+            assert!(!given.is_to_close());
+            let new = enter();
+            assert!(!new.is_reserved());
+            new.begin();
+            let ended: Vec<_> = waits[number..].iter_mut().map(FutureExt::now_or_never).collect();
+            assert!(ended[0] == Some(None) && ended[1..].iter().all(Option::is_none), "one wait ends: {ended:?}");
+            assert!(given.is_to_close() && !is_gone(given) && table.lock().live == 4);
+            assert_eq!(given.waits(pending::<()>()).now_or_never(), Some(None), "it waits no more");
+        }
+        assert!(!is_gone(&working) && !working.is_to_close());
+        assert!(enter().is_reserved());
+        first.end();
+        assert!(is_gone(&first) && table.lock().live == 4);
+    }
+
+    /// An address that holds many places loses its own, whatever others do with theirs, and takes none of those.
+    #[test]
+    fn who_holds_many_pays() {
+        let table = table(32, 2);
+        let enter = |address: [u8; 4]| table.enter(address.into(), Instant::now(), usize::MAX).unwrap();
+        let (greedy, modest) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+        let idle = enter(modest);
+        idle.done();
+        let many: Vec<_> = (0..31).map(|_| enter(greedy)).collect();
+        let mut waits: Vec<_> = many.iter().map(|many| Box::pin(many.waits(pending::<()>()))).collect();
+        assert!(waits.iter_mut().all(|wait| wait.now_or_never().is_none()));
+        let newcomer = enter(modest);
+        assert!(many[0].is_to_close() && !is_gone(&idle));
+        let another = enter(greedy);
+        assert!(many[1].is_to_close() && !is_gone(&idle));
+        many[2..].iter().chain([&another]).for_each(Connection::begin);
+        assert!(enter(greedy).is_reserved(), "its own are worked for, and it takes no other's");
+        assert!(!is_gone(&idle) && !is_gone(&newcomer));
+        assert!(!enter(modest).is_reserved() && is_gone(&idle), "beside the reserve its own gives way");
+        assert!(many[2..].iter().all(|many| !many.is_to_close()));
+    }
+
+    /// One host has one IPv4 address, in either form, and all IPv6 addresses of its network.
+    #[test]
+    fn holders() {
+        let of = |text: &str| holder(SocketAddr::new(text.parse().unwrap(), 1));
+        assert_eq!(of("10.1.2.3"), of("::ffff:10.1.2.3"));
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), of("2001:db8:1:2::1"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_ne!(of("10.1.2.3"), of("10.1.2.4"));
     }
 }
