@@ -1,10 +1,10 @@
 """Clients that break no socket rule and mean no good: raw HTTP/2 frames, many connections, nothing read. Each attack is a function of
 a node's address and a number of connections; it returns its sockets, so that what it holds is held until the caller closes them.
 
-As a script it prints what each attack costs a node: memory, and what another client's produce calls take meanwhile. The node has one
-reactor, on a core of its own. The attacker is a process of its own (else the other client would wait for its interpreter) that runs
-on the other cores when nobody else wants them; the other client, which root may give real-time priority, never waits for it. The
-first row is a process that only spins: what that costs alone.
+As a script it prints what each attack costs a node: memory, and what another client's produce calls take meanwhile; where HTTP is
+attacked, also what requests of an HTTP client take. The node has one reactor, on a core of its own. The attacker is a process of its
+own (else the other client would wait for its interpreter) that runs on the other cores when nobody else wants them; the other client,
+which root may give real-time priority, never waits for it. The first row is a process that only spins: what that costs alone.
 
     hostile.py BINARY [CONNECTIONS] [ATTACK...]
 """
@@ -12,6 +12,7 @@ first row is a process that only spins: what that costs alone.
 import contextlib
 import errno
 import gzip
+import http.client
 import multiprocessing
 import os
 import resource
@@ -30,6 +31,8 @@ INITIAL_WINDOW_SIZE = 4
 WINDOW_FIRST, WINDOW_MAX = 65_535, 2**31 - 1
 # Descriptors that stay for everything else.
 SPARE_FILES = 200
+# More connections than a node takes over HTTP.
+HTTP_CONNECTIONS = 1_100
 
 
 def frame(kind, flags=0, stream=0, payload=b""):
@@ -200,6 +203,47 @@ def http_bodies(address, connections, topic):
             send(connection, request[: 64 << 10], 0.1)
 
     return _many_over_http(address, connections, opening)
+
+
+def _http_read(address, topic, query):
+    return f"GET /v1/topics/{topic}/shards/0/records?{query} HTTP/1.1\r\nhost: {address}\r\n\r\n".encode()
+
+
+def http_views(address, connections, topic):
+    """Consumers over HTTP that want much, and first wait for what never comes."""
+    request = _http_read(address, topic, f"max_bytes=4194304&min_offset={2**64 - 1}")
+    held = _many_over_http(address, connections, lambda number, connection: send(connection, request))
+    # As long as they wait.
+    time.sleep(5)
+    return held
+
+
+def http_polls(address, connections, topic):
+    """Consumers over HTTP that wait for records, on more connections than there may be. There come none."""
+    quiet, create = http.client.HTTPConnection(*address.rsplit(":", 1)), {"content-type": "application/json"}
+    quiet.request("PUT", "/v1/topics/quiet", b'{"shards": 1}', create)
+    quiet.getresponse().read()
+    quiet.close()
+    request = _http_read(address, "quiet", "position=latest&wait_ms=60000")
+    return _all_http_places(address, connections, lambda number, connection: send(connection, request))
+
+
+def http_trickles(address, connections, topic):
+    """Producers over HTTP that send one byte of a body, on more connections than there may be."""
+    head = f"POST /v1/topics/{topic}/records HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n"
+    request = head.encode() + b"content-length: 1000\r\n\r\n{"
+    return _all_http_places(address, connections, lambda number, connection: send(connection, request))
+
+
+def _all_http_places(address, connections, opening):
+    """All places, and for some seconds each that becomes free, too."""
+    later = 500
+    wanted = connections_possible(max(connections, HTTP_CONNECTIONS) + later) - later
+    held = _many_over_http(address, wanted, opening)
+    for _ in range(later):
+        held += _many_over_http(address, 1, opening)
+        time.sleep(0.005)
+    return held
 
 
 def acks_unread(address, connections, topic):
@@ -390,6 +434,9 @@ ATTACKS = [
     waiting,
     http_reads,
     http_bodies,
+    http_views,
+    http_polls,
+    http_trickles,
     acks_unread,
     acks_in_sockets,
     inflated,
@@ -407,9 +454,17 @@ ATTACKS = [
 ]
 
 
+# Those for which a node has nothing to do but to wait.
+HTTP_WAITS = [http_views, http_polls, http_trickles]
+
+
+def is_over_http(attack):
+    return attack.__name__.startswith("http_")
+
+
 def address_for(attack, node):
     """Where a node is attacked."""
-    return node.http if attack in (http_reads, http_bodies) else node.address
+    return node.http if is_over_http(attack) else node.address
 
 
 def rss_mib(pid):
@@ -491,7 +546,8 @@ def main():
 
     core, *others = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, others or {core})
-    print(f"{connections} connections\n{'attack':18} {'MiB more':>9} {'p50 ms':>8} {'p99 ms':>8} {'alone p99':>10} {'refused':>8}")
+    columns = f"{'MiB more':>9} {'p50 ms':>8} {'p99 ms':>8} {'alone p99':>10} {'refused':>8} {'HTTP p99':>9} {'refused':>8}"
+    print(f"{connections} connections\n{'attack':18} {columns}")
     for attack in [spins, *chosen]:
         with tempfile.TemporaryDirectory() as directory:
             node = Node(directory, core).start()
@@ -501,10 +557,14 @@ def main():
                     fill(log, log_pb2)
                     goes_first()
                     alone, _ = good_calls(log, log_pb2, seconds=3)
-                    with Watch(node.process.pid) as watch, Attacker(attack, address_for(attack, node), connections) as attacker:
+                    web = GoodHttp(node.http) if is_over_http(attack) else contextlib.nullcontext()
+                    attacker = Attacker(attack, address_for(attack, node), connections)
+                    with Watch(node.process.pid) as watch, attacker, web:
                         during, refused = good_calls(log, log_pb2, until=attacker.done)
-                row = (watch.more_mib, at(during, 50), at(during, 99), at(alone, 99), refused)
-                print(f"{attack.__name__:18} {row[0]:9.0f} {row[1]:8.2f} {row[2]:8.2f} {row[3]:10.2f} {row[4]:8}", flush=True)
+                row = f"{watch.more_mib:9.0f} {at(during, 50):8.2f} {at(during, 99):8.2f} {at(alone, 99):10.2f} {refused:8}"
+                if isinstance(web, GoodHttp):
+                    row += f" {at(web.taken, 99):9.1f} {len(web.failed):8}"
+                print(f"{attack.__name__:18} {row}", flush=True)
             finally:
                 node.kill()
 
@@ -582,6 +642,54 @@ class GoodStream:
     def __exit__(self, *_):
         self._end.set()
         self._thread.join(30)
+
+
+class GoodHttp:
+    """Requests over HTTP, one after the other and each on a connection of its own, in a thread, from `with` to its end: a record is
+    produced, and the first one is read."""
+
+    def __init__(self, address):
+        self.address = address
+        # In ms; and what went wrong.
+        self.taken, self.failed = [], []
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self):
+        while not self._end.is_set():
+            self._request("POST", "/v1/topics/t/records", b'{"shard": 0, "records": [{"value_text": "good"}]}')
+            self._request("GET", "/v1/topics/t/shards/0/records?max_records=1&max_bytes=1000", None)
+
+    def _request(self, method, path, body):
+        host, port = self.address.rsplit(":", 1)
+        connection, begin = http.client.HTTPConnection(host, int(port), timeout=60), time.monotonic()
+        try:
+            connection.request(method, path, body, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            text = answer.read()
+            if answer.status == 200:
+                self.taken.append(1000 * (time.monotonic() - begin))
+            else:
+                self.failed.append(f"{method}: {answer.status} {text[:500]}")
+        except (OSError, http.client.HTTPException) as error:
+            self.failed.append(f"{method}: {error!r}")
+        finally:
+            connection.close()
+
+    def goes_on(self, seconds=20.0):
+        """Whether requests of both kinds are answered in that time."""
+        until, wanted = time.monotonic() + seconds, len(self.taken) + 3
+        while len(self.taken) < wanted and not self.failed and time.monotonic() < until:
+            time.sleep(0.01)
+        return len(self.taken) >= wanted
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._end.set()
+        self._thread.join(90)
 
 
 def at(values, percent):

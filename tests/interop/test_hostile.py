@@ -4,6 +4,7 @@ cost in time, too.
 RINGLOG_HOSTILE_CONNECTIONS   of each attack that takes many (default 1,000; the bar is for 4,096)
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -25,7 +26,8 @@ def test_attack(own_node, attack):
         log = log_pb2_grpc.LogStub(channel)
         hostile.fill(log, log_pb2)
         stream = hostile.GoodStream(log_pb2_grpc.LogStub(other_channel), log_pb2)
-        with stream, hostile.Watch(own_node.process.pid) as watch:
+        web = hostile.GoodHttp(own_node.http) if hostile.is_over_http(attack) else contextlib.nullcontext()
+        with stream, web, hostile.Watch(own_node.process.pid) as watch:
             assert stream.goes_on(), stream.error
             held, done = [], threading.Event()
 
@@ -44,6 +46,8 @@ def test_attack(own_node, attack):
             # While all of it is still held.
             after, refused_after = hostile.good_calls(log, log_pb2, seconds=0.5)
             goes_on_held = stream.goes_on()
+            # Where the node has work to do for the attacker, others have their turn when they have it.
+            is_web_served = attack not in hostile.HTTP_WAITS or web.goes_on()
             for connection in held:
                 connection.close()
             goes_on_after = stream.goes_on()
@@ -54,6 +58,12 @@ def test_attack(own_node, attack):
     assert stream.error is None
     assert stream.acknowledged == stream.sent, "each request has its acknowledgement"
     assert watch.more_mib <= RSS_MORE_MAX_MIB, f"{watch.more_mib:.0f} MiB more"
+    if hostile.is_over_http(attack):
+        p50, p99 = hostile.at(web.taken, 50), hostile.at(web.taken, 99)
+        taken = f"{len(web.taken)} requests over HTTP, p50 {p50:.1f} ms, p99 {p99:.1f} ms"
+        print(taken)
+        assert web.failed == [], f"a good HTTP client's requests fail; beside them {taken}"
+        assert is_web_served, taken
 
 
 def test_unfinished_messages_make_room(own_node):
