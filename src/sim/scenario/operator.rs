@@ -53,19 +53,23 @@ impl Run {
         self.may_stop(node) || self.cluster.disk(node).is_some_and(|disk| disk.was_full())
     }
 
-    /// Whether a step may have stopped something on this node, and only a start mends it: neither a damaged replica, which mends
-    /// itself, nor one that is lost.
+    /// Whether a step may have stopped something on this node, and only a start mends it, such as a damaged catalog: neither another
+    /// damaged replica, which mends itself, nor one that is lost.
     fn needs_operator(&self, node: NodeId) -> bool {
         if self.cluster.failure(node).is_some() {
             return self.may_not_start(node);
         }
+        let Some(process) = self.cluster.process(node).filter(|process| process.serves()) else { return false };
+        let is_victim = self.victim.get() == Some(node);
+        let faults = process.node.faults();
+        if is_victim && faults.contains_key(&ShardUid::CATALOG) {
+            return true;
+        }
         if !self.may_stop(node) {
             return false;
         }
-        let Some(process) = self.cluster.process(node).filter(|process| process.serves()) else { return false };
         let lost = self.lost.borrow();
-        let is_damaged = |uid: ShardUid| self.victim.get() == Some(node) && uid != ShardUid::CATALOG;
-        let stays = |uid: &ShardUid| !lost.contains(&(node, *uid)) && !is_damaged(*uid);
-        process.node.faults().keys().any(stays)
+        let stays = |uid: &ShardUid| !lost.contains(&(node, *uid)) && !is_victim;
+        faults.keys().any(stays)
     }
 }
