@@ -278,10 +278,10 @@ pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_024;
 
 /// Calls of one reactor's connections together; a connection may have an eighth of what is left of them, and more is
 /// refused (REFUSED_STREAM: the client may try again elsewhere) ...
-pub const CALLS_MAX: usize = 32 << 10;
+pub const CALLS_MAX: usize = 16 << 10;
 
 /// ... but always so many.
-pub const CALLS_PER_CONNECTION_MIN: usize = 8;
+pub const CALLS_PER_CONNECTION_MIN: usize = 4;
 
 /// Topics that one request may name to be told who leads their shards; `INVALID_ARGUMENT` above it. (One that names none is told
 /// of all.)

@@ -279,7 +279,7 @@ mod tests {
     use super::*;
     use crate::sim::SimEnv;
 
-    /// A call that waits takes a few KiB, as there may be 32,768 of them on a reactor.
+    /// A call that waits takes a few KiB, as there may be 16,384 of them, and more, on a reactor.
     #[test]
     fn calls_are_small() {
         fn bytes<F: Future>(_: impl FnOnce(&'static mut Call<SimEnv>) -> F) -> usize {
