@@ -94,7 +94,7 @@
 //! room there is ended, so that its leader comes again after a pause. HTTP has 96 MiB for the whole process (64 for bodies and
 //! answers, 32 for what is read for them).
 //!
-//! ## Where this departs from the design page, and why
+//! ## Where this departs from the first plan, and why
 //! - *Durable form.* Neither RWF_DSYNC nor write + fdatasync is faster everywhere: see
 //!   `env/durable_form.rs`, which measures both while it runs.
 //! - *Index.* One slot per entry instead of one per batch, so that an entry is found by its Raft index, too.

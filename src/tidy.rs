@@ -169,7 +169,7 @@ fn imports_go_down() {
         let own = source.path.split('/').next().expect("not empty").trim_end_matches(".rs").to_owned();
         for (line, name) in imports(source.shipped()) {
             let Some(other) = floor_of(&name) else { continue };
-            // Modules of floor 1 are peers (DESIGN.md draws them side by side), as are server and client.
+            // Modules of floor 1 are peers (`lib.rs` draws them side by side), as are server and client.
             let peer = other == floor && floor == 1;
             if name != own && other >= floor && !peer {
                 wrong.push(format!("src/{}:{line} (floor {floor}) imports crate::{name} (floor {other})", source.path));

@@ -24,8 +24,8 @@
 //!   0      4   offset − base offset of the segment, at the entry
 //!   4      4   position of the entry in the .store file
 //! ```
-//! Integers are little-endian. DESIGN.md has one slot per *batch*; it is one per *entry* because
-//! Raft asks by index, and a search by offset takes the last slot at or below it all the same.
+//! Integers are little-endian. There is one slot for each entry, not for each batch, because Raft
+//! asks by index; a search by offset takes the last slot at or below it.
 
 use bytes::Bytes;
 

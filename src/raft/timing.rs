@@ -70,7 +70,7 @@ pub(super) fn random_below<E: Env>(end: Duration) -> Duration {
     Duration::from_micros(E::random_u64() % us)
 }
 
-/// As measured (MEASURED.md); each of these was a trap or a cost.
+/// As measured; each of these was a trap or a cost.
 pub(super) fn config(timing: Timing) -> Result<Arc<Config>, String> {
     let config = Config {
         cluster_name: "ringlog".into(),

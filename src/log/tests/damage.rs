@@ -652,7 +652,7 @@ fn crash_while_closing() {
     });
 }
 
-/// What was written to the index file is what DESIGN.md says: offset and position, one slot per entry.
+/// What was written to the index file is what `format/segment` draws: offset and position, one slot per entry.
 #[test]
 fn index_file() {
     block_on(async {

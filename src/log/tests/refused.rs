@@ -150,7 +150,7 @@ fn every_block() {
                     mended.unwrap_or_else(|error| panic!("{what}: {error}"));
                     let found = entries(&disk).await.unwrap_or_else(|error| panic!("{what}: {error}"));
                     let end = first + found.len() as u64;
-                    // Open (TRACK_RECORD): a file without a lasting name is dropped, with its entries, when its header is damaged.
+                    // Open (docs/track-record/open.md): a file without a lasting name is dropped, with its entries, when its header is damaged.
                     let is_open = at == 0 && file.ends_with(".spare");
                     let least =
                         if is_open { COMMITTED } else { [ENTRIES, ENTRIES - 1, ENTRIES - 1, COMMITTED][damage] };

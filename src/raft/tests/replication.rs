@@ -388,7 +388,7 @@ fn commits_before_the_leaders_own_flush() {
     });
 }
 
-/// openraft's `enable_leader_restore` would lose an acknowledged entry here (MEASURED.md): the leader crashes before its
+/// openraft's `enable_leader_restore` would lose an acknowledged entry here: the leader crashes before its
 /// own flush of an entry that the others have; started again at once it must not lead on in its term, and give
 /// the entry's place to another.
 #[test]
