@@ -21,7 +21,9 @@ impl<E: Env> Control<E> {
             if self.inner.closing.get() {
                 return;
             }
-            let stalled = self.inner.catalog.log().look_at_storage();
+            let catalog = &self.inner.catalog;
+            // A panic in it stops the catalog, as it does in a shard: that is named below.
+            let stalled = catalog.domain().catch(|| catalog.log().look_at_storage()).unwrap_or_default();
             if let Some(stalled) = stalled.as_ref().filter(|_| !named) {
                 name_stalled(ShardUid::CATALOG, stalled);
             }
