@@ -74,9 +74,11 @@ impl ConsumeCall {
     }
 
     /// What is there already of what it wants, as far as there is room for it. Nothing is waited for meanwhile: what a `view` could
-    /// bring is an error.
-    pub(super) fn at_once(&self, bytes_max: usize) -> ConsumeCall {
-        self.with(Consume { wait: Duration::ZERO, bytes_max, deadline_us: Some(0), ..self.consume })
+    /// bring is an error. But `after_view` what is still missing was there a moment ago, on another replica or with another leader: it
+    /// is looked for as long as for any read.
+    pub(super) fn at_once(&self, bytes_max: usize, after_view: bool) -> ConsumeCall {
+        let deadline_us = if after_view { self.consume.deadline_us } else { Some(0) };
+        self.with(Consume { wait: Duration::ZERO, bytes_max, deadline_us, ..self.consume })
     }
 
     /// What comes within `wait`, if it is small; else an answer that leaves some (`Consumed::leaves_some`).
@@ -149,7 +151,8 @@ mod tests {
     #[test]
     fn steps() {
         let wanted = call(Start::Latest);
-        let now = wanted.at_once(50).consume;
+        assert_eq!(wanted.at_once(50, true).consume.deadline_us, None);
+        let now = wanted.at_once(50, false).consume;
         assert_eq!((now.wait, now.deadline_us, now.bytes_max, now.if_small), (Duration::ZERO, Some(0), 50, false));
         let later = wanted.when_there(Duration::from_secs(2)).consume;
         assert_eq!((later.wait, later.bytes_max, later.if_small), (Duration::from_secs(2), UNFORESEEN_BYTES_MAX, true));

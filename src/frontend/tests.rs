@@ -349,12 +349,12 @@ fn reads_in_steps() {
             call.has_seen(&view);
             let count = if start == Start::Latest { 0 } else { 1 };
             let begun_us = SimEnv::monotonic_us();
-            assert_eq!(frontend.consume(call.at_once(10_000)).await.unwrap().count, count, "{start:?}");
+            assert_eq!(frontend.consume(call.at_once(10_000, false)).await.unwrap().count, count, "{start:?}");
             assert_eq!(SimEnv::monotonic_us(), begun_us, "{start:?}");
         }
         let call = consume(Start::Earliest, Some(Offset(2)), false);
         let begun_us = SimEnv::monotonic_us();
-        let at_once = frontend.consume(call.at_once(10_000)).await.unwrap_err();
+        let at_once = frontend.consume(call.at_once(10_000, false)).await.unwrap_err();
         assert_eq!((at_once.reason, SimEnv::monotonic_us()), ("REPLICA_BEHIND", begun_us));
         let mut view = Box::pin(frontend.consume(call.view()));
         tokio::select! {

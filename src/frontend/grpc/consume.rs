@@ -77,7 +77,7 @@ async fn consume_held<E: Env>(call: &mut Call<E>, mut consume: ConsumeCall) -> R
         }
         let room = call.room(consume.wanted_bytes()).await?;
         // Boxed: a call that waits for room must not have the place of an answer's future.
-        let consumed = Box::pin(frontend.consume_of(consume.at_once(room.bytes()), &topic));
+        let consumed = Box::pin(frontend.consume_of(consume.at_once(room.bytes(), has_waited), &topic));
         let consumed = match call.wait(consumed).await {
             // It may be otherwise in a moment, which is waited for without room.
             Err(Stop::Error(_)) if !has_waited => {
@@ -267,7 +267,7 @@ where
                     room
                 }
             };
-            consume = self.consume.at_once(room.bytes());
+            consume = self.consume.at_once(room.bytes(), self.has_waited);
             held = Some(room);
         }
         self.next = Some((Box::pin((self.start)(consume)), held));
@@ -305,10 +305,13 @@ where
             (self.consume.consume.start, self.caught_up) = (Start::Offset(consumed.start_offset()), false);
             return true;
         };
+        self.consume.has_seen(&consumed);
         self.consume.go_on(&consumed);
         let wanted = &mut self.consume.consume;
-        // They were for the first answer; the later ones follow it.
-        (wanted.min_offset, wanted.linearizable) = (None, false);
+        if consumed.count > 0 {
+            // It was for the first answer, and an empty one is not sent; the later ones follow it.
+            wanted.min_offset = None;
+        }
         wanted.records_max = wanted.records_max.saturating_sub(consumed.count);
         self.caught_up = consumed.next_offset >= consumed.high_watermark;
         if wanted.records_max == 0 {
@@ -325,6 +328,7 @@ where
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::cell::RefCell;
     use std::pin::pin;
     use std::rc::Rc;
 
@@ -488,7 +492,7 @@ mod tests {
                 let answers = responses.answers().clone();
                 let start = |call: ConsumeCall| {
                     asked.set(asked.get() + 1);
-                    let at_once = call.consume.deadline_us.is_some();
+                    let at_once = !call.consume.if_small;
                     assert_eq!(answers.held() > 0, at_once, "room is held for what is read at once, and only for that");
                     let consumed = Consumed {
                         chunks: if at_once { vec![vec![7; 3_000].into()] } else { vec![] },
@@ -520,6 +524,35 @@ mod tests {
             };
             answer(server, client);
         }
+    }
+
+    /// What the first answer has to see holds until one is sent: one without a record is not.
+    #[test]
+    fn what_is_to_be_seen() {
+        let asked = RefCell::new(Vec::new());
+        let server = async |mut responses: Responses| {
+            let start = |call: ConsumeCall| {
+                asked.borrow_mut().push(call.consume.min_offset);
+                let is_read = !call.consume.if_small;
+                let consumed = Consumed {
+                    chunks: if is_read { vec![vec![7; 3_000].into()] } else { vec![] },
+                    count: is_read.into(),
+                    next_offset: Offset(is_read.into()),
+                    log_start: Offset(0),
+                    high_watermark: Offset(9),
+                    node: NodeId(1),
+                };
+                async move { Ok(consumed) }
+            };
+            let mut call = from_the_start(1);
+            call.consume.min_offset = Some(Offset(9));
+            let mut follow = Follow::new(call, start);
+            poll_fn(|cx| follow.poll(&mut responses, cx)).await.unwrap();
+            responses.finish(Ok(()));
+        };
+        let client = async |mut body: h2::RecvStream| while body.data().await.is_some() {};
+        answer(server, client);
+        assert_eq!(*asked.borrow(), [Some(Offset(9)); 2]);
     }
 
     /// What goes on failing ends a stream: it is not asked for again and again.

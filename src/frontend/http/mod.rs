@@ -369,7 +369,7 @@ impl Api {
             let bytes = call.wanted_bytes().max(RECORD_BYTES_MAX);
             let reads = Arc::clone(&self.reads);
             let reading = reads.acquire_many_owned(bytes as u32).await.expect("the semaphore is never closed");
-            let consumed = match self.remote.consume(call.at_once(call.consume.bytes_max), &topic).await {
+            let consumed = match self.remote.consume(call.at_once(call.consume.bytes_max, has_waited), &topic).await {
                 // It may be otherwise in a moment, which is waited for out of turn.
                 Err(_) if !has_waited => {
                     waits = true;
