@@ -51,7 +51,7 @@ impl Node {
     }
 
     fn start_by(mut command: Command, dir: &Path, flags: &[&str]) -> Node {
-        let (grpc, http) = (free_address(), free_address());
+        let [grpc, http] = free_addresses();
         let log = dir.join("server.log");
         let child = command
             .args(["serve", "--log-format", "text", "--no-pin", "--peer", "127.0.0.1:0"])
@@ -166,5 +166,12 @@ impl Drop for Node {
 
 /// An address that nobody listens on at the moment.
 pub fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    let [address] = free_addresses();
+    address
+}
+
+/// Different ones: all are taken before any is given back.
+fn free_addresses<const N: usize>() -> [String; N] {
+    let taken = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    taken.each_ref().map(|listener| listener.local_addr().unwrap().to_string())
 }
