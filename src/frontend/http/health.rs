@@ -234,15 +234,9 @@ fn record_memory(reactor: usize, memory: &Usage, mailbox: usize) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::{
-        catalog::{Replicas, TopicView},
-        config::Config,
-        ids::TopicId,
-        limits::MAILBOX_REQUESTS_MAX,
-        reactor::{node::Advertised, topics::PlacedTopic},
+        config::Config, frontend::http::tests::publish, limits::MAILBOX_REQUESTS_MAX, reactor::node::Advertised,
         shard::ShardStatus,
     };
 
@@ -252,18 +246,7 @@ mod tests {
         let (grpc, http) = ("n1:7400".to_owned(), "n1:7480".to_owned());
         let advertised = Advertised { peer_host: "n1".to_owned(), peer_port: 1, grpc, http };
         let node = Node::new(Config::default(), 1, (anywhere, anywhere), advertised);
-        let view = TopicView {
-            name: "t".into(),
-            id: TopicId(0),
-            shards: vec![ShardUid(1)],
-            replication_factor: 1,
-            replicas: vec![Replicas { nodes: vec![NodeId(1)], ..Default::default() }],
-            retention_bytes_max: 0,
-            retention_age_ms_max: 0,
-            segment_bytes: 0,
-            created_us: 0,
-        };
-        node.topics.publish([Arc::new(PlacedTopic::new(view.into(), 1, NodeId(1)))]);
+        publish(&node);
         node
     }
 

@@ -159,7 +159,7 @@ fn unfinished_bodies_give_way() {
 }
 
 /// A topic with one shard, of which the test answers.
-fn publish(node: &Node) {
+pub(super) fn publish(node: &Node) {
     let view = TopicView {
         name: "t".into(),
         id: TopicId(0),
