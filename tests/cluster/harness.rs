@@ -382,6 +382,17 @@ impl Cluster {
         self.wait_until("a cluster without troubles", |status| alive(status) == running && is_well(status));
     }
 
+    /// Waits until each node that runs sees all of them alive. A node that was just started hears of the others one by one.
+    pub fn wait_until_all_see_all(&self) {
+        let running: Vec<usize> = (0..self.nodes.len()).filter(|&number| self.nodes[number].child.is_some()).collect();
+        let sees_all = |&number: &usize| self.status_of(number).is_ok_and(|status| alive(&status) == running.len());
+        let since = Instant::now();
+        while !running.iter().all(sees_all) {
+            assert!(since.elapsed() < PATIENCE, "not each of {running:?} sees all of them alive{}", self.logs());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     pub fn create_topic(&self, name: &str, shards: u32, replication_factor: u32) {
         let request = CreateTopicRequest { name: name.into(), shards, replication_factor, ..Default::default() };
         self.ask(async |client| match client.create_topic(&request).await {
