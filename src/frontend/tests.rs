@@ -1,6 +1,6 @@
 //! What calls wait for, and how long: topics that are looked up (nobody answers the searches), and shards. In virtual time.
 
-use std::{future::poll_fn, task::Poll, time::Duration};
+use std::{future::poll_fn, rc::Rc, task::Poll, time::Duration};
 
 use futures_util::FutureExt;
 
@@ -14,8 +14,11 @@ use crate::{
     ids::{NodeId, ReactorNumber, ShardUid, TopicId},
     limits::{MAILBOX_REQUESTS_MAX, RECORD_BYTES_MAX, SEGMENT_BYTES_MIN, STREAM_REQUESTS_UNDER_WAY_MAX, TOPIC_WAIT},
     peer::Peers,
-    proto::ringlog::v1::{ProduceRequest, Record},
-    reactor::node::{Advertised, Identity},
+    proto::ringlog::v1::{ConsumeRequest, ProduceRequest, Record},
+    reactor::{
+        node::{Advertised, Identity},
+        seats::Seats,
+    },
     shard::{Consume, ShardOptions, Start},
     sim::{SimDisk, SimEnv, SimRuntime, net::SimNetwork},
 };
@@ -317,6 +320,40 @@ fn reads_one_topic() {
         assert_eq!((error.code, error.reason), (Code::NotFound, "SHARD_NOT_FOUND"));
         assert!(error.message.contains("topic was deleted"), "{error}");
         assert!(frontend.consume(consume).await.is_ok(), "another call reads the new one");
+    });
+}
+
+/// A deadline that passes while a shard is read ends that call, and nothing else of its connection.
+#[test]
+fn a_deadline_during_a_read() {
+    SimRuntime::seeded(1).block_on(async {
+        // Nobody reads the mailbox of the shard's reactor.
+        let frontend = frontend_of(2);
+        publish(&frontend, "t", ShardUid(1), ME);
+        let (client, server) = tokio::io::duplex(64 << 10);
+        let seat = Rc::<Seats>::default().take(0);
+        let served = grpc::serve_connection(server, frontend, seat, grpc::RESET_MEMORY);
+        let calls = async {
+            let (mut requests, connection) = h2::client::handshake(client).await.unwrap();
+            env::spawn::<SimEnv>(async move { drop(connection.await) });
+            for _ in 0..2 {
+                poll_fn(|cx| requests.poll_ready(cx)).await.unwrap();
+                let request = ::http::Request::post("http://x/ringlog.v1.Log/Consume")
+                    .header("content-type", "application/grpc")
+                    .header("grpc-timeout", "100m");
+                let (response, mut body) = requests.send_request(request.body(()).unwrap(), false).unwrap();
+                let message =
+                    prost::Message::encode_to_vec(&ConsumeRequest { topic: "t".into(), ..Default::default() });
+                let prefix = crate::format::grpc::prefix(message.len());
+                body.send_data([&prefix[..], &message].concat().into(), true).unwrap();
+                // Trailers alone.
+                assert_eq!(response.await.unwrap().headers()["grpc-status"], "4");
+            }
+        };
+        tokio::select! {
+            () = served => panic!("the connection ended"),
+            () = calls => {}
+        }
     });
 }
 
