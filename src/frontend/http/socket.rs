@@ -160,12 +160,12 @@ impl Inner {
 
     /// Has room for it among so many places, of the reserve or of the others. False if nobody makes room.
     fn make_room(&mut self, newcomer: &Newcomer, places: usize, reserved: bool) -> bool {
-        if *self.live(reserved) < places {
-            return true;
+        while *self.live(reserved) >= places {
+            // More than one where there are fewer places than before.
+            let Some(victim) = self.victim(newcomer, reserved) else { return false };
+            self.take(victim);
         }
-        let victim = self.victim(newcomer, reserved);
-        victim.into_iter().for_each(|victim| self.take(victim));
-        *self.live(reserved) < places
+        true
     }
 
     fn live(&mut self, reserved: bool) -> &mut usize {
@@ -600,6 +600,25 @@ pub(super) mod tests {
         assert!(inner.live == 0 && inner.in_reserve == 0 && inner.held.is_empty());
         drop(inner);
         assert!(!table.enter(HERE, now, usize::MAX).unwrap().is_reserved());
+    }
+
+    /// With fewer places than there are connections, as many give way as it takes: who comes next is served as before.
+    #[test]
+    fn fewer_places() {
+        let table = table(16, 4);
+        let now = Instant::now();
+        let idle: Vec<_> = (0..16).map(|_| table.enter(HERE, now, usize::MAX).unwrap()).collect();
+        idle.iter().for_each(Connection::done);
+        let places = 12;
+        assert!(!table.make_way(now, places) && table.lock().live == places);
+        idle.iter().filter(|idle| is_gone(idle)).for_each(Connection::leave);
+        for _ in 0..3 {
+            assert!(!table.enter(HERE, now, places).unwrap().is_reserved());
+        }
+        assert!(
+            table.lock().in_reserve == 0 && table.lock().live == places - 3,
+            "a quarter of the places is the reserve"
+        );
     }
 
     /// Whoever waits, for the rest of its request or for records, gives way, the longest first, before nobody is let in. It may answer
