@@ -246,6 +246,11 @@ impl Judge {
         let own = voters.iter().find(|voter| voter.node == me).filter(|own| is_slow(own, voters));
         let Some(own) = own else {
             self.slow_since_us = None;
+            if now_us >= self.move_from_us {
+                // What was asked for has not come: this leadership was not given away.
+                (self.own.is_slow, self.is_unsaid) = (false, false);
+                self.own.until_us = self.own.until_us.min(now_us);
+            }
             return None;
         };
         let since_us = *self.slow_since_us.get_or_insert(now_us);
@@ -401,6 +406,17 @@ mod tests {
         }
         assert_eq!(looks(&mut Judge::default(), 0, 5_000, &voters([9_000, 1, 1])[..1]), []);
         assert_eq!(looks(&mut Judge::default(), 0, 5_000, &voters([9_000, 1, 1])[..2]), []);
+    }
+
+    /// A leader whose disk was slow for a moment, and that leads on, asks for nothing when it is followed by another much later.
+    #[test]
+    fn what_was_not_given_away() {
+        let (mut judge, pause_ms) = (Judge::default(), FLUSH_MOVE_PAUSE.as_millis() as u64);
+        assert_eq!(looks(&mut judge, 0, 1_000, &voters([9_000, 100, 100])), [(750, 2)]);
+        assert_eq!(looks(&mut judge, 1_000, 2 * pause_ms, &voters([100; 3])), []);
+        judge.rest();
+        assert_eq!(judge.asks_ms(2 * pause_ms * 1_000), 0);
+        assert_eq!(judge.asks_ms(2 * FLUSH_HOLD_OFF_MAX.as_micros() as u64), 0);
     }
 
     /// Not to a replica that is behind, whatever it said when it last answered; nor to one of which nothing is known.
