@@ -236,6 +236,8 @@ struct Inner<E: Env> {
     lost: RefCell<BTreeSet<ShardUid>>,
     /// The list of replicas was damaged or unreadable, and what is lost cannot be told before the catalog is fresh.
     unlisted: Cell<bool>,
+    /// The list of replicas could not be written as it is to be.
+    list_is_due: Cell<bool>,
     /// Why replicas that were to be opened were not, until they are.
     failed: RefCell<BTreeMap<ShardUid, ReactorError>>,
     /// Of them those that could not be made: nothing of them may be on the disk, and then nothing was lost. Their reactors may be
@@ -315,6 +317,7 @@ impl<E: Env> Control<E> {
             emptied: RefCell::default(),
             lost: RefCell::default(),
             unlisted: Cell::new(false),
+            list_is_due: Cell::new(false),
             failed: RefCell::default(),
             unmade: RefCell::default(),
             unremoved: RefCell::default(),

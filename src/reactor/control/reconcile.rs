@@ -121,12 +121,14 @@ impl<E: Env> Control<E> {
         }
     }
 
-    /// Waits until more than that is applied here, or what could not be removed is due, or a replica may have been made since.
+    /// Waits until more than that is applied here, or what could not be removed is due, or a replica may have been made since, or the
+    /// list of replicas is to be written again.
     async fn wait_for_work(&self, seen: Index) {
         let applied = self.inner.catalog.wait_applied(seen);
         let removal = self.inner.unremoved.borrow().wait(E::monotonic_us());
         let unmade = self.inner.unmade.borrow().iter().any(|uid| self.is_being_made(*uid));
-        match removal.into_iter().chain(unmade.then_some(RETRY_INTERVAL)).min() {
+        let again = unmade || self.inner.list_is_due.get();
+        match removal.into_iter().chain(again.then_some(RETRY_INTERVAL)).min() {
             // It is due, or something is applied.
             Some(due) => drop(E::Runtime::timeout(due, applied).await),
             None => drop(applied.await),
@@ -181,7 +183,7 @@ impl<E: Env> Control<E> {
         let (topics, wanted) = known();
         self.withdraw_deleted(&topics);
         let noted = self.note_lost(&topics).await.is_ok();
-        let opened = self.open_wanted(&wanted, true).await;
+        self.open_wanted(&wanted, true).await;
         // As it is by now: what follows removes and forgets by it.
         let (topics, wanted) = known();
         let is_fresh = !self.needs_fresh(&topics, &wanted) || self.inner.catalog.linearize(FRESH_MAX).await.is_ok();
@@ -191,17 +193,17 @@ impl<E: Env> Control<E> {
             let (topics, wanted) = known();
             self.publish_book();
             self.withdraw_deleted(&topics);
-            let removed = self.remove_unwanted(&topics, &wanted).await;
-            (topics, (removed && listed).then_some(wanted))
+            self.remove_unwanted(&topics, &wanted).await;
+            (topics, listed.then_some(wanted))
         } else {
             (topics, None)
         };
-        let made = match wanted {
-            Some(wanted) => self.open_wanted(&wanted, false).await,
-            None => false,
-        };
+        let is_known = wanted.is_some();
+        if let Some(wanted) = wanted {
+            self.open_wanted(&wanted, false).await;
+        }
         domain::core(|| self.inner.reactor.node().topics.publish(topics));
-        noted && opened && made
+        noted && is_known
     }
 
     /// With a fresh catalog, once: what is to be here and is not was lost, if it cannot be told what was here. False: another round
@@ -345,7 +347,7 @@ impl<E: Env> Control<E> {
         &self,
         topics: &[Arc<PlacedTopic>],
         wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>,
-    ) -> bool {
+    ) {
         let forgotten = self.forget_lost(topics);
         let unwanted: Vec<_> = {
             let (held, on_disk) = (self.inner.held.borrow(), self.inner.on_disk.borrow());
@@ -367,7 +369,10 @@ impl<E: Env> Control<E> {
         }
         let unwanted: Vec<_> = unwanted.into_iter().filter(|(uid, _)| *uid < end).collect();
         if unwanted.is_empty() {
-            return !forgotten || self.write_replicas().await;
+            if forgotten {
+                self.write_replicas().await;
+            }
+            return;
         }
         // Before they go: a crash in between leaves one that is not listed, which is removed after the next start. One that is listed
         // and gone would be taken for lost. (What cannot be listed goes anyway: it may be in the way of the list.)
@@ -387,7 +392,6 @@ impl<E: Env> Control<E> {
             self.write_replicas().await;
         }
         self.forget_left().await;
-        true
     }
 
     /// These were to be removed; those that stay, for these reasons, are held, and tried again after a while.
@@ -448,7 +452,7 @@ impl<E: Env> Control<E> {
     }
 
     /// Opens replicas that are to be here and are not open; `existing`: only those whose files are here.
-    async fn open_wanted(&self, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>, existing: bool) -> bool {
+    async fn open_wanted(&self, wanted: &BTreeMap<ShardUid, (ReactorNumber, ShardOptions)>, existing: bool) {
         let mut missing: BTreeMap<ReactorNumber, Vec<ShardOptions>> = BTreeMap::new();
         for (uid, (reactor, options)) in wanted {
             let is_there = self.inner.on_disk.borrow().contains(uid) && !self.inner.emptied.borrow().contains(uid);
@@ -459,14 +463,17 @@ impl<E: Env> Control<E> {
             }
         }
         if missing.is_empty() {
-            return true;
+            if existing && self.inner.list_is_due.get() {
+                self.write_replicas().await;
+            }
+            return;
         }
         let opened = missing.into_iter().map(|(reactor, shards)| async move {
             let uids: Vec<_> = shards.iter().map(|shard| shard.uid).collect();
             let result = self.ask(reactor, move |reply| Request::Open { shards, reply }).await;
             (reactor, uids, result)
         });
-        let mut listed = true;
+        let mut listed = !self.inner.list_is_due.get();
         for (reactor, uids, result) in futures_util::future::join_all(opened).await {
             let why = |uid| match &result {
                 Ok(failed) => failed.iter().find(|(failed, _)| *failed == uid).map(|(_, error)| error.clone()),
@@ -476,7 +483,9 @@ impl<E: Env> Control<E> {
                 listed &= self.note_opened(uid, reactor, why(uid), result.is_ok());
             }
         }
-        listed || self.write_replicas().await
+        if !listed {
+            self.write_replicas().await;
+        }
     }
 
     /// A replica was to be opened, and was, or failed; `was_tried`: its reactor has said so. Whether the list of replicas stays as
@@ -557,7 +566,10 @@ impl<E: Env> Control<E> {
         };
         let path = self.replicas_file();
         let written = self.write(&path, made::encode(&uids).into()).await;
-        if let Err(error) = &written {
+        let was_due = self.inner.list_is_due.replace(written.is_err());
+        if let Err(error) = &written
+            && !was_due
+        {
             tracing::warn!(path = %path.display(), %error, "the list of replicas could not be written; it is tried again");
         }
         written.is_ok()

@@ -184,6 +184,30 @@ fn made_when_there_are_descriptors() {
     }
 }
 
+/// A list of replicas that could not be written is written as soon as it can be, although no replica comes or goes then.
+#[test]
+fn listed_when_the_list_can_be_written() {
+    let runtime = SimRuntime::seeded(9);
+    runtime.block_on(async {
+        let cluster = cluster_of(3, 9).await;
+        let (node, made) = (NodeId(3), Path::new(DATA).join(REPLICAS_FILE));
+        let disk = || cluster.disk(node).unwrap();
+        let (fault, path_contains) = (DiskFault::NoDescriptor, made.display().to_string());
+        disk().plant_fault(PlantedFault { fault, path_contains, chance_ppm: 1_000_000, times: u64::MAX });
+        let uid = make_topic(&cluster, 3).await;
+        until("a replica", || cluster.process(node).unwrap().shard(uid).is_some()).await;
+        env::sleep::<SimEnv>(2 * SOON).await;
+        let is_listed = || {
+            let is_there = disk().paths().contains(&made);
+            is_there && made::decode(&disk().content(&made)).is_ok_and(|listed| listed.contains(&uid))
+        };
+        assert!(!is_listed());
+        disk().heal();
+        until("its place in the list", is_listed).await;
+    });
+    assert_eq!(runtime.world().panics(), []);
+}
+
 /// A replica's directory that the device cannot read when the node starts keeps that replica closed, and nothing else.
 #[test]
 fn an_unreadable_directory() {
