@@ -59,8 +59,12 @@ pub struct Node {
     threads: Vec<JoinHandle<()>>,
     reports: Receiver<Report>,
     down: bool,
+    /// `CLOSE_MAX`.
+    close_max: Duration,
+    /// A stage of the shutdown did not end in time.
+    is_late: bool,
     /// Last: the directory is ours until every thread has ended.
-    _data: DataDir,
+    data: Option<DataDir>,
 }
 
 impl Node {
@@ -90,7 +94,8 @@ impl Node {
         let shared = Arc::new(Shared::new(config, reactors, addresses, advertised));
         // Four reports of each thread at most: nobody waits to report.
         let (report, reports) = bounded(4 * (reactors + 1));
-        let mut node = Node { shared, threads: Vec::new(), reports, down: false, _data: data };
+        let (threads, data) = (Vec::new(), Some(data));
+        let mut node = Node { shared, threads, reports, down: false, close_max: CLOSE_MAX, is_late: false, data };
         node.start_ops(http, report.clone())?;
         let membership = Arc::new(establish(&node.shared)?);
         node.shared.set_identity(membership.identity.clone());
@@ -155,7 +160,13 @@ impl Node {
         result = result.and(self.wait_for(Stage::Drained, self.threads.len()));
         self.shared.enter(Phase::Closing);
         result = result.and(self.wait_for(Stage::Closed, reactors));
-        for thread in self.threads.drain(..) {
+        let is_late = self.is_late;
+        if is_late {
+            // The process ends without a thread that has not closed in time, whose logs are recovered by the next start: until then
+            // the directory is nobody else's.
+            std::mem::forget(self.data.take());
+        }
+        for thread in self.threads.drain(..).filter(|thread| !is_late || thread.is_finished()) {
             if thread.join().is_err() {
                 result = Err("a thread of the node ended in a panic; the next start recovers".to_owned());
             }
@@ -186,7 +197,8 @@ impl Node {
                     if stage != Stage::Closed && self.threads.iter().any(JoinHandle::is_finished) {
                         return Err("a thread of the node has ended unexpectedly; see its message above".to_owned());
                     }
-                    if stage != Stage::Up && waited > grace + CLOSE_MAX {
+                    if stage != Stage::Up && waited > grace + self.close_max {
+                        self.is_late = true;
                         return Err("the node did not shut down in time; the next start recovers".to_owned());
                     }
                 }

@@ -587,3 +587,38 @@ fn insecure_needs_a_word() {
     assert!(error.contains("grpc") && error.contains("--insecure"), "{error}");
     Node::start(Config { insecure: true, ..open }).unwrap().shutdown().unwrap();
 }
+
+/// A thread that does not close in time is left behind, and with it the data directory, which nobody else gets before the process
+/// ends.
+#[test]
+fn a_late_thread_is_left_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataDir::take(dir.path()).unwrap();
+    let config = Config { shutdown_grace_ms: 0, ..config(dir.path()) };
+    let anywhere = config.grpc;
+    let advertised = Advertised {
+        peer_host: "localhost".to_owned(),
+        peer_port: 1,
+        grpc: anywhere.to_string(),
+        http: anywhere.to_string(),
+    };
+    let shared = Arc::new(Shared::new(config, 1, (anywhere, anywhere), advertised));
+    let (report, reports) = bounded(8);
+    let (end, ended) = bounded::<()>(0);
+    let drained = || Report { stage: Stage::Drained, result: Ok(()) };
+    let thread = || {
+        let (report, ended) = (report.clone(), ended.clone());
+        std::thread::spawn(move || {
+            report.send(drained()).unwrap();
+            let _never = ended.recv();
+        })
+    };
+    // The one for HTTP, and a reactor's.
+    let threads = vec![thread(), thread()];
+    let close_max = Duration::from_millis(500);
+    let node = Node { shared, threads, reports, down: false, close_max, is_late: false, data: Some(data) };
+    let error = node.shutdown().unwrap_err();
+    assert!(error.contains("did not shut down in time"), "{error}");
+    assert!(DataDir::take(dir.path()).is_err());
+    drop(end);
+}
