@@ -268,6 +268,8 @@ struct State<E: Env> {
     /// `truncate_after` or a purge of everything is under way: nothing may be appended.
     exclusive: bool,
     closed: bool,
+    /// A close is about to come.
+    closing: bool,
 }
 
 impl<E: Env> Log<E> {
@@ -558,37 +560,10 @@ impl<E: Env> Log<E> {
         async move { inner.until(|| inner.state.borrow().fault.clone()).await }
     }
 
-    /// Entries wait for space that the disk does not have, and nothing is written meanwhile.
-    pub fn is_stuck(&self) -> bool {
-        self.inner.is_stuck()
-    }
-
-    /// Suspends until a change of the hard state waits behind such entries.
-    pub fn held_up(&self) -> impl Future<Output = ()> + use<E> {
-        let inner = self.inner.clone();
-        async move { inner.until(|| (inner.is_stuck() && writer::has_changes(&inner.state.borrow())).then_some(())).await }
-    }
-
-    /// Gives the log up without a clean end: drops what waits to be written and tells its callbacks so. When it returns,
-    /// nothing more is ever written through any handle to it (the write in flight has landed, the files ahead of need are
-    /// left as they are), so that the directory can be opened again, unless it is `hung`. Reads go on.
-    pub async fn abandon(&self) {
-        self.inner.abandon().await;
-    }
-
     /// Fail-stop for damage that a read has found: nothing is written from now on, as after a failed write; reads go on.
     pub fn condemn(&self, damage: LogError) {
         let fault = self.inner.stop_with(damage);
         tracing::error!(%fault, "a replica is damaged: it takes no more records");
-    }
-
-    /// Clean shutdown: waits for writes in flight, cuts the files to their true sizes, writes indexes, syncs. The log
-    /// takes no more appends afterwards; reads go on.
-    ///
-    /// # Errors
-    /// `Stopped`; `Full` when entries wait for space that is not there.
-    pub async fn close(&self) -> Result<(), LogError> {
-        self.inner.close().await
     }
 }
 
@@ -596,6 +571,11 @@ impl<E: Env> State<E> {
     /// The log has failed or was closed: nothing is written any more.
     fn is_over(&self) -> bool {
         self.fault.is_some() || self.closed
+    }
+
+    /// The same, or it is about to be closed.
+    fn is_ending(&self) -> bool {
+        self.is_over() || self.closing
     }
 
     /// `log start <= flushed end <= log end`, in indexes and in offsets; asked where one of them changes.

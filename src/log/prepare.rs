@@ -82,6 +82,8 @@ pub(super) struct Supply<F> {
     giving: bool,
     /// Records got no space at the last attempt.
     full: bool,
+    /// At the last attempt the process lacked descriptors or memory.
+    starved: bool,
     /// At that attempt there was nothing left even for what may have the disk's reserve, and it waits.
     reserve_spent: bool,
     /// Bytes of entries of earlier terms (`lend`) since there was space for records, and in which term.
@@ -112,6 +114,7 @@ impl<F> Supply<F> {
             running: false,
             giving: false,
             full: false,
+            starved: false,
             reserve_spent: false,
             lent: (Term(0), 0),
             failed_us: 0,
@@ -124,6 +127,11 @@ impl<F> Supply<F> {
     /// Entries wait for space that is not there.
     pub fn is_stuck(&self) -> bool {
         self.full && !self.waiting.is_empty()
+    }
+
+    /// Entries wait for a file that the process lacks descriptors or memory for.
+    pub fn is_starved(&self) -> bool {
+        self.starved && !self.waiting.is_empty()
     }
 
     /// Whether an entry of a term before that of the leader may have the disk's reserve: it comes before the leader's first one, and a
@@ -554,6 +562,7 @@ async fn run<E: Env>(weak: Weak<Inner<E>>) {
         let outcome = outcome.filter(|outcome| outcome.is_ok() || !inner.state.borrow().is_over());
         let retry = {
             let supply = &mut inner.state.borrow_mut().supply;
+            supply.starved = matches!(&outcome, Some(Err(error)) if !is_full(error) && is_transient(error));
             match &outcome {
                 Some(Ok(claim)) => {
                     supply.note_space(*claim);
@@ -567,7 +576,7 @@ async fn run<E: Env>(weak: Weak<Inner<E>>) {
                     supply.running
                 }
                 // Of the process or the machine, whose clients have it: nothing was done that could be half done.
-                Some(Err(error)) if is_transient(error) => true,
+                Some(Err(_)) if supply.starved => true,
                 Some(Err(_)) | None => {
                     supply.running = false;
                     false

@@ -92,6 +92,7 @@ pub(super) async fn open<E: Env>(
         fault: None,
         exclusive: false,
         closed: false,
+        closing: false,
     };
     let inner = Inner {
         disk,

@@ -7,10 +7,11 @@
 use std::{io, path::PathBuf, rc::Rc};
 
 use super::{
-    FileOf, Inner, LogError, Phase, SegmentOf, io_error, is_full,
+    FileOf, Inner, Log, LogError, Phase, SegmentOf, io_error, is_full,
     prepare::RETRY,
     segment::{Slots, store_path},
     state::Change,
+    writer::has_changes,
 };
 use crate::{
     env::{Disk, Env, File, OpenMode, is_transient, lacks_descriptors},
@@ -19,6 +20,50 @@ use crate::{
 
 /// An error and where it came from.
 type Failed = (PathBuf, &'static str, io::Error);
+
+impl<E: Env> Log<E> {
+    /// Entries wait for space that the disk does not have, and nothing is written meanwhile.
+    pub fn is_stuck(&self) -> bool {
+        self.inner.is_stuck()
+    }
+
+    /// Entries wait for a file that the process lacks descriptors or memory for, and nothing is written meanwhile.
+    pub fn is_starved(&self) -> bool {
+        self.inner.state.borrow().supply.is_starved()
+    }
+
+    /// Suspends until a change of the hard state waits behind entries that wait for space, or, when the log is to close, any entry waits
+    /// for descriptors or memory.
+    pub fn held_up(&self) -> impl Future<Output = ()> + use<E> {
+        let inner = self.inner.clone();
+        let is_held_up = move |inner: &Inner<E>| {
+            inner.is_starved_at_close() || (inner.is_stuck() && has_changes(&inner.state.borrow()))
+        };
+        async move { inner.until(|| is_held_up(&inner).then_some(())).await }
+    }
+
+    /// Gives the log up without a clean end: drops what waits to be written and tells its callbacks so. When it returns,
+    /// nothing more is ever written through any handle to it (the write in flight has landed, the files ahead of need are
+    /// left as they are), so that the directory can be opened again, unless it is `hung`. Reads go on.
+    pub async fn abandon(&self) {
+        self.inner.abandon().await;
+    }
+
+    /// A close is about to come: what waits for descriptors or memory ends with its error from now on, or holds the log up
+    /// (`held_up`), so that whoever closes does not wait for it.
+    pub fn is_to_close(&self) {
+        self.inner.state.borrow_mut().closing = true;
+    }
+
+    /// Clean shutdown: waits for writes in flight, cuts the files to their true sizes, writes indexes, syncs. The log
+    /// takes no more appends afterwards; reads go on.
+    ///
+    /// # Errors
+    /// `Stopped`; `Full` when entries wait for space that is not there.
+    pub async fn close(&self) -> Result<(), LogError> {
+        self.inner.close().await
+    }
+}
 
 impl<E: Env> Inner<E> {
     /// Gives a segment whose header is on the disk its lasting name, in the background.
@@ -67,8 +112,8 @@ impl<E: Env> Inner<E> {
         self.patiently(lacks_descriptors, async || self.disk.sync_dir(&self.options.dir).await).await
     }
 
-    /// Does what changes nothing when it fails with such an error, again and again, until it does not, or the log has failed or
-    /// closes.
+    /// Does what changes nothing when it fails with such an error, again and again, until it does not, or the log has failed or is to
+    /// close (`Log::is_to_close`).
     pub(super) async fn patiently<T>(
         &self,
         is_such: fn(&io::Error) -> bool,
@@ -77,7 +122,7 @@ impl<E: Env> Inner<E> {
         let mut is_told = false;
         loop {
             match work().await {
-                Err(error) if is_such(&error) && !self.state.borrow().is_over() => {
+                Err(error) if is_such(&error) && !self.state.borrow().is_ending() => {
                     if !std::mem::replace(&mut is_told, true) {
                         tracing::warn!(dir = %self.options.dir.display(), %error, "a log waits for what the process lacks");
                     }
@@ -137,18 +182,35 @@ impl<E: Env> Inner<E> {
     /// Suspends until all that was queued is durable.
     ///
     /// # Errors
-    /// The log's fault; `Full` when entries wait for space that is not there.
+    /// The log's fault; `Full` when entries wait for space that is not there, `Io` when they wait for descriptors or memory.
     async fn written(&self) -> Result<(), LogError> {
-        self.until_or_fault(|| match self.state.borrow().supply.is_stuck() {
-            true => Some(Err(LogError::Full { dir: self.options.dir.clone() })),
-            false => self.is_idle().then_some(Ok(())),
+        let dir = &self.options.dir;
+        self.until_or_fault(|| {
+            if self.state.borrow().supply.is_stuck() {
+                return Some(Err(LogError::Full { dir: dir.clone() }));
+            }
+            if self.is_starved_at_close() {
+                let cause = "entries wait for descriptors or memory".to_owned();
+                return Some(Err(LogError::Io { file: dir.clone(), action: "closed", cause }));
+            }
+            self.is_idle().then_some(Ok(()))
         })
         .await
+    }
+
+    /// The log is to close, and what is next in its queue waits for what may not come soon.
+    pub(super) fn is_starved_at_close(&self) -> bool {
+        let (closing, starved) = {
+            let state = self.state.borrow();
+            (state.closing, state.supply.is_starved())
+        };
+        closing && starved && self.waits_for_file()
     }
 
     /// See `Log::close`.
     pub(super) async fn close(self: &Rc<Self>) -> Result<(), LogError> {
         let dir = self.options.dir.clone();
+        self.state.borrow_mut().closing = true;
         self.written().await?;
         let is_marked = {
             let state = self.state.borrow();

@@ -114,7 +114,7 @@ impl<E: Env> Inner<E> {
         // A log is purged up to a checkpoint: without one a full disk would stay full.
         let write = async || reserve::write_file(&self.disk, &path, file.clone()).await;
         if let Err(error) = self.patiently(is_transient, write).await {
-            return Err(if is_full(&error) {
+            return Err(if is_full(&error) || is_transient(&error) {
                 io_error(&path, "written", &error)
             } else {
                 self.stop(&path, "written", &error)

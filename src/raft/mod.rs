@@ -455,15 +455,19 @@ impl<E: Env, M: Machine> Group<E, M> {
         }
         shared.changed.notify_all();
         shared.turned.notify_all();
+        log.is_to_close();
         self.shut_down().await?;
-        loop {
-            // The state machine finishes what it was told before it goes, and so does the task that writes checkpoints.
-            let changed = shared.changed.notified();
-            if shared.machine_gone.get() && state.ended.get() && !shared.saving.get() {
-                break;
+        let gone = async {
+            loop {
+                // The state machine finishes what it was told before it goes, and so does the task that writes checkpoints.
+                let changed = shared.changed.notified();
+                if shared.machine_gone.get() && state.ended.get() && !shared.saving.get() {
+                    break;
+                }
+                changed.await;
             }
-            changed.await;
-        }
+        };
+        self.unless_held_up(gone).await;
         if let Some(cause) = self.fault() {
             return Err(GroupError::Stopped { cause, maybe_written: false });
         }
@@ -473,23 +477,28 @@ impl<E: Env, M: Machine> Group<E, M> {
         }
         // It would wait behind entries that wait for space; the next start learns the committed index without it.
         if log.has_room(0).is_ok() {
-            log.save_hard_state(store::hard_state(log, shared.committed.get())).await.map_err(refused)?;
+            let saved = log.save_hard_state(store::hard_state(log, shared.committed.get()));
+            self.unless_held_up(saved).await.map_err(refused)?;
         }
         log.close().await.map_err(refused)
     }
 
     /// Ends openraft.
     async fn shut_down(&self) -> Result<(), GroupError> {
-        let Inner { raft, log, .. } = &*self.inner;
-        let ended = match select(pin!(raft.shutdown()), pin!(log.held_up())).await {
-            Either::Left((ended, _)) => ended,
-            Either::Right(((), ending)) => {
-                // It waits for the log, and that for space that may never come.
-                log.abandon().await;
-                ending.await
-            }
-        };
+        let ended = self.unless_held_up(self.inner.raft.shutdown()).await;
         ended.map_err(|error| self.stopped(&error.to_string()))
+    }
+
+    /// A step of a close. When it waits for the log, and that for space, descriptors or memory that may never come, the log is given up.
+    async fn unless_held_up<T>(&self, step: impl Future<Output = T>) -> T {
+        let log = &self.inner.log;
+        match select(pin!(step), pin!(log.held_up())).await {
+            Either::Left((done, _)) => done,
+            Either::Right(((), step)) => {
+                log.abandon().await;
+                step.await
+            }
+        }
     }
 
     /// Refused before Raft had it.

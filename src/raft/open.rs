@@ -149,10 +149,19 @@ impl<E: Env, M: Machine> Group<E, M> {
         loop {
             match E::Runtime::timeout(FULL_LOOK, begun.as_mut()).await {
                 Ok(result) => return result,
-                Err(_) if founders.is_some() => log.has_room(0).map_err(refused)?,
+                Err(_) if founders.is_some() => {
+                    log.has_room(0).map_err(refused)?;
+                    self.has_files()?;
+                }
                 Err(_) => {}
             }
         }
+    }
+
+    /// `Starved` while entries wait for a file.
+    fn has_files(&self) -> Result<(), GroupError> {
+        let cause = "its entries wait for descriptors or memory";
+        if self.inner.log.is_starved() { Err(GroupError::Starved { cause: cause.to_owned() }) } else { Ok(()) }
     }
 
     async fn begin(&self, is_new: bool) -> Result<(), GroupError> {
@@ -196,11 +205,11 @@ impl<E: Env, M: Machine> Group<E, M> {
             if self.inner.state.leading.get() && applied {
                 return Ok(());
             }
-            if let Err(error) = self.inner.log.has_room(0) {
+            if let Err(error) = self.inner.log.has_room(0).map_err(refused).and_then(|()| self.has_files()) {
                 if is_new {
-                    return Err(refused(error));
+                    return Err(error);
                 }
-                tracing::warn!(%error, "opened for reading only, until space returns");
+                tracing::warn!(%error, "opened for reading only, until it has what it lacks");
                 return Ok(());
             }
             drop(E::Runtime::timeout(FULL_LOOK, changed).await);

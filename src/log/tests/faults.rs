@@ -2,6 +2,8 @@
 
 use std::io;
 
+use bytes::Bytes;
+
 use super::support::*;
 use crate::{
     budget::Use,
@@ -9,7 +11,7 @@ use crate::{
     format::entry::{EntryHeader, EntryKind, NewEntry},
     ids::{Index, Offset},
     limits::{SEGMENT_BYTES_MIN, STORAGE_HUNG, STORAGE_SLOW},
-    log::{HardState, LogError},
+    log::{HardState, LogError, prepare::RETRY},
     sim::{DiskFault, Fault, Operation, PlantedFault, SimDisk, TestEnv},
 };
 
@@ -473,6 +475,30 @@ fn no_descriptor_for_a_name() {
         log.close().await.unwrap();
         let (log, _) = open_with(&disk.crash(1), 64 << 10, 0).await.unwrap();
         assert_eq!(read_all(&log, 1 << 20).await.unwrap().len(), 6);
+    });
+}
+
+/// What waits for a descriptor waits no longer when the log is to close, and is no reason to stop the log.
+#[test]
+fn no_descriptor_at_the_end() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        append_one(&log, 1, 10).await;
+        let (fault, path_contains) = (DiskFault::NoDescriptor, DIR.to_owned());
+        disk.plant_fault(PlantedFault { fault, path_contains, chance_ppm: 1_000_000, times: u64::MAX });
+        let mut saving = Box::pin(log.save_checkpoint(Index(0), Bytes::from_static(b"state")));
+        tokio::select! {
+            biased;
+            saved = &mut saving => panic!("it waits: {saved:?}"),
+            () = crate::env::sleep::<TestEnv>(4 * RETRY) => {}
+        }
+        log.is_to_close();
+        let saved = saving.await;
+        assert!(matches!(saved, Err(LogError::Io { .. })), "{saved:?}");
+        assert!(log.fault().is_none());
+        disk.heal();
+        log.close().await.unwrap();
     });
 }
 

@@ -1,7 +1,12 @@
 //! What a group keeps over closes, crashes and purges.
 
-use super::*;
-use crate::{env::runtime::block_on, sim::Operation};
+use std::io;
+
+use super::{cluster::guard, *};
+use crate::{
+    env::runtime::block_on,
+    sim::{DiskFault, Fault, Operation, PlantedFault},
+};
 
 /// Proposals get their places in the order of the calls; all is there after a clean close, and nothing is replayed.
 #[test]
@@ -36,6 +41,97 @@ fn close_and_reopen() {
         assert_eq!(group.high_watermark(), Offset(150));
         assert!(group.applied_end() > before, "the new term began with an entry");
         assert_eq!(produce(&group, 2, 10).await.unwrap().header.base_offset, Offset(150));
+        group.close().await.unwrap();
+    });
+}
+
+/// A close does not wait for descriptors: the checkpoint that they lack for would only shorten the next start.
+#[test]
+fn closes_without_descriptors() {
+    let disk = SimDisk::new();
+    block_on(async {
+        let (group, _) = open(&disk).await;
+        produce(&group, 3, 100).await.unwrap();
+        let (fault, path_contains) = (DiskFault::NoDescriptor, "/shards/".to_owned());
+        disk.plant_fault(PlantedFault { fault, path_contains, chance_ppm: 1_000_000, times: u64::MAX });
+        let closed = guard("close", group.close()).await;
+        assert!(matches!(closed, Err(GroupError::Stopped { .. })), "its last step needs one: {closed:?}");
+        disk.heal();
+        drop(group);
+        let (group, recovered) = open(&disk).await;
+        assert!(recovered.clean, "its last segment has its footer");
+        assert_eq!(group.high_watermark(), Offset(3));
+        group.close().await.unwrap();
+    });
+}
+
+/// Nor does it wait for entries whose segment gets no file; what was acknowledged is there afterwards.
+#[test]
+fn closes_without_a_file() {
+    let disk = SimDisk::new();
+    block_on(async {
+        let (group, _) = open(&disk).await;
+        produce(&group, 3, 100).await.unwrap();
+        let (fault, path_contains) = (DiskFault::NoDescriptor, "/shards/".to_owned());
+        disk.plant_fault(PlantedFault { fault, path_contains, chance_ppm: 1_000_000, times: u64::MAX });
+        let entries = SEGMENT_BYTES_MIN / 400_000 + 1;
+        let offered: Vec<_> = (0..entries).map(|n| group.propose(batch(Offset(3 + n), 1, 400_000))).collect();
+        let starves = async {
+            while !group.log().is_starved() {
+                env::sleep::<TestEnv>(Duration::from_millis(1)).await;
+            }
+        };
+        guard("an entry without a file", starves).await;
+        let closed = guard("close", group.close()).await;
+        assert!(matches!(closed, Err(GroupError::Stopped { .. })), "{closed:?}");
+        guard("its end", group.abandon()).await;
+        drop((offered, group));
+        disk.heal();
+        let (group, _) = open(&disk).await;
+        assert!(group.high_watermark() >= Offset(3));
+        group.close().await.unwrap();
+    });
+}
+
+/// Nor does the opening of an only replica: a new one is refused as one that may be made later, and one with records is opened, to be
+/// read.
+#[test]
+fn opens_without_a_file() {
+    let (fault, path_contains) = (DiskFault::NoDescriptor, ".tmp".to_owned());
+    let planted = PlantedFault { fault, path_contains, chance_ppm: 1_000_000, times: u64::MAX };
+    block_on(async {
+        let disk = SimDisk::new();
+        disk.plant_fault(planted);
+        let opened = guard("a new group", try_open(&disk)).await;
+        assert!(matches!(opened, Err(GroupError::Starved { .. })), "{:?}", opened.err());
+        disk.heal();
+        let (group, _) = open(&disk).await;
+        produce(&group, 3, 100).await.unwrap();
+        group.close().await.unwrap();
+        drop(group);
+        // The log looks at its last segment some times; what opens it after that is to extend it.
+        let (operation, path_contains) = (Operation::Open, ".store".to_owned());
+        let out_of_memory = |skip| Fault {
+            operation,
+            path_contains: path_contains.clone(),
+            skip,
+            times: u64::MAX,
+            error: io::ErrorKind::OutOfMemory,
+        };
+        let mut skip = 0;
+        let group = loop {
+            disk.plant(out_of_memory(skip));
+            match guard("a group with records", try_open(&disk)).await {
+                Ok((group, _)) => break group,
+                Err(error) => assert!(matches!(error, GroupError::Starved { .. }), "{error:?}"),
+            }
+            disk.heal();
+            skip += 1;
+        };
+        assert!(group.log().is_starved());
+        assert_eq!(group.high_watermark(), Offset(3));
+        disk.heal();
+        produce(&group, 1, 100).await.unwrap();
         group.close().await.unwrap();
     });
 }
