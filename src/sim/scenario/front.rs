@@ -17,6 +17,7 @@ pub(super) const EXPECTED: &[(&str, &str)] = &[
     ("cancel", "consume stream"),
     ("cancel", "produce"),
     ("cancel", "produce in flight"),
+    ("deadline", "consume"),
     ("deadline", "consume stream"),
     ("deadline", "produce in flight"),
     ("goaway", "open stream"),

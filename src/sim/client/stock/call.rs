@@ -22,9 +22,11 @@ use crate::{
 
 /// Makes one call, of a method by the dice.
 pub(super) async fn run(session: Rc<Session>, requests: SendRequest<Bytes>, number: u64, dice: Cell<u64>) {
-    let method = match random(&dice) % 8 {
+    let method = match random(&dice) % 9 {
         0..=4 => Method::ProduceStream,
         5 | 6 => Method::ConsumeStream,
+        // Its one answer is read, and waits, before its windows are known; what a stream reads is judged (`judge_closed`).
+        7 if session.habit.stream_window != Some(0) => Method::Consume,
         _ => Method::Produce,
     };
     let state = Rc::new(CallState::new(method));
@@ -33,6 +35,7 @@ pub(super) async fn run(session: Rc<Session>, requests: SendRequest<Bytes>, numb
     match method {
         Method::Produce => produce::unary(&session, requests, &state, &name, &dice).await,
         Method::ProduceStream => produce::stream(&session, requests, &state, &name, &dice).await,
+        Method::Consume => consume::unary(&session, requests, &state, &name, &dice).await,
         Method::ConsumeStream => consume::stream(&session, requests, &state, &name, &dice).await,
     }
     state.ended.set(true);

@@ -1,4 +1,5 @@
-//! `ConsumeStream`: follows a shard for a while; when the clients are stopped, until all that is committed has come.
+//! `ConsumeStream` follows a shard for a while; when the clients are stopped, until all that is committed has come. `Consume` often has
+//! less time than an answer takes.
 
 use std::{cell::Cell, pin::pin, rc::Rc};
 
@@ -10,10 +11,14 @@ use prost::Message;
 use super::{
     CallState, LOOK, Session,
     call::{self, Answers, End},
+    produce::UNARY_MAX,
 };
 use crate::{
     env,
-    proto::ringlog::v1::{ConsumeResponse, ConsumeStreamRequest, Position, consume_stream_request::Start},
+    frontend::Code,
+    proto::ringlog::v1::{
+        ConsumeRequest, ConsumeResponse, ConsumeStreamRequest, Position, consume_request, consume_stream_request::Start,
+    },
     sim::{
         SimEnv, World,
         checker::history::{self, Event, Fingerprint, Read},
@@ -54,7 +59,7 @@ pub(super) async fn stream(
     let followed = Followed { session, state, name, target, is_latest, next: Cell::new(None) };
     let read = pin!(followed.read(&mut answers));
     match select(read, pin!(followed.until_enough(follows_ms))).await {
-        Either::Left((End::Status(status), _)) if status.code == crate::frontend::Code::DeadlineExceeded => {
+        Either::Left((End::Status(status), _)) if status.code == Code::DeadlineExceeded => {
             session.met("deadline", "consume stream");
         }
         Either::Left((End::Status(status), _)) if status.reason == "SHUTTING_DOWN" => {
@@ -63,6 +68,57 @@ pub(super) async fn stream(
         Either::Left(_) => {}
         // What is dropped now cancels the call.
         Either::Right(_) => session.met("cancel", "consume stream"),
+    }
+}
+
+/// Some calls of `Consume`, one after the other.
+pub(super) async fn unary(
+    session: &Rc<Session>,
+    mut requests: SendRequest<Bytes>,
+    state: &CallState,
+    name: &str,
+    dice: &Cell<u64>,
+) {
+    let target = session.clients.target(dice);
+    for _ in 0..session.habit.messages.min(UNARY_MAX) {
+        if session.clients.stopped.get() {
+            return;
+        }
+        let is_latest = random(dice).is_multiple_of(4);
+        let position = if is_latest { Position::Latest } else { Position::Earliest };
+        let timeout_ms =
+            [1 + random(dice) % 3, 1 + random(dice) % 20, 1 + random(dice) % 1_000][(random(dice) % 3) as usize];
+        let Some((mut answers, mut stream)) = call::open(session, &mut requests, state.method, Some(timeout_ms)).await
+        else {
+            return;
+        };
+        let request = ConsumeRequest {
+            topic: target.topic.to_string(),
+            shard: target.shard,
+            start: Some(consume_request::Start::Position(position.into())),
+            max_bytes: [100, 0][(random(dice) % 2) as usize],
+            wait_ms: [0, 0, 500][(random(dice) % 3) as usize],
+            ..ConsumeRequest::default()
+        };
+        let begin_us = World::current().now_us();
+        if !call::send(&mut stream, &request, true).await {
+            continue;
+        }
+        match answers.next().await {
+            Ok(message) => match ConsumeResponse::decode(message) {
+                Ok(response) => {
+                    let next = Cell::new(None);
+                    let read = Followed { session, state, name, target: target.clone(), is_latest, next };
+                    read.note(begin_us, response);
+                    drop(answers.next().await);
+                }
+                Err(error) => session.problem(&format!("{name}: no answer to a consumer: {error}")),
+            },
+            Err(End::Status(status)) if status.code == Code::DeadlineExceeded => {
+                session.met("deadline", state.method.name());
+            }
+            Err(_) => {}
+        }
     }
 }
 

@@ -32,6 +32,7 @@ impl fmt::Display for StockLoad {
 pub(super) enum Method {
     Produce,
     ProduceStream,
+    Consume,
     ConsumeStream,
 }
 
@@ -40,6 +41,7 @@ impl Method {
         match self {
             Method::Produce => "produce",
             Method::ProduceStream => "produce stream",
+            Method::Consume => "consume",
             Method::ConsumeStream => "consume stream",
         }
     }
@@ -48,6 +50,7 @@ impl Method {
         match self {
             Method::Produce => "http://ringlog/ringlog.v1.Log/Produce",
             Method::ProduceStream => "http://ringlog/ringlog.v1.Log/ProduceStream",
+            Method::Consume => "http://ringlog/ringlog.v1.Log/Consume",
             Method::ConsumeStream => "http://ringlog/ringlog.v1.Log/ConsumeStream",
         }
     }

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Most calls of their own that take the place of one stream.
-const UNARY_MAX: u64 = 12;
+pub(super) const UNARY_MAX: u64 = 12;
 
 /// Messages of a call (or one of several) that have no answer yet.
 pub(super) struct Sent<'a> {
