@@ -20,7 +20,7 @@ use crate::{
             remembered::MEMBERS_FILE,
             shard_dir,
         },
-        node::Node,
+        node::{Node, Phase},
     },
 };
 
@@ -119,6 +119,9 @@ async fn learn_cluster<E: Env>(reactor: &Rc<Reactor<E>>, control: &Control<E>, f
         }
         if let Some(by) = reactor.node().book.expelled() {
             return Err(removed(reactor.node(), by));
+        }
+        if reactor.node().phase() >= Phase::Leaving {
+            return Err("the node stops before it has heard of its cluster's catalog".to_owned());
         }
         if waited.as_millis().is_multiple_of(WAIT_REPORT.as_millis()) && !waited.is_zero() {
             tracing::info!(waited_s = waited.as_secs(), "waiting for the cluster's catalog: are most of the nodes up?");
