@@ -43,6 +43,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
+use openraft::AsyncRuntime;
 
 use crate::{
     budget::Budget,
@@ -464,10 +465,14 @@ impl<E: Env> Reactor<E> {
             if shard.has_panicked() {
                 return self.close_panicked(uid, &shard, &stay);
             }
-            if shard.is_damaged() {
+            if !shard.is_damaged() {
+                changed.await;
+            } else if self.can_be_mended(&options) {
                 return self.close_damaged(options, shard, stay).await;
+            } else {
+                // What is whole is served. Others may hold a replica some day.
+                drop(E::Runtime::timeout(REOPEN_INTERVAL, changed).await);
             }
-            changed.await;
         }
     }
 

@@ -54,6 +54,11 @@ impl<E: Env> Reactor<E> {
         Some(nodes.into_iter().filter(|node| asked.insert(*node)).collect())
     }
 
+    /// Whether a damaged replica has others to be mended from.
+    pub(super) fn can_be_mended(&self, options: &ShardOptions) -> bool {
+        self.others(options).is_some_and(|others| !others.is_empty())
+    }
+
     /// By the catalog, the nodes that hold a replica, are to hold one, or keep one.
     fn placed_on(&self, uid: ShardUid) -> Option<Vec<NodeId>> {
         let (topic, number) = self.node.topics.shard(uid)?;
@@ -187,10 +192,10 @@ impl<E: Env> Reactor<E> {
         }
     }
 
-    /// A read has found damage in a replica: if there are others, it is closed, mended and opened again.
+    /// A read has found damage in a replica of which there are others: it is closed, mended and opened again.
     pub(super) async fn close_damaged(self: Rc<Self>, options: ShardOptions, shard: Shard<E>, stay: Rc<Stay>) {
         let uid = options.uid;
-        if self.others(&options).is_none_or(|others| others.is_empty()) || self.is_closing() {
+        if self.is_closing() {
             return;
         }
         let held = stay.enter().await;

@@ -274,6 +274,37 @@ fn while_it_serves() {
     });
 }
 
+/// A replica in which a read finds damage while no other one is known serves what is whole, and is mended when there are others.
+#[test]
+fn others_come_later() {
+    block_on(async {
+        let mut worlds = three(20).await;
+        for place in 0..3 {
+            // Nothing of it is in memory afterwards.
+            let (disk, alone) = (crash(&worlds, place), [place as u64 + 1]);
+            let holders = if place == 1 { &alone } else { &[1, 2, 3][..] };
+            restart_knowing(&mut worlds, place, disk, holders).await.unwrap();
+        }
+        let damaged = &worlds[1];
+        flip(&damaged.disk, 8);
+        let shard = damaged.reactor.shard(UID).unwrap();
+        let looks = async {
+            while !shard.is_damaged() {
+                drop(damaged.reactor.consume(UID, from(Start::Earliest)).await);
+                settle().await;
+            }
+        };
+        within("damage", looks).await;
+        settle().await;
+        assert!(is_open(damaged));
+        damaged.place(&[1, 2, 3], &[]);
+        let is_whole =
+            || crate::format::entry::EntryHeader::parse(&damaged.disk.content(STORE)[8 * BLOCK_BYTES..]).is_ok();
+        until("it is mended", is_whole).await;
+        agree(&worlds, 20).await;
+    });
+}
+
 /// A replica that has lost its vote is never mended into a voter, nor is an older copy of it advised, which has another vote.
 #[test]
 fn a_lost_vote() {
