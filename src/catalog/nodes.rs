@@ -162,14 +162,20 @@ impl Catalog {
     /// The nodes that are to vote in the catalog's group, where `present` do now: the largest odd number of active ones up to
     /// `CATALOG_VOTERS_MAX`, as an even one would bear no more losses. Who votes already comes first, then the lowest ids, so that a
     /// node that joins replaces nobody. One of the `dead` would only make the quorum harder to reach: it is let in when it is heard of.
+    /// The `late`, who have not caught up when they were to vote, come after the others.
     /// As long as too few are alive all stay as they are, but for nodes that were removed. Empty while there is no node.
-    pub fn wanted_voters(&self, present: &BTreeSet<NodeId>, dead: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+    pub fn wanted_voters(
+        &self,
+        present: &BTreeSet<NodeId>,
+        dead: &BTreeSet<NodeId>,
+        late: &BTreeSet<NodeId>,
+    ) -> BTreeSet<NodeId> {
         let odd = |count: usize| if count.is_multiple_of(2) { count.saturating_sub(1) } else { count };
         let active: Vec<NodeId> = self.active_nodes().map(|node| node.id).collect();
         let count = odd(active.len().min(CATALOG_VOTERS_MAX));
         let mut able: Vec<NodeId> =
             active.into_iter().filter(|node| present.contains(node) || !dead.contains(node)).collect();
-        able.sort_by_key(|node| (!present.contains(node), dead.contains(node), *node));
+        able.sort_by_key(|node| (!present.contains(node), dead.contains(node), late.contains(node), *node));
         if able.len() >= count {
             return able.into_iter().take(count).collect();
         }

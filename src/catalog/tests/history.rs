@@ -52,7 +52,7 @@ fn assert_invariants(catalog: &Catalog) {
     let incarnations: BTreeSet<_> = catalog.nodes().map(|node| node.incarnation).collect();
     assert_eq!(incarnations.len(), catalog.nodes().count());
     assert!(catalog.nodes().all(|node| node.id.0 > 0 && node.id.0 < catalog.node_id_next));
-    let voters = catalog.wanted_voters(&Default::default(), &Default::default());
+    let voters = catalog.wanted_voters(&Default::default(), &Default::default(), &Default::default());
     assert!(voters.is_subset(&catalog.members()) && voters.iter().all(|node| catalog.is_active(*node)));
     assert!(catalog.cluster_id.is_none() || voters.len() % 2 == 1);
     let mut held: BTreeMap<NodeId, usize> = BTreeMap::new();

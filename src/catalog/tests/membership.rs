@@ -44,7 +44,7 @@ fn a_cluster_begins_once() {
     let nobody = Command::InitCluster(InitCluster { cluster_id: CLUSTER.into(), node: None });
     assert!(matches!(catalog.run(nobody), Err(CatalogError::NodeInvalid { .. })));
     assert_eq!((catalog.cluster_id(), catalog.members().len()), (None, 0));
-    assert!(catalog.wanted_voters(&BTreeSet::new(), &BTreeSet::new()).is_empty());
+    assert!(catalog.wanted_voters(&BTreeSet::new(), &BTreeSet::new(), &BTreeSet::new()).is_empty());
 
     let answer = Ok(CatalogAnswer::Cluster { cluster_id: CLUSTER.into() });
     assert_eq!(catalog.run(init()), answer);
@@ -235,7 +235,7 @@ fn voters() {
     let mut catalog = cluster(1);
     let mut present = BTreeSet::new();
     let mut change = |catalog: &Catalog| {
-        present = catalog.wanted_voters(&present, &BTreeSet::new());
+        present = catalog.wanted_voters(&present, &BTreeSet::new(), &BTreeSet::new());
         ids(present.clone())
     };
     assert_eq!(change(&catalog), [1]);
@@ -257,7 +257,7 @@ fn dead_voters() {
     let mut catalog = cluster(7);
     let five = nodes_of(&[1, 2, 3, 4, 5]);
     let wanted = |catalog: &Catalog, present: &BTreeSet<NodeId>, dead: &[u64]| {
-        ids(catalog.wanted_voters(present, &nodes_of(dead)))
+        ids(catalog.wanted_voters(present, &nodes_of(dead), &BTreeSet::new()))
     };
     assert_eq!(wanted(&catalog, &five, &[2, 3]), [1, 2, 3, 4, 5]);
     catalog.run(set_state(3, NodeState::Draining)).unwrap();
@@ -273,6 +273,19 @@ fn dead_voters() {
         [1, 4, 5],
         "the other one of four alone gains nothing"
     );
+}
+
+/// Who has not caught up when it was to vote comes last, and still comes where there is nobody else.
+#[test]
+fn late_candidates() {
+    let mut catalog = cluster(7);
+    catalog.run(set_state(3, NodeState::Draining)).unwrap();
+    let five = nodes_of(&[1, 2, 3, 4, 5]);
+    let wanted = |late: &[u64]| ids(catalog.wanted_voters(&five, &BTreeSet::new(), &nodes_of(late)));
+    assert_eq!(wanted(&[]), [1, 2, 4, 5, 6]);
+    assert_eq!(wanted(&[6]), [1, 2, 4, 5, 7]);
+    assert_eq!(wanted(&[6, 7]), [1, 2, 4, 5, 6]);
+    assert_eq!(wanted(&[5]), [1, 2, 4, 5, 6], "a voter stays one");
 }
 
 /// A cluster has room for so many nodes.

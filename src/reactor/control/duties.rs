@@ -50,6 +50,8 @@ pub(super) const TRANSFER_MAX: Duration = Duration::from_secs(2);
 pub async fn look_after<E: Env>(reactor: Rc<Reactor<E>>) {
     let busy: Rc<RefCell<BTreeSet<ShardUid>>> = Rc::default();
     let mut led: BTreeMap<ShardUid, u64> = BTreeMap::new();
+    // The shard that had its turn last.
+    let mut last = ShardUid(0);
     // Shards whose preferred leader has not taken over, and until when it is not asked again.
     let refused: Rc<RefCell<BTreeMap<ShardUid, u64>>> = Rc::default();
     while reactor.node().phase() < Phase::Leaving {
@@ -58,6 +60,7 @@ pub async fn look_after<E: Env>(reactor: Rc<Reactor<E>>) {
         let topics = reactor.node().topics.snapshot();
         let mut still_led = BTreeMap::new();
         let mut unled = BTreeSet::new();
+        let mut due = BTreeMap::new();
         for topic in topics.values() {
             for (place, replicas) in topic.shards.iter().zip(&topic.view.replicas) {
                 if place.reactor != reactor.number() || !place.here {
@@ -84,23 +87,37 @@ pub async fn look_after<E: Env>(reactor: Rc<Reactor<E>>) {
                 if !matches!(shard.domain().catch(|| is_due(&reactor, &shard, replicas, settled)), Ok(true)) {
                     continue;
                 }
-                busy.borrow_mut().insert(place.uid);
-                let (reactor, busy, uid, replicas) = (reactor.clone(), busy.clone(), place.uid, replicas.clone());
-                let refused = Rc::clone(&refused);
-                env::spawn::<E>(async move {
-                    let tended = shard.domain().contain(tend(&reactor, uid, &shard, &replicas, settled)).await;
-                    if matches!(tended, Ok(false)) {
-                        refused.borrow_mut().insert(uid, E::monotonic_us() + TRY_AGAIN.as_micros() as u64);
-                    }
-                    busy.borrow_mut().remove(&uid);
-                });
+                due.insert(place.uid, (shard, replicas.clone(), settled));
             }
+        }
+        let free = CHANGES_AT_ONCE - busy.borrow().len();
+        for uid in next_turns(due.keys(), last, free) {
+            last = uid;
+            busy.borrow_mut().insert(uid);
+            let (reactor, busy, refused) = (reactor.clone(), busy.clone(), Rc::clone(&refused));
+            let (shard, replicas, settled) = due.remove(&uid).expect("it is due");
+            env::spawn::<E>(async move {
+                let tended = shard.domain().contain(tend(&reactor, uid, &shard, &replicas, settled)).await;
+                if matches!(tended, Ok(false)) {
+                    refused.borrow_mut().insert(uid, E::monotonic_us() + TRY_AGAIN.as_micros() as u64);
+                }
+                busy.borrow_mut().remove(&uid);
+            });
         }
         refused.borrow_mut().retain(|uid, _| still_led.contains_key(uid));
         led = still_led;
         let view = &reactor.node().reactors[reactor.number().0 as usize];
         *view.unled.lock().unwrap_or_else(PoisonError::into_inner) = unled;
     }
+}
+
+/// Up to `free` of what is due, beginning behind the one that had its turn last: what cannot be done yet, and stays due, keeps the others
+/// waiting for one round.
+fn next_turns<'a>(due: impl Iterator<Item = &'a ShardUid>, last: ShardUid, free: usize) -> Vec<ShardUid> {
+    let mut due: Vec<ShardUid> = due.copied().collect();
+    due.sort_by_key(|uid| (*uid <= last, *uid));
+    due.truncate(free);
+    due
 }
 
 /// Whether there is something to do for a shard that leads here.
@@ -221,3 +238,20 @@ pub async fn leave<E: Env>(reactor: &Rc<Reactor<E>>) {
 
 /// Shards of one reactor that are handed over at the same time.
 pub(super) const LEAVE_AT_ONCE: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Changes that never end do not keep the others waiting: each has its turn in a few rounds.
+    #[test]
+    fn turns() {
+        let due: Vec<ShardUid> = (1..=6).map(ShardUid).collect();
+        let next =
+            |last, free| next_turns(due.iter(), ShardUid(last), free).iter().map(|uid| uid.0).collect::<Vec<_>>();
+        assert_eq!(next(0, 4), [1, 2, 3, 4]);
+        assert_eq!(next(4, 4), [5, 6, 1, 2]);
+        assert_eq!(next(6, 0), [0; 0]);
+        assert_eq!(next(9, 2), [1, 2]);
+    }
+}

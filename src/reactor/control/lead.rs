@@ -19,6 +19,9 @@ use crate::{
 /// How often the leader looks.
 const LEAD_INTERVAL: Duration = crate::limits::FLUSH_LOOK;
 
+/// For so long others are tried first after a node could not be made a voter.
+const LATE_FOR: Duration = Duration::from_secs(10);
+
 impl<E: Env> Control<E> {
     /// Does the leader's work while this node leads the catalog.
     pub(super) async fn lead_for_ever(self) {
@@ -63,8 +66,9 @@ impl<E: Env> Control<E> {
             return;
         }
         let (present, dead) = (group.members(), self.dead());
+        let late = self.late();
         let (members, wanted) =
-            group.with_machine(|catalog| (catalog.members(), catalog.wanted_voters(&present.voters, &dead)));
+            group.with_machine(|catalog| (catalog.members(), catalog.wanted_voters(&present.voters, &dead, &late)));
         // A leader that was removed leads on until another is elected.
         if members.is_empty() || !present.voters.contains(&self.inner.me) {
             return;
@@ -82,6 +86,8 @@ impl<E: Env> Control<E> {
             && let Err(error) = soon::<E, _>(group.change_members(wanted.clone())).await
         {
             tracing::warn!(?wanted, error, "the catalog's voters could not be changed; it is tried again");
+            let again_us = E::monotonic_us() + LATE_FOR.as_micros() as u64;
+            self.inner.late.borrow_mut().extend(wanted.difference(&present.voters).map(|node| (*node, again_us)));
             return;
         }
         let gone: BTreeSet<NodeId> =
@@ -103,6 +109,14 @@ impl<E: Env> Control<E> {
                 return;
             }
         }
+    }
+
+    /// Members that could not be made voters lately: others are tried first. One may answer, and not follow the catalog, for as long as its
+    /// own one is damaged.
+    fn late(&self) -> BTreeSet<NodeId> {
+        let mut late = self.inner.late.borrow_mut();
+        late.retain(|_, again_us| E::monotonic_us() < *again_us);
+        late.keys().copied().collect()
     }
 
     /// Members that were not heard of lately.

@@ -245,6 +245,8 @@ struct Inner<E: Env> {
     unmade: RefCell<BTreeSet<ShardUid>>,
     /// Those whose removal was begun and could not be ended: they are held, and removed before any is made there again.
     unremoved: RefCell<Unremoved>,
+    /// Members that could not be made voters of the catalog, and until when others are tried first.
+    late: RefCell<BTreeMap<NodeId, u64>>,
     /// `reconcile` has carried out the catalog up to here.
     reconciled: Cell<crate::ids::Index>,
     /// Whom the file `members` lists, as far as is known; and the end of the catalog's entries that it follows from.
@@ -321,6 +323,7 @@ impl<E: Env> Control<E> {
             failed: RefCell::default(),
             unmade: RefCell::default(),
             unremoved: RefCell::default(),
+            late: RefCell::default(),
             reconciled: Cell::default(),
             remembered: RefCell::default(),
             remembered_end: Cell::default(),
