@@ -379,23 +379,32 @@ impl Checkpoint {
     }
 }
 
-/// The newest whole checkpoint at or below `index`, checked against the log where the log still holds its entry.
+/// The newest whole checkpoint at or below `index`, checked against the log where the log still holds its entry. One of another history
+/// than the log's, beyond what is known to be committed, is a leader's snapshot that was kept, and before which the log had not been cut
+/// yet: it is given up, and the leader sends it again.
 async fn load<E: Env>(log: &Log<E>, index: Index) -> Result<Option<Checkpoint>, LogError> {
-    let Some((kept, bytes)) = log.load_checkpoint(index).await? else { return Ok(None) };
-    let bad = |what: String| not_usable(log, kept, what);
-    let checkpoint = Checkpoint::decode(bytes).map_err(bad)?;
-    let applied = checkpoint.position.applied.ok_or_else(|| bad("it names no entry".into()))?;
-    if applied.index != kept {
-        return Err(bad(format!("it is the state at {applied}")));
-    }
-    if kept >= log.first_index() {
+    loop {
+        let Some((kept, bytes)) = log.load_checkpoint(index).await? else { return Ok(None) };
+        let bad = |what: String| not_usable(log, kept, what);
+        let checkpoint = Checkpoint::decode(bytes).map_err(bad)?;
+        let applied = checkpoint.position.applied.ok_or_else(|| bad("it names no entry".into()))?;
+        if applied.index != kept {
+            return Err(bad(format!("it is the state at {applied}")));
+        }
+        if kept < log.first_index() {
+            return Ok(Some(checkpoint));
+        }
         let entries = log.read(kept, kept.next(), 0).await.inspect_err(|error| drop(condemned(log, error.clone())))?;
         let header = entries.first().map(|entry| entry.header).ok_or_else(|| bad("its entry is gone".into()))?;
-        if header.id != applied || header.chain != checkpoint.position.chain {
-            return Err(bad(format!("the log holds {} with another history there", header.id)));
+        if header.id == applied && header.chain == checkpoint.position.chain {
+            return Ok(Some(checkpoint));
         }
+        let what = format!("the log holds {} with another history there", header.id);
+        if log.hard_state().committed.is_some_and(|committed| committed.index >= kept) {
+            return Err(bad(what));
+        }
+        log.give_up_checkpoint(kept, &what).await;
     }
-    Ok(Some(checkpoint))
 }
 
 /// A checkpoint that is whole, and of no use here.

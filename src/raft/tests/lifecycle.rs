@@ -4,7 +4,7 @@ use std::io;
 
 use super::{cluster::guard, *};
 use crate::{
-    env::runtime::block_on,
+    env::{Disk, runtime::block_on},
     sim::{DiskFault, Fault, Operation, PlantedFault},
 };
 
@@ -89,6 +89,33 @@ fn closes_without_a_file() {
         disk.heal();
         let (group, _) = open(&disk).await;
         assert!(group.high_watermark() >= Offset(3));
+        group.close().await.unwrap();
+    });
+}
+
+/// A leader's snapshot that was kept, and then the power failed before the log was cut for it, does not keep a replica closed.
+#[test]
+fn a_snapshot_of_another_history() {
+    block_on(async {
+        let theirs = SimDisk::new();
+        let (group, _) = open(&theirs).await;
+        for _ in 0..5 {
+            produce(&group, 1, 200).await.unwrap();
+        }
+        group.close().await.unwrap();
+        let checkpoint = theirs.paths().into_iter().rfind(|path| path.extension().is_some_and(|it| it == "checkpoint"));
+        let checkpoint = checkpoint.expect("a close keeps one");
+
+        let disk = SimDisk::new();
+        let (group, _) = open(&disk).await;
+        for _ in 0..6 {
+            produce(&group, 1, 100).await.unwrap();
+        }
+        let disk = disk.crash(1);
+        disk.write_file(&checkpoint, theirs.content(&checkpoint).into()).await.unwrap();
+        let (group, _) = open(&disk).await;
+        assert_eq!(group.high_watermark(), Offset(6));
+        assert!(!disk.paths().contains(&checkpoint), "it is of no use");
         group.close().await.unwrap();
     });
 }
