@@ -144,17 +144,22 @@ impl State {
         !self.queue.is_empty() && !self.stalled && (self.in_flight.is_empty() || eager)
     }
 
-    /// Takes what goes into the next entry. Requests of which all are refused wait for the last entry in flight; without one they
-    /// are returned.
+    /// Takes what goes into the next entry. Requests of which all are refused wait for the last entry in flight, if they are refused for
+    /// good when that has landed; else for nothing to be in flight, and are returned then.
     fn gather(&mut self, now_us: u64) -> (Gathered, Vec<Placed>) {
         let mut gathered = self.queue.gather(self.next, now_us, &self.estimate);
         let mut refused = vec![];
         if gathered.records == 0 {
             let requests = std::mem::take(&mut gathered.requests);
             match self.in_flight.back_mut() {
-                Some(entry) => {
+                Some(entry) if requests.iter().all(Placed::is_past) => {
                     self.refused_held = !requests.is_empty();
                     entry.requests.extend(requests);
+                }
+                // Another leader may have come to what they expect, and what is in flight here may land all the same.
+                Some(_) => {
+                    self.refused_held = true;
+                    self.queue.put_back(requests.into_iter().map(|placed| placed.waiting).collect());
                 }
                 None => refused = requests,
             }

@@ -131,6 +131,13 @@ pub(super) struct Placed {
     pub(super) refused: bool,
 }
 
+impl Placed {
+    /// The offset that it expects has a record when what is before it has landed, whoever leads by then.
+    pub(super) fn is_past(&self) -> bool {
+        self.waiting.produce.expected_offset.is_some_and(|expected| expected < self.base_offset)
+    }
+}
+
 /// What was taken out of the queue.
 #[derive(Default)]
 pub(super) struct Gathered {

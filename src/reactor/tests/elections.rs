@@ -7,7 +7,7 @@ use futures_util::{FutureExt, future::join_all};
 use super::*;
 use crate::{
     env::{Env, reserve},
-    limits::{DISK_RESERVE_BYTES, RAFT_QUORUM_WAIT},
+    limits::{DISK_RESERVE_BYTES, PROPOSE_BYTES_EAGER, RAFT_QUORUM_WAIT},
     reactor::ReactorError,
     shard::{Produced, ShardError, ShardStatus},
 };
@@ -268,6 +268,47 @@ fn condition_at_a_leader_that_is_cut_off() {
         assert_eq!(past.reason, "OFFSET_MISMATCH");
         assert!(past.message.contains("would get 1"), "nothing else was ever committed: {}", past.message);
         assert_eq!(worlds[others().next().unwrap()].values().await, ["first", "conditional"]);
+    });
+}
+
+/// Nor does what it had in flight judge a condition that came later, when that lands at last: the others may have gone on from it.
+#[test]
+fn condition_behind_what_lands_late() {
+    block_on(async {
+        let worlds = four().await;
+        let cut = leader(&worlds[..3]).await;
+        let others = || (0..3).filter(|place| *place != cut);
+        let [late, other] = [others().next().unwrap(), others().nth(1).unwrap()];
+        for place in [cut, late] {
+            worlds[place].disk.hold();
+        }
+        let mut in_flight = Box::pin(worlds[cut].reactor.produce(UID, produce("first")));
+        assert!(in_flight.as_mut().now_or_never().is_none());
+        // One of the others has it, and this leader knows: its own disk makes a majority.
+        let shard = worlds[cut].reactor.shard(UID).unwrap();
+        let has_it = || shard.status().log_end == Offset(1) && shard.lag_of(worlds[other].id) == Some(0);
+        until("another one has it", has_it).await;
+        worlds[0].network.isolate(worlds[cut].id);
+        worlds[late].disk.release();
+        bury(&worlds, worlds[cut].id);
+        until("the others elect", || others().any(|place| worlds[place].leads())).await;
+        let next = others().find(|place| worlds[*place].leads()).unwrap();
+        let second = within("the next leader", worlds[next].reactor.produce(UID, produce("second"))).await.unwrap();
+        assert_eq!(second.base_offset, Offset(1));
+        let large = "x".repeat(PROPOSE_BYTES_EAGER);
+        let expecting = Produce { expected_offset: Some(Offset(2)), ..produce(&large) };
+        let mut conditional = Box::pin(worlds[cut].reactor.produce(UID, expecting));
+        assert!(conditional.as_mut().now_or_never().is_none());
+        worlds[cut].disk.release();
+        settle().await;
+        let early = conditional.as_mut().now_or_never();
+        assert!(early.is_none(), "{early:?}");
+        worlds[0].network.heal();
+        for world in &worlds {
+            (1..=4).for_each(|id| world.node.liveness.note(NodeId(id), true));
+        }
+        assert_eq!(within("the next leader", conditional).await.unwrap().base_offset, Offset(2));
+        drop(in_flight);
     });
 }
 

@@ -204,6 +204,15 @@ fn expected_offsets() {
         mismatch(stale.as_mut().await, 6, 7);
         in_flight.await.unwrap();
         assert_eq!(shard.status().log_end, Offset(7));
+
+        // And one that expects more than is in flight.
+        disk.hold();
+        let in_flight = shard.produce(large(PROPOSE_BYTES_EAGER));
+        let mut ahead = pin!(shard.produce(Produce { expected_offset: Some(Offset(9)), ..large(PROPOSE_BYTES_EAGER) }));
+        assert!(settled(&mut ahead).await.is_none());
+        disk.release();
+        in_flight.await.unwrap();
+        mismatch(ahead.as_mut().await, 9, 8);
     });
 }
 
