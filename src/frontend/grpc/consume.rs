@@ -79,7 +79,7 @@ async fn consume_held<E: Env>(call: &mut Call<E>, mut consume: ConsumeCall) -> R
         // Boxed: a call that waits for room must not have the place of an answer's future.
         let consumed = Box::pin(frontend.consume_of(consume.at_once(room.bytes(), has_waited), &topic));
         let consumed = match call.wait(async { Ok(consumed.await) }).await? {
-            // It may be otherwise in a moment, which is waited for without room. (A deadline that has passed stays so: `?`.)
+            // An error of the shard may be over in a moment, which is waited for without room; a deadline (`?`) is not.
             Err(_) if !has_waited => {
                 waits = true;
                 continue;
