@@ -162,13 +162,11 @@ impl<E: Env> Inner<E> {
             return self.start_over(to).await;
         }
         let to = super::point_after(&self.header(Index(to.next.0 - 1)).await?);
-        if to.next <= self.state.borrow().flushed.next {
-            // What is queued may wait for the space that this frees.
-            self.save_first(Change::Start(to)).await?;
-        } else {
-            // It was committed, and will be durable when this write is reached in the queue.
-            self.save(Change::Start(to)).await?;
-        }
+        // It was committed, and will be durable. Recovery takes a segment without its lasting name for a recycled file when the log
+        // begins behind its base.
+        self.until_or_fault(|| self.is_named_before(to.next).then_some(Ok(()))).await?;
+        // What is queued may wait for the space that this frees.
+        self.save_first(Change::Start(to)).await?;
         {
             let state = &mut *self.state.borrow_mut();
             state.start = to;
@@ -178,6 +176,13 @@ impl<E: Env> Inner<E> {
         self.drop_segments(to.next).await?;
         self.drop_checkpoints().await;
         Ok(())
+    }
+
+    /// All entries before `next` are durable, and so are the names of their segments.
+    fn is_named_before(&self, next: Index) -> bool {
+        let state = self.state.borrow();
+        let named = |segment: &SegmentOf<E>| segment.base.next >= next || segment.named.get();
+        state.flushed.next >= next && state.segments.iter().all(named)
     }
 
     /// The log begins anew at `to`, beyond its present end. What waits for space that is not there does not get it any more.

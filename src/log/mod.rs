@@ -23,6 +23,7 @@
 //! `recovery`, `scan`, `state` (hard state, checkpoints), `unreadable` (lost places), `verify`, `repair`, `watched` (hung operations).
 
 mod change;
+mod hard_state;
 mod prepare;
 mod read;
 mod recovery;
@@ -270,6 +271,8 @@ struct State<E: Env> {
     closed: bool,
     /// A close is about to come.
     closing: bool,
+    /// Base offset of the segment that was begun last, also if it is gone: its file may be there still.
+    last_base: Option<Offset>,
 }
 
 impl<E: Env> Log<E> {
@@ -304,9 +307,7 @@ impl<E: Env> Log<E> {
         assert!(options.segment_bytes_max <= crate::limits::SEGMENT_BYTES_LIMIT, "positions fit into an index");
         let (inner, recovered) = recovery::open(disk, tail, options).await?;
         writer::start(&inner);
-        if !recovered.clean {
-            inner.mark_when_idle();
-        }
+        inner.mark_when_idle();
         Ok((Log { inner }, recovered))
     }
 
@@ -534,7 +535,7 @@ impl<E: Env> Log<E> {
         self.inner.load_checkpoint(index).await
     }
 
-    /// Removes a checkpoint that is damaged, for the reason `what`, and not needed.
+    /// Removes a checkpoint that is of no use, for the reason `what`, and not needed.
     pub async fn give_up_checkpoint(&self, index: Index, what: &str) {
         self.inner.give_up_checkpoint(index, what).await;
     }

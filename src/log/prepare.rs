@@ -212,6 +212,11 @@ impl<E: Env> Inner<E> {
         };
         let segment = Rc::new(Segment::new(sequence, state.end, path, capacity));
         segment.now.borrow_mut().appender = spare.map(|spare| spare.file);
+        let base = Some(segment.base.offset);
+        // One that is gone from the log may still have its file.
+        let is_there = state.segments.iter().any(|other| Some(other.base.offset) == base);
+        segment.shares_base.set(is_there || state.last_base == base);
+        state.last_base = base;
         state.segments.push_back(segment.clone());
         state.supply.begun_us = E::monotonic_us();
         state.supply.begun_at = BLOCK_BYTES as u64;
@@ -426,7 +431,13 @@ impl<E: Env> Inner<E> {
             (recycled, self.spare_path(state))
         };
         if let Some((path, bytes)) = recycled {
-            let file = self.disk.open(&path, OpenMode::Append).await?;
+            let file = match self.disk.open(&path, OpenMode::Append).await {
+                Ok(file) => file,
+                Err(error) => {
+                    self.recycle(path, bytes);
+                    return Err(error);
+                }
+            };
             return Ok(Spare { file, path, bytes });
         }
         self.check_free(bytes, claim).await?;

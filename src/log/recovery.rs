@@ -1,6 +1,6 @@
 //! Opening a log: from its files to where it stood, or to words for what is wrong.
 //!
-//! 1. Hard state: the newer of two slots that are whole. (Both are written before a write is acknowledged.)
+//! 1. Hard state (`hard_state`): the newer of two slots that are whole. (Both are written before a write is acknowledged.)
 //! 2. Segments: files whose header is ours, in order of sequence; a spare that has entries already is one.
 //!    What is purged is removed.
 //! 3. All but the last: trusted if the footer continues to the next one; scanned otherwise, and then sealed.
@@ -20,7 +20,9 @@ use std::{
 
 use super::{
     FileOf, Inner, LogError, LogOptions, Phase, Recovered, Segment, SegmentOf, State, Supply, Tail, TailBudget,
-    Watched, io_error,
+    Watched,
+    hard_state::{self, HardStateOnDisk},
+    io_error,
     scan::{Found, Scan, UNREADABLE},
     segment::{Slots, parse_slots, store_path},
     unreadable,
@@ -34,7 +36,7 @@ use crate::{
     format::{
         entry::EntryHeader,
         segment::{BlockError, LogPoint, SLOT_BYTES, SegmentFooter, SegmentHeader, Slot},
-        state_files::{HardState, HardStateSlot},
+        state_files::HardStateSlot,
     },
     ids::{Index, Position, SegmentSequence, ShardUid, Term},
     limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN},
@@ -51,7 +53,11 @@ pub(super) async fn open<E: Env>(
     let dir = options.dir.clone();
     disk.create_dir_all(&dir).await.map_err(|error| io_error(&dir, "made", &error))?;
     let names = disk.list(&dir).await.map_err(|error| io_error(&dir, "listed", &error))?;
-    let hard = hard_state::<E>(&disk, &options, &names).await?;
+    let hard_path = dir.join("hard_state");
+    let HardStateOnDisk { slot, is_settled } = hard_state::find::<E>(&disk, &options, &names).await?;
+    let hard_file = disk.open(&hard_path, OpenMode::Append).await;
+    let hard_file: FileOf<E> = hard_file.map_err(|error| io_error(&hard_path, "opened", &error))?;
+    let hard = if is_settled { slot } else { hard_state::settle::<E>(&hard_file, &hard_path, slot).await? };
     let mut found = Survey { files: Vec::new(), spares: Vec::new(), indexes: Vec::new(), checkpoints: BTreeSet::new() };
     found.look::<E>(&disk, &options, &names).await?;
     let mut recovery = Recovery::<E> {
@@ -63,17 +69,18 @@ pub(super) async fn open<E: Env>(
     };
     recovery.segments(&mut found).await?;
     let end = recovery.segments.last().map_or(hard.start, |segment| segment.end());
-    let path = recovery.segments.last().map_or_else(|| dir.join("hard_state"), |segment| segment.path());
+    let path = recovery.segments.last().map_or_else(|| hard_path.clone(), |segment| segment.path());
     if let Some(durable) = hard.durable().filter(|durable| durable.index >= end.next) {
         let what = format!("entries up to {durable} were durable, but the log ends before {}", end.next);
         let position = recovery.segments.last().map_or(0, |segment| segment.now.borrow().data_end);
         return Err(LogError::Corrupt { file: path, position, what });
     }
+    if !recovery.recovered.clean || recovery.segments.is_empty() {
+        // What this process finds may not be durable: the one before may have ended between a write and its flush.
+        hard_file.sync().await.map_err(|error| io_error(&hard_path, "synced", &error))?;
+    }
     recovery.tidy(&found).await?;
     let (recovered, segments) = (recovery.recovered, recovery.segments);
-    let hard_path = dir.join("hard_state");
-    let hard_file = disk.open(&hard_path, OpenMode::Append).await;
-    let hard_file = hard_file.map_err(|error| io_error(&hard_path, "opened", &error))?;
     let begun_at = segments.last().map_or(BLOCK, |segment| segment.now.borrow().data_end);
     let timestamp_us = segments.iter().map(|segment| segment.now.borrow().last_timestamp_us).max();
     let state = State {
@@ -82,6 +89,7 @@ pub(super) async fn open<E: Env>(
         flushed: end,
         timestamp_us: timestamp_us.unwrap_or(i64::MIN),
         sequence_next: found.sequence_next(),
+        last_base: segments.last().map(|segment| segment.base.offset),
         segments: segments.into(),
         queue: std::collections::VecDeque::new(),
         unflushed: tail.memory().none(Use::Unflushed),
@@ -113,65 +121,12 @@ pub(super) async fn open<E: Env>(
     Ok((Rc::new(inner), recovered))
 }
 
-/// The newer slot of the hard state; made for a new log.
-async fn hard_state<E: Env>(
-    disk: &Watched<E>,
-    options: &LogOptions,
-    names: &[DirEntry],
-) -> Result<HardStateSlot, LogError> {
-    let path = options.dir.join("hard_state");
-    if !names.iter().any(|entry| entry.name == Path::new("hard_state")) {
-        if let Some(store) = names.iter().find(|entry| has_extension(&entry.name, "store")) {
-            let what = format!("it is missing, but {} is there; the vote in it is lost", store.name.display());
-            return Err(LogError::Corrupt { file: path, position: 0, what });
-        }
-        let state = HardState::default();
-        let (shard, owner) = (options.shard, options.owner);
-        let start = LogPoint::default();
-        let slot = HardStateSlot { shard, sequence: 0, state, start, owner, flushed: None };
-        let mut content = slot.encode().to_vec();
-        content.resize(2 * BLOCK_BYTES, 0);
-        disk.write_file(&path, content.into()).await.map_err(|error| io_error(&path, "written", &error))?;
-        return Ok(slot);
-    }
-    let content = unreadable::read_file(disk, &path).await.map_err(|error| io_error(&path, "read", &error))?;
-    let slot = newest_slot(&content, &path, Some(options.shard))?;
-    if slot.shard != options.shard {
-        return Err(of_another(&path, slot.shard, options.shard));
-    }
-    if options.owner != 0 && slot.owner != options.owner {
-        return Err(LogError::Foreign { file: path, what: OF_ANOTHER_OWNER.into() });
-    }
-    Ok(slot)
-}
-
-/// What is wrong with a directory that has the right shard's number.
-pub(super) const OF_ANOTHER_OWNER: &str = "it was not made in this data directory, but by another node or in another cluster, \
-     or before `identity` was replaced: put each shard's directory back where it was made";
-
-/// The slot that counts. One of another shard does not if the other is of this one: its write went astray.
-pub(super) fn newest_slot(content: &[u8], path: &Path, shard: Option<ShardUid>) -> Result<HardStateSlot, LogError> {
-    let slots: Vec<_> = content.chunks(BLOCK_BYTES).map(HardStateSlot::parse).collect();
-    let newest =
-        slots.iter().filter_map(|slot| slot.ok()).max_by_key(|slot| (Some(slot.shard) == shard, slot.sequence));
-    match newest {
-        Some(slot) => Ok(slot),
-        None => match slots.iter().find_map(|slot| slot.err().filter(|e| matches!(e, BlockError::Version(_)))) {
-            Some(version) => Err(of_version(path, &version)),
-            None => {
-                let what = "neither of its two slots is whole; the vote in it is lost".into();
-                Err(LogError::Corrupt { file: path.into(), position: 0, what })
-            }
-        },
-    }
-}
-
 pub(super) fn of_another(path: &Path, found: ShardUid, expected: ShardUid) -> LogError {
     let what = format!("it belongs to shard {found}, not to shard {expected}: put each shard's directory back");
     LogError::Foreign { file: path.into(), what }
 }
 
-fn of_version(path: &Path, error: &BlockError) -> LogError {
+pub(super) fn of_version(path: &Path, error: &BlockError) -> LogError {
     LogError::Foreign {
         file: path.into(),
         what: format!("{error}: use the Ringlog that wrote it, or another directory"),

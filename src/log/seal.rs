@@ -49,9 +49,9 @@ impl<E: Env> Log<E> {
         self.inner.abandon().await;
     }
 
-    /// A close is about to come: what waits for descriptors or memory ends with its error from now on, or holds the log up
-    /// (`held_up`), so that whoever closes does not wait for it.
-    pub fn is_to_close(&self) {
+    /// To be called before a close and what precedes it: work that waits for descriptors or memory ends with its error from now on, and
+    /// entries that do hold the log up (`held_up`).
+    pub fn announce_close(&self) {
         self.inner.state.borrow_mut().closing = true;
     }
 
@@ -59,7 +59,7 @@ impl<E: Env> Log<E> {
     /// takes no more appends afterwards; reads go on.
     ///
     /// # Errors
-    /// `Stopped`; `Full` when entries wait for space that is not there.
+    /// `Stopped`; `Full` when entries wait for space that is not there; `Io` when they wait for descriptors or memory.
     pub async fn close(&self) -> Result<(), LogError> {
         self.inner.close().await
     }
@@ -91,14 +91,7 @@ impl<E: Env> Inner<E> {
     }
 
     async fn name(&self, segment: &SegmentOf<E>) -> io::Result<()> {
-        let to = {
-            let state = self.state.borrow();
-            let taken = state
-                .segments
-                .iter()
-                .any(|other| other.base.offset == segment.base.offset && other.sequence.0 < segment.sequence.0);
-            store_path(&self.options.dir, segment.base.offset, taken, segment.sequence)
-        };
+        let to = store_path(&self.options.dir, segment.base.offset, segment.shares_base.get(), segment.sequence);
         self.patiently(is_transient, async || self.disk.rename(&segment.path(), &to).await).await?;
         *segment.path.borrow_mut() = to;
         self.sync_dir().await?;
@@ -113,7 +106,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Does what changes nothing when it fails with such an error, again and again, until it does not, or the log has failed or is to
-    /// close (`Log::is_to_close`).
+    /// close (`Log::announce_close`).
     pub(super) async fn patiently<T>(
         &self,
         is_such: fn(&io::Error) -> bool,

@@ -40,6 +40,8 @@ pub(super) struct Segment<F> {
     pub removed: Cell<bool>,
     /// It has its lasting name: `<base offset>.store`.
     pub named: Cell<bool>,
+    /// Another one has, or had, the name that its base offset gives.
+    pub shares_base: Cell<bool>,
     pub path: RefCell<PathBuf>,
     pub now: RefCell<Now<F>>,
 }
@@ -157,6 +159,7 @@ impl<F: Clone> Segment<F> {
             base,
             removed: Cell::new(false),
             named: Cell::new(false),
+            shares_base: Cell::new(false),
             path: RefCell::new(path),
             now: RefCell::new(now),
         }

@@ -189,11 +189,11 @@ impl<E: Env> Inner<E> {
         Ok(found)
     }
 
-    /// Removes a damaged checkpoint that is not needed. The replay that goes by its entry keeps another one, if it is at the
+    /// Removes a checkpoint that is of no use and not needed. The replay that goes by its entry keeps another one, if it is at the
     /// start of a segment.
     pub(super) async fn give_up_checkpoint(&self, index: Index, what: &str) {
         let path = self.checkpoint_path(index);
-        tracing::warn!(path = %path.display(), what, "a damaged checkpoint, which is not needed, is removed");
+        tracing::warn!(path = %path.display(), what, "a checkpoint that is of no use, and not needed, is removed");
         self.remove_checkpoint(index).await;
     }
 }

@@ -4,11 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    LogError, io_error,
-    recovery::{
-        OF_ANOTHER_OWNER, SegmentFile, checkpoint_index, has_extension, live_and_purged, newest_slot, read_footer,
-        read_header,
-    },
+    LogError,
+    hard_state::{OF_ANOTHER_OWNER, newest_slot},
+    io_error,
+    recovery::{SegmentFile, checkpoint_index, has_extension, live_and_purged, read_footer, read_header},
     scan::{Found, Scan, UNREADABLE},
     unreadable,
 };

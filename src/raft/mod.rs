@@ -455,7 +455,7 @@ impl<E: Env, M: Machine> Group<E, M> {
         }
         shared.changed.notify_all();
         shared.turned.notify_all();
-        log.is_to_close();
+        log.announce_close();
         self.shut_down().await?;
         let gone = async {
             loop {

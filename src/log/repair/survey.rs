@@ -16,11 +16,10 @@ use crate::{
     ids::{Index, LogId, Offset, SegmentSequence, ShardUid},
     limits::BLOCK_BYTES,
     log::{
-        LogError, LogOptions, io_error, point_after,
-        recovery::{
-            OF_ANOTHER_OWNER, checkpoint_index, has_extension, is_of, newest_slot, of_another, read_footer,
-            read_header, sequence_of,
-        },
+        LogError, LogOptions,
+        hard_state::{OF_ANOTHER_OWNER, newest_slot},
+        io_error, point_after,
+        recovery::{checkpoint_index, has_extension, is_of, of_another, read_footer, read_header, sequence_of},
         scan::{Found, Scan, continues},
         segment::store_path,
         unreadable,

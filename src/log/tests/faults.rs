@@ -3,15 +3,20 @@
 use std::io;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 
 use super::support::*;
 use crate::{
     budget::Use,
-    env::runtime::block_on,
-    format::entry::{EntryHeader, EntryKind, NewEntry},
-    ids::{Index, Offset},
-    limits::{SEGMENT_BYTES_MIN, STORAGE_HUNG, STORAGE_SLOW},
-    log::{HardState, LogError, prepare::RETRY},
+    env::{Disk, File, OpenMode, runtime::block_on},
+    format::{
+        entry::{EntryHeader, EntryKind, NewEntry},
+        segment::LogPoint,
+        state_files::HardStateSlot,
+    },
+    ids::{Index, NodeId, Offset, Term},
+    limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN, STORAGE_HUNG, STORAGE_SLOW},
+    log::{HardState, LogError, Vote, prepare::RETRY},
     sim::{DiskFault, Fault, Operation, PlantedFault, SimDisk, TestEnv},
 };
 
@@ -478,6 +483,118 @@ fn no_descriptor_for_a_name() {
     });
 }
 
+/// A vote whose save the power has interrupted is in one copy, or in none that is durable, when it is found. Once a log has opened with it,
+/// it bears the loss of either copy, and of what the process before had not flushed.
+#[test]
+fn an_interrupted_vote() {
+    let voted =
+        |term| HardState { vote: Some(Vote { term: Term(term), node: NodeId(2), committed: false }), committed: None };
+    let interrupted = async |entries: u32| {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        for _ in 0..entries {
+            append_one(&log, 1, 10).await;
+        }
+        log.save_hard_state(voted(7)).await.unwrap();
+        let left = power_fails(&disk, 1).await;
+        let file = left.open(&path("hard_state"), OpenMode::Append).await.unwrap();
+        let newest = || {
+            let content = left.content(path("hard_state"));
+            let slots = content.chunks(BLOCK_BYTES).map(|block| HardStateSlot::parse(block).unwrap());
+            slots.max_by_key(|slot| slot.sequence).unwrap()
+        };
+        // Of the two copies of the next one the first is written.
+        let slot = HardStateSlot { sequence: newest().sequence + 1, state: voted(8), ..newest() };
+        file.append_durable(slot.sequence % 2 * BLOCK_BYTES as u64, vec![slot.encode()]).await.unwrap();
+        assert_eq!(open(&left).await.hard_state(), voted(8));
+        for slot in 0..2 {
+            let damaged = left.crash(slot);
+            damaged.flip_bit(path("hard_state"), slot * BLOCK_BYTES as u64 + 10, 0);
+            assert_eq!(open(&damaged).await.hard_state(), voted(8), "slot {slot} is damaged");
+        }
+
+        // The process ends between its writes and their flush.
+        let newest = newest();
+        for sequence in [newest.sequence + 1, newest.sequence + 2] {
+            let slot = HardStateSlot { sequence, state: voted(9), ..newest };
+            file.write_at(sequence % 2 * BLOCK_BYTES as u64, vec![slot.encode()]).await.unwrap();
+        }
+        assert_eq!(open(&left).await.hard_state(), voted(9));
+        for seed in 0..16 {
+            assert_eq!(open(&left.crash(seed)).await.hard_state(), voted(9), "seed {seed}");
+        }
+    };
+    block_on(async {
+        for entries in 0..2 {
+            interrupted(entries).await;
+        }
+    });
+}
+
+/// A log does not begin behind the base of a segment whose lasting name is not durable: after a power failure that segment would pass
+/// for a recycled file, and the entries that stay would go with it.
+#[test]
+fn no_purge_before_the_name() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        append_one(&log, 1, 40_000).await;
+        // The next segment is made by then.
+        while !names(&disk).iter().any(|name| name.ends_with(".spare")) {
+            settle().await;
+        }
+        settle().await;
+        let (fault, path_contains) = (DiskFault::NoDescriptor, DIR.to_owned());
+        disk.plant_fault(PlantedFault { fault, path_contains, chance_ppm: 1_000_000, times: u64::MAX });
+        // Into the second segment, whose new name cannot be synced; the log is to begin in it before it is written.
+        disk.hold_at(".spare");
+        let appended = append(&log, vec![batch(&log, 0, 1, 40_000)]);
+        let last = append(&log, vec![batch(&log, 0, 1, 10)]);
+        let to = LogPoint { next: Index(2), ..log.end() };
+        // The first one is sealed meanwhile.
+        settle().await;
+        let mut purged = Box::pin(log.purge(to));
+        assert!(purged.as_mut().now_or_never().is_none());
+        disk.release();
+        appended.await.unwrap().unwrap();
+        last.await.unwrap().unwrap();
+        tokio::select! {
+            biased;
+            purged = &mut purged => panic!("it waits for the name: {purged:?}"),
+            () = crate::env::sleep::<TestEnv>(4 * RETRY) => {}
+        }
+        for seed in 0..16 {
+            let (log, _) = open_with(&disk.crash(seed), 64 << 10, 0).await.unwrap();
+            assert_eq!(log.last().map(|last| last.index), Some(Index(2)), "seed {seed}");
+            assert_eq!(read_all(&log, 1 << 20).await.unwrap().len(), 3);
+        }
+        disk.heal();
+        purged.await.unwrap();
+        assert_eq!(log.first_index(), Index(2));
+    });
+}
+
+/// No segment gets a name that an earlier one of the same base offset had: its file may still be there, about to be removed.
+#[test]
+fn no_name_twice() {
+    block_on(async {
+        let disk = SimDisk::new();
+        let log = open(&disk).await;
+        let blank = |index| entry(EntryKind::Blank, index, 1, Offset(0), 0, 40_000);
+        append(&log, vec![blank(0)]).await.unwrap().unwrap();
+        settle().await;
+        let first = names(&disk).into_iter().find(|name| name.ends_with(".store")).unwrap();
+        log.purge(log.end()).await.unwrap();
+        append(&log, vec![blank(1)]).await.unwrap().unwrap();
+        settle().await;
+        let second = names(&disk).into_iter().find(|name| name.ends_with(".store")).unwrap();
+        assert_ne!(first, second);
+        drop(log);
+        let log = open(&power_fails(&disk, 1).await).await;
+        assert_eq!((log.first_index(), log.last().map(|last| last.index)), (Index(1), Some(Index(1))));
+    });
+}
+
 /// What waits for a descriptor waits no longer when the log is to close, and is no reason to stop the log.
 #[test]
 fn no_descriptor_at_the_end() {
@@ -493,7 +610,7 @@ fn no_descriptor_at_the_end() {
             saved = &mut saving => panic!("it waits: {saved:?}"),
             () = crate::env::sleep::<TestEnv>(4 * RETRY) => {}
         }
-        log.is_to_close();
+        log.announce_close();
         let saved = saving.await;
         assert!(matches!(saved, Err(LogError::Io { .. })), "{saved:?}");
         assert!(log.fault().is_none());
