@@ -53,6 +53,8 @@ pub struct World {
     pub produced: Vec<(u64, String, Option<u32>, usize)>,
     /// Consume streams that each node got: shard, start, min_offset.
     pub consumed: Vec<(u64, u32, Option<v1::consume_stream_request::Start>, Option<u64>)>,
+    /// How often topics were deleted and made again: consume streams that began before end with NOT_FOUND.
+    pub made_again: u64,
     /// Responses after which a node ends its consume streams.
     pub consume_limit: BTreeMap<u64, usize>,
     /// Unknown topics are made with that many shards.
@@ -267,10 +269,10 @@ impl Call {
 
     async fn consume(&mut self, messages: &mut Messages, out: &mut SendStream<Bytes>) {
         let request = v1::ConsumeStreamRequest::decode(&messages.next().await.unwrap()[..]).unwrap();
-        let mut left = {
+        let (mut left, made_again) = {
             let mut world = self.world.lock().unwrap();
             world.consumed.push((self.node, request.shard, request.start, request.min_offset));
-            world.consume_limit.get(&self.node).copied()
+            (world.consume_limit.get(&self.node).copied(), world.made_again)
         };
         let mut next = match request.start {
             Some(v1::consume_stream_request::Start::Offset(offset)) => offset,
@@ -278,7 +280,14 @@ impl Call {
         };
         let end_offset = if request.max_records == 0 { u64::MAX } else { next + request.max_records };
         loop {
-            let log = self.world.lock().unwrap().logs[&request.topic][request.shard as usize].clone();
+            let log = {
+                let world = self.world.lock().unwrap();
+                if world.made_again != made_again {
+                    let gone = Refusal { code: 5, definite: true, behind_definite: false, retry_after: None };
+                    return end(out, 5, Some(&gone));
+                }
+                world.logs[&request.topic][request.shard as usize].clone()
+            };
             // One record in each response.
             for record in log.iter().skip(next as usize) {
                 if left == Some(0) {

@@ -38,9 +38,12 @@ enum Verdict {
     Final,
 }
 
-fn verdict(error: &ClientError) -> Verdict {
+fn verdict(error: &ClientError, is_begun: bool) -> Verdict {
     let ClientError::Status(status) = error else { return Verdict::Elsewhere };
     match status.code {
+        // The topic that was read is gone. Whoever is asked by its name now may have another one, with other records below
+        // where we are. It is no lag: a server that does not know a topic asks the catalog's leader.
+        Code::NotFound if is_begun => Verdict::Final,
         // A lagging replica has not the offset, or the topic, yet.
         Code::OutOfRange | Code::NotFound => Verdict::AskLeader,
         Code::InvalidArgument
@@ -130,7 +133,7 @@ impl Reader {
                 Ok(Over::Moved) => continue,
                 Err(error) => error,
             };
-            let is_final = match verdict(&error) {
+            let is_final = match verdict(&error, self.is_begun) {
                 Verdict::Elsewhere => false,
                 Verdict::AskLeader => std::mem::replace(&mut self.asks_leader, true),
                 Verdict::Final => true,

@@ -9,6 +9,7 @@ use futures_util::{FutureExt, StreamExt};
 use super::*;
 use crate::{
     client::cluster::scripted::Servers,
+    frontend::Code,
     proto::ringlog::v1::{Header, consume_stream_request},
 };
 
@@ -149,6 +150,26 @@ fn out_of_reach() {
             taken.extend(consumer.next().await.unwrap().ok().map(|fetched| fetched.records[0].offset));
         }
         assert_eq!(taken, [0]);
+    });
+}
+
+/// A topic that is deleted and made again while it is read ends the shard: the new one's records below the old one's end are
+/// not skipped in silence.
+#[test]
+fn a_topic_made_again() {
+    with_servers(3, 1, async |servers, cluster| {
+        fill(&servers, 5);
+        let mut consumer = cluster.consumer("t").open().await.unwrap();
+        take(&mut consumer, 5).await;
+        servers.change(|world| {
+            world.made_again += 1;
+            world.logs.insert("t".to_owned(), vec![Vec::new()]);
+        });
+        fill(&servers, 10);
+        let error = consumer.next().await.unwrap().unwrap_err();
+        assert!(error.is_final && error.cause.code() == Some(Code::NotFound), "{error}");
+        assert!(consumer.next().await.is_none());
+        assert_eq!(servers.world.lock().unwrap().consumed.len(), 1, "nobody was asked by its name again");
     });
 }
 
