@@ -1,7 +1,8 @@
 //! The binary's commands. Each is a thin layer: it reads flags, calls the client or the server, and prints.
 //!
 //! Results go to stdout, everything else (progress, summaries, errors) to stderr. An error is one sentence and
-//! exit code 1; wrong usage is exit code 2 (as is, for `check-history`, a file without a verdict). A reader of stdout that goes away ends a command quietly.
+//! exit code 1; wrong usage is exit code 2 (as is, for `check-history`, a file without a verdict). A reader of stdout that
+//! goes away ends a command quietly; but `produce` goes on without it.
 
 mod bench;
 mod ca;

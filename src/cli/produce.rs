@@ -77,7 +77,7 @@ pub(super) struct ProduceArgs {
 /// Runs the command.
 pub(super) async fn produce(args: ProduceArgs) -> Result<(), Failure> {
     let (source, bytes) = open_input(args.file.as_ref())?;
-    let mut run = Run::new(progress(bytes));
+    let mut run = Run::new(progress(bytes), Box::new(io::stdout()));
     let outcome = run.produce(source, &args).await;
     run.progress.finish_and_clear();
     match outcome {
@@ -212,13 +212,15 @@ struct Run {
     bytes: u64,
     shards: BTreeMap<u32, ShardTotals>,
     row: Option<AckedRow>,
+    /// Where acks are printed; none when nobody reads them any more. That is no reason to leave the rest of the input.
+    acks: Option<Box<dyn Write>>,
     progress: ProgressBar,
     started: Instant,
 }
 
 #[allow(clippy::disallowed_methods, reason = "the CLI is not part of the simulated world")]
 impl Run {
-    fn new(progress: ProgressBar) -> Run {
+    fn new(progress: ProgressBar, acks: Box<dyn Write>) -> Run {
         Run {
             topic: String::new(),
             outstanding: VecDeque::new(),
@@ -229,6 +231,7 @@ impl Run {
             bytes: 0,
             shards: BTreeMap::new(),
             row: None,
+            acks: Some(acks),
             progress,
             started: Instant::now(),
         }
@@ -357,20 +360,27 @@ impl Run {
     /// Prints the acks that are gathered.
     fn print_row(&mut self, args: &ProduceArgs) -> Result<(), Failure> {
         let Some(AckedRow { first, count }) = self.row.take() else { return Ok(()) };
+        let Some(out) = &mut self.acks else { return Ok(()) };
         let Acked { shard, offset, timestamp_us, durability } = first;
         let topic = &self.topic;
         let durability = durability.as_str_name().trim_start_matches("DURABILITY_").to_ascii_lowercase();
-        if args.output == OutputForm::Json {
+        let line = if args.output == OutputForm::Json {
             let ack = json!({
                 "topic": topic, "shard": shard, "base_offset": offset, "count": count,
                 "timestamp_us": timestamp_us, "durability": durability,
             });
-            writeln!(io::stdout(), "{ack}")?;
+            ack.to_string()
         } else {
             let last = offset + count - 1;
-            writeln!(io::stdout(), "{topic} shard {shard} offsets {offset} to {last} {durability}")?;
+            format!("{topic} shard {shard} offsets {offset} to {last} {durability}")
+        };
+        match writeln!(out, "{line}").map_err(Failure::from) {
+            Err(Failure::OutputClosed) => {
+                self.acks = None;
+                Ok(())
+            }
+            printed => printed,
         }
-        Ok(())
     }
 
     /// How far it came, for an error.
@@ -467,7 +477,7 @@ mod tests {
     /// An error says how far it came, and what is not known.
     #[test]
     fn reached() {
-        let mut run = Run::new(ProgressBar::hidden());
+        let mut run = Run::new(ProgressBar::hidden(), Box::new(io::sink()));
         assert_eq!(run.reached(), "no record is acknowledged");
         run.records = 5;
         assert_eq!(run.reached(), "5 records are acknowledged");
@@ -477,5 +487,37 @@ mod tests {
             run.reached(),
             "5 records are acknowledged, up to number 3 without a gap, and 2 more may be written"
         );
+    }
+
+    /// Fails like a pipe whose reader has gone, and counts how often it was asked.
+    struct Closed(std::rc::Rc<std::cell::Cell<u32>>);
+
+    impl Write for Closed {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            self.0.set(self.0.get() + 1);
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// When nobody reads the acks any more they are not printed, and the run goes on.
+    #[test]
+    fn goes_on_without_a_reader_of_acks() {
+        let crate::cli::Command::Produce(args) =
+            <crate::cli::Cli as clap::Parser>::try_parse_from(["ringlog", "produce", "--acks"]).unwrap().command
+        else {
+            panic!("it is another command")
+        };
+        let written = std::rc::Rc::default();
+        let mut run = Run::new(ProgressBar::hidden(), Box::new(Closed(std::rc::Rc::clone(&written))));
+        for offset in 0..3 {
+            let durability = Durability::QuorumFlushed;
+            run.row = Some(AckedRow::new(Acked { shard: 0, offset, timestamp_us: 0, durability }));
+            run.print_row(&args).unwrap();
+        }
+        assert_eq!(written.get(), 1, "it is tried once");
     }
 }
