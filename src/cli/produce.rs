@@ -308,7 +308,14 @@ impl Run {
         };
         match sent {
             Ok(delivery) => self.outstanding.push_back(Outstanding { delivery, bytes }),
-            Err(error) => self.failed = Some((self.settled + self.outstanding.len() as u64 + 1, error)),
+            Err(error) => self.fail(self.settled + self.outstanding.len() as u64 + 1, error),
+        }
+    }
+
+    /// A record was not acknowledged. One that was sent before another may fail after it.
+    fn fail(&mut self, number: u64, error: ProduceError) {
+        if self.failed.as_ref().is_none_or(|(first, _)| number < *first) {
+            self.failed = Some((number, error));
         }
     }
 
@@ -339,7 +346,7 @@ impl Run {
             Ok(acked) => acked,
             Err(error) => {
                 self.maybe += u64::from(!error.is_definite());
-                self.failed.get_or_insert((self.settled, error));
+                self.fail(self.settled, error);
                 return Ok(());
             }
         };
@@ -487,6 +494,16 @@ mod tests {
             run.reached(),
             "5 records are acknowledged, up to number 3 without a gap, and 2 more may be written"
         );
+    }
+
+    /// The record that is named is the first one, also when a later one failed before it.
+    #[test]
+    fn first_failure() {
+        let mut run = Run::new(ProgressBar::hidden(), Box::new(io::sink()));
+        for number in [9, 4, 7] {
+            run.fail(number, ProduceError::Abandoned);
+        }
+        assert!(matches!(run.failed, Some((4, ProduceError::Abandoned))));
     }
 
     /// Fails like a pipe whose reader has gone, and counts how often it was asked.
