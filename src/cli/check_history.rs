@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::json;
 
-use super::Failure;
+use super::{Failure, verdict};
 use crate::sim::checker::{
     self, History, Report,
     json::{FORMAT, read},
@@ -34,14 +34,10 @@ pub(super) fn check_history(args: &CheckHistoryArgs) -> Result<(), Failure> {
     let history = load(&args.file)?;
     let report = checker::check(&history);
     let mut out = io::stdout().lock();
-    if args.json {
-        let ok = report.is_clean();
-        writeln!(out, "{}", json!({ "ok": ok, "report": report }))?;
-    } else {
-        print(&mut out, &report)?;
-    }
-    out.flush()?;
-    if report.is_clean() { Ok(()) } else { Err(Failure::Said) }
+    let ok = report.is_clean();
+    let printed =
+        if args.json { writeln!(out, "{}", json!({ "ok": ok, "report": report })) } else { print(&mut out, &report) };
+    verdict(ok, printed.and_then(|()| out.flush()).map_err(Failure::from))
 }
 
 #[allow(clippy::disallowed_methods, reason = "an offline command")]

@@ -13,6 +13,7 @@ use super::{
     output::{human_time, table},
     timeout,
     topic::{lag, leader, replicas, shard_json, state, topic_json},
+    verdict,
 };
 use crate::{
     client::{self, Cluster},
@@ -151,14 +152,14 @@ async fn describe(cluster: &Cluster) -> Result<DescribeClusterResponse, client::
 async fn health(cluster: &Cluster, json: bool) -> Result<(), Failure> {
     let Health { troubles, notes } = Health::of(&describe(cluster).await?);
     let is_well = troubles.is_empty();
-    if json {
-        print(&format!("{}\n", json!({ "healthy": is_well, "troubles": troubles, "notes": notes })))?;
+    let printed = if json {
+        print(&format!("{}\n", json!({ "healthy": is_well, "troubles": troubles, "notes": notes })))
     } else {
         let lines = troubles.into_iter().chain(notes.into_iter().map(|note| format!("note: {note}")));
         let head = if is_well { "healthy" } else { "not healthy" };
-        print(&std::iter::once(head.to_owned()).chain(lines).map(|line| line + "\n").collect::<String>())?;
-    }
-    if is_well { Ok(()) } else { Err(Failure::Said) }
+        print(&std::iter::once(head.to_owned()).chain(lines).map(|line| line + "\n").collect::<String>())
+    };
+    verdict(is_well, printed)
 }
 
 /// What is wrong with a cluster, and what is as it has to be with so few nodes.

@@ -2,7 +2,8 @@
 //!
 //! Results go to stdout, everything else (progress, summaries, errors) to stderr. An error is one sentence and
 //! exit code 1; wrong usage is exit code 2 (as is, for `check-history`, a file without a verdict). A reader of stdout that
-//! goes away ends a command quietly; but `produce` goes on without it.
+//! goes away ends a command quietly; but `produce` goes on without it, and what `cluster health`, `verify`,
+//! `check-history` and `repair` have found is their exit code all the same.
 
 mod bench;
 mod ca;
@@ -150,6 +151,14 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// The exit code is the verdict, also for who does not read why.
+fn verdict(is_well: bool, printed: Result<(), Failure>) -> Result<(), Failure> {
+    match printed {
+        Ok(()) | Err(Failure::OutputClosed) if !is_well => Err(Failure::Said),
+        printed => printed,
+    }
+}
+
 /// Entry point of the binary.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -208,6 +217,18 @@ fn block_on(future: impl Future<Output = Result<(), Failure>>) -> Result<(), Fai
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is not well is not well for a reader who has gone away, too.
+    #[test]
+    fn verdicts() {
+        assert!(matches!(verdict(true, Ok(())), Ok(())));
+        assert!(matches!(verdict(true, Err(Failure::OutputClosed)), Err(Failure::OutputClosed)));
+        for printed in [Ok(()), Err(Failure::OutputClosed)] {
+            assert!(matches!(verdict(false, printed), Err(Failure::Said)));
+        }
+        let full = || Err(Failure::Message("the disk is full".to_owned()));
+        assert!([true, false].iter().all(|is_well| matches!(verdict(*is_well, full()), Err(Failure::Message(_)))));
+    }
 
     /// The definition of the command line itself is sound.
     #[test]

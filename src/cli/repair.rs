@@ -10,7 +10,7 @@ use std::{
 
 use rustix::fs::FlockOperation;
 
-use super::Failure;
+use super::{Failure, verdict};
 use crate::{
     config::DurableForm,
     env::{
@@ -66,15 +66,16 @@ async fn run(args: RepairArgs) -> Result<(), Failure> {
         writeln!(out, "{shown}: {words}")?;
         return Ok(());
     };
-    describe(&found, &mut out)?;
+    let described = describe(&found, &mut out);
     let end = found.end_offset();
     let range =
         if end > first { format!("offsets {first} to {end} (exclusive)") } else { format!("offsets from {first} on") };
     if !args.cut {
-        writeln!(out, "{shown}: with --cut {range} would be given up, if there is no other replica to mend it from")?;
-        out.flush()?;
-        return Err(Failure::Said);
+        let unless = "if there is no other replica to mend it from";
+        let printed = described.and_then(|()| writeln!(out, "{shown}: with --cut {range} would be given up, {unless}"));
+        return verdict(false, printed.and_then(|()| out.flush()).map_err(Failure::from));
     }
+    described?;
     let done = cut(&disk, &options, &found).await.map_err(|error| error.to_string())?;
     let done = done.ok_or_else(|| format!("{shown}: there is nothing to be cut"))?;
     for kept in &done.kept {

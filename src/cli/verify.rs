@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::{
     Failure, OutputForm,
     output::{human_bytes, table},
+    verdict,
 };
 use crate::{
     config::DurableForm,
@@ -67,12 +68,11 @@ async fn check(args: VerifyArgs) -> Result<(), Failure> {
     let findings = examine(&disk, dir).await?;
     let problems = findings.problems().count();
     let mut out = io::stdout().lock();
-    match args.output {
-        OutputForm::Json => writeln!(out, "{}", findings.to_json())?,
-        OutputForm::Table => findings.print(&mut out)?,
-    }
-    out.flush()?;
-    if problems == 0 { Ok(()) } else { Err(Failure::Said) }
+    let printed = match args.output {
+        OutputForm::Json => writeln!(out, "{}", findings.to_json()),
+        OutputForm::Table => findings.print(&mut out),
+    };
+    verdict(problems == 0, printed.and_then(|()| out.flush()).map_err(Failure::from))
 }
 
 async fn examine(disk: &RealDisk, dir: PathBuf) -> Result<Findings, Failure> {
