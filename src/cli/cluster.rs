@@ -274,8 +274,15 @@ async fn rebalance(cluster: &Cluster, dry_run: bool, json: bool) -> Result<(), F
             .collect();
         return print(&format!("{}\n", json!({ "dry_run": dry_run, "moves": moves })));
     }
+    print(&moves_text(&moves)?)
+}
+
+/// What a rebalance moves, for people.
+fn moves_text(moves: &[ShardMove]) -> Result<String, Failure> {
     if moves.is_empty() {
-        return print("everything is spread evenly: nothing moves\n");
+        // Whether all is even is not said: the servers tell only what they would move.
+        let left_alone = "shards that are moving already, and those on nodes that drain, are left alone";
+        return Ok(format!("nothing is to be moved now ({left_alone})\n"));
     }
     let rows: Vec<_> = moves
         .iter()
@@ -290,7 +297,7 @@ async fn rebalance(cluster: &Cluster, dry_run: bool, json: bool) -> Result<(), F
         .collect();
     let mut text = Vec::new();
     table(&mut text, &["TOPIC", "SHARD", "FROM NODES", "TO NODES"], &rows)?;
-    print(&String::from_utf8_lossy(&text))
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// The state of everything, for people or as one line of JSON.
@@ -472,6 +479,19 @@ mod tests {
             "topic orders shard 0: no majority: so it is",
         ];
         assert_eq!(troubles(&cluster), wanted);
+    }
+
+    /// Without a move nothing is said of what the servers did not look at.
+    #[test]
+    fn moves() {
+        let text = moves_text(&[]).unwrap();
+        assert!(text.contains("moving already") && text.contains("drain") && !text.contains("evenly"), "{text}");
+        let moved = ShardMove { topic: "orders".into(), shard: 3, from_node_ids: vec![1, 2], to_node_ids: vec![2, 4] };
+        let text = moves_text(&[moved]).unwrap();
+        assert_eq!(
+            text.lines().last().unwrap().split_whitespace().collect::<Vec<_>>(),
+            ["orders", "3", "1", "2", "2", "4"]
+        );
     }
 
     /// The JSON is one line, and says the same.
