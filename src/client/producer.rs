@@ -69,7 +69,9 @@ struct Options {
 
 impl Options {
     fn bounds(&self) -> Bounds {
-        Bounds { bytes_max: self.batch_bytes, count_max: self.batch_records, linger: self.linger }
+        // What has waited until its time is over is given back without one try.
+        let linger = self.linger.min(self.delivery_timeout / 2);
+        Bounds { bytes_max: self.batch_bytes, count_max: self.batch_records, linger }
     }
 }
 
@@ -138,7 +140,7 @@ impl ProducerBuilder {
     }
 
     /// How long the first record of a batch waits for more; by default not at all: what has come while the batch before
-    /// was handed over goes together.
+    /// was handed over goes together. At most half of the delivery timeout, so that time is left to send it.
     #[must_use]
     pub fn linger(mut self, linger: Duration) -> ProducerBuilder {
         self.options.linger = linger;

@@ -250,7 +250,7 @@ fn backpressure() {
 #[test]
 fn linger_flush_close() {
     with_servers(1, 1, async |servers, cluster| {
-        let producer = cluster.producer("t").linger(2 * PATIENCE).open();
+        let producer = cluster.producer("t").linger(2 * PATIENCE).delivery_timeout(4 * PATIENCE).open();
         let deliveries: Vec<_> = (0..3).map(|number| producer.try_send(record(number.to_string())).unwrap()).collect();
         producer.flush().await;
         assert_eq!(written(&join_all(deliveries).await), 3);
@@ -262,15 +262,27 @@ fn linger_flush_close() {
         assert!(matches!(other.send(record("4")).await, Err(ProduceError::Closed)));
         // What a flush finds waiting for its topic does not linger afterwards.
         servers.world.lock().unwrap().auto_create = Some(1);
-        let producer = cluster.producer("new").linger(2 * PATIENCE).open();
+        let producer = cluster.producer("new").linger(2 * PATIENCE).delivery_timeout(4 * PATIENCE).open();
         let deliveries: Vec<_> = (0..3).map(|number| producer.try_send(record(number.to_string())).unwrap()).collect();
         producer.flush().await;
         assert_eq!(written(&join_all(deliveries).await), 3);
         // Without a close, what was sent is delivered all the same.
-        let producer = cluster.producer("t").linger(2 * PATIENCE).open();
+        let producer = cluster.producer("t").linger(2 * PATIENCE).delivery_timeout(4 * PATIENCE).open();
         let delivery = producer.try_send(record("4")).unwrap();
         drop(producer);
         assert_eq!(delivery.await.unwrap().offset, 4);
+    });
+}
+
+/// However long a batch may wait for more, time is left to send it.
+#[test]
+fn linger_within_the_delivery_timeout() {
+    with_servers(1, 1, async |_servers, cluster| {
+        let builder = cluster.producer("t").linger(2 * PATIENCE).delivery_timeout(Duration::from_secs(4));
+        assert_eq!(builder.options.bounds().linger, Duration::from_secs(2));
+        let short = builder.clone().linger(Duration::from_millis(5));
+        assert_eq!(short.options.bounds().linger, Duration::from_millis(5));
+        assert_eq!(builder.open().send(record("0")).await.unwrap().await.unwrap().offset, 0);
     });
 }
 
