@@ -41,7 +41,7 @@ use crate::{
 pub struct ClusterOptions {
     /// Deadline of unary calls, over all tries.
     pub timeout: Duration,
-    /// How long a connection may take to be made.
+    /// How long a connection may take to be made; at most half of `timeout`.
     pub connect_timeout: Duration,
     /// A server is asked for a sign of life that often, and given up when there is none within the same time.
     pub keepalive: Duration,
@@ -114,7 +114,8 @@ impl Cluster {
     pub async fn connect_with<A: AsRef<str>>(addresses: &[A], options: ClusterOptions) -> Result<Cluster, ClientError> {
         let seeds: Vec<Arc<str>> =
             addresses.iter().map(|address| connection::with_port(address.as_ref().trim()).into()).collect();
-        let connect_timeout = options.connect_timeout.min(options.timeout);
+        // A call whose first server is silent still has time for another one.
+        let connect_timeout = options.connect_timeout.min(options.timeout / 2);
         let pool = Pool::new(connect_timeout, options.timeout, options.keepalive);
         let mut last = None;
         for seed in &seeds {
@@ -224,9 +225,11 @@ impl Cluster {
         let until = Instant::now() + self.inner.options.timeout;
         let mut failures = 0;
         loop {
-            let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-            let outcome = match self.first_of(&addresses()).await {
-                Ok(client) => call(client.with_timeout(left)).await,
+            let outcome = match self.inner.first_of(&addresses(), Some(until)).await {
+                Ok(client) => {
+                    let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+                    call(client.with_timeout(left)).await
+                }
                 Err(error) => Err(error),
             };
             let error = match outcome {
@@ -368,7 +371,7 @@ impl Cluster {
 
     /// A connection to the first of these that can be reached.
     pub(super) async fn first_of(&self, addresses: &[Arc<str>]) -> Result<Client, ClientError> {
-        self.inner.first_of(addresses).await
+        self.inner.first_of(addresses, None).await
     }
 }
 
@@ -381,12 +384,24 @@ impl Inner {
         servers.filter(|address| !address.is_empty()).chain(self.seeds.iter().cloned()).collect()
     }
 
-    async fn first_of(&self, addresses: &[Arc<str>]) -> Result<Client, ClientError> {
+    /// As of `Cluster`; looks no longer than until then.
+    async fn first_of(&self, addresses: &[Arc<str>], until: Option<Instant>) -> Result<Client, ClientError> {
         let mut last = None;
         for address in addresses {
-            match self.pool.get(address).await {
-                Ok(client) => return Ok(client),
-                Err(error) => last = Some(error),
+            let got = match until {
+                Some(until) => tokio::time::timeout_at(until.into(), self.pool.get(address)).await,
+                None => Ok(self.pool.get(address).await),
+            };
+            match got {
+                Ok(Ok(client)) => return Ok(client),
+                Ok(Err(error)) => last = Some(error),
+                Err(_) => {
+                    last.get_or_insert_with(|| ClientError::Unreachable {
+                        address: address.to_string(),
+                        cause: "no connection before the time of the call was over".to_owned(),
+                    });
+                    break;
+                }
             }
         }
         Err(last.unwrap_or_else(|| ClientError::Unreachable {

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeSet, sync::atomic::AtomicUsize};
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::{scripted::Servers, *};
 use crate::ids::NodeId;
@@ -140,6 +140,49 @@ fn silent_servers_are_given_up() {
         let error = client.list_topics().await.unwrap_err();
         assert!(matches!(error, ClientError::Lost { definite: false, .. }), "{error}");
         assert!(!client.is_usable() && !pool.is_connected(&address));
+    });
+}
+
+/// An address that takes no connection and refuses none, while these are held.
+async fn deaf() -> (TcpListener, Vec<TcpStream>) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    // Nobody accepts them: when their queue is full, the next one hears nothing.
+    while let Ok(stream) = tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+        waiting.push(stream.unwrap());
+    }
+    (listener, waiting)
+}
+
+/// Servers that do not answer at all do not each take the time of a call: it is over when it is, and the error names one.
+#[test]
+fn calls_end_in_time() {
+    block_on(async {
+        let mut servers = Servers::start(1, 1).await;
+        let addresses = [servers.address(1)];
+        let timeout = Duration::from_secs(2);
+        let options = ClusterOptions { timeout, connect_timeout: PATIENCE, ..ClusterOptions::default() };
+        let cluster = Cluster::connect_with(&addresses, options).await.unwrap();
+        let mut deaf_ones = Vec::new();
+        for _ in 0..9 {
+            deaf_ones.push(deaf().await);
+        }
+        servers.change(|world| {
+            let template = world.servers[&1].clone();
+            for (node_id, (listener, _)) in (2..).zip(&deaf_ones) {
+                let grpc_address = listener.local_addr().unwrap().to_string();
+                world.servers.insert(node_id, v1::Server { node_id, grpc_address, ..template.clone() });
+            }
+        });
+        until(&cluster, |topology| topology.servers.len() == 10).await;
+        servers.kill(1);
+        let begun = Instant::now();
+        let error = cluster.list_topics().await.unwrap_err();
+        assert!(begun.elapsed() < 2 * timeout, "{:?}", begun.elapsed());
+        assert!(error.to_string().contains("127.0.0.1:"), "{error}");
     });
 }
 

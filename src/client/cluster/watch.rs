@@ -60,7 +60,7 @@ impl Watcher {
                 let first = failures as usize % addresses.len();
                 addresses.rotate_left(first);
             }
-            let connected = inner.first_of(&addresses).await;
+            let connected = inner.first_of(&addresses, None).await;
             drop(inner);
             let next = match connected {
                 Ok(client) => self.follow(&client).await,
