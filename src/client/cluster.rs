@@ -318,9 +318,15 @@ impl Cluster {
         if let Some(shards) = self.topology().shards(topic) {
             return Ok(shards);
         }
+        self.ask_shards(topic).await
+    }
+
+    /// As `shards`, of a server, whatever is known.
+    pub(super) async fn ask_shards(&self, topic: &str) -> Result<u32, ClientError> {
         let told = self.read(|client| async move { client.get_servers(vec![topic.to_owned()]).await }).await?;
+        let is_told = told.topics.iter().any(|told| told.topic == topic);
         self.update(told, Scope::Some);
-        self.topology().shards(topic).ok_or_else(|| ClientError::Protocol {
+        self.topology().shards(topic).filter(|_| is_told).ok_or_else(|| ClientError::Protocol {
             address: "a server".to_owned(),
             what: format!("it did not say how many shards topic {topic} has"),
         })

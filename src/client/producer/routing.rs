@@ -11,6 +11,8 @@ use std::{
     time::Instant,
 };
 
+use tokio::sync::watch;
+
 use super::{
     Acked, Context, ProduceError, Spread,
     lane::{Lane, Pending},
@@ -19,7 +21,7 @@ use super::{
 use crate::{
     client::{
         ClientError,
-        cluster::backoff,
+        cluster::{backoff, topology::Topology},
         producer::retry::{self, Fate},
     },
     proto::ringlog::v1::ProduceRequest,
@@ -38,11 +40,14 @@ struct State {
     hurried: bool,
     /// By shard, the last lanes of the topic that had the same name: new ones send nothing before these have ended.
     former: Vec<Option<Arc<Lane>>>,
+    /// Tells without a look-up whether there is anything new.
+    topology: watch::Receiver<Arc<Topology>>,
 }
 
 enum Way {
-    /// The number of shards is not known. While it is being found out, records wait.
-    Unknown { waiting: VecDeque<Pending>, asking: bool },
+    /// The number of shards is not known. While it is being found out, records wait. `anew`: what is cached is of a topic that
+    /// is gone, so that a server has to be asked.
+    Unknown { waiting: VecDeque<Pending>, asking: bool, anew: bool },
     /// One lane per shard, begun with its first record.
     Known { lanes: Vec<Option<Arc<Lane>>>, turn: Turn },
 }
@@ -72,7 +77,7 @@ impl Turn {
 
 impl Way {
     fn unknown() -> Way {
-        Way::Unknown { waiting: VecDeque::new(), asking: false }
+        Way::Unknown { waiting: VecDeque::new(), asking: false, anew: false }
     }
 
     fn known(context: &Context, shards: u32, unkeyed: Option<u32>) -> Way {
@@ -84,10 +89,9 @@ impl Way {
 
 impl Routes {
     pub(super) fn new(context: Arc<Context>) -> Routes {
-        Routes {
-            context,
-            state: Mutex::new(State { way: Way::unknown(), closed: false, hurried: false, former: Vec::new() }),
-        }
+        let topology = context.cluster.watch();
+        let state = State { way: Way::unknown(), closed: false, hurried: false, former: Vec::new(), topology };
+        Routes { context, state: Mutex::new(state) }
     }
 
     /// Puts a record on its way, behind all that went to the same shard before.
@@ -100,9 +104,11 @@ impl Routes {
             return Err(ProduceError::Closed);
         }
         if self.context.is_stale.swap(false, Ordering::AcqRel) {
-            state.forget();
+            state.forget(true);
+        } else if state.has_other_shards(&self.context.topic) {
+            state.forget(false);
         }
-        if let Way::Unknown { waiting, asking: false } = &state.way
+        if let Way::Unknown { waiting, asking: false, anew: false } = &state.way
             && waiting.is_empty()
             && let Some(shards) = self.context.cluster.topology().shards(&self.context.topic)
         {
@@ -110,7 +116,7 @@ impl Routes {
         }
         let State { way, former, .. } = &mut *state;
         match way {
-            Way::Unknown { waiting, asking } => {
+            Way::Unknown { waiting, asking, .. } => {
                 waiting.push_back(pending);
                 if !*asking {
                     *asking = true;
@@ -149,13 +155,14 @@ impl Routes {
         let mut unkeyed = None;
         loop {
             let Context { cluster, topic, .. } = &*self.context;
-            let deadline = match &self.state().way {
-                Way::Unknown { waiting, .. } => waiting.front().map(|pending| pending.deadline),
-                Way::Known { .. } => None,
+            let (deadline, anew) = match &self.state().way {
+                Way::Unknown { waiting, anew, .. } => (waiting.front().map(|pending| pending.deadline), *anew),
+                Way::Known { .. } => (None, false),
             };
             let until = deadline.unwrap_or_else(|| Instant::now() + cluster.options().timeout);
             // Once a record has made the topic this finds it; a server that knows nothing of it yet is asked again.
-            if let Ok(Ok(shards)) = tokio::time::timeout_at(until.into(), cluster.shards(topic)).await {
+            let shards = async { if anew { cluster.ask_shards(topic).await } else { cluster.shards(topic).await } };
+            if let Ok(Ok(shards)) = tokio::time::timeout_at(until.into(), shards).await {
                 return self.release(shards, unkeyed);
             }
             // A record that makes the topic again does not overtake what was sent to the former one.
@@ -179,7 +186,7 @@ impl Routes {
     /// Takes out what has waited until its time, and the first behind it; without one, nobody asks any more.
     fn next_unknown(&self) -> (Vec<Pending>, Option<Pending>) {
         let mut state = self.state();
-        let Way::Unknown { waiting, asking } = &mut state.way else { return (Vec::new(), None) };
+        let Way::Unknown { waiting, asking, .. } = &mut state.way else { return (Vec::new(), None) };
         let now = Instant::now();
         // In the order in which they came, and so of their deadlines.
         let late = waiting.iter().take_while(|pending| pending.deadline <= now).count();
@@ -203,7 +210,7 @@ impl Routes {
         let mut state = self.state();
         let known = Way::known(&self.context, shards, unkeyed);
         let Way::Unknown { waiting, .. } = std::mem::replace(&mut state.way, known) else { return };
-        let State { way, former, closed, hurried } = &mut *state;
+        let State { way, former, closed, hurried, .. } = &mut *state;
         let Way::Known { lanes, turn } = way else { return };
         for pending in waiting {
             if let Err(refused) = push(&self.context, lanes, former, turn, pending) {
@@ -290,9 +297,27 @@ impl Routes {
 }
 
 impl State {
-    /// Nothing is known of the topic any more. What was sent to it still finishes; what was not goes where it belongs by then.
-    fn forget(&mut self) {
-        let Way::Known { lanes, .. } = &mut self.way else { return };
+    /// Whether it is known by now that the topic was made again, with another number of shards.
+    fn has_other_shards(&mut self, topic: &str) -> bool {
+        let Way::Known { lanes, .. } = &self.way else { return false };
+        // A sender that is gone tells nothing any more.
+        if !self.topology.has_changed().unwrap_or(false) {
+            return false;
+        }
+        let shards = self.topology.borrow_and_update().shards(topic);
+        shards.is_some_and(|shards| shards as usize != lanes.len())
+    }
+
+    /// Nothing is known of the topic any more, and what is cached of it counts only if it is not `anew` that it is asked for. What
+    /// was sent to it still finishes; what was not goes where it belongs by then.
+    fn forget(&mut self, anew: bool) {
+        let lanes = match &mut self.way {
+            Way::Known { lanes, .. } => lanes,
+            Way::Unknown { anew: is_anew, .. } => {
+                *is_anew |= anew;
+                return;
+            }
+        };
         let mut waiting = Vec::new();
         if self.former.len() < lanes.len() {
             self.former.resize(lanes.len(), None);
@@ -307,7 +332,7 @@ impl State {
         waiting.sort_by_key(|pending| pending.deadline);
         // It has lingered already.
         self.hurried = !waiting.is_empty();
-        self.way = Way::Unknown { waiting: waiting.into(), asking: false };
+        self.way = Way::Unknown { waiting: waiting.into(), asking: false, anew };
     }
 }
 
@@ -330,7 +355,7 @@ impl Drop for Asking {
         }
         let mut state = self.routes.state();
         let abandoned = match &mut state.way {
-            Way::Unknown { waiting, asking } => {
+            Way::Unknown { waiting, asking, .. } => {
                 *asking = false;
                 std::mem::take(waiting)
             }

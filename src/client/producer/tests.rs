@@ -5,7 +5,7 @@
 use futures_util::{FutureExt, future::join_all};
 
 use super::*;
-use crate::client::cluster::scripted::{Fault, Refusal, Servers};
+use crate::client::cluster::scripted::{Fault, Refusal, Servers, World};
 
 /// Long enough for any machine: only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -378,6 +378,54 @@ fn a_topic_made_again() {
             assert_eq!(servers.values(0), numbers(20)[1..], "{in_flight} in flight");
         });
     }
+}
+
+/// Sends a record with each of several keys; each goes to the shard of its key among so many.
+async fn send_keyed(producer: &Producer, shards: u32) {
+    for number in 0..20 {
+        let key = format!("key {number}");
+        let record = Record { key: key.clone().into(), ..Record::default() };
+        let acked = producer.send(record).await.unwrap().await.unwrap();
+        assert_eq!(acked.shard, shard_of_key(key.as_bytes(), shards), "{key} of {shards} shards");
+    }
+}
+
+fn make_again(world: &mut World, shards: usize) {
+    world.logs.insert("t".to_owned(), vec![Vec::new(); shards]);
+}
+
+/// A topic that was made again with another number of shards, as the watch tells: keys go to the shards that they have now.
+#[test]
+fn a_topic_made_again_with_other_shards() {
+    with_servers(1, 1, async |servers, cluster| {
+        let producer = cluster.producer("t").open();
+        send_keyed(&producer, 1).await;
+        for shards in [3, 2] {
+            servers.change(|world| make_again(world, shards as usize));
+            cluster.watch().wait_for(|topology| topology.shards("t") == Some(shards)).await.unwrap();
+            send_keyed(&producer, shards).await;
+        }
+    });
+}
+
+/// The same when nothing is told: after a refusal that says that the topic is gone, a server is asked and not the cache.
+#[test]
+fn a_topic_made_again_in_silence() {
+    with_servers(3, 1, async |servers, cluster| {
+        let producer = cluster.producer("t").open();
+        send_keyed(&producer, 1).await;
+        servers.change(|world| {
+            make_again(world, 3);
+            // So nobody is believed who tells of all topics.
+            for node in [2, 3] {
+                world.servers.get_mut(&node).unwrap().alive = false;
+            }
+        });
+        servers.fault(1, [Fault::Refuse(refusal(5, true))]);
+        assert!(producer.send(record("x")).await.unwrap().await.is_err());
+        assert_eq!(cluster.topology().shards("t"), Some(1));
+        send_keyed(&producer, 3).await;
+    });
 }
 
 /// When the runtime of a shard's task ends, its records are given back as abandoned, and later ones go by a new task.
