@@ -41,7 +41,8 @@ const RESPONSES_MAX: usize = 4;
 pub enum Start {
     /// The oldest record that is kept.
     Earliest,
-    /// Only records that are committed after the consumer was opened.
+    /// Only records that are committed after the consumer was opened, as far as the replica that is asked knows: one that
+    /// is behind begins earlier, unless the consumer is `linearizable`.
     Latest,
     /// Exactly this record.
     Offset(u64),
