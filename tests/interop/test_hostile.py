@@ -73,19 +73,21 @@ def test_unfinished_messages_make_room(own_node):
     with own_node.channel() as channel:
         log = log_pb2_grpc.LogStub(channel)
         log.Produce(request, timeout=30)
-        held = hostile.unfinished(own_node.address, 16, "t")
-        assert len(held) == 16
-        began, refused = time.monotonic(), 0
-        while True:
-            try:
-                log.Produce(request, timeout=30)
-                break
-            except grpc.RpcError as error:
-                assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, error
-                refused += 1
-            assert time.monotonic() < began + 20, "nobody makes room"
-            time.sleep(0.2)
-        assert refused > 0, "the attack takes nothing"
+        with hostile.Watch(own_node.process.pid) as watch:
+            held = hostile.unfinished(own_node.address, 16, "t")
+            assert len(held) == 16
+            began, refused = time.monotonic(), 0
+            while True:
+                try:
+                    log.Produce(request, timeout=30)
+                    break
+                except grpc.RpcError as error:
+                    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, error
+                    refused += 1
+                assert time.monotonic() < began + 20, "nobody makes room"
+                time.sleep(0.2)
+        # On a busy machine the first ones have made room before the last ones have sent theirs.
+        assert refused > 0 or watch.more_mib > 16, "the attack takes nothing"
         for connection in held:
             connection.close()
         log.Produce(request, timeout=30)
