@@ -451,21 +451,25 @@ fn no_memory_for_a_while() {
     });
 }
 
+/// A log with an entry of 40,000 bytes, and the segment ready that the next one of that size begins.
+async fn before_a_roll(disk: &SimDisk) -> TestLog {
+    let log = open(disk).await;
+    append_one(&log, 1, 40_000).await;
+    while !names(disk).iter().any(|name| name.ends_with(".spare")) {
+        settle().await;
+    }
+    settle().await;
+    log
+}
+
 /// Nor does a log stop that finds no descriptor to sync its directory with, when a segment has got its lasting name: nothing was
 /// synced, and it goes on when there is one.
 #[test]
 fn no_descriptor_for_a_name() {
     block_on(async {
         let disk = SimDisk::new();
-        let log = open(&disk).await;
-        append_one(&log, 1, 40_000).await;
-        // The next segment is made by then.
-        while !names(&disk).iter().any(|name| name.ends_with(".spare")) {
-            settle().await;
-        }
-        settle().await;
-        let (fault, path_contains) = (DiskFault::NoDescriptor, DIR.to_owned());
-        disk.plant_fault(PlantedFault { fault, path_contains, chance_ppm: 1_000_000, times: u64::MAX });
+        let log = before_a_roll(&disk).await;
+        disk.lack_descriptors(DIR);
         let before = disk.count(Operation::SyncDir);
         let appended = append(&log, vec![batch(&log, 0, 1, 40_000)]);
         while disk.count(Operation::SyncDir) < before + 3 && log.fault().is_none() {
@@ -537,15 +541,8 @@ fn an_interrupted_vote() {
 fn no_purge_before_the_name() {
     block_on(async {
         let disk = SimDisk::new();
-        let log = open(&disk).await;
-        append_one(&log, 1, 40_000).await;
-        // The next segment is made by then.
-        while !names(&disk).iter().any(|name| name.ends_with(".spare")) {
-            settle().await;
-        }
-        settle().await;
-        let (fault, path_contains) = (DiskFault::NoDescriptor, DIR.to_owned());
-        disk.plant_fault(PlantedFault { fault, path_contains, chance_ppm: 1_000_000, times: u64::MAX });
+        let log = before_a_roll(&disk).await;
+        disk.lack_descriptors(DIR);
         // Into the second segment, whose new name cannot be synced; the log is to begin in it before it is written.
         disk.hold_at(".spare");
         let appended = append(&log, vec![batch(&log, 0, 1, 40_000)]);
@@ -602,8 +599,7 @@ fn no_descriptor_at_the_end() {
         let disk = SimDisk::new();
         let log = open(&disk).await;
         append_one(&log, 1, 10).await;
-        let (fault, path_contains) = (DiskFault::NoDescriptor, DIR.to_owned());
-        disk.plant_fault(PlantedFault { fault, path_contains, chance_ppm: 1_000_000, times: u64::MAX });
+        disk.lack_descriptors(DIR);
         let mut saving = Box::pin(log.save_checkpoint(Index(0), Bytes::from_static(b"state")));
         tokio::select! {
             biased;

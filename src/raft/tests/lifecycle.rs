@@ -5,7 +5,7 @@ use std::io;
 use super::{cluster::guard, *};
 use crate::{
     env::{Disk, runtime::block_on},
-    sim::{DiskFault, Fault, Operation, PlantedFault},
+    sim::{Fault, Operation},
 };
 
 /// Proposals get their places in the order of the calls; all is there after a clean close, and nothing is replayed.
@@ -52,8 +52,7 @@ fn closes_without_descriptors() {
     block_on(async {
         let (group, _) = open(&disk).await;
         produce(&group, 3, 100).await.unwrap();
-        let (fault, path_contains) = (DiskFault::NoDescriptor, "/shards/".to_owned());
-        disk.plant_fault(PlantedFault { fault, path_contains, chance_ppm: 1_000_000, times: u64::MAX });
+        disk.lack_descriptors("/shards/");
         let closed = guard("close", group.close()).await;
         assert!(matches!(closed, Err(GroupError::Stopped { .. })), "its last step needs one: {closed:?}");
         disk.heal();
@@ -72,8 +71,7 @@ fn closes_without_a_file() {
     block_on(async {
         let (group, _) = open(&disk).await;
         produce(&group, 3, 100).await.unwrap();
-        let (fault, path_contains) = (DiskFault::NoDescriptor, "/shards/".to_owned());
-        disk.plant_fault(PlantedFault { fault, path_contains, chance_ppm: 1_000_000, times: u64::MAX });
+        disk.lack_descriptors("/shards/");
         let entries = SEGMENT_BYTES_MIN / 400_000 + 1;
         let offered: Vec<_> = (0..entries).map(|n| group.propose(batch(Offset(3 + n), 1, 400_000))).collect();
         let starves = async {
@@ -124,11 +122,9 @@ fn a_snapshot_of_another_history() {
 /// read.
 #[test]
 fn opens_without_a_file() {
-    let (fault, path_contains) = (DiskFault::NoDescriptor, ".tmp".to_owned());
-    let planted = PlantedFault { fault, path_contains, chance_ppm: 1_000_000, times: u64::MAX };
     block_on(async {
         let disk = SimDisk::new();
-        disk.plant_fault(planted);
+        disk.lack_descriptors(".tmp");
         let opened = guard("a new group", try_open(&disk)).await;
         assert!(matches!(opened, Err(GroupError::Starved { .. })), "{:?}", opened.err());
         disk.heal();

@@ -26,6 +26,14 @@ async fn leader(worlds: &[World]) -> usize {
     worlds.iter().position(World::leads).unwrap()
 }
 
+/// All hear each other again, and know it.
+fn heal(worlds: &[World]) {
+    worlds[0].network.heal();
+    for world in worlds {
+        (1..=4).for_each(|id| world.node.liveness.note(NodeId(id), true));
+    }
+}
+
 /// A follower, by place in the list.
 fn other_than(leader: usize) -> usize {
     (leader + 1) % 3
@@ -188,10 +196,7 @@ fn leader_cut_off() {
         after.produce(&worlds[new]);
         let acks = after.finish().await;
         assert!(acks[0].1.is_ok());
-        worlds[0].network.heal();
-        for world in &worlds {
-            (1..=4).for_each(|id| world.node.liveness.note(NodeId(id), true));
-        }
+        heal(&worlds);
         let acks = stream.finish().await;
         let refused = acks.iter().filter(|(_, ack)| ack.is_err()).count();
         assert!(refused <= 8, "only what was proposed is uncertain: {refused}");
@@ -228,10 +233,7 @@ fn leader_hears_nothing() {
         assert!(after.finish().await[0].1.is_ok());
         // Until it gives up on them.
         env::sleep::<TestEnv>(RAFT_QUORUM_WAIT + Duration::from_millis(200)).await;
-        worlds[0].network.heal();
-        for world in &worlds {
-            (1..=4).for_each(|id| world.node.liveness.note(NodeId(id), true));
-        }
+        heal(&worlds);
         let acks = stream.finish().await;
         let unknown = |ack: &Ack| ack.as_ref().err().is_some_and(|error| !refusal(error.clone()).definite);
         assert!(unknown(&acks[1].1), "it is at the others, and nobody has said so: {:?}", acks[1].1);
@@ -259,10 +261,7 @@ fn condition_at_a_leader_that_is_cut_off() {
         settle().await;
         let early = conditional.as_mut().now_or_never();
         assert!(early.is_none(), "{early:?}");
-        worlds[0].network.heal();
-        for world in &worlds {
-            (1..=4).for_each(|id| world.node.liveness.note(NodeId(id), true));
-        }
+        heal(&worlds);
         assert_eq!(within("the next leader", conditional).await.unwrap().base_offset, Offset(1));
         let past = refusal(past.await.unwrap_err());
         assert_eq!(past.reason, "OFFSET_MISMATCH");
@@ -303,10 +302,7 @@ fn condition_behind_what_lands_late() {
         settle().await;
         let early = conditional.as_mut().now_or_never();
         assert!(early.is_none(), "{early:?}");
-        worlds[0].network.heal();
-        for world in &worlds {
-            (1..=4).for_each(|id| world.node.liveness.note(NodeId(id), true));
-        }
+        heal(&worlds);
         assert_eq!(within("the next leader", conditional).await.unwrap().base_offset, Offset(2));
         drop(in_flight);
     });

@@ -12,7 +12,7 @@ use crate::{
         made::{self, REPLICAS_FILE},
         shard_dir,
     },
-    sim::{DiskFault, DiskTimes, Fault, NetTimes, Operation, PlantedFault, SimRuntime, executor::TaskPanic},
+    sim::{DiskTimes, Fault, NetTimes, Operation, SimRuntime, executor::TaskPanic},
 };
 
 /// Longer than a node takes to be told all there is to know.
@@ -158,8 +158,7 @@ fn made_when_there_are_descriptors() {
             let cluster = cluster_of(3, 8).await;
             let (node, made) = (NodeId(3), Path::new(DATA).join(REPLICAS_FILE));
             let disk = || cluster.disk(node).unwrap();
-            let (fault, path_contains) = (DiskFault::NoDescriptor, format!("{DATA}/shards/"));
-            disk().plant_fault(PlantedFault { fault, path_contains, chance_ppm: 1_000_000, times: u64::MAX });
+            disk().lack_descriptors(format!("{DATA}/shards/"));
             let uid = make_topic(&cluster, 3).await;
             let is_listed = || made::decode(&disk().content(&made)).is_ok_and(|listed| listed.contains(&uid));
             let is_open = || cluster.process(node).unwrap().shard(uid).is_some();
@@ -192,8 +191,7 @@ fn listed_when_the_list_can_be_written() {
         let cluster = cluster_of(3, 9).await;
         let (node, made) = (NodeId(3), Path::new(DATA).join(REPLICAS_FILE));
         let disk = || cluster.disk(node).unwrap();
-        let (fault, path_contains) = (DiskFault::NoDescriptor, made.display().to_string());
-        disk().plant_fault(PlantedFault { fault, path_contains, chance_ppm: 1_000_000, times: u64::MAX });
+        disk().lack_descriptors(made.display().to_string());
         let uid = make_topic(&cluster, 3).await;
         until("a replica", || cluster.process(node).unwrap().shard(uid).is_some()).await;
         env::sleep::<SimEnv>(2 * SOON).await;

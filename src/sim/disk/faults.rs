@@ -235,6 +235,12 @@ impl SimDisk {
         self.device.planted.borrow_mut().push(fault);
     }
 
+    /// From now on nothing on paths that contain this finds a descriptor, until `heal`.
+    pub fn lack_descriptors(&self, path_contains: impl Into<String>) {
+        let (fault, path_contains) = (DiskFault::NoDescriptor, path_contains.into());
+        self.plant_fault(PlantedFault { fault, path_contains, chance_ppm: 1_000_000, times: u64::MAX });
+    }
+
     /// A device that is broken: for `for_us` microseconds from now on all operations on such files that this error can meet fail
     /// with it, also after a crash, until `heal`. No-op unless the disk is `timed`.
     ///
