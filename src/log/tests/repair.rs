@@ -294,27 +294,31 @@ fn damaged_tail_of_an_open_log() {
 }
 
 /// An entry that was mended says that all before it were durable, and those that were written together with it do not: what it
-/// says is believed, and the log is mended once more.
+/// says is believed at each damaged place before it, and the log is mended once more.
 #[test]
 fn mended_beside_ones_that_say_less() {
     block_on(async {
         let disk = SimDisk::new();
         let log = open(&disk).await;
         append_one(&log, 1, 1_000).await;
-        let together = (0..4).map(|ahead| batch(&log, ahead, 1, 1_000)).collect();
+        let together = (0..5).map(|ahead| batch(&log, ahead, 1, 1_000)).collect();
         append(&log, together).await.unwrap().unwrap();
         let flushed = log.flushed();
         let good = power_fails(&disk, 1).await;
         let expected = entries(&copy(&good)).await.unwrap();
-        assert_eq!(expected.iter().map(|entry| entry.header.durable_end).collect::<Vec<_>>(), [0, 1, 1, 1, 1]);
+        assert_eq!(expected.iter().map(|entry| entry.header.durable_end).collect::<Vec<_>>(), [0, 1, 1, 1, 1, 1]);
         let name = path(&stores(&good)[0]);
-        good.flip_bit(&name, 4 * BLOCK_BYTES as u64 + 9, 0);
+        let damage = |disk: &SimDisk, index: u64| disk.flip_bit(&name, (1 + index) * BLOCK_BYTES as u64 + 9, 0);
+        damage(&good, 4);
         let whole = power_fails(&disk, 1).await;
         repair_open(&good, &[&whole], flushed).await.unwrap();
-        good.flip_bit(&name, 3 * BLOCK_BYTES as u64 + 9, 0);
-        assert!(matches!(entries(&copy(&good)).await, Err(LogError::Corrupt { .. })));
-        assert_eq!(repair(&good, &[&whole]).await.unwrap().entries, 1);
-        same(&entries(&good).await.unwrap(), &expected);
+        for indexes in [&[3][..], &[1, 3]] {
+            let damaged = copy(&good);
+            indexes.iter().for_each(|index| damage(&damaged, *index));
+            assert!(matches!(entries(&copy(&damaged)).await, Err(LogError::Corrupt { .. })));
+            assert_eq!(repair(&damaged, &[&whole]).await.unwrap().entries, indexes.len() as u64);
+            same(&entries(&damaged).await.unwrap(), &expected);
+        }
     });
 }
 
