@@ -43,7 +43,7 @@ mod reflection;
 mod scan;
 mod share;
 mod small_frames;
-mod socket;
+pub(in crate::frontend) mod socket;
 mod status;
 mod stranger;
 mod stream;

@@ -218,8 +218,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     }
 }
 
-/// The slices of the first `bytes` of what `slices` hold; returns how many they are.
-fn cut<'a>(slices: &'a [IoSlice<'_>], bytes: usize, into: &mut [IoSlice<'a>]) -> usize {
+/// The slices of the first `bytes` of what `slices` hold, as many as `into` has room for; returns how many they are.
+pub(in crate::frontend) fn cut<'a>(slices: &'a [IoSlice<'_>], bytes: usize, into: &mut [IoSlice<'a>]) -> usize {
     let (mut left, mut count) = (bytes, 0);
     for (slice, place) in slices.iter().zip(into) {
         if left == 0 {

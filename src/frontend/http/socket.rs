@@ -27,7 +27,9 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
+use super::give_core_away;
 use crate::{
+    frontend::grpc::socket::cut,
     limits::{self, CONSUME_WAIT_MAX},
     reactor::{descriptors::Descriptors, listen::pause_after, node::Node},
 };
@@ -61,6 +63,13 @@ impl Default for SocketLimits {
         }
     }
 }
+
+/// Most bytes of one write, 0.1 ms. All that a socket takes at once, megabytes, would be one system call of milliseconds, and a
+/// reactor that wants this core would wait for its end: see `give_way`.
+const WRITE_BYTES_MAX: usize = 64 << 10;
+
+/// Most slices of one write.
+const SLICES_MAX: usize = 64;
 
 /// Connections whose place was taken and whose task has not ended yet; above it new ones are closed at once. More than
 /// tokio lets one task accept before others run.
@@ -507,9 +516,8 @@ impl AsyncRead for Socket {
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.note_write(context, result)
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(context, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -517,7 +525,12 @@ impl AsyncWrite for Socket {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        let mut piece = [io::IoSlice::new(&[]); SLICES_MAX];
+        let count = cut(slices, WRITE_BYTES_MAX, &mut piece);
+        let result = Pin::new(&mut self.stream).poll_write_vectored(context, &piece[..count]);
+        if matches!(result, Poll::Ready(Ok(WRITE_BYTES_MAX))) {
+            give_core_away();
+        }
         self.note_write(context, result)
     }
 
@@ -537,147 +550,4 @@ impl AsyncWrite for Socket {
 const _: () = assert!(ENDING_MAX > 128);
 
 #[cfg(test)]
-pub(super) mod tests {
-    use std::future::pending;
-
-    use futures_util::FutureExt;
-
-    use super::*;
-
-    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-
-    /// Connections of nobody.
-    pub(in crate::frontend::http) fn connections<const N: usize>() -> [Connection; N] {
-        let table = Arc::new(Table { limits: SocketLimits::default(), inner: Mutex::default() });
-        std::array::from_fn(|_| table.enter(HERE, Instant::now(), usize::MAX).unwrap())
-    }
-
-    fn table(connections: usize, reserve: usize) -> Arc<Table> {
-        let limits = SocketLimits { connections, reserve, ..SocketLimits::default() };
-        Arc::new(Table { limits, inner: Mutex::default() })
-    }
-
-    fn is_gone(connection: &Connection) -> bool {
-        connection.waits_since(Waker::noop()).is_err()
-    }
-
-    /// Whose place is taken: whoever is slow with its first request, then the idle, then the young; nobody whose request is
-    /// answered. Then the reserve, and then nothing.
-    #[test]
-    fn places() {
-        let table = table(4, 1);
-        let begun = Instant::now();
-        let [slow, idle, working, young] =
-            [0, 1, 2, 3].map(|second| table.enter(HERE, begun + Duration::from_secs(second), usize::MAX).unwrap());
-        idle.done();
-        working.begin();
-        let now = begun + Duration::from_secs(3);
-        let mut entered = Vec::new();
-        for expected in [&slow, &idle, &young] {
-            assert!(!is_gone(expected));
-            let new = table.enter(HERE, now, usize::MAX).unwrap();
-            assert!(is_gone(expected) && !new.is_reserved());
-            new.begin();
-            entered.push(new);
-        }
-        assert!(!is_gone(&working) && table.lock().live == 4);
-        let reserved = table.enter(HERE, now, usize::MAX).unwrap();
-        assert!(reserved.is_reserved());
-        // One that has not asked yet gives way to the next; one that is being answered does not.
-        let next = table.enter(HERE, now, usize::MAX).unwrap();
-        assert!(is_gone(&reserved) && next.is_reserved());
-        next.begin();
-        assert!(table.enter(HERE, now, usize::MAX).is_none());
-        // Fewer are possible by now: those whose requests are answered have no more to give but time.
-        entered[0].done();
-        assert!(table.make_way(now, 3) && is_gone(&entered[0]) && !is_gone(&working) && table.lock().live == 3);
-        entered[1].done();
-        assert!(!table.make_way(now, 3) && is_gone(&entered[1]) && table.lock().live == 2);
-        for connection in [slow, idle, young, working, reserved, next].into_iter().chain(entered) {
-            connection.leave();
-        }
-        let inner = table.lock();
-        assert!(inner.live == 0 && inner.in_reserve == 0 && inner.held.is_empty());
-        drop(inner);
-        assert!(!table.enter(HERE, now, usize::MAX).unwrap().is_reserved());
-    }
-
-    /// With fewer places than there are connections, as many give way as it takes: who comes next is served as before.
-    #[test]
-    fn fewer_places() {
-        let table = table(16, 4);
-        let now = Instant::now();
-        let idle: Vec<_> = (0..16).map(|_| table.enter(HERE, now, usize::MAX).unwrap()).collect();
-        idle.iter().for_each(Connection::done);
-        let places = 12;
-        assert!(!table.make_way(now, places) && table.lock().live == places);
-        idle.iter().filter(|idle| is_gone(idle)).for_each(Connection::leave);
-        for _ in 0..3 {
-            assert!(!table.enter(HERE, now, places).unwrap().is_reserved());
-        }
-        assert!(
-            table.lock().in_reserve == 0 && table.lock().live == places - 3,
-            "a quarter of the places is the reserve"
-        );
-    }
-
-    /// Whoever waits, for the rest of its request or for records, gives way, the longest first, before nobody is let in. It may answer
-    /// yet, and takes no place meanwhile.
-    #[test]
-    fn who_waits_gives_way() {
-        let table = table(4, 1);
-        let enter = || table.enter(HERE, Instant::now(), usize::MAX).unwrap();
-        let [working, first, second, third] = std::array::from_fn(|_| enter());
-        working.begin();
-        let mut waits = [&first, &second, &third].map(|waiting| Box::pin(waiting.waits(pending::<()>())));
-        for wait in &mut waits {
-            assert!(wait.now_or_never().is_none());
-        }
-        for (number, given) in [&first, &second, &third].into_iter().enumerate() {
-            assert!(!given.is_to_close());
-            let new = enter();
-            assert!(!new.is_reserved());
-            new.begin();
-            let ended: Vec<_> = waits[number..].iter_mut().map(FutureExt::now_or_never).collect();
-            assert!(ended[0] == Some(None) && ended[1..].iter().all(Option::is_none), "one wait ends: {ended:?}");
-            assert!(given.is_to_close() && !is_gone(given) && table.lock().live == 4);
-            assert_eq!(given.waits(pending::<()>()).now_or_never(), Some(None), "it waits no more");
-        }
-        assert!(!is_gone(&working) && !working.is_to_close());
-        assert!(enter().is_reserved());
-        first.end();
-        assert!(is_gone(&first) && table.lock().live == 4);
-    }
-
-    /// An address that holds many places loses its own, whatever others do with theirs, and takes none of those.
-    #[test]
-    fn who_holds_many_pays() {
-        let table = table(32, 2);
-        let enter = |address: [u8; 4]| table.enter(address.into(), Instant::now(), usize::MAX).unwrap();
-        let (greedy, modest) = ([10, 0, 0, 1], [10, 0, 0, 2]);
-        let idle = enter(modest);
-        idle.done();
-        let many: Vec<_> = (0..31).map(|_| enter(greedy)).collect();
-        let mut waits: Vec<_> = many.iter().map(|many| Box::pin(many.waits(pending::<()>()))).collect();
-        assert!(waits.iter_mut().all(|wait| wait.now_or_never().is_none()));
-        let newcomer = enter(modest);
-        assert!(many[0].is_to_close() && !is_gone(&idle));
-        let another = enter(greedy);
-        assert!(many[1].is_to_close() && !is_gone(&idle));
-        many[2..].iter().chain([&another]).for_each(Connection::begin);
-        assert!(enter(greedy).is_reserved(), "its own are worked for, and it takes no other's");
-        assert!(!is_gone(&idle) && !is_gone(&newcomer));
-        assert!(!enter(modest).is_reserved() && is_gone(&idle), "beside the reserve its own gives way");
-        assert!(many[2..].iter().all(|many| !many.is_to_close()));
-    }
-
-    /// One host has one IPv4 address, in either form, and all IPv6 addresses of its network.
-    #[test]
-    fn holders() {
-        let of = |text: &str| holder(SocketAddr::new(text.parse().unwrap(), 1));
-        assert_eq!(of("10.1.2.3"), of("::ffff:10.1.2.3"));
-        assert_eq!(of("2001:db8:1:2:3:4:5:6"), of("2001:db8:1:2::1"));
-        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
-        assert_ne!(of("10.1.2.3"), of("10.1.2.4"));
-    }
-}
+pub(super) mod tests;
