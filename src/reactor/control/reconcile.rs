@@ -493,7 +493,7 @@ impl<E: Env> Control<E> {
     fn note_opened(&self, uid: ShardUid, reactor: ReactorNumber, error: Option<ReactorError>, was_tried: bool) -> bool {
         // Those that did not open are kept by their reactor with the reason.
         let was_held = self.inner.held.borrow_mut().insert(uid, reactor).is_some();
-        let was_there = !self.inner.on_disk.borrow_mut().insert(uid);
+        let was_there = !self.inner.on_disk.borrow_mut().insert(uid) && !self.inner.emptied.borrow().contains(&uid);
         let unmade = &mut *self.inner.unmade.borrow_mut();
         let was_unmade = unmade.contains(&uid);
         match error {

@@ -12,7 +12,7 @@ use crate::{
         made::{self, REPLICAS_FILE},
         shard_dir,
     },
-    sim::{DiskTimes, Fault, NetTimes, Operation, SimRuntime, executor::TaskPanic},
+    sim::{DiskFault, DiskTimes, Fault, NetTimes, Operation, SimRuntime, executor::TaskPanic},
 };
 
 /// Longer than a node takes to be told all there is to know.
@@ -181,6 +181,42 @@ fn made_when_there_are_descriptors() {
         });
         assert_eq!(runtime.world().panics(), []);
     }
+}
+
+/// A replica that a broken device does not let be made is not listed, however often its node starts: the directory that is there by
+/// the second start is none of a replica that was lost. It is made when the device is whole.
+#[test]
+fn made_when_the_device_is_whole() {
+    let runtime = SimRuntime::seeded(10);
+    runtime.block_on(async {
+        let cluster = cluster_of(3, 10).await;
+        let (node, made, first) = (NodeId(3), Path::new(DATA).join(REPLICAS_FILE), ShardUid(2));
+        let disk = || cluster.disk(node).unwrap();
+        let hard_state = shard_dir(DATA.as_ref(), first).join("hard_state");
+        disk().break_for(DiskFault::ErrorWrite, hard_state.display().to_string(), u64::MAX);
+        assert_eq!(make_topic(&cluster, 3).await, first);
+        let fault = || cluster.process(node).unwrap().node.faults().get(&first).cloned();
+        let is_listed = || {
+            let is_there = disk().paths().contains(&made);
+            is_there && made::decode(&disk().content(&made)).is_ok_and(|listed| listed.contains(&first))
+        };
+        for _ in 0..2 {
+            until("its failure", || fault().is_some()).await;
+            env::sleep::<SimEnv>(SOON).await;
+            assert!(fault().unwrap().contains("could not be opened"), "{:?}", fault());
+            assert!(!is_listed(), "it would be taken for lost");
+            cluster.kill(node);
+            cluster.start(node);
+            cluster.until_serving(node).await;
+        }
+        disk().heal();
+        cluster.kill(node);
+        cluster.start(node);
+        cluster.until_serving(node).await;
+        until("a replica", || cluster.process(node).unwrap().shard(first).is_some() && is_listed()).await;
+        assert_eq!(fault(), None);
+    });
+    assert_eq!(runtime.world().panics(), []);
 }
 
 /// A list of replicas that could not be written is written as soon as it can be, although no replica comes or goes then.
