@@ -40,6 +40,12 @@ async fn make_topic(cluster: &Cluster, replication_factor: u32) -> ShardUid {
     process.node.topics.snapshot()["t"].shards[0].uid
 }
 
+/// Whether the list of replicas on a node's disk has this one.
+fn is_listed(disk: &SimDisk, uid: ShardUid) -> bool {
+    let made = Path::new(DATA).join(REPLICAS_FILE);
+    disk.paths().contains(&made) && made::decode(&disk.content(&made)).is_ok_and(|listed| listed.contains(&uid))
+}
+
 /// Looks until it comes about, every 100 us.
 async fn until(what: &str, is_so: impl Fn() -> bool) {
     for _ in 0..300_000 {
@@ -156,18 +162,18 @@ fn made_when_there_are_descriptors() {
         let runtime = SimRuntime::seeded(8);
         runtime.block_on(async {
             let cluster = cluster_of(3, 8).await;
-            let (node, made) = (NodeId(3), Path::new(DATA).join(REPLICAS_FILE));
+            let node = NodeId(3);
             let disk = || cluster.disk(node).unwrap();
             disk().lack_descriptors(format!("{DATA}/shards/"));
             let uid = make_topic(&cluster, 3).await;
-            let is_listed = || made::decode(&disk().content(&made)).is_ok_and(|listed| listed.contains(&uid));
+            let is_listed = || is_listed(&disk(), uid);
             let is_open = || cluster.process(node).unwrap().shard(uid).is_some();
             let fault = || cluster.process(node).unwrap().node.faults().get(&uid).cloned();
             until("its failure", || fault().is_some()).await;
             env::sleep::<SimEnv>(2 * SOON).await;
             assert!(fault().unwrap().contains("when there are descriptors"), "{:?}", fault());
             assert!(!is_open());
-            assert!(!(disk().paths().contains(&made) && is_listed()));
+            assert!(!is_listed());
             if restarts {
                 cluster.kill(node);
             }
@@ -176,7 +182,7 @@ fn made_when_there_are_descriptors() {
                 cluster.start(node);
                 cluster.until_serving(node).await;
             }
-            until("a replica", || is_open() && disk().paths().contains(&made) && is_listed()).await;
+            until("a replica", || is_open() && is_listed()).await;
             assert_eq!(fault(), None);
         });
         assert_eq!(runtime.world().panics(), []);
@@ -190,16 +196,13 @@ fn made_when_the_device_is_whole() {
     let runtime = SimRuntime::seeded(10);
     runtime.block_on(async {
         let cluster = cluster_of(3, 10).await;
-        let (node, made, first) = (NodeId(3), Path::new(DATA).join(REPLICAS_FILE), ShardUid(2));
+        let (node, first) = (NodeId(3), ShardUid(2));
         let disk = || cluster.disk(node).unwrap();
         let hard_state = shard_dir(DATA.as_ref(), first).join("hard_state");
         disk().break_for(DiskFault::ErrorWrite, hard_state.display().to_string(), u64::MAX);
         assert_eq!(make_topic(&cluster, 3).await, first);
         let fault = || cluster.process(node).unwrap().node.faults().get(&first).cloned();
-        let is_listed = || {
-            let is_there = disk().paths().contains(&made);
-            is_there && made::decode(&disk().content(&made)).is_ok_and(|listed| listed.contains(&first))
-        };
+        let is_listed = || is_listed(&disk(), first);
         for _ in 0..2 {
             until("its failure", || fault().is_some()).await;
             env::sleep::<SimEnv>(SOON).await;
@@ -231,10 +234,7 @@ fn listed_when_the_list_can_be_written() {
         let uid = make_topic(&cluster, 3).await;
         until("a replica", || cluster.process(node).unwrap().shard(uid).is_some()).await;
         env::sleep::<SimEnv>(2 * SOON).await;
-        let is_listed = || {
-            let is_there = disk().paths().contains(&made);
-            is_there && made::decode(&disk().content(&made)).is_ok_and(|listed| listed.contains(&uid))
-        };
+        let is_listed = || is_listed(&disk(), uid);
         assert!(!is_listed());
         disk().heal();
         until("its place in the list", is_listed).await;
