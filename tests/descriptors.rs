@@ -7,7 +7,10 @@
 mod node;
 
 use std::{
+    fs,
     net::TcpStream,
+    os::unix::fs::MetadataExt,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -24,6 +27,8 @@ const SHARDS: u32 = 8;
 /// More than find descriptors beside as many clients as are let in before.
 const MANY_SHARDS: u32 = 48;
 const STRANGERS: usize = 600;
+/// As many as show what each one costs.
+const RESTARTED_SHARDS: u32 = 100;
 
 /// Writes so much to each shard that each rolls into new segments several times.
 async fn fill(client: &Client, megabytes: usize, shards: u32) {
@@ -131,4 +136,60 @@ fn strangers_give_way_to_new_shards() {
         drop((strangers, silent));
     });
     assert!(node.stop().success());
+}
+
+/// Bytes that the files below `dir` take on the disk.
+fn disk_bytes(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
+    entries
+        .map(|entry| {
+            if entry.file_type().unwrap().is_dir() {
+                disk_bytes(&entry.path())
+            } else {
+                entry.metadata().unwrap().blocks() * 512
+            }
+        })
+        .sum()
+}
+
+/// Many shards with a record each: restarts add neither descriptors nor space on the disk, whether the node was stopped or killed.
+/// A stopped node has given back what it had made ahead; so those that were killed are compared, and those that were stopped.
+#[test]
+fn restarts_of_many_shards_grow_nothing() {
+    let own = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: own.maximum, maximum: own.maximum }).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut lives = Vec::new();
+    for life in 0..6 {
+        let node = Node::start(dir.path(), &["--reactors", "2"]);
+        runtime.block_on(async {
+            let client = Client::connect(&node.grpc).await.unwrap();
+            if life == 0 {
+                let request = CreateTopicRequest { name: "t".into(), shards: RESTARTED_SHARDS, ..Default::default() };
+                client.create_topic(&request).await.unwrap();
+            }
+            for shard in 0..RESTARTED_SHARDS {
+                let records = vec![Record { value: "x".into(), ..Record::default() }];
+                let request = ProduceRequest { topic: "t".into(), shard: Some(shard), records, ..Default::default() };
+                client.produce(&request).await.unwrap();
+            }
+        });
+        let descriptors = node.descriptors();
+        if life % 2 == 0 {
+            node.kill()
+        } else {
+            assert!(node.stop().success())
+        }
+        lives.push((descriptors, disk_bytes(&dir.path().join("data"))));
+    }
+    println!("descriptors and bytes: {lives:?}");
+    // Room for files that are being made or closed at that moment: one shard in ten.
+    let spare = RESTARTED_SHARDS as usize / 10;
+    for pair in lives[1..].windows(3).map(|three| [three[0], three[2]]) {
+        let [(descriptors_before, bytes_before), (descriptors, bytes)] = pair;
+        assert!(descriptors <= descriptors_before + spare, "{lives:?}");
+        assert!(bytes <= bytes_before + ((spare as u64) << 20), "{lives:?}");
+    }
+    assert!(lives.iter().all(|(descriptors, _)| *descriptors <= 4 * RESTARTED_SHARDS as usize), "{lives:?}");
 }

@@ -89,6 +89,11 @@ impl Node {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// How many file descriptors it has open (`/proc/PID/fd`).
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
     /// A client command against it.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(RINGLOG);
