@@ -227,3 +227,19 @@ fn unsafe_stays_where_it_is_allowed() {
     }
     assert!(wrong.is_empty(), "unsafe code outside {UNSAFE_FILES:?}:\n{}", wrong.join("\n"));
 }
+
+/// No file is mapped into memory: a page that the device cannot read, or that was cut off, would be a SIGBUS, which ends the process
+/// with all of its shards (`lib.rs`, "Index files are read, not mapped").
+#[test]
+fn no_file_is_mapped() {
+    let mut wrong = Vec::new();
+    for source in sources().iter().filter(|source| source.path != "tidy.rs") {
+        for (number, line) in source.text.lines().enumerate() {
+            let code = line.split("//").next().expect("split yields at least one part").to_lowercase();
+            if code.contains("mmap") {
+                wrong.push(format!("src/{}:{}", source.path, number + 1));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "files are mapped into memory:\n{}", wrong.join("\n"));
+}
