@@ -422,6 +422,34 @@ fn removed_without_its_votes() {
     });
 }
 
+/// A replica whose votes cannot be read for a reason that passes stays, with all of its files, until they can be.
+#[test]
+fn removed_when_its_votes_can_be_read() {
+    block_on(async {
+        let mut worlds = cluster(1, &[1]);
+        worlds[0].open(&[1]).await;
+        let disk = crash(&worlds, 0);
+        let network = worlds[0].network.clone();
+        worlds[0] = World::start(&network, NodeId(1), disk, 1, &[1]);
+        let World { disk, reactor, .. } = &worlds[0];
+        for (operation, path_contains) in [(Operation::Read, "hard_state"), (Operation::Open, ".store")] {
+            let (before, path_contains) = (disk.paths(), path_contains.to_owned());
+            let error = std::io::ErrorKind::PermissionDenied;
+            disk.plant(Fault { operation, path_contains, skip: 0, times: u64::MAX, error });
+            let [(uid, cause)] = &within("a removal", reactor.remove(vec![UID])).await[..] else {
+                panic!("it was removed")
+            };
+            assert!(*uid == UID && cause.contains("how it voted could not be kept"), "{cause}");
+            assert_eq!(disk.paths(), before);
+            disk.heal();
+        }
+        assert_eq!(within("a removal", reactor.remove(vec![UID])).await, []);
+        assert!(!disk.paths().contains(&STORE.into()));
+        let slot = HardStateSlot::parse(&disk.content("/data/shards/1.left")).unwrap();
+        assert!(slot.state.vote.is_some(), "{slot:?}");
+    });
+}
+
 /// One that was closed because a read found damage leaves all that it has acknowledged, also when its files do not say it any more,
 /// and when the first attempt to remove it fails.
 #[test]

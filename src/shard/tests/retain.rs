@@ -202,6 +202,29 @@ fn trims_on_a_full_disk() {
     }
 }
 
+/// Retention frees a full disk, too: it draws on the reserve as a trim does, and records are taken again.
+#[test]
+fn retains_on_a_full_disk() {
+    with_shard(|shard, disk| async move {
+        disk.keep_reserve(1 << 20);
+        reserve::keep(&disk).await.unwrap();
+        fill(&shard, 4).await;
+        disk.set_capacity(Some(disk.used_bytes()));
+        for bytes in [100_000, 10] {
+            fill_disk(&shard, bytes).await;
+        }
+        let (before, used) = (shard.status(), disk.used_bytes());
+        let bytes_max = before.size_bytes / 2;
+        shard.inner.retain(Retention { bytes_max, age_ms_max: 0 }).await.unwrap();
+        let after = shard.status();
+        assert!(after.log_start > before.log_start && after.size_bytes <= bytes_max, "{after:?}");
+        assert!(disk.used_bytes() + SEGMENT_BYTES_MIN <= used, "{} of {used} bytes", disk.used_bytes());
+        takes_records(&shard).await;
+        assert_eq!(shard.status().fault, None);
+        check(&shard).await;
+    });
+}
+
 /// A start on a full disk: the only replica leads, with what was kept, takes the trim, and records again; the reserve is laid by
 /// again. What was given back is not taken by records.
 #[test]

@@ -118,6 +118,37 @@ fn unlisted_before_it_goes() {
     assert_eq!(runtime.world().panics(), []);
 }
 
+/// A node starts although all checkpoints of its catalog are damaged: it goes on from a newer state, its own log or the others.
+#[test]
+fn a_damaged_checkpoint_of_the_catalog() {
+    for nodes in [1, 3] {
+        let runtime = SimRuntime::seeded(9);
+        runtime.block_on(async {
+            let cluster = cluster_of(nodes, 9).await;
+            let uid = make_topic(&cluster, nodes as u32).await;
+            let node = NodeId(nodes as u64);
+            until("a replica", || cluster.process(node).unwrap().shard(uid).is_some()).await;
+            cluster.stop(node).await;
+            let disk = cluster.disk(node).unwrap();
+            let catalog = shard_dir(DATA.as_ref(), ShardUid::CATALOG);
+            let checkpoints: Vec<_> = disk
+                .paths()
+                .into_iter()
+                .filter(|path| path.starts_with(&catalog) && path.extension() == Some("checkpoint".as_ref()))
+                .collect();
+            assert!(!checkpoints.is_empty(), "{:?}", disk.paths());
+            checkpoints.iter().for_each(|path| disk.flip_bit(path, 40, 3));
+            cluster.start(node);
+            cluster.until_serving(node).await;
+            let process = cluster.process(node).unwrap();
+            until("its replica", || process.shard(uid).is_some()).await;
+            assert_eq!(process.node.topics.snapshot()["t"].shards[0].uid, uid);
+            assert_eq!(process.node.faults(), BTreeMap::new());
+        });
+        assert_eq!(runtime.world().panics(), []);
+    }
+}
+
 /// A damaged list of replicas, or one that the device cannot read any more, does not keep a node from starting: what is to be there
 /// and is not is taken for lost, and nothing is made anew that may have voted. The list is whole again then.
 #[test]

@@ -476,6 +476,38 @@ fn garbage_ends_the_connection() {
     }
 }
 
+/// What breaks a rule of HTTP/2 ends the connection, with the reason that RFC 9113 names for it where the crate does so: for frames
+/// of a wrong size and for header blocks it says `PROTOCOL_ERROR`.
+#[test]
+fn reasons_of_connection_errors() {
+    let start = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let cases: [(&str, &[u8], Reason); 8] = [
+        ("6.5: SETTINGS of five bytes", b"\0\0\x05\x04\0\0\0\0\0abcde", Reason::PROTOCOL_ERROR),
+        ("6.7: a PING of seven bytes", b"\0\0\x07\x06\0\0\0\0\0abcdefg", Reason::PROTOCOL_ERROR),
+        ("4.2: a frame larger than was allowed", b"\xff\xff\xff\0\0\0\0\0\x01", Reason::FRAME_SIZE_ERROR),
+        ("6.5: SETTINGS of a stream", b"\0\0\0\x04\0\0\0\0\x01", Reason::PROTOCOL_ERROR),
+        ("6.1: DATA of no stream", b"\0\0\x01\0\0\0\0\0\0a", Reason::PROTOCOL_ERROR),
+        ("5.1.1: HEADERS of an even stream", b"\0\0\x01\x01\x05\0\0\0\x02\x83", Reason::PROTOCOL_ERROR),
+        ("4.3: no HPACK", b"\0\0\x05\x01\x05\0\0\0\x01\xff\xff\xff\xff\xff", Reason::PROTOCOL_ERROR),
+        ("6.9.1: a window of 2^31", b"\0\0\x04\x08\0\0\0\0\0\x7f\xff\xff\xff", Reason::FLOW_CONTROL_ERROR),
+    ];
+    let mut wrong = Vec::new();
+    for (what, frame, expected) in cases {
+        block_on(async {
+            let (mut client, server) = pair().await;
+            client.write_all(&[start, frame].concat()).await.unwrap();
+            run_alone(server, shared(), never(), NEVER, answer).await;
+            let mut received = Vec::new();
+            client.read_to_end(&mut received).await.unwrap();
+            let said = goodbye(&received);
+            if said != Some(expected) {
+                wrong.push((what, said, expected));
+            }
+        });
+    }
+    assert_eq!(wrong, []);
+}
+
 /// A client that does not answer a PING is dead, and told, should it merely have been stopped; one that does may be silent for
 /// as long as it likes.
 #[test]
